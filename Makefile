@@ -1,0 +1,55 @@
+# `make demo` and `make test` each create the environment they need; a second call reuses it at once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The GPU build of vLLM where the driver answers, the CPU build elsewhere. Override with `make BUILD=cpu`.
+BUILD ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+STAMP := $(VENV)/.ready-$(BUILD)
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help setup demo check format test test-fast bench clean
+
+help: ## Say what each target does
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## Create .venv with everything (a CPU or a GPU build)
+
+$(STAMP): pyproject.toml
+	@echo "Setting up $(VENV) ($(BUILD) build); this takes a few minutes once."
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+ifeq ($(BUILD),cpu)
+	$(BIN)/python -m pip install --quiet "torch==2.13.0+cpu" 2>/dev/null \
+		|| $(BIN)/python -m pip install --quiet "torch==2.13.0+cpu" --extra-index-url $(TORCH_CPU_INDEX)
+endif
+	$(BIN)/python -m pip install --quiet --group dev --editable ".[$(BUILD)]"
+ifeq ($(BUILD),cpu)
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+endif
+	@touch $@
+
+demo: $(STAMP) ## The main job in the laboratory, from corpus to an answer of the served model
+	$(BIN)/profuser demo
+
+check: $(STAMP) ## Lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(STAMP) ## Mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-fast: $(STAMP) ## The default tests: no Ray, no vLLM
+	$(PYTEST) -m "not ray and not vllm and not slow and not gpu"
+
+test: $(STAMP) ## All tests that this machine can run: the fast ones first
+	$(PYTEST) -m "not ray and not vllm and not slow and not gpu"
+	$(PYTEST) -m "(ray or vllm or slow) and not gpu"
+
+bench: $(STAMP) ## The benchmarks, side by side in one run
+	$(BIN)/python -m tests.benchmarks
+
+clean: ## Take away what was built
+	rm -rf $(VENV) dist .pytest_cache .ruff_cache

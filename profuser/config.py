@@ -1,0 +1,52 @@
+"""What all recipe models share, and how a field is marked as *execution*: where and how fast, not what."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.fields import Field
+
+EXECUTION = "execution"
+
+
+class Config(BaseModel):
+    """A frozen recipe section; an unknown key is an error, and each field's docstring is its description."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def execution_field(default: Any = ..., **constraints: Any) -> Any:
+    """A field that changes where or how fast a stage runs, never its result: it is no part of a fingerprint."""
+    return Field(default, json_schema_extra={EXECUTION: True}, **constraints)
+
+
+def identity(config: BaseModel) -> dict[str, Any]:
+    """The part of a section that decides results: all its fields in JSON form, without those marked as execution."""
+    out: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get(EXECUTION):
+            continue
+        out[name] = _plain(getattr(config, name))
+    return out
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return identity(value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as one mapping from dotted paths to leaves, for comparing recipes and for MLflow."""
+    if isinstance(tree, dict):
+        items = [(str(key), value) for key, value in tree.items()]
+    elif isinstance(tree, list):
+        items = [(str(index), value) for index, value in enumerate(tree)]
+    else:
+        return {prefix: tree}
+    out: dict[str, Any] = {}
+    for key, value in items:
+        out |= flatten(value, f"{prefix}.{key}" if prefix else key)
+    return out

@@ -1,0 +1,25 @@
+"""The error tree: one root, and one branch for what the user can mend."""
+
+
+class ProfuserError(Exception):
+    """Root of all errors that this project raises. The command line exits with 1."""
+
+
+class UserError(ProfuserError):
+    """A mistake in what the user gave (recipe, corpus, path, model). One line that says where and how to mend it; exit 2."""
+
+
+class ArtifactError(ProfuserError):
+    """A stored artifact cannot be read as what it should be: truncated, foreign, of another tokenizer or codec version."""
+
+
+class AlignmentError(ProfuserError):
+    """Two tokenizations do not spell the same bytes, or a tokenizer cannot be expressed in bytes at all."""
+
+
+class EngineError(ProfuserError):
+    """An engine could not load its model or died; the message names the model and the remedy."""
+
+
+class TrainingError(ProfuserError):
+    """Training stopped by itself: too many steps in a row with a non-finite loss."""

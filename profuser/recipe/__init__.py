@@ -1,0 +1,6 @@
+"""The recipe: one YAML file that says what a run is."""
+
+from profuser.recipe.loading import apply_overrides, load_recipe
+from profuser.recipe.models import Recipe
+
+__all__ = ["Recipe", "apply_overrides", "load_recipe"]

@@ -1,0 +1,117 @@
+"""Reading a recipe: YAML, `--set key.path=value`, shipped recipes by name, and errors in one line each."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from profuser.errors import UserError
+from profuser.recipe.models import Recipe
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads and validates a recipe file.
+
+    Args:
+        path: the YAML file.
+        overrides: `key.path=value` settings; the value is read as YAML.
+
+    Raises:
+        UserError: the file is missing or no YAML, or a setting is wrong; the message names file and key.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"recipe {file}: cannot be read: {reason}") from None
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {file}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"recipe {file}: expected a mapping of settings, found {type(tree).__name__}")
+    apply_overrides(tree, overrides)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"recipe {file}: {explain(error)}") from None
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Sets `key.path=value` in a tree of mappings and lists, in place; a list item is named by number or by its `name`."""
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not path:
+            raise UserError(f"--set {override}: expected key.path=value")
+        keys = path.split(".")
+        node: Any = tree
+        for key in keys[:-1]:
+            node = _child(node, key, override)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--set {override}: {text!r} is no YAML value") from None
+        if isinstance(node, list):
+            node[_position(node, keys[-1], override)] = value
+        else:
+            node[keys[-1]] = value
+
+
+def _child(node: Any, key: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, key, override)]
+    child = node.get(key)
+    if child is None:
+        child = node[key] = {}
+    if not isinstance(child, (dict, list)):
+        raise UserError(f"--set {override}: {key!r} is a value, it has no settings inside")
+    return child
+
+
+def _position(items: list[Any], key: str, override: str) -> int:
+    for index, item in enumerate(items):
+        if key == str(index) or (isinstance(item, dict) and item.get("name") == key):
+            return index
+    names = ", ".join(str(item.get("name", i)) if isinstance(item, dict) else str(i) for i, item in enumerate(items))
+    raise UserError(f"--set {override}: no item {key!r}; there are: {names}")
+
+
+def explain(error: ValidationError) -> str:
+    """A validation error as one line: each fault with its dotted key, and the nearest key for a misspelt one."""
+    return "; ".join(_explain_one(fault) for fault in error.errors())
+
+
+def _explain_one(fault: Any) -> str:
+    location = [str(part) for part in fault["loc"]]
+    key = ".".join(location) or "recipe"
+    if fault["type"] == "extra_forbidden":
+        known = _keys_at(Recipe, location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(known))}"
+        return f"{key}: no such setting; {hint}"
+    if fault["type"] == "missing":
+        return f"{key}: is required"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{key}: {message[:1].lower() + message[1:]} (got {str(fault['input'])[:80]!r})"
+
+
+def _keys_at(model: type[BaseModel], location: Sequence[str]) -> set[str]:
+    """Names of the settings inside a section, found by walking its models along a location."""
+    models = {model}
+    for part in location:
+        inside: set[type[BaseModel]] = set()
+        for owner in models:
+            field = owner.model_fields.get(part)
+            inside |= _models_in(field.annotation) if field else set()
+        models = inside or models
+    return {name for owner in models for name in owner.model_fields}
+
+
+def _models_in(annotation: Any) -> set[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {annotation}
+    return {found for argument in get_args(annotation) for found in _models_in(argument)}

@@ -1,0 +1,269 @@
+"""The sections of a recipe. Each default stands here and nowhere else."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from profuser.config import Config, execution_field
+from profuser.recipe.fusing import FuseConfig
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
+
+
+class CorpusConfig(Config):
+    """The instruction corpus with ground-truth responses."""
+
+    path: str
+    """File, folder, glob or Hub dataset (`owner/name`); `lab://...` is a file of the laboratory."""
+    format: Literal["auto", "alpaca", "qa", "messages", "sharegpt"] = "auto"
+    """Shape of a record; `auto` looks at the first usable one."""
+    category_field: str | None = None
+    """A field of the records (a skill, a topic) by which results are broken down."""
+    max_rows: int | None = Field(None, gt=0)
+    """Read at most this many usable rows."""
+    heldout: str | None = None
+    """A corpus of its own to evaluate on, in the same shapes as `path`."""
+    heldout_rows: int = Field(200, ge=0)
+    """Without `heldout`: how many rows of the corpus are kept apart to evaluate on. With it: at most so many are read."""
+    rows_per_shard: int = Field(256, gt=0)
+    """Rows in a shard, the unit of work, retry and resume."""
+    max_row_bytes: int = Field(1_000_000, gt=0)
+    """A larger row is quarantined."""
+    max_quarantined_fraction: float = Field(0.05, ge=0, le=1)
+    """The run stops where more of the rows than this had to be refused."""
+
+
+class OwnTemplate(Config):
+    """Every model is prompted by its own chat template."""
+
+    kind: Literal["own"] = "own"
+
+
+class JinjaTemplate(Config):
+    """One template for all models, as in FuseChat."""
+
+    kind: Literal["jinja"]
+    text: str
+    """Jinja source over `messages`, `add_generation_prompt`, `bos_token`, `eos_token`."""
+
+
+TemplateConfig = Annotated[OwnTemplate | JinjaTemplate, Field(discriminator="kind")]
+
+
+class GenerationConfig(Config):
+    """How a model answers an instruction."""
+
+    max_tokens: int = Field(512, gt=0)
+    """Longest answer, in tokens of the model itself."""
+    temperature: float = Field(0.0, ge=0)
+    """0 is greedy."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling: the smallest set of tokens with this mass."""
+
+
+class EngineConfig(Config):
+    """The engine that runs a source."""
+
+    kind: Literal["auto", "vllm", "transformers"] = execution_field("auto")
+    """`auto` takes vLLM, or Transformers for an architecture that the installed vLLM does not know."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto`: the checkpoint's type on a GPU, float32 on a CPU."""
+    max_model_len: int | None = Field(None, gt=0)
+    """Longest prompt plus response in tokens; by default what the model allows."""
+    tensor_parallel_size: int = execution_field(1, gt=0)
+    """GPUs over which one engine is spread."""
+    gpu_memory_utilization: float = execution_field(0.85, gt=0, le=1)
+    """Share of a GPU's memory that the engine may take."""
+    max_num_seqs: int = execution_field(128, gt=0)
+    """Requests that the engine runs at once."""
+    kv_cache_gib: float = execution_field(1.0, gt=0)
+    """On a CPU: memory for the KV cache."""
+    trust_remote_code: bool = False
+    """Run code that ships with the model."""
+
+
+class PoolConfig(Config):
+    """An autoscaling pool of actors and what each one takes."""
+
+    min_actors: int = execution_field(1, gt=0)
+    """Actors that are kept."""
+    max_actors: int = execution_field(1, gt=0)
+    """Actors at most."""
+    num_cpus: float = execution_field(1.0, ge=0)
+    """CPUs an actor reserves."""
+    num_gpus: float | None = execution_field(None, ge=0)
+    """GPUs an actor reserves; by default what its model needs where the cluster has GPUs, and none elsewhere."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "PoolConfig":
+        if self.min_actors > self.max_actors:
+            raise ValueError(f"min_actors={self.min_actors} is more than max_actors={self.max_actors}")
+        return self
+
+
+class ModelConfig(Config):
+    """A model and how to run it."""
+
+    model: str
+    """Folder, Hub name, or `lab://...`."""
+    revision: str | None = None
+    """Commit, branch or tag of a Hub model."""
+    engine: EngineConfig = EngineConfig()
+    pool: PoolConfig = execution_field(PoolConfig())
+
+
+class SourceConfig(ModelConfig):
+    """One of the models that are fused."""
+
+    name: Name
+    """What this source is called in artifacts, tables and plots."""
+    generation: GenerationConfig | None = None
+    """How this source answers, where it differs from `collect.generation`."""
+
+
+class TargetConfig(ModelConfig):
+    """The model that is trained: often one of the sources."""
+
+
+class CollectConfig(Config):
+    """The teachers' pass."""
+
+    top_k: int = Field(10, ge=1, le=64)
+    """Log-probabilities kept per position (FuseLLM keeps 10)."""
+    generation: GenerationConfig = GenerationConfig()
+
+
+class RewardModelConfig(Config):
+    """A sequence classifier with one label, over the rendered conversation."""
+
+    kind: Literal["reward_model"]
+    name: Name
+    model: str
+    """Folder, Hub name, or `lab://...`."""
+    revision: str | None = None
+    """Commit, branch or tag of a Hub model."""
+    max_length: int = Field(2048, gt=0)
+    """A longer conversation is cut from the left, in tokens of the reward model."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto`: the checkpoint's type on a GPU, float32 on a CPU."""
+    batch_size: int = execution_field(32, gt=0)
+    """Conversations per forward pass."""
+    trust_remote_code: bool = False
+    """Run code that ships with the model."""
+    pool: PoolConfig = execution_field(PoolConfig())
+
+
+class AnswerMatchConfig(Config):
+    """A verifier: 1 where the answer's final part equals that of the ground truth, else 0."""
+
+    kind: Literal["answer_match"]
+    name: Name
+    pattern: str
+    """Regular expression whose first group is the final part, e.g. `#### (-?[0-9.,]+)`."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        return valid_pattern(value)
+
+
+RewardConfig = Annotated[RewardModelConfig | AnswerMatchConfig, Field(discriminator="kind")]
+
+
+class VoteConfig(Config):
+    """How rewards become a choice. Ours: the paper says only that the answer with most votes wins."""
+
+    margin: float = Field(0.0, ge=0)
+    """A reward model abstains where its best answer leads by no more than this, in its own standard deviations."""
+    no_majority: Literal["tie_break", "skip"] = "tie_break"
+    """Without a strict majority: the mean standardised reward decides, or the inference-mode example is left out."""
+
+
+class SelectConfig(Config):
+    """Who teaches what."""
+
+    training_metric: Literal["bits_per_byte", "nats_per_token"] = "bits_per_byte"
+    """What Min-CE minimises: comparable across tokenizers, or the paper's."""
+    vote: VoteConfig = VoteConfig()
+    exclude_target: bool = False
+    """Leave the target itself out of the teachers."""
+    alignment_rules: tuple[Literal["project", "condition", "chain"], ...] = ("project", "condition", "chain")
+    """Rules by which distributions reach the target's positions; a position that none fits carries CE only."""
+
+
+class EvaluateConfig(Config):
+    """What is measured on the held-out rows, for the target before, every source and the fused model."""
+
+    generation: GenerationConfig = GenerationConfig()
+    answer_pattern: str | None = None
+    """Regular expression whose first group is the final answer, for exact match; without it answers are compared whole."""
+    sources: bool = True
+    """Measure the sources too, not only the target before and after."""
+
+    @field_validator("answer_pattern")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        return None if value is None else valid_pattern(value)
+
+
+class TrackingConfig(Config):
+    """MLflow. The server's address comes from MLFLOW_TRACKING_URI; without it a SQLite file in the storage is used."""
+
+    experiment: str = execution_field("profuser")
+    """Name of the MLflow experiment."""
+    register_as: str | None = execution_field(None)
+    """Register the fused model under this name."""
+
+
+class Recipe(Config):
+    """A fusion, whole."""
+
+    name: Name
+    """Name of the run: the folder in the storage and the MLflow run."""
+    storage: str = execution_field("runs")
+    """Folder or URI (`s3://`, `gs://`) that holds the runs."""
+    seed: int = 0
+    """Of everything that is drawn."""
+    lab: str | None = execution_field(None)
+    """Folder of a built laboratory, for `lab://` paths; by default the one that ships with the package."""
+    corpus: CorpusConfig
+    template: TemplateConfig = OwnTemplate()
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    target: TargetConfig
+    collect: CollectConfig = CollectConfig()
+    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    select: SelectConfig = SelectConfig()
+    fuse: FuseConfig = FuseConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        for what, names in (("sources", [s.name for s in self.sources]), ("rewards", [r.name for r in self.rewards])):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{what}: the name {twice[0]!r} is used twice")
+        if self.select.exclude_target and not self.teachers:
+            raise ValueError("select.exclude_target leaves no teacher: the only source is the target")
+        return self
+
+    def is_target(self, source: SourceConfig) -> bool:
+        """Whether a source is the very model that is trained."""
+        return (source.model, source.revision) == (self.target.model, self.target.revision)
+
+    @property
+    def teachers(self) -> tuple[SourceConfig, ...]:
+        """The sources that may teach."""
+        return tuple(s for s in self.sources if not (self.select.exclude_target and self.is_target(s)))
+
+
+def valid_pattern(value: str) -> str:
+    """Returns a regular expression that compiles and has a group; raises ValueError otherwise."""
+    try:
+        groups = re.compile(value).groups
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    if groups < 1:
+        raise ValueError("the pattern needs a group in parentheses around the answer")
+    return value

@@ -1,0 +1,107 @@
+"""One Arrow schema per artifact. Every stage checks what it writes and what it reads against these.
+
+Legend of list columns: T response tokens (end-of-turn token included), K top-k. Top-k columns are flat, K entries per token.
+"""
+
+import pyarrow as pa
+
+from profuser.errors import ArtifactError
+
+MESSAGE = pa.struct([pa.field("role", pa.string(), nullable=False), pa.field("content", pa.string(), nullable=False)])
+
+CORPUS = pa.schema(
+    [
+        pa.field("row_id", pa.string(), nullable=False),
+        pa.field("messages", pa.list_(MESSAGE), nullable=False),
+        pa.field("response", pa.string(), nullable=False),
+        pa.field("category", pa.string()),
+        pa.field("source_file", pa.string(), nullable=False),
+        pa.field("source_line", pa.int64(), nullable=False),
+    ]
+)
+
+QUARANTINE = pa.schema(
+    [
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("line", pa.int64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("excerpt", pa.string(), nullable=False),
+    ]
+)
+
+REWARDS = pa.schema([pa.field("row_id", pa.string(), nullable=False), pa.field("scores", pa.list_(pa.float64()))])
+
+MODES = ("training", "inference")
+
+
+def collect_schema(id_type: pa.DataType) -> pa.Schema:
+    """What one source says of every row: `training_*` along the ground truth, `inference_*` along its own answer.
+
+    Args:
+        id_type: the smallest integer type that holds the source's token ids.
+    """
+    fields = [
+        pa.field("row_id", pa.string(), nullable=False),
+        pa.field("refused", pa.string()),
+        pa.field("response_bytes", pa.int32(), nullable=False),
+        pa.field("training_nats", pa.float64()),
+        pa.field("inference_nats", pa.float64()),
+        pa.field("inference_text", pa.string()),
+        pa.field("finish_reason", pa.string()),
+    ]
+    for mode in MODES:
+        fields += [
+            pa.field(f"{mode}_ids", pa.list_(id_type)),
+            pa.field(f"{mode}_logprobs", pa.list_(pa.float16())),
+            pa.field(f"{mode}_topk_ids", pa.list_(id_type)),
+            pa.field(f"{mode}_topk_logprobs", pa.list_(pa.float16())),
+        ]
+    return pa.schema(fields)
+
+
+def select_schema(id_type: pa.DataType) -> pa.Schema:
+    """A training example: one mode of one corpus row, with its teacher's distributions in the target's vocabulary.
+
+    `advantages` holds one number per source, in the order of the manifest: bits per byte or nats per token in training mode
+    (lower is better), votes in inference mode. `rules` says per token which alignment rule carried the distribution.
+    """
+    return pa.schema(
+        [
+            pa.field("row_id", pa.string(), nullable=False),
+            pa.field("mode", pa.string(), nullable=False),
+            pa.field("category", pa.string()),
+            pa.field("teacher", pa.string(), nullable=False),
+            pa.field("advantages", pa.list_(pa.float64()), nullable=False),
+            pa.field("prompt_ids", pa.list_(id_type), nullable=False),
+            pa.field("response_ids", pa.list_(id_type), nullable=False),
+            pa.field("topk_ids", pa.list_(id_type), nullable=False),
+            pa.field("topk_logprobs", pa.list_(pa.float16()), nullable=False),
+            pa.field("rules", pa.list_(pa.uint8()), nullable=False),
+        ]
+    )
+
+
+EVALUATE = pa.schema(
+    [
+        pa.field("row_id", pa.string(), nullable=False),
+        pa.field("category", pa.string()),
+        pa.field("refused", pa.string()),
+        pa.field("prediction", pa.string()),
+        pa.field("correct", pa.bool_()),
+        pa.field("nats", pa.float64()),
+        pa.field("response_bytes", pa.int32(), nullable=False),
+    ]
+)
+
+
+def check_schema(table: pa.Table, schema: pa.Schema, where: str) -> None:
+    """Raises ArtifactError unless a table has exactly the fields of a schema, naming the first that differs."""
+    for field in schema:
+        if field.name not in table.column_names:
+            raise ArtifactError(f"{where}: the column {field.name!r} is missing")
+        if table.schema.field(field.name).type != field.type:
+            found = table.schema.field(field.name).type
+            raise ArtifactError(f"{where}: column {field.name!r} is {found}, expected {field.type}")
+    extra = [name for name in table.column_names if name not in schema.names]
+    if extra:
+        raise ArtifactError(f"{where}: unknown column {extra[0]!r}")
