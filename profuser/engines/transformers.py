@@ -1,0 +1,123 @@
+"""The Transformers engine: for architectures that vLLM does not know, and the oracle for the vLLM engine in tests."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from profuser.engines.base import Request, Response
+from profuser.errors import EngineError
+from profuser.recipe.models import EngineConfig, GenerationConfig
+from profuser.signals.codec import TopK
+
+BATCH_TOKENS = 4096
+
+
+class TransformersEngine:
+    """An `AutoModelForCausalLM`, in batches of about equal length."""
+
+    def __init__(self, path: str, revision: str | None, config: EngineConfig, end_ids: Sequence[int] = ()):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        on_gpu = torch.cuda.is_available()
+        dtype = "float32" if config.dtype == "auto" and not on_gpu else config.dtype
+        options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(path, **options)
+            model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
+        except (RuntimeError, ValueError, OSError, ImportError) as error:
+            text = " ".join(str(error).split())[:300]
+            raise EngineError(f"{path}: Transformers could not load the model: {text}") from error
+        self.model = model.to("cuda" if on_gpu else "cpu").eval()
+        text_config = self.model.config.get_text_config()
+        native = getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "max_seq_len", 2048)
+        self.max_model_len = min(config.max_model_len or native, native)
+        self.vocab_size = self.model.get_output_embeddings().weight.shape[0]
+        own_end = self.model.generation_config.eos_token_id
+        own = own_end if isinstance(own_end, list) else [own_end] if own_end is not None else []
+        self.end_ids = sorted({*end_ids, *own})
+        self.pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+
+    @torch.inference_mode()
+    def run(self, requests: Sequence[Request], generation: GenerationConfig, top_k: int, seed: int) -> list[Response]:
+        """See `SourceEngine.run`. Greedy answers do not depend on the batch; sampled ones do."""
+        torch.manual_seed(seed)
+        out: list[Response | None] = [None] * len(requests)
+        for forced in (True, False):
+            chosen = [i for i, r in enumerate(requests) if (r.response_ids is not None) == forced]
+            for batch in _batches(chosen, requests):
+                part = [requests[i] for i in batch]
+                responses = self._force(part, top_k) if forced else self._generate(part, generation, top_k)
+                for index, response in zip(batch, responses, strict=True):
+                    out[index] = response
+        return [response for response in out if response is not None]
+
+    def _padded(self, sequences: list[list[int]], left: bool) -> dict[str, torch.Tensor]:
+        width = max(map(len, sequences))
+        ids = torch.full((len(sequences), width), self.pad_id)
+        mask = torch.zeros_like(ids)
+        for row, sequence in enumerate(sequences):
+            place = slice(width - len(sequence), width) if left else slice(0, len(sequence))
+            ids[row, place] = torch.tensor(sequence)
+            mask[row, place] = 1
+        return {"input_ids": ids.to(self.model.device), "attention_mask": mask.to(self.model.device)}
+
+    def _force(self, requests: list[Request], top_k: int) -> Iterator[Response]:
+        sequences = [r.prompt_ids + (r.response_ids or []) for r in requests]
+        logits = self.model(**self._padded(sequences, left=False)).logits
+        for row, request in enumerate(requests):
+            ids = np.asarray(request.response_ids, dtype=np.int64)
+            first = len(request.prompt_ids) - 1
+            yield _response(logits[row, first : first + len(ids)], ids, top_k, "given")
+
+    def _generate(self, requests: list[Request], generation: GenerationConfig, top_k: int) -> Iterator[Response]:
+        sampling = {"temperature": generation.temperature, "top_p": generation.top_p, "top_k": 0}
+        inputs = self._padded([r.prompt_ids for r in requests], left=True)
+        done = self.model.generate(
+            **inputs,
+            max_new_tokens=max(r.max_tokens for r in requests),
+            do_sample=generation.temperature > 0,
+            **(sampling if generation.temperature > 0 else {}),
+            eos_token_id=self.end_ids or None,
+            pad_token_id=self.pad_id,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        logits = torch.stack(done.logits, dim=1)
+        answers = done.sequences[:, inputs["input_ids"].shape[1] :].cpu().numpy()
+        for row, request in enumerate(requests):
+            ids = answers[row][: request.max_tokens]
+            ends = np.flatnonzero(np.isin(ids, self.end_ids))
+            ids = ids[: ends[0] + 1] if len(ends) else ids
+            yield _response(logits[row, : len(ids)], ids, top_k, "stop" if len(ends) else "length")
+
+    def close(self) -> None:
+        """Frees the model's memory."""
+        del self.model
+
+
+def _response(logits: torch.Tensor, ids: np.ndarray, top_k: int, reason: str) -> Response:
+    """A response from the raw logits of its positions, `[T, V]`."""
+    logprobs = logits.float().log_softmax(-1)
+    top = logprobs.topk(top_k, dim=-1)
+    own = logprobs.gather(-1, torch.as_tensor(ids, device=logits.device)[:, None])[:, 0]
+    topk = TopK(ids=top.indices.cpu().numpy(), logprobs=top.values.cpu().numpy())
+    return Response(np.asarray(ids, dtype=np.int64), own.cpu().numpy(), topk, reason)
+
+
+def _batches(indices: list[int], requests: Sequence[Request]) -> Iterator[list[int]]:
+    """Indices in batches of requests of like length, about `BATCH_TOKENS` padded tokens each."""
+
+    def length(index: int) -> int:
+        request = requests[index]
+        return len(request.prompt_ids) + len(request.response_ids or []) + request.max_tokens
+
+    batch: list[int] = []
+    for index in sorted(indices, key=length):
+        if batch and length(index) * (len(batch) + 1) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

@@ -1,0 +1,128 @@
+"""The vLLM engine: continuous batching for both kinds of requests at once, log-probabilities taken out as flat arrays."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from profuser.engines.base import Request, Response
+from profuser.errors import EngineError
+from profuser.recipe.models import EngineConfig, GenerationConfig
+from profuser.signals.codec import TopK
+
+# One process per actor: simpler to kill, and nothing is copied between an engine core and us.
+ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+
+
+def unsupported(path: str, revision: str | None, trust_remote_code: bool) -> str | None:
+    """Why the installed vLLM cannot run a model, or None where it can."""
+    try:
+        from vllm.model_executor.models import ModelRegistry
+    except ImportError as error:
+        return f"vLLM cannot be imported ({error})"
+    from transformers import AutoConfig
+
+    architectures = AutoConfig.from_pretrained(
+        path, revision=revision, trust_remote_code=trust_remote_code
+    ).architectures or ["unknown"]
+    known = set(ModelRegistry.get_supported_archs())
+    missing = [name for name in architectures if name not in known]
+    return f"vLLM does not know {missing[0]}" if missing else None
+
+
+class VllmEngine:
+    """A `vllm.LLM` in this process."""
+
+    def __init__(self, path: str, revision: str | None, config: EngineConfig, end_ids: Sequence[int] = ()):
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gib)))
+        import torch
+        from vllm import LLM
+
+        on_gpu = torch.cuda.is_available()
+        on_device = {"gpu_memory_utilization": config.gpu_memory_utilization} if on_gpu else {"enforce_eager": True}
+        dtype = "float32" if config.dtype == "auto" and not on_gpu else config.dtype
+        try:
+            self.llm = LLM(
+                path,
+                revision=revision,
+                dtype=dtype,
+                max_model_len=config.max_model_len,
+                tensor_parallel_size=config.tensor_parallel_size,
+                max_num_seqs=config.max_num_seqs,
+                trust_remote_code=config.trust_remote_code,
+                max_logprobs=64,
+                disable_log_stats=True,
+                **on_device,
+            )
+        except (RuntimeError, ValueError, OSError, AssertionError, NotImplementedError) as error:
+            raise EngineError(_load_failure(path, error)) from error
+        self.tokenizer: Any = self.llm.get_tokenizer()
+        model_config = self.llm.llm_engine.model_config
+        self.max_model_len = int(model_config.max_model_len)
+        self.vocab_size = int(model_config.get_vocab_size())
+        self.end_ids = sorted(set(end_ids))
+
+    def run(self, requests: Sequence[Request], generation: GenerationConfig, top_k: int, seed: int) -> list[Response]:
+        """See `SourceEngine.run`. All requests are handed over at once: the scheduler mixes both kinds."""
+        from vllm import TokensPrompt
+
+        prompts = [TokensPrompt(prompt_token_ids=r.prompt_ids + (r.response_ids or [])) for r in requests]
+        parameters = [self._parameters(request, generation, top_k, seed) for request in requests]
+        outputs = self.llm.generate(prompts, parameters, use_tqdm=False)
+        return [_response(*pair, top_k) for pair in zip(requests, outputs, strict=True)]
+
+    def _parameters(self, request: Request, generation: GenerationConfig, top_k: int, seed: int) -> Any:
+        from vllm import SamplingParams
+
+        if request.response_ids is not None:
+            return SamplingParams(max_tokens=1, prompt_logprobs=top_k, flat_logprobs=True, detokenize=False)
+        return SamplingParams(
+            max_tokens=request.max_tokens,
+            temperature=generation.temperature,
+            top_p=generation.top_p,
+            seed=seed,
+            stop_token_ids=self.end_ids,
+            logprobs=top_k,
+            flat_logprobs=True,
+            detokenize=False,
+        )
+
+    def close(self) -> None:
+        """Stops the engine and frees its memory."""
+        del self.llm
+
+
+def _response(request: Request, output: Any, top_k: int) -> Response:
+    """Takes a request's response positions out of vLLM's flat log-probabilities."""
+    if request.response_ids is not None:
+        ids, reason, flat = request.response_ids, "given", output.prompt_logprobs
+        first = len(request.prompt_ids)
+    else:
+        ids, reason, flat = output.outputs[0].token_ids, output.outputs[0].finish_reason, output.outputs[0].logprobs
+        first = 0
+    # K + 1 entries a position: the token itself, then ranks 1..K. Only a prompt's first position has none.
+    start = flat.start_indices[first] if len(ids) else 0
+    shape = (len(ids), top_k + 1)
+    token_ids = np.asarray(flat.token_ids[start:], dtype=np.int64).reshape(shape)
+    logprobs = np.asarray(flat.logprobs[start:], dtype=np.float32).reshape(shape)
+    return Response(
+        ids=np.asarray(ids, dtype=np.int64),
+        logprobs=logprobs[:, 0],
+        topk=TopK(ids=token_ids[:, 1:], logprobs=logprobs[:, 1:]),
+        finish_reason=reason,
+    )
+
+
+def _load_failure(path: str, error: BaseException) -> str:
+    text = " ".join(str(error).split())[:300]
+    low = text.lower()
+    if "out of memory" in low or "no available memory" in low or "free memory" in low:
+        remedy = "lower engine.max_model_len or raise engine.tensor_parallel_size or engine.gpu_memory_utilization"
+    elif "max_model_len" in low or "max seq len" in low:
+        remedy = "set engine.max_model_len to what the model allows"
+    else:
+        remedy = "try engine.kind: transformers"
+    return f"{path}: vLLM could not load the model: {text}; {remedy}"

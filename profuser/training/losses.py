@@ -1,0 +1,156 @@
+"""The fusion loss, from hidden states and the output weight, in chunks of tokens: no full logits tensor ever exists.
+
+Legend: N response tokens of a micro-batch, D hidden size, V vocabulary, K top-k, C categories of the KL (K, or K + 1 with a tail).
+
+    L = sum_n  ce_weight[n] * CE_n  +  kl_weight[n] * KL_n,      CE_n = -log q_n(y_n),      KL_n = KL(p_n || q_n)
+
+q is the student's distribution, p the teacher's, known at its top-k ids only. Both are first brought to the same categories:
+`bucket` adds one for all other tokens, `renormalise` and `drop` keep the top-k alone. A temperature T is applied to the
+categories of both, so the KL is zero exactly where student and teacher agree. `drop` does not normalise: it is the generalised
+KL `sum p log(p/q) - p + q`, which is also zero, with zero gradient, at agreement.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Tail = Literal["bucket", "renormalise", "drop"]
+
+
+class TokenLosses(NamedTuple):
+    """The weighted sum to differentiate, and the detached parts per token for metrics."""
+
+    total: Float[Tensor, ""]
+    ce_nats: Float[Tensor, "N"]
+    kl_nats: Float[Tensor, "N"]
+
+
+def fusion_loss(
+    hidden: Float[Tensor, "N D"],
+    output_weight: Float[Tensor, "V D"],
+    targets: Int[Tensor, "N"],
+    topk_ids: Int[Tensor, "N K"],
+    topk_logprobs: Float[Tensor, "N K"],
+    ce_weight: Float[Tensor, "N"],
+    kl_weight: Float[Tensor, "N"],
+    temperature: float = 1.0,
+    tail: Tail = "bucket",
+    chunk_tokens: int = 1024,
+) -> TokenLosses:
+    """Cross-entropy and forward KL over response tokens, computed together.
+
+    Args:
+        hidden: the student's last hidden states at the positions that predict `targets`.
+        output_weight: the student's output embedding.
+        targets: ids of the response tokens.
+        topk_ids: ids of the teacher's top-k in the student's vocabulary.
+        topk_logprobs: their natural log-probabilities; -inf marks an empty place.
+        ce_weight: weight of each token's cross-entropy, the division by the global token count included.
+        kl_weight: weight of each token's KL; 0 where the position carries CE only.
+        temperature: of both distributions in the KL.
+        tail: what happens to the mass outside the top-k.
+        chunk_tokens: tokens whose logits exist at one time.
+
+    Returns:
+        The sum over tokens and its parts in nats per token. The gradient is taken in the same pass as the value, so the
+        backward needs no second product with the vocabulary.
+    """
+    total, ce, kl = _FusionLoss.apply(  # type: ignore[misc]
+        hidden, output_weight, targets, topk_ids, topk_logprobs, ce_weight, kl_weight, temperature, tail, chunk_tokens
+    )
+    return TokenLosses(total, ce, kl)
+
+
+class _FusionLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, ids, logprobs, ce_weight, kl_weight, temperature, tail, chunk_tokens):  # type: ignore[override]
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight)
+        ce = torch.empty(len(hidden), dtype=_working(hidden.dtype), device=hidden.device)
+        kl = torch.empty_like(ce)
+        for start in range(0, len(hidden), chunk_tokens):
+            part = slice(start, start + chunk_tokens)
+            logits = (hidden[part] @ weight.T).to(ce.dtype)
+            ce[part], kl[part], grad_logits = _chunk(
+                logits, targets[part], ids[part], logprobs[part], ce_weight[part], kl_weight[part], temperature, tail
+            )
+            grad_logits = grad_logits.to(hidden.dtype)
+            grad_hidden[part] = grad_logits @ weight
+            grad_weight.addmm_(grad_logits.T, hidden[part])
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.mark_non_differentiable(ce, kl)
+        return (ce_weight * ce + kl_weight * kl).sum(), ce, kl
+
+    @staticmethod
+    def backward(ctx, grad_total, *_):  # type: ignore[override]
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad_total, grad_weight * grad_total, *(None,) * 8
+
+
+def _working(dtype: torch.dtype) -> torch.dtype:
+    """Losses are computed in float32, or in float64 where the model is (for gradient checks)."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _chunk(
+    logits: Float[Tensor, "n V"],
+    targets: Int[Tensor, "n"],
+    ids: Int[Tensor, "n K"],
+    logprobs: Float[Tensor, "n K"],
+    ce_weight: Float[Tensor, "n"],
+    kl_weight: Float[Tensor, "n"],
+    temperature: float,
+    tail: Tail,
+) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"], Float[Tensor, "n V"]]:
+    """CE, KL and the gradient of the weighted sum in the logits, for one chunk; the logits' memory is reused.
+
+    With g_c the KL's gradient in the category log-probabilities, the gradient in logit j is
+    `g_j - q_j G` for a top-k token and `g_tail q_j / q_tail - q_j G` for any other, where G is the sum of all g.
+    """
+    log_z = logits.logsumexp(-1)
+    valid = logprobs > -torch.inf
+    has_teacher = valid[:, 0]
+    ids = torch.where(valid, ids, ids[:, :1])
+    own = logits.gather(1, targets[:, None])[:, 0] - log_z
+    log_q = torch.where(valid, logits.gather(1, ids) - log_z[:, None], -torch.inf)
+    tail_q = (1 - log_q.exp().sum(-1)).clamp_min(torch.finfo(logits.dtype).eps)
+    kl, grad_top, grad_tail = _divergence(logprobs.to(logits.dtype), log_q, tail_q, temperature, tail)
+    kl = torch.where(has_teacher, kl, 0.0)
+    grad_top = torch.where(valid, grad_top, 0.0) * kl_weight[:, None]
+    grad_tail = torch.where(has_teacher, grad_tail, 0.0) * kl_weight
+    # q_j has this factor for a top-k token; any other token has its share of the tail's gradient on top.
+    factor = ce_weight - grad_top.sum(-1) - grad_tail
+    probs = logits.sub_(log_z[:, None]).exp_()
+    top = factor[:, None] * probs.gather(1, ids) + grad_top
+    grad = probs.mul_((factor + grad_tail / tail_q)[:, None])
+    # Top-k entries are set, not corrected: q_tail may be tiny, and the difference would cancel. An empty place repeats the
+    # first id and adds nothing; a row without any teacher sets its first id back to the plain CE gradient.
+    first = torch.zeros_like(valid)
+    first[:, 0] = True
+    grad.scatter_(1, ids, 0.0)
+    grad.scatter_add_(1, ids, torch.where(valid | first, top, 0.0))
+    grad.scatter_add_(1, targets[:, None], -ce_weight[:, None])
+    return -own, kl, grad
+
+
+def _divergence(
+    log_p: Float[Tensor, "n K"], log_q: Float[Tensor, "n K"], tail_q: Float[Tensor, "n"], temperature: float, tail: Tail
+) -> tuple[Float[Tensor, "n"], Float[Tensor, "n K"], Float[Tensor, "n"]]:
+    """The KL in nats, and its gradients in the top-k's and the tail's log-probability under the student."""
+    if tail == "bucket":
+        tail_p = (1 - log_p.exp().sum(-1)).clamp_min(0.0)
+        log_p = torch.cat([log_p, tail_p.log()[:, None]], -1)
+        log_q = torch.cat([log_q, tail_q.log()[:, None]], -1)
+    log_p, log_q = log_p / temperature, log_q / temperature
+    if tail != "drop":
+        log_p, log_q = log_p.log_softmax(-1), log_q.log_softmax(-1)
+    p, q = log_p.exp(), log_q.exp()
+    kl = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
+    if tail == "drop":
+        kl = kl + (q - p).sum(-1)
+    grad = (q - p) / temperature
+    if tail == "bucket":
+        return kl, grad[:, :-1], grad[:, -1]
+    return kl, grad, torch.zeros_like(kl)
