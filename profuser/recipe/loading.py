@@ -35,10 +35,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(tree, dict):
         raise UserError(f"recipe {file}: expected a mapping of settings, found {type(tree).__name__}")
     apply_overrides(tree, overrides)
+    return parse_recipe(tree, str(file))
+
+
+def parse_recipe(tree: dict[str, Any], where: str) -> Recipe:
+    """A recipe from its settings; UserError names `where` and the key at fault."""
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"recipe {file}: {explain(error)}") from None
+        raise UserError(f"recipe {where}: {explain(error)}") from None
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:

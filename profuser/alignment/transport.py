@@ -1,0 +1,240 @@
+"""Carries a source's distributions along a response to the positions of a target with another tokenizer.
+
+Legend: B rows, S and T source and target tokens of a row, N_s and N_t those of all rows together, K top-k, C
+candidates.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Int32, Integer, UInt8
+
+from profuser.alignment.mass import sum_top_k
+from profuser.alignment.matching import AlignmentRules, Matches, Rule, match, switch_off
+from profuser.alignment.spans import byte_spans
+from profuser.alignment.vocab_projection import VocabProjection
+from profuser.errors import AlignmentError
+from profuser.signals.codec import RaggedTopK, TopK
+from profuser.signals.ragged import Ragged
+
+ALL_RULES = AlignmentRules()
+LEAST_LOGPROB = -1.0e4
+"""Below any probability that a float can hold; keeps differences of sums of log-probabilities finite."""
+
+
+@dataclass(frozen=True, eq=False)
+class SourceSignals:
+    """What a source says of B responses: its tokens, their log-probabilities and its distributions there."""
+
+    ids: Ragged
+    """Response tokens of each row, a final end of turn included."""
+    logprobs: Float[np.ndarray, "N_s"]
+    """Natural log-probability of each token at temperature 1."""
+    topk: TopK
+    """Distributions over the source's vocabulary at each token's position."""
+
+
+@dataclass(frozen=True, eq=False)
+class Transported:
+    """Distributions over the target's vocabulary at T target positions; position t is about target token t."""
+
+    topk: TopK
+    rules: UInt8[np.ndarray, "T"]
+    """`Rule` per position; NONE has an empty distribution and carries cross-entropy only."""
+
+
+@dataclass(frozen=True, eq=False)
+class TransportedRows:
+    """The same for B rows end to end, and which rows were refused."""
+
+    topk: RaggedTopK
+    rules: Ragged
+    refused: dict[int, str]
+    """Rows where a tokenization does not spell the response, and why. All their positions are NONE."""
+
+    def row(self, index: int) -> Transported:
+        """One row, as views."""
+        return Transported(self.topk.row(index), self.rules.row(index))
+
+
+def transport(
+    source_ids: Integer[np.ndarray, "S"],
+    source_logprobs: Float[np.ndarray, "S"],
+    source_topk: TopK,
+    target_ids: Integer[np.ndarray, "T"],
+    response: bytes,
+    projection: VocabProjection,
+    rules: AlignmentRules = ALL_RULES,
+    top_k: int | None = None,
+) -> Transported:
+    """`transport_rows` for one row.
+
+    Raises:
+        AlignmentError: a tokenization does not spell the response.
+    """
+    signals = SourceSignals(Ragged.from_rows([source_ids]), source_logprobs, source_topk)
+    rows = transport_rows(signals, Ragged.from_rows([target_ids]), [response], projection, rules, top_k)
+    if rows.refused:
+        raise AlignmentError(rows.refused[0])
+    return rows.row(0)
+
+
+def transport_rows(
+    signals: SourceSignals,
+    target_ids: Ragged,
+    responses: Sequence[bytes],
+    projection: VocabProjection,
+    rules: AlignmentRules = ALL_RULES,
+    top_k: int | None = None,
+) -> TransportedRows:
+    """Carries the distributions of B rows to the target's positions.
+
+    Where a source token starts at the position, its top-k are projected. Inside a source token, the candidates (and the
+    realised token) that begin with the bytes already consumed are kept, divided by their sum, and what is left of them
+    is projected. Where the target token reaches beyond the source token, the realised candidate's mass p goes to the
+    target token as the product `p * p(next source token) * ...`, and the rest of p to the tail; a source token that
+    straddles the end counts with the mass of all candidates that begin like it. Masses on one target token are summed;
+    projected mass and tail make 1.
+
+    Args:
+        signals: the source's tokens and distributions; N_s positions.
+        target_ids: target tokens of each row, a final end of turn included; N_t positions.
+        responses: the bytes of each row's response.
+        projection: from the source's vocabulary to the target's.
+        rules: which rules may carry a distribution.
+        top_k: number of target tokens to keep; the source's K by default.
+
+    Returns:
+        Distributions in the dtype of the source's log-probabilities.
+
+    Raises:
+        AlignmentError: the signals disagree in length, or a candidate's id is outside the source's vocabulary.
+    """
+    _check(signals, target_ids, responses, projection)
+    source_spans = byte_spans(projection.source, signals.ids, responses)
+    target_spans = byte_spans(projection.target, target_ids, responses)
+    matches = match(projection.source, signals.ids, source_spans, projection.target, target_ids, target_spans)
+    used = switch_off(matches, rules)
+    kept = top_k or signals.topk.top_k
+    topk = _empty(len(target_ids.values), kept, signals.topk.logprobs.dtype)
+
+    plain = np.flatnonzero((used == Rule.PROJECT) | (used == Rule.END))
+    _put(topk, plain, sum_top_k(*_project(signals.topk, matches, plain, projection), kept))
+    carried = np.flatnonzero((used == Rule.CONDITION) | (used == Rule.CHAIN))
+    ids, mass = _condition_and_chain(signals, target_ids.values, matches, carried, projection)
+    used[carried[~mass.any(axis=1)]] = Rule.NONE
+    with np.errstate(divide="ignore"):
+        _put(topk, carried, sum_top_k(ids, np.log(mass), kept))
+    rows = RaggedTopK(topk, target_ids.offsets)
+    refused = source_spans.refused | target_spans.refused
+    return TransportedRows(rows, Ragged(used, target_ids.offsets), refused)
+
+
+def _project(
+    source: TopK, matches: Matches, places: Int[np.ndarray, "n"], projection: VocabProjection
+) -> tuple[Int32[np.ndarray, "n K"], Float[np.ndarray, "n K"]]:
+    """Target ids and log-probabilities of the source's top-k, as they are."""
+    positions = matches.source[places]
+    candidates = source.ids[positions]
+    ids = projection.whole[candidates]
+    for sign, settle in ((-1, projection.without_space), (1, projection.with_space)):
+        firsts = np.flatnonzero(matches.space[places] == sign)
+        ids[firsts] = settle(candidates[firsts])
+    return ids, source.logprobs[positions]
+
+
+def _condition_and_chain(
+    signals: SourceSignals,
+    target_ids: Integer[np.ndarray, "N_t"],
+    matches: Matches,
+    places: Int[np.ndarray, "n"],
+    projection: VocabProjection,
+) -> tuple[Int32[np.ndarray, "n C"], Float[np.ndarray, "n C"]]:
+    """Target ids and masses of the source's top-k and the realised token (C = K + 1), conditioned and chained.
+
+    A position where no candidate begins with the consumed bytes has no mass at all.
+    """
+    positions, consumed = matches.source[places], matches.consumed[places]
+    candidates, mass, realised = _candidates(signals, positions)
+    kept = _begin_alike(projection, candidates, signals.ids.values[positions], consumed)
+    mass = np.where(kept, mass, 0.0)
+    total = np.where(consumed > 0, mass.sum(axis=1), 1.0)
+    mass = np.divide(mass, total[:, None], out=np.zeros_like(mass), where=total[:, None] > 0)
+
+    ids = np.full(candidates.shape, -1, dtype=np.int32)
+    ids[kept] = projection.rest(candidates[kept], np.broadcast_to(consumed[:, None], kept.shape)[kept])
+    for sign, settle in ((-1, projection.without_space), (1, projection.with_space)):
+        firsts = np.flatnonzero(matches.space[places] == sign)
+        ids[firsts] = settle(candidates[firsts])
+
+    chained = realised & (matches.rules[places] == Rule.CHAIN)[:, None]
+    rows = np.nonzero(chained)[0]
+    ids[chained] = target_ids[places[rows]]
+    mass[chained] *= np.exp(_log_continuation(signals, matches, places[rows], projection))
+    return ids, mass
+
+
+def _candidates(
+    signals: SourceSignals, positions: Int[np.ndarray, "n"]
+) -> tuple[Int[np.ndarray, "n C"], Float[np.ndarray, "n C"], Bool[np.ndarray, "n C"]]:
+    """Ids and masses of the top-k, then of the realised token where it is not among them; which is realised."""
+    actual = signals.ids.values[positions].astype(np.int64)[:, None]
+    ids = np.concatenate([signals.topk.ids[positions], actual], axis=1)
+    logprobs = np.concatenate([signals.topk.logprobs[positions], signals.logprobs[positions, None]], axis=1)
+    mass = np.exp(logprobs.astype(np.float64))
+    realised = (ids == actual) & (mass > 0)
+    listed = realised[:, :-1].any(axis=1)
+    mass[listed, -1] = 0.0
+    realised[listed, -1] = False
+    return ids, mass, realised
+
+
+def _begin_alike(
+    projection: VocabProjection,
+    candidates: Int[np.ndarray, "n C"],
+    actual: Integer[np.ndarray, "n"],
+    num_bytes: Int[np.ndarray, "n"],
+) -> Bool[np.ndarray, "n C"]:
+    """Whether candidates begin with the first `num_bytes` of the realised token; true for all where that is 0."""
+    tokens = projection.source
+    nodes, num = tokens.prefix_nodes, num_bytes[:, None]
+    long_enough = tokens.lengths[candidates] >= num
+    places = np.where(long_enough & (num > 0), tokens.starts[candidates] + num - 1, 0)
+    own = np.where(num_bytes > 0, tokens.starts[actual] + num_bytes - 1, 0)
+    return (num == 0) | (long_enough & (nodes[places] == nodes[own][:, None]))
+
+
+def _log_continuation(
+    signals: SourceSignals, matches: Matches, places: Int[np.ndarray, "n"], projection: VocabProjection
+) -> Float[np.ndarray, "n"]:
+    """Log-probability of the source tokens, after the first, that the target token at each place spans."""
+    running = np.zeros(len(signals.logprobs) + 1)
+    np.cumsum(np.maximum(signals.logprobs.astype(np.float64), LEAST_LOGPROB), out=running[1:])
+    log_rest = running[matches.stop[places]] - running[matches.source[places] + 1]
+    cut = np.flatnonzero(matches.cut[places])
+    straddling, begun = matches.source[places[cut] + 1], matches.consumed[places[cut] + 1]
+    candidates, mass, _ = _candidates(signals, straddling)
+    kept = _begin_alike(projection, candidates, signals.ids.values[straddling], begun)
+    with np.errstate(divide="ignore"):
+        log_rest[cut] += np.log((mass * kept).sum(axis=1))
+    return np.minimum(log_rest, 0.0)
+
+
+def _empty(num: int, top_k: int, dtype: np.dtype) -> TopK:
+    return TopK(np.zeros((num, top_k), dtype=np.int32), np.full((num, top_k), -np.inf, dtype=dtype))
+
+
+def _put(topk: TopK, places: Int[np.ndarray, "n"], part: TopK) -> None:
+    topk.ids[places], topk.logprobs[places] = part.ids, part.logprobs
+
+
+def _check(signals: SourceSignals, target_ids: Ragged, responses: Sequence[bytes], projection: VocabProjection) -> None:
+    """Raises AlignmentError for signals that do not belong together."""
+    tokens = (len(signals.ids.values), len(signals.logprobs), signals.topk.num_positions)
+    rows = (len(signals.ids), len(target_ids), len(responses))
+    if len(set(tokens)) > 1 or len(set(rows)) > 1:
+        raise AlignmentError(f"tokens, log-probabilities and top-k of lengths {tokens}; rows {rows}: they must agree")
+    highest = int(signals.topk.ids.max(initial=0))
+    if highest >= projection.source.vocab_size:
+        raise AlignmentError(f"a candidate has id {highest}, but the source has {projection.source.vocab_size} entries")

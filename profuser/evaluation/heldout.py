@@ -1,0 +1,82 @@
+"""Held-out rows under one model: bits per byte of the ground truth, and exact match of the final answer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from profuser.advantage import bits_per_byte
+from profuser.engines.collecting import RowSignals
+from profuser.rewards.verifiers import exact_match
+from profuser.schemas import EVALUATE
+
+
+def evaluate_table(rows: pa.Table, signals: Sequence[RowSignals], answer_pattern: str | None) -> pa.Table:
+    """Scores a shard of held-out rows from what a model says of them.
+
+    Args:
+        rows: a table of the corpus schema.
+        signals: the same rows under the model, in order.
+        answer_pattern: see `final_answer`.
+    """
+    records = []
+    for row, signal in zip(rows.to_pylist(), signals, strict=True):
+        refused = signal.refused is not None
+        text = signal.inference_text
+        records.append(
+            {
+                "row_id": row["row_id"],
+                "category": row["category"],
+                "refused": signal.refused,
+                "prediction": text,
+                "correct": None if refused else exact_match(text, row["response"], answer_pattern),
+                "nats": float(-signal.training.logprobs.astype(np.float64).sum()) if signal.training else None,
+                "response_bytes": signal.response_bytes,
+            }
+        )
+    return pa.Table.from_pylist(records, schema=EVALUATE)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A model on a set of held-out rows."""
+
+    num_rows: int
+    bits_per_byte: float
+    """Over all bytes of the set; comparable between tokenizers."""
+    exact_match: float
+    """Share of rows, 0 to 1."""
+
+
+def score(table: pa.Table, row_ids: set[str]) -> Score:
+    """A model's score over those rows of its evaluate table; all models of a comparison are given the same rows."""
+    records = [r for r in table.select(["row_id", "nats", "response_bytes", "correct"]).to_pylist() if r["row_id"] in row_ids]
+    if not records:
+        return Score(0, float("nan"), float("nan"))
+    nats = np.array(sum(r["nats"] for r in records))
+    return Score(
+        num_rows=len(records),
+        bits_per_byte=float(bits_per_byte(nats, np.array(sum(r["response_bytes"] for r in records)))),
+        exact_match=sum(bool(r["correct"]) for r in records) / len(records),
+    )
+
+
+def common_rows(tables: Mapping[str, pa.Table]) -> dict[str, set[str]]:
+    """Rows that no model refused, by category, with all of them under `all`."""
+    kept: set[str] | None = None
+    for table in tables.values():
+        known = {r["row_id"] for r in table.select(["row_id", "refused"]).to_pylist() if r["refused"] is None}
+        kept = known if kept is None else kept & known
+    out: dict[str, set[str]] = {"all": kept or set()}
+    first = next(iter(tables.values()))
+    for record in first.select(["row_id", "category"]).to_pylist():
+        if record["category"] is not None and record["row_id"] in out["all"]:
+            out.setdefault(record["category"], set()).add(record["row_id"])
+    return out
+
+
+def scores(tables: Mapping[str, pa.Table]) -> dict[str, dict[str, Score]]:
+    """Every model's score on all common rows and on each category: `{category: {model: score}}`."""
+    groups = common_rows(tables)
+    return {group: {name: score(table, ids) for name, table in tables.items()} for group, ids in groups.items()}

@@ -1,0 +1,97 @@
+"""Inference-mode advantage: reward models vote by rank for the best answer.
+
+Ours where the paper is open: identical answers are one candidate, a reward model abstains where its best candidate leads by no
+more than a margin, and a missing majority is decided by the mean standardised reward or skipped.
+Legend: N rows, M sources, R reward models.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from profuser.recipe.models import VoteConfig
+
+
+@dataclass(frozen=True)
+class RewardScale:
+    """Mean and standard deviation of one reward model over all the answers that it scored."""
+
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, scores: Float[np.ndarray, "..."]) -> "RewardScale":
+        """The scale of an array of scores, NaN left out; a constant reward has scale 1."""
+        known = scores[~np.isnan(scores)]
+        if known.size == 0:
+            return cls(0.0, 1.0)
+        return cls(float(known.mean()), float(known.std()) or 1.0)
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Outcome of the votes."""
+
+    winner: Int[np.ndarray, "N"]
+    """Index of the source whose answer won; -1 where there is none."""
+    votes: Int[np.ndarray, "N M"]
+    """Votes per source; those for an answer that several gave count for the first of them."""
+    choices: Int[np.ndarray, "N R"]
+    """The source that each reward model chose; -1 where it abstained."""
+
+
+def vote(
+    scores: Float[np.ndarray, "N M R"],
+    answers: Sequence[Sequence[str | None]],
+    scales: Sequence[RewardScale],
+    config: VoteConfig,
+) -> Votes:
+    """Counts the votes of every row.
+
+    Args:
+        scores: reward of each source's answer; NaN where a source has none.
+        answers: the answers themselves, `[N][M]`, None where there is none.
+        scales: of each reward model, for margins and ties.
+        config: margin, and what happens without a strict majority.
+    """
+    num_rows, num_sources, num_rewards = scores.shape
+    standard = (scores - [s.mean for s in scales]) / [s.std for s in scales]
+    choices = np.full((num_rows, num_rewards), -1)
+    votes = np.zeros((num_rows, num_sources), dtype=np.int64)
+    winner = np.full(num_rows, -1)
+    for row in range(num_rows):
+        candidates = _distinct(answers[row])
+        if not candidates:
+            continue
+        for judge in range(num_rewards):
+            choices[row, judge] = _choice(standard[row, :, judge], candidates, config.margin)
+            if choices[row, judge] >= 0:
+                votes[row, choices[row, judge]] += 1
+        winner[row] = _winner(votes[row], standard[row].mean(axis=1), candidates, config.no_majority)
+    return Votes(winner, votes, choices)
+
+
+def _distinct(answers: Sequence[str | None]) -> list[int]:
+    """The first source of every distinct answer."""
+    first: dict[str, int] = {}
+    for index, answer in enumerate(answers):
+        if answer is not None:
+            first.setdefault(answer, index)
+    return list(first.values())
+
+
+def _choice(rewards: Float[np.ndarray, "M"], candidates: list[int], margin: float) -> int:
+    """The candidate that one judge likes best, or -1 where it leads by no more than the margin."""
+    if len(candidates) == 1:
+        return candidates[0]
+    ranked = sorted(candidates, key=lambda index: -rewards[index])
+    return ranked[0] if rewards[ranked[0]] - rewards[ranked[1]] > margin else -1
+
+
+def _winner(votes: Int[np.ndarray, "M"], mean: Float[np.ndarray, "M"], candidates: list[int], no_majority: str) -> int:
+    """Most votes; ties by mean standardised reward, then by order of the sources."""
+    if no_majority == "skip" and 2 * votes.max() <= votes.sum():
+        return -1
+    return max(candidates, key=lambda index: (votes[index], mean[index], -index))

@@ -1,0 +1,200 @@
+"""A run's artifacts: where each lies, what it is made of, and which follow from which. Known from the recipe alone."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+
+from profuser.artifacts import Artifact
+from profuser.config import identity
+from profuser.corpus import corpus_files
+from profuser.errors import UserError
+from profuser.models import ModelRef, resolve
+from profuser.recipe.models import ModelConfig, Recipe, RewardConfig, RewardModelConfig, SourceConfig
+from profuser.schemas import CORPUS, EVALUATE, QUARANTINE, REWARDS, collect_schema, select_schema
+from profuser.signals.codec import CODEC_VERSION, id_dtype
+from profuser.storage import Folder
+
+STAGES = ("prepare", "collect", "rewards", "select", "fuse", "evaluate", "report")
+TARGET, FUSED = "target", "fused"
+NO_ROWS = pa.schema([])
+
+
+@dataclass(frozen=True)
+class FusionRun:
+    """A recipe and the folder that holds what it makes."""
+
+    recipe: Recipe
+
+    @property
+    def folder(self) -> Folder:
+        """`{storage}/{run}`."""
+        return Folder.at(self.recipe.storage) / self.recipe.name
+
+    @property
+    def corpus_path(self) -> str:
+        """The corpus with `lab://` resolved."""
+        return resolve(self.recipe.corpus.path, self.recipe.lab)
+
+    @property
+    def heldout_path(self) -> str | None:
+        """The held-out corpus with `lab://` resolved, where there is one of its own."""
+        held = self.recipe.corpus.heldout
+        return None if held is None else resolve(held, self.recipe.lab)
+
+    def model(self, config: ModelConfig | RewardModelConfig) -> ModelRef:
+        """Where a model of the recipe is."""
+        return ModelRef.of(config.model, config.revision, self.recipe.lab)
+
+    def check_inputs(self) -> None:
+        """Raises UserError unless the corpus and all models are there: everything that can be known before starting."""
+        for setting, path in (("corpus.path", self.corpus_path), ("corpus.heldout", self.heldout_path)):
+            if path is not None:
+                try:
+                    corpus_files(path)
+                except UserError as error:
+                    raise UserError(f"{setting}: {error}") from None
+        _ = self.model_digests
+
+    @cached_property
+    def model_digests(self) -> dict[str, str]:
+        """Digest of each model by its key in the recipe; UserError where one is not there."""
+        return {setting: self.model(config).digest(setting) for setting, config in self.models().items()}
+
+    def models(self) -> dict[str, ModelConfig | RewardModelConfig]:
+        out: dict[str, ModelConfig | RewardModelConfig] = {"target.model": self.recipe.target}
+        out |= {f"sources.{source.name}.model": source for source in self.recipe.sources}
+        out |= {f"rewards.{r.name}.model": r for r in self.recipe.rewards if isinstance(r, RewardModelConfig)}
+        return out
+
+    def vocab_size(self, setting: str) -> int:
+        """Width of a model's logits, from its config."""
+        config = self.model(self.models()[setting]).config(setting)
+        size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+        if not isinstance(size, int):
+            raise UserError(f"{setting}: config.json gives no vocab_size")
+        return size
+
+    # The artifacts, each with what decides it.
+
+    def corpus(self) -> Artifact:
+        """Accepted rows to learn from."""
+        return self._artifact("prepare/train", CORPUS, self._prepare_config)
+
+    def heldout(self) -> Artifact:
+        """Accepted rows to evaluate on."""
+        return self._artifact("prepare/heldout", CORPUS, self._prepare_config)
+
+    def quarantine(self) -> Artifact:
+        """Refused rows with file, line and reason."""
+        return self._artifact("prepare/quarantine", QUARANTINE, self._prepare_config)
+
+    @cached_property
+    def _prepare_config(self) -> dict[str, Any]:
+        digests = {"corpus": corpus_digest(self.corpus_path)}
+        if self.heldout_path:
+            digests["heldout"] = corpus_digest(self.heldout_path)
+        return {"corpus": identity(self.recipe.corpus), "digests": digests, "seed": self.recipe.seed}
+
+    def collect(self, source: SourceConfig) -> Artifact:
+        """Signals of one source."""
+        setting = f"sources.{source.name}.model"
+        generation = source.generation or self.recipe.collect.generation
+        config = {
+            "model": self.model_digests[setting],
+            "engine": identity(source.engine),
+            "template": identity(self.recipe.template),
+            "top_k": self.recipe.collect.top_k,
+            "generation": identity(generation),
+            "seed": self.recipe.seed,
+            "codec": CODEC_VERSION,
+        }
+        schema = collect_schema(pa.from_numpy_dtype(id_dtype(self.vocab_size(setting))))
+        return self._artifact(f"collect/{source.name}", schema, config, [self.corpus()])
+
+    def rewards(self, reward: RewardConfig) -> Artifact:
+        """Scores that one reward gives to every source's answers."""
+        config = {"reward": identity(reward), "sources": [source.name for source in self.recipe.sources]}
+        if isinstance(reward, RewardModelConfig):
+            config["model"] = self.model_digests[f"rewards.{reward.name}.model"]
+        return self._artifact(f"rewards/{reward.name}", REWARDS, config, self._collected())
+
+    def select(self) -> Artifact:
+        """Training examples, each with its teacher's distributions in the target's vocabulary."""
+        config = {
+            "select": identity(self.recipe.select),
+            "target": self.model_digests["target.model"],
+            "teachers": [teacher.name for teacher in self.recipe.teachers],
+            "top_k": self.recipe.collect.top_k,
+            "codec": CODEC_VERSION,
+        }
+        schema = select_schema(pa.from_numpy_dtype(id_dtype(self.vocab_size("target.model"))))
+        inputs = [*self._collected(), *(self.rewards(reward) for reward in self.recipe.rewards)]
+        return self._artifact("select", schema, config, inputs)
+
+    def fuse(self) -> Artifact:
+        """The fused model in `model/`, and `metrics.jsonl`."""
+        config = {
+            "fuse": identity(self.recipe.fuse),
+            "target": self.model_digests["target.model"],
+            "seed": self.recipe.seed,
+        }
+        return self._artifact("fuse", NO_ROWS, config, [self.select()])
+
+    def evaluate(self, name: str) -> Artifact:
+        """Answers and scores of one model on the held-out rows: `target`, `fused`, or a source's name."""
+        config = {"evaluate": identity(self.recipe.evaluate), "template": identity(self.recipe.template)}
+        inputs = [self.heldout()]
+        if name == FUSED:
+            inputs.append(self.fuse())
+        else:
+            setting = "target.model" if name == TARGET else f"sources.{name}.model"
+            config["model"] = self.model_digests[setting]
+        return self._artifact(f"evaluate/{name}", EVALUATE, config, inputs)
+
+    def report(self) -> Artifact:
+        """Tables, plots and the page."""
+        inputs = [self.select(), self.fuse(), *(self.evaluate(name) for name in self.evaluated())]
+        return self._artifact("report", NO_ROWS, {}, inputs)
+
+    def evaluated(self) -> list[str]:
+        """The models that are evaluated, in the order of the table. A source that is the target is not measured twice."""
+        others = [s.name for s in self.recipe.sources if not self.recipe.is_target(s)]
+        return [TARGET, *(others if self.recipe.evaluate.sources else []), FUSED]
+
+    def artifacts(self, stage: str) -> list[Artifact]:
+        """All artifacts of a stage."""
+        return {
+            "prepare": lambda: [self.corpus(), self.heldout(), self.quarantine()],
+            "collect": self._collected,
+            "rewards": lambda: [self.rewards(reward) for reward in self.recipe.rewards],
+            "select": lambda: [self.select()],
+            "fuse": lambda: [self.fuse()],
+            "evaluate": lambda: [self.evaluate(name) for name in self.evaluated()],
+            "report": lambda: [self.report()],
+        }[stage]()
+
+    def _collected(self) -> list[Artifact]:
+        return [self.collect(source) for source in self.recipe.sources]
+
+    def _artifact(
+        self, stage: str, schema: pa.Schema, config: dict[str, Any], inputs: list[Artifact] | None = None
+    ) -> Artifact:
+        marks = {artifact.stage: artifact.fingerprint for artifact in inputs or []}
+        return Artifact(self.folder / stage, stage, schema, config, marks)
+
+
+def corpus_digest(location: str) -> str:
+    """SHA-256 over a corpus's files, sixteen hex digits; of the name for a Hub dataset."""
+    sha = hashlib.sha256()
+    files = corpus_files(location)
+    if not files:
+        sha.update(location.encode())
+    for file in files:
+        sha.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                sha.update(block)
+    return sha.hexdigest()[:16]

@@ -1,0 +1,127 @@
+"""MLflow: one parent run per fusion, one child per stage. The driver makes runs; workers reopen them by id."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from profuser.artifacts import digest
+from profuser.config import flatten
+
+PARENT_TAG = "profuser.run"
+STAGE_TAG = "profuser.stage"
+MAX_PARAM_CHARS = 500
+
+
+def tracking_uri(storage: str) -> str:
+    """MLFLOW_TRACKING_URI where it is set, else a SQLite file in the storage folder (in `./runs` for object storage)."""
+    if "MLFLOW_TRACKING_URI" in os.environ:
+        return os.environ["MLFLOW_TRACKING_URI"]
+    folder = Path("runs" if "://" in storage else storage).expanduser().absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+@dataclass(frozen=True)
+class RunHandle:
+    """A run as another process can reopen it."""
+
+    uri: str
+    run_id: str
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Logs numbers, e.g. of one training step."""
+        self._client().log_batch(self.run_id, metrics=_metrics(metrics, step))
+
+    def log_artifacts(self, folder: Path, to: str | None = None) -> None:
+        """Logs all files in a local folder."""
+        self._client().log_artifacts(self.run_id, str(folder), to)
+
+    def _client(self) -> Any:
+        from mlflow import MlflowClient
+
+        return MlflowClient(self.uri)
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """The parent run of a fusion."""
+
+    uri: str
+    experiment_id: str
+    parent: RunHandle
+
+    @classmethod
+    def open(cls, uri: str, experiment: str, run_name: str, recipe: Mapping[str, Any], artifact_root: str) -> "Tracker":
+        """Finds the parent run of this name, or makes it, with the recipe as its parameters."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(uri)
+        found = client.get_experiment_by_name(experiment)
+        local = artifact_root if uri.startswith("sqlite") else None
+        experiment_id = found.experiment_id if found else client.create_experiment(experiment, artifact_location=local)
+        runs = client.search_runs([experiment_id], f"tags.`{PARENT_TAG}` = '{run_name}' and tags.`{STAGE_TAG}` = 'run'")
+        if runs:
+            run_id = runs[0].info.run_id
+        else:
+            tags = {PARENT_TAG: run_name, STAGE_TAG: "run"}
+            run_id = client.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id
+        client.update_run(run_id, status="RUNNING")
+        known = client.get_run(run_id).data.params
+        parameters = {key: str(value)[:MAX_PARAM_CHARS] for key, value in flatten(recipe).items()}
+        client.log_batch(run_id, params=_params({k: v for k, v in parameters.items() if k not in known}))
+        return cls(uri, experiment_id, RunHandle(uri, run_id))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[RunHandle]:
+        """The child run of a stage; it ends as finished, or as failed where the body raises."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(self.uri)
+        parent = self.parent.run_id
+        children = client.search_runs(
+            [self.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}' and tags.`{STAGE_TAG}` = '{name}'"
+        )
+        if children:
+            run_id = children[0].info.run_id
+            client.update_run(run_id, status="RUNNING")
+        else:
+            tags = {"mlflow.parentRunId": parent, STAGE_TAG: name}
+            run_id = client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
+        try:
+            yield RunHandle(self.uri, run_id)
+        except BaseException:
+            client.set_terminated(run_id, "FAILED")
+            raise
+        client.set_terminated(run_id, "FINISHED")
+
+    def log_dataset(self, name: str, source: str, fingerprint: str) -> None:
+        """Logs the corpus as a dataset input of the fusion, with its digest."""
+        from mlflow import MlflowClient
+        from mlflow.entities import Dataset, DatasetInput
+
+        dataset = Dataset(name=name, digest=digest(fingerprint)[:8], source_type="local", source=source)
+        MlflowClient(self.uri).log_inputs(self.parent.run_id, [DatasetInput(dataset, [])])
+
+    def end(self, failed: bool = False) -> None:
+        """Marks the fusion as finished or failed."""
+        from mlflow import MlflowClient
+
+        MlflowClient(self.uri).set_terminated(self.parent.run_id, "FAILED" if failed else "FINISHED")
+
+
+def _metrics(metrics: Mapping[str, float], step: int | None) -> list[Any]:
+    import time
+
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    return [Metric(name.replace("=", "_"), float(value), now, step or 0) for name, value in metrics.items()]
+
+
+def _params(parameters: Mapping[str, str]) -> list[Any]:
+    from mlflow.entities import Param
+
+    return [Param(key, value) for key, value in parameters.items()]

@@ -1,0 +1,201 @@
+"""The command line. Exit codes: 0 done, 1 the run failed, 2 the user's mistake (one line, no traceback)."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from profuser.errors import ProfuserError, UserError
+from ray_jobs.progress import console
+
+RECIPES = Path(__file__).parent / "recipes"
+
+app = typer.Typer(
+    help="Fuse several large language models into one: each example taught by the better of them.",
+    epilog="Start with `profuser demo`, then `profuser plan RECIPE` and `profuser run RECIPE`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+lab_app = typer.Typer(help="The laboratory: tiny models and a corpus in which fusion can be seen on two CPU cores.")
+app.add_typer(lab_app, name="lab", no_args_is_help=True)
+
+RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a setting; list items by number or name. Repeatable."),
+]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or its folder.")]
+Storage = Annotated[str, typer.Option(help="Folder or URI that holds the runs.")]
+
+
+def load(recipe: str, settings: list[str] | None):
+    """A recipe by path or by the name of a shipped one."""
+    from profuser.recipe import load_recipe
+
+    shipped = RECIPES / f"{recipe.removesuffix('.yaml')}.yaml"
+    path = Path(recipe)
+    if not path.exists() and "/" not in recipe and shipped.exists():
+        path = shipped
+    if not path.exists():
+        names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+        raise UserError(f"recipe {recipe}: no such file; shipped recipes: {names}")
+    return load_recipe(path, settings or ())
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    settings: Settings = None,
+    redo: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STAGE", help="Delete a stage's results, and all that follow from them, and do them again."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe, the corpus and the models; start nothing.")] = False,
+) -> None:
+    """Run a fusion, or what is left of it."""
+    from profuser.run import FusionRun
+
+    loaded = load(recipe, settings)
+    if dry_run:
+        FusionRun(loaded).check_inputs()
+        console.print(f"recipe {recipe}: valid; corpus and models are there", markup=False)
+        return
+    from ray_jobs.pipeline import run_pipeline
+
+    run_pipeline(loaded, redo or ())
+
+
+@app.command()
+def demo(
+    settings: Settings = None,
+    question: Annotated[str, typer.Option(help="What the served model is asked at the end.")] = "What is 17 plus 25?",
+) -> None:
+    """Run the main job in the laboratory, and ask the served model a question."""
+    from ray_jobs.demo import run_demo
+
+    run_demo(load("demo", settings), question)
+
+
+@app.command()
+def plan(recipe: RecipePath, settings: Settings = None) -> None:
+    """Print stages, rows, estimated tokens, disk and devices, without starting anything."""
+    from ray_jobs.plan import print_plan
+
+    print_plan(load(recipe, settings))
+
+
+@app.command()
+def doctor(storage: Storage = "runs") -> None:
+    """Say what this machine can do (GPU, memory, vLLM, Ray, storage) and what is missing."""
+    from ray_jobs.doctor import examine
+
+    raise typer.Exit(0 if examine(storage) else 1)
+
+
+@app.command()
+def status(
+    name: RunName,
+    storage: Storage = "runs",
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
+) -> None:
+    """Show how far a run is."""
+    from ray_jobs.status import print_status, read_summary
+
+    summary = read_summary(name, storage)
+    if as_json:
+        print(json.dumps(summary, indent=2))
+    else:
+        print_status(summary)
+
+
+@app.command()
+def report(name: RunName, storage: Storage = "runs") -> None:
+    """Print a finished run's tables, and write its report anew."""
+    from ray_jobs.pipeline import find_run
+    from ray_jobs.report import print_report, write_run_report
+
+    found = find_run(name, storage)
+    path = write_run_report(found)
+    print_report(found)
+    console.print(f"report: {path}", markup=False)
+
+
+@app.command()
+def compare(names: Annotated[list[str], typer.Argument(metavar="RUN...")], storage: Storage = "runs") -> None:
+    """Compare the held-out results of runs, and show in what their recipes differ."""
+    from ray_jobs.compare import print_comparison
+
+    print_comparison(names, storage)
+
+
+@app.command()
+def evaluate(name: RunName, storage: Storage = "runs", redo: Annotated[bool, typer.Option("--redo", help="Measure anew.")] = False) -> None:
+    """Measure a run's models on its held-out rows, where that is not done yet."""
+    from ray_jobs.pipeline import find_run, run_pipeline
+
+    found = find_run(name, storage)
+    run_pipeline(found.recipe, ["evaluate"] if redo else ())
+
+
+@app.command()
+def serve(
+    name: RunName,
+    storage: Storage = "runs",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    served_model_name: Annotated[str | None, typer.Option(help="Name in the API; by default the run's.")] = None,
+    num_replicas: Annotated[int, typer.Option(min=1, help="Copies of the model.")] = 1,
+) -> None:
+    """Host a run's fused model behind an OpenAI API, until Ctrl-C."""
+    from ray_jobs.cluster import connected
+    from ray_jobs.demo import serve_options
+    from ray_jobs.pipeline import find_run
+    from ray_jobs.serve import start_server, wait_until_interrupted
+
+    options = serve_options(find_run(name, storage), host, port, served_model_name or name, num_replicas)
+    with connected():
+        url = start_server(options)
+        console.print(f"{options.served_model_name}: {url} (Ctrl-C stops it)", markup=False)
+        wait_until_interrupted()
+
+
+@lab_app.command("build")
+def lab_build(
+    output: Annotated[Path, typer.Argument(help="Folder to make.")] = Path("lab"),
+    corpus: Annotated[str | None, typer.Option(help="Instead of the skills: make tiny sources from this instruction corpus.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    num_rows: Annotated[int | None, typer.Option(min=30, help="With --corpus: read at most so many rows.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished laboratory in that folder.")] = False,
+) -> None:
+    """Make the laboratory's models: three specialists and three reward models, of your corpus or of the six skills."""
+    from ray_jobs.lab import build
+
+    build(output, corpus, seed, num_rows, overwrite)
+
+
+def main() -> None:
+    """The `profuser` command."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        app()
+    except UserError as error:
+        _fail(error, 2)
+    except ProfuserError as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        print("interrupted; run again to continue", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(error: ProfuserError, code: int) -> None:
+    print(f"profuser: {error}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The one place that connects to Ray, and what the cluster offers."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray.exceptions import RayTaskError
+
+from profuser.errors import ProfuserError, UserError
+from profuser.recipe.models import ModelConfig, PoolConfig
+
+MIN_LOGICAL_CPUS = 4
+"""A machine with fewer cores declares so many: otherwise a stage's workers leave none for the tasks that feed them."""
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Joins the cluster that RAY_ADDRESS (or the job) names, or starts one on this machine and stops it at the end."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    options = {"log_to_driver": True, "logging_level": logging.WARNING, "include_dashboard": False}
+    if "RAY_ADDRESS" not in os.environ:
+        options |= {"address": "local", "num_cpus": max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)}
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = os.environ.get("RAY_ADDRESS", "this machine")
+        raise UserError(f"Ray: cannot connect to {where}: {' '.join(str(error).split())[:200]}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def total_gpus() -> float:
+    """GPUs of the whole cluster."""
+    return ray.cluster_resources().get("GPU", 0.0)
+
+
+def gpus_for(model: ModelConfig, pool: PoolConfig) -> float:
+    """GPUs that an actor of this model reserves: as configured, else what its tensor parallelism needs where there are GPUs."""
+    if pool.num_gpus is not None:
+        return pool.num_gpus
+    return float(model.engine.tensor_parallel_size) if total_gpus() else 0.0
+
+
+def check_fits(what: str, num_cpus: float, num_gpus: float, count: int = 1) -> None:
+    """Raises UserError where a cluster that does not autoscale can never place this, instead of waiting for ever."""
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    have = ray.cluster_resources()
+    for name, need in (("CPU", num_cpus * count), ("GPU", num_gpus * count)):
+        if need > have.get(name, 0.0):
+            raise UserError(
+                f"{what} needs {need:g} {name}s ({count} x {need / count:g}), this machine has {have.get(name, 0.0):g}; "
+                "lower its pool or workers in the recipe"
+            )
+
+
+def own_cause(error: RayTaskError) -> BaseException:
+    """The error that a task or actor raised, where it is one of ours; else the wrapped one with its remote traceback."""
+    cause: BaseException | None = error
+    while cause is not None:
+        inner = getattr(cause, "cause", None)
+        if isinstance(inner, ProfuserError):
+            return inner
+        cause = inner if isinstance(inner, BaseException) and inner is not cause else cause.__cause__
+    return error

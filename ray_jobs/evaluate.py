@@ -1,0 +1,60 @@
+"""Stage `evaluate`, once per model: bits per byte and exact match on the held-out rows."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from profuser.artifacts import Artifact, Manifest
+from profuser.evaluation.heldout import evaluate_table, score
+from profuser.recipe.models import EvaluateConfig, ModelConfig
+from profuser.run import FUSED, TARGET, FusionRun
+from ray_jobs.cluster import gpus_for
+from ray_jobs.collect import make_reader
+from ray_jobs.shards import finish, run_shards
+
+
+class EvaluateWorker:
+    """One engine; turns held-out shards into shards of answers and scores."""
+
+    def __init__(self, heldout: Artifact, output: Artifact, reader: dict[str, Any], config: EvaluateConfig, seed: int):
+        self.heldout, self.output, self.config, self.seed = heldout, output, config, seed
+        self.reader = make_reader(**reader)
+
+    def process(self, shard: int) -> dict[str, float]:
+        """Evaluates one shard."""
+        rows = self.heldout.read_shard(shard)
+        signals = self.reader.read(rows, self.config.generation, 1, self.seed)
+        table = evaluate_table(rows, signals, self.config.answer_pattern)
+        counts = {"rows": len(table), "refused": sum(s.refused is not None for s in signals)}
+        self.output.write_shard(shard, table, counts)
+        return counts
+
+
+def model_of(run: FusionRun, name: str) -> tuple[str, ModelConfig]:
+    """Path and settings of an evaluated model: `target`, `fused` or a source's name."""
+    if name == FUSED:
+        return str((run.fuse().folder / "model").uri), run.recipe.target
+    if name == TARGET:
+        return run.model(run.recipe.target).path, run.recipe.target
+    source = next(source for source in run.recipe.sources if source.name == name)
+    return run.model(source).path, source
+
+
+def evaluate(run: FusionRun, name: str) -> Manifest:
+    """Runs the stage for one model."""
+    output = run.evaluate(name)
+    path, config = model_of(run, name)
+    arguments = {
+        "heldout": run.heldout(),
+        "output": output,
+        "reader": {"path": path, "config": config, "template": run.recipe.template},
+        "config": run.recipe.evaluate,
+        "seed": run.recipe.seed,
+    }
+    counts, seconds = run_shards(
+        output, run.heldout(), EvaluateWorker, arguments, config.pool, gpus_for(config, config.pool)
+    )
+    table = pa.concat_tables(output.tables())
+    known = {row["row_id"] for row in table.to_pylist() if row["refused"] is None}
+    result = score(table, known)
+    return finish(output, counts, seconds, bits_per_byte=result.bits_per_byte, exact_match=result.exact_match)

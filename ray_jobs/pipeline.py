@@ -1,0 +1,173 @@
+"""The main job: all stages in order, each skipped where its artifact is finished and still fits."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from profuser.artifacts import Artifact, Manifest, read_manifest
+from profuser.config import identity
+from profuser.errors import UserError
+from profuser.recipe.loading import parse_recipe
+from profuser.recipe.models import Recipe
+from profuser.run import STAGES, FusionRun
+from profuser.storage import Folder
+from profuser.tracking import RunHandle, Tracker, tracking_uri
+from ray_jobs.cluster import connected
+from ray_jobs.progress import clock, console
+
+RECIPE, SUMMARY = "recipe.yaml", "summary.json"
+Job = tuple[Artifact, Callable[[RunHandle], Manifest]]
+"""An artifact and what makes it, given the MLflow run of its stage."""
+
+
+def run_pipeline(recipe: Recipe, redo: Sequence[str] = ()) -> FusionRun:
+    """Runs whatever of a fusion is not done yet.
+
+    Args:
+        recipe: what to run.
+        redo: stages whose artifacts are deleted first, with all that follows from them.
+
+    Raises:
+        UserError: an input is missing, or the recipe no longer fits what was made.
+        ProfuserError: a stage failed.
+    """
+    run = FusionRun(recipe)
+    run.check_inputs()
+    delete_stages(run, redo)
+    check_fits_recipe(run)
+    run.folder.write_bytes(RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).encode())
+    uri = tracking_uri(recipe.storage)
+    artifact_root = (Folder.at(recipe.storage) / "mlflow-artifacts").uri
+    console.print(f"run {recipe.name}: {run.folder.uri}", markup=False)
+    tracker = Tracker.open(uri, recipe.tracking.experiment, recipe.name, identity(recipe), artifact_root)
+    summary = Summary(run)
+    try:
+        with connected():
+            for artifact, job in jobs(run):
+                _run_stage(tracker, summary, artifact, job)
+    except BaseException:
+        summary.end("failed")
+        tracker.end(failed=True)
+        raise
+    summary.end("finished")
+    tracker.end()
+    return run
+
+
+def jobs(run: FusionRun) -> list[Job]:
+    """Every artifact of a run with what makes it, in order."""
+    # Imported here: `--help` and `plan` load no engine, no trainer, no Ray.
+    from ray_jobs.collect import collect
+    from ray_jobs.evaluate import evaluate
+    from ray_jobs.fuse import fuse
+    from ray_jobs.prepare import prepare
+    from ray_jobs.report import report
+    from ray_jobs.rewards import score_answers
+    from ray_jobs.selection import select
+
+    recipe = run.recipe
+    out: list[Job] = [(run.corpus(), lambda _: prepare(run))]
+    out += [(run.collect(source), lambda _, s=source: collect(run, s)) for source in recipe.sources]
+    out += [(run.rewards(reward), lambda _, r=reward: score_answers(run, r)) for reward in recipe.rewards]
+    out += [(run.select(), lambda _: select(run)), (run.fuse(), lambda handle: fuse(run, handle))]
+    out += [(run.evaluate(name), lambda _, n=name: evaluate(run, n)) for name in run.evaluated()]
+    return [*out, (run.report(), lambda handle: report(run, handle))]
+
+
+def _run_stage(tracker: Tracker, summary: "Summary", artifact: Artifact, job: Callable[[RunHandle], Manifest]) -> None:
+    manifest = artifact.manifest()
+    if manifest is not None:
+        console.print(f"{artifact.stage}: done before", markup=False)
+        summary.stage(artifact.stage, "finished", manifest)
+        return
+    summary.stage(artifact.stage, "running")
+    start = time.monotonic()
+    with tracker.stage(artifact.stage) as handle:
+        try:
+            manifest = job(handle)
+        except BaseException:
+            summary.stage(artifact.stage, "failed")
+            raise
+        handle.log_metrics(manifest.counts | manifest.metrics | {"stage_seconds": manifest.seconds})
+    if artifact.stage == "prepare/train":
+        config = manifest.config["corpus"]
+        tracker.log_dataset("corpus", config["path"], manifest.config["digests"]["corpus"])
+    if artifact.stage.startswith("evaluate/"):
+        name = artifact.stage.removeprefix("evaluate/")
+        tracker.parent.log_metrics({f"{name}/{key}": value for key, value in manifest.metrics.items()})
+    summary.stage(artifact.stage, "finished", manifest)
+    console.print(f"{artifact.stage}: {clock(time.monotonic() - start)}", markup=False)
+
+
+def delete_stages(run: FusionRun, redo: Sequence[str]) -> None:
+    """Deletes the artifacts of these stages and of all that follow; the only place where finished work is taken away."""
+    for name in redo:
+        if name not in STAGES:
+            raise UserError(f"--redo {name}: no such stage; there are: {', '.join(STAGES)}")
+    if redo:
+        first = min(STAGES.index(name) for name in redo)
+        for stage in STAGES[first:]:
+            (run.folder / stage).delete()
+
+
+def check_fits_recipe(run: FusionRun) -> None:
+    """Raises UserError where something that was made no longer fits the recipe, and names what else it touches."""
+    for index, stage in enumerate(STAGES):
+        for artifact in run.artifacts(stage):
+            try:
+                artifact.is_complete()
+            except UserError as error:
+                after = ", ".join(STAGES[index + 1 :])
+                raise UserError(f"{error}{f'; it touches {after} too' if after else ''}") from None
+
+
+class Summary:
+    """`summary.json`: the state of every stage, for people and programs that watch a run."""
+
+    def __init__(self, run: FusionRun):
+        self.run = run
+        stages = {artifact.stage: {"state": "waiting"} for artifact, _ in jobs(run)}
+        self.content: dict[str, Any] = {"run": run.recipe.name, "state": "running", "stages": stages}
+
+    def stage(self, name: str, state: str, manifest: Manifest | None = None) -> None:
+        """Sets the state of a stage: `waiting`, `running`, `finished` or `failed`."""
+        entry: dict[str, Any] = {"state": state}
+        if manifest:
+            entry |= {"seconds": manifest.seconds, "counts": manifest.counts, "metrics": manifest.metrics}
+            entry["fingerprint"] = manifest.fingerprint
+        self.content["stages"][name] = entry
+        self._write()
+
+    def end(self, state: str) -> None:
+        """Sets the state of the run: `finished` or `failed`."""
+        self.content["state"] = state
+        self._write()
+
+    def _write(self) -> None:
+        self.run.folder.write_json(SUMMARY, self.content)
+
+
+def find_run(name: str, storage: str) -> FusionRun:
+    """A run that exists, by name in a storage or by its folder, with the recipe that it was started with.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    for folder in (Folder.at(storage) / name, Folder.at(name)):
+        if folder.exists(RECIPE):
+            recipe = parse_recipe(yaml.safe_load(folder.read_bytes(RECIPE)), folder.path(RECIPE))
+            parent = folder.uri.rpartition("/")[0]
+            return FusionRun(recipe.model_copy(update={"storage": parent}))
+    known = [entry for entry in Folder.at(storage).names() if (Folder.at(storage) / entry).exists(RECIPE)]
+    there = f"there are: {', '.join(known)}" if known else f"there is none in {Folder.at(storage).uri}"
+    raise UserError(f"run {name!r} not found; {there} (see --storage)")
+
+
+def finished_model(run: FusionRun) -> Path:
+    """Local folder of a run's fused model; UserError where the run has none yet."""
+    if read_manifest(run.folder / "fuse") is None:
+        raise UserError(f"run {run.recipe.name!r} has no fused model yet; finish it with profuser run")
+    return (run.folder / "fuse" / "model").local(Path.home() / ".cache" / "profuser")

@@ -1,0 +1,138 @@
+"""`profuser plan`: stages, rows, estimated tokens, disk and devices of a recipe, without starting anything.
+
+Rough on purpose: tokens from bytes, disk from the codec's measured size. It reads the corpus, and of a model only its config.
+"""
+
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from profuser.artifacts import read_manifest
+from profuser.corpus import prepare_rows, read_corpus
+from profuser.errors import UserError
+from profuser.recipe.models import ModelConfig, Recipe
+from profuser.run import FusionRun
+from profuser.schedule import weights_at
+from profuser.training.examples import count_steps
+from ray_jobs.progress import console
+
+BYTES_PER_TOKEN = 4.0
+"""UTF-8 bytes of a token: about right for English under a vocabulary of some 32,000."""
+MAX_ROWS_READ = 20_000
+
+
+@dataclass(frozen=True)
+class CorpusSize:
+    """What the corpus weighs."""
+
+    num_rows: int
+    prompt_tokens: float
+    """Mean per row, estimated."""
+    response_tokens: float
+    """Mean per row, estimated."""
+    exact: bool
+    """Whether the whole corpus was read."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One line of the plan."""
+
+    stage: str
+    rows: int
+    tokens: float
+    disk_bytes: float
+    devices: str
+    state: str
+
+
+def measure(run: FusionRun) -> CorpusSize:
+    """Reads the corpus, or its first rows, and estimates tokens from bytes."""
+    config = run.recipe.corpus
+    rows, prompt, response, more = 0, 0, 0, False
+    limit = min(config.max_rows or MAX_ROWS_READ, MAX_ROWS_READ)
+    for row in prepare_rows(read_corpus(run.corpus_path), config.format, max_row_bytes=config.max_row_bytes):
+        if not hasattr(row, "row_id"):
+            continue
+        if rows == limit:
+            more = config.max_rows is None or config.max_rows > limit
+            break
+        rows += 1
+        prompt += sum(len(message.content.encode()) for message in row.messages)
+        response += len(row.response.encode())
+    if rows == 0:
+        raise UserError(f"corpus.path: {run.corpus_path}: no usable row")
+    share = rows * BYTES_PER_TOKEN
+    return CorpusSize(config.max_rows or rows if more else rows, prompt / share, response / share, not more)
+
+
+def plan_stages(run: FusionRun, size: CorpusSize) -> list[StagePlan]:
+    """The stages of a run over a corpus of this size."""
+    recipe = run.recipe
+    rows = size.num_rows - (recipe.corpus.heldout_rows if recipe.corpus.heldout is None else 0)
+    per_row = size.prompt_tokens + size.response_tokens
+    # Per token and mode: top-k ids and log-probabilities, own id and log-probability, 2 bytes each, after zstd.
+    signal_bytes = 2 * rows * size.response_tokens * (4 * recipe.collect.top_k + 4) * 0.85
+    out = [_line(run, "prepare/train", rows, rows * per_row, rows * per_row * BYTES_PER_TOKEN, "1 CPU")]
+    for source in recipe.sources:
+        out.append(_line(run, f"collect/{source.name}", rows, 2 * rows * per_row, signal_bytes, _devices(source)))
+    for reward in recipe.rewards:
+        answers = rows * len(recipe.sources)
+        out.append(_line(run, f"rewards/{reward.name}", rows, answers * per_row, answers * 8, "1 GPU, or 1 CPU"))
+    out.append(_line(run, "select", rows, 2 * rows * size.response_tokens, signal_bytes, "1 CPU"))
+    steps, workers = count_steps(recipe.fuse, rows), recipe.fuse.workers.num_workers
+    moments = [weights_at(recipe.fuse.schedule, step / steps) for step in range(steps)]
+    modes = sum((w.inference > 0) + (w.training > 0) for w in moments) / steps
+    tokens = steps * recipe.fuse.batch_rows * modes * per_row
+    out.append(_line(run, "fuse", rows, tokens, 0, f"{workers} GPUs, or {workers * recipe.fuse.workers.num_cpus:g} CPUs"))
+    heldout = recipe.corpus.heldout_rows
+    for name in run.evaluated():
+        out.append(_line(run, f"evaluate/{name}", heldout, 2 * heldout * per_row, heldout * per_row, "as its source"))
+    return out
+
+
+def print_plan(recipe: Recipe) -> None:
+    """Prints the plan; a corpus or model that is not here is said so, and planned for as far as that goes."""
+    run = FusionRun(recipe)
+    for setting, config in run.models().items():
+        ref = run.model(config)
+        if ref.is_local:
+            ref.config(setting)
+        else:
+            console.print(f"{setting}: {ref.path} comes from the Hub when the run starts", markup=False)
+    try:
+        size = measure(run)
+    except UserError as error:
+        if not recipe.corpus.path.startswith("hub:"):
+            raise
+        console.print(f"{error}; planning for 1,000 rows of 300 tokens", markup=False)
+        size = CorpusSize(1000, 100, 200, False)
+    title = f"{recipe.name}: {size.num_rows:,} rows{'' if size.exact else ' or more'}, "
+    title += f"{size.prompt_tokens:.0f} + {size.response_tokens:.0f} tokens each (estimated)"
+    table = Table("stage", "rows", "tokens", "disk", "devices", "state", title=title, title_justify="left")
+    stages = plan_stages(run, size)
+    for line in stages:
+        disk = f"{line.disk_bytes / 1e6:,.1f} MB" if line.disk_bytes else ""
+        table.add_row(line.stage, f"{line.rows:,}", f"{line.tokens:,.0f}", disk, line.devices, line.state)
+    console.print(table)
+    steps = count_steps(recipe.fuse, stages[0].rows)
+    console.print(f"fuse: {steps:,} updates of {recipe.fuse.batch_rows} rows; schedule:")
+    start = 0.0
+    for piece in recipe.fuse.schedule:
+        to = f" -> {piece.to.inference:g}, {piece.to.training:g} ({piece.shape})" if piece.to else ""
+        console.print(
+            f"  updates {round(start * steps):>6,} to {round(piece.until * steps):>6,}: "
+            f"inference {piece.inference:g}, training {piece.training:g}{to}"
+        )
+        start = piece.until
+
+
+def _line(run: FusionRun, stage: str, rows: int, tokens: float, disk: float, devices: str) -> StagePlan:
+    done = read_manifest(run.folder / stage) is not None
+    return StagePlan(stage, rows, tokens, disk, devices, "done" if done else "to do")
+
+
+def _devices(model: ModelConfig) -> str:
+    pool, each = model.pool, model.engine.tensor_parallel_size
+    actors = f"{pool.min_actors}" if pool.min_actors == pool.max_actors else f"{pool.min_actors}-{pool.max_actors}"
+    return f"{actors} x ({each} GPU, or {pool.num_cpus:g} CPU)"

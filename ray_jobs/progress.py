@@ -1,0 +1,72 @@
+"""Progress of long work: a bar on a terminal, plain lines in a log; with counts, rate and time left."""
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(highlight=False, soft_wrap=True)
+LINE_EVERY_SECONDS = 10.0
+
+
+class Counter:
+    """Counts units of work towards a total.
+
+    Args:
+        title: what is being done, e.g. `collect/llama`.
+        total: units in all.
+        unit: what is counted, e.g. `rows`.
+        done: units that an earlier attempt has done.
+    """
+
+    def __init__(self, title: str, total: int, unit: str, done: int = 0):
+        self.title, self.total, self.unit, self.done, self.before = title, total, unit, done, done
+        self.start = self.last_line = time.monotonic()
+        self.bar: Progress | None = None
+        if sys.stdout.isatty():
+            rate = TextColumn("{task.fields[rate]}")
+            columns = (BarColumn(), MofNCompleteColumn(), rate, TimeElapsedColumn(), TimeRemainingColumn())
+            self.bar = Progress(TextColumn("{task.description}"), *columns, console=console)
+            self.task = self.bar.add_task(title, total=total, completed=done, rate="")
+
+    def __enter__(self) -> "Counter":
+        if self.bar:
+            self.bar.start()
+        elif self.before:
+            self._line(f"{self.before:,} of {self.total:,} {self.unit} were done before")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.bar:
+            self.bar.stop()
+        elif kind is None:
+            self._line(f"{self._state()}, done in {clock(time.monotonic() - self.start)}")
+
+    def add(self, count: int, note: str = "") -> None:
+        """Counts more units as done; `note` stands at the end of a line."""
+        self.done += count
+        now = time.monotonic()
+        if self.bar:
+            self.bar.update(self.task, completed=self.done, rate=f"{self._rate():,.1f} {self.unit}/s")
+        elif now - self.last_line >= LINE_EVERY_SECONDS and self.done < self.total:
+            self.last_line = now
+            left = (self.total - self.done) / max(self._rate(), 1e-9)
+            self._line(f"{self._state()}, {clock(left)} left {note}".rstrip())
+
+    def _rate(self) -> float:
+        return (self.done - self.before) / max(time.monotonic() - self.start, 1e-9)
+
+    def _state(self) -> str:
+        return f"{self.done:,}/{self.total:,} {self.unit}, {self._rate():,.1f} {self.unit}/s"
+
+    def _line(self, text: str) -> None:
+        console.print(f"{self.title}: {text}", markup=False)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `m:ss` or `h:mm:ss`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,117 @@
+"""Shards through an actor pool: what collect, rewards, select and evaluate have in common.
+
+Ray Data streams shard numbers, one per block, through a pool of actors. An actor reads its inputs, and writes its shard itself:
+only counts come back to the driver. A shard is done when its file is there, so a second attempt does what is left.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import ray
+from ray.exceptions import RayTaskError
+
+from profuser.artifacts import Artifact, Manifest
+from profuser.errors import ProfuserError
+from profuser.recipe.models import PoolConfig
+from ray_jobs.cluster import check_fits, own_cause
+from ray_jobs.progress import Counter, console
+
+
+class ShardWorker(Protocol):
+    """What an actor of the pool does. Made once per actor, with heavy things loaded in the constructor."""
+
+    def process(self, shard: int) -> dict[str, float]:
+        """Makes and writes one shard; returns its counts, `rows` among them."""
+        ...
+
+
+class _Actor:
+    """Adapts a worker to Ray Data's batches."""
+
+    def __init__(self, worker: type[ShardWorker], arguments: dict[str, Any]):
+        self.failure: ProfuserError | None = None
+        try:
+            self.worker = worker(**arguments)
+        except ProfuserError as error:
+            # Raised in `__call__`: a constructor that fails is retried by Ray, and its message is lost.
+            self.failure = error
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        if self.failure:
+            raise self.failure
+        counts = [self.worker.process(int(shard)) for shard in batch["shard"]]
+        return {"rows": [c["rows"] for c in counts], "counts": [sorted(c.items()) for c in counts]}
+
+
+def run_shards(
+    artifact: Artifact,
+    source: Artifact,
+    worker: type[ShardWorker],
+    arguments: dict[str, Any],
+    pool: PoolConfig,
+    num_gpus: float,
+) -> tuple[list[Mapping[str, float]], float]:
+    """Makes all shards of an artifact that are not there yet.
+
+    Args:
+        artifact: what is made.
+        source: the artifact whose shards it follows one by one.
+        worker: class of the actors.
+        arguments: of the worker's constructor.
+        pool: size of the pool and CPUs of an actor.
+        num_gpus: GPUs of an actor.
+
+    Returns:
+        Counts of every shard, and the seconds that this attempt took.
+    """
+    start = time.monotonic()
+    finished = artifact.finished_shards()
+    wanted = source.shards()
+    manifest = source.manifest()
+    total = int(manifest.counts["rows"]) if manifest else 0
+    left = [shard for shard in wanted if shard not in finished]
+    done = int(sum(counts["rows"] for counts in finished.values()))
+    with Counter(artifact.stage, total, "rows", done) as counter:
+        if left:
+            check_fits(artifact.stage, pool.num_cpus, num_gpus)
+            _stream(left, worker, arguments, pool, num_gpus, counter)
+    finished = artifact.finished_shards()
+    missing = [shard for shard in wanted if shard not in finished]
+    if missing:
+        raise ProfuserError(f"{artifact.stage}: shards {missing[:5]} were not written; run again to do what is left")
+    return list(finished.values()), time.monotonic() - start
+
+
+def _stream(
+    shards: list[int],
+    worker: type[ShardWorker],
+    arguments: dict[str, Any],
+    pool: PoolConfig,
+    num_gpus: float,
+    counter: Counter,
+) -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    dataset = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map_batches(
+        _Actor,
+        fn_constructor_args=(worker, arguments),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(min_size=pool.min_actors, max_size=min(pool.max_actors, len(shards))),
+        num_cpus=pool.num_cpus,
+        num_gpus=num_gpus,
+    )
+    try:
+        for row in dataset.iter_rows():
+            counter.add(int(row["rows"]))
+    except RayTaskError as error:
+        raise own_cause(error) from None
+
+
+def finish(artifact: Artifact, counts: list[Mapping[str, float]], seconds: float, **metrics: float) -> Manifest:
+    """Writes the manifest and says what the stage did."""
+    manifest = artifact.finish(counts, seconds, metrics)
+    text = ", ".join(f"{value:,.0f} {name.replace('_', ' ')}" for name, value in manifest.counts.items() if value)
+    console.print(f"{artifact.stage}: {text or 'done'}", markup=False)
+    return manifest

@@ -1,0 +1,97 @@
+"""Recipes: shipped ones are valid, and a mistake gives one line that names the key and the mend."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from profuser.config import identity
+from profuser.errors import UserError
+from profuser.recipe import load_recipe
+
+SHIPPED = sorted((Path(__file__).parents[2] / "ray_jobs" / "recipes").glob("*.yaml"))
+
+SMALL = {
+    "name": "small",
+    "corpus": {"path": "data.jsonl"},
+    "sources": [{"name": "a", "model": "models/a"}, {"name": "b", "model": "models/b"}],
+    "target": {"model": "models/a"},
+    "rewards": [{"kind": "answer_match", "name": "match", "pattern": "#### (.+)"}],
+}
+
+
+@pytest.fixture
+def small(tmp_path):
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(SMALL))
+    return file
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_shipped_recipe_is_valid_and_named_like_its_file(file):
+    assert load_recipe(file).name == file.stem
+
+
+def test_the_papers_recipe_has_its_trio_schedule_and_metric():
+    recipe = load_recipe(next(file for file in SHIPPED if file.stem == "profuser-7b"))
+    assert [s.model.split("/")[1].lower() for s in recipe.sources] == [
+        "vicuna-7b-v1.5",
+        "llama-2-7b-chat-hf",
+        "mpt-7b-8k-chat",
+    ]
+    assert recipe.is_target(recipe.sources[0])
+    assert [(p.inference, p.training) for p in recipe.fuse.schedule] == [(1, 0), (0.1, 1)]
+    assert recipe.select.training_metric == "nats_per_token"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("fuse.optimiser.learning_rate=1", "did you mean 'optimizer'?"),
+        ("sources.a.modle=x", "did you mean 'model'?"),
+        ("rewards.match.patern=x", "did you mean 'pattern'?"),
+        ("collect.top_k=0", "collect.top_k: input should be greater than or equal to 1 (got '0')"),
+        ("rewards.match.pattern=(", "not a regular expression"),
+        ("rewards.match.pattern=abc", "needs a group"),
+        ("sources.1.name=a", "the name 'a' is used twice"),
+        ("fuse.schedule=[{until: 0.5, inference: 1, training: 0}]", "the last piece must have until: 1.0"),
+        ("sources.c.model=x", "no item 'c'; there are: a, b"),
+        ("fuse.batch_rows", "expected key.path=value"),
+        ("name.x=1", "'name' is a value"),
+        ("corpus={}", "corpus.path: is required"),
+        ("sources.a.pool={min_actors: 3, max_actors: 2}", "min_actors=3 is more than max_actors=2"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_how_to_mend_it(small, override, expected):
+    with pytest.raises(UserError) as caught:
+        load_recipe(small, [override])
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_reach_mappings_lists_and_new_sections(small):
+    recipe = load_recipe(small, ["sources.b.engine.max_model_len=99", "fuse.optimizer.learning_rate=1.0e-3", "seed=7"])
+    assert recipe.sources[1].engine.max_model_len == 99
+    assert recipe.fuse.optimizer.learning_rate == 1e-3
+    assert recipe.seed == 7
+
+
+def test_execution_settings_are_no_part_of_identity(small):
+    plain = identity(load_recipe(small))
+    moved = load_recipe(
+        small, ["storage=/elsewhere", "sources.a.pool.max_actors=9", "fuse.workers.num_workers=8", "fuse.micro_batch_tokens=1"]
+    )
+    assert identity(moved) == plain
+    assert identity(load_recipe(small, ["collect.top_k=11"])) != plain
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"a: [", "not YAML"), (b"- 1", "expected a mapping"), (b"\xff\xfe\x00", "cannot be read")],
+)
+def test_an_unreadable_file_is_named(tmp_path, content, expected):
+    file = tmp_path / "r.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=expected) as caught:
+        load_recipe(file)
+    assert str(file) in str(caught.value)
