@@ -14,7 +14,7 @@ LN2 = float(np.log(2.0))
 
 def bits_per_byte(nats: Float[np.ndarray, "..."], num_bytes: Int[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """Negative log-likelihood of a response in nats, as bits per UTF-8 byte of it."""
-    return nats / (LN2 * np.maximum(num_bytes, 1))
+    return np.asarray(nats / (LN2 * np.maximum(num_bytes, 1)))
 
 
 def training_advantage(

@@ -131,10 +131,14 @@ class Artifact:
             for key in sorted(then.keys() | now.keys())
             if then.get(key, "absent") != now.get(key, "absent")
         ]
-        changes += [f"its input {name} was redone" for name, mark in self.inputs.items() if manifest.inputs.get(name) != mark]
+        changes += [
+            f"its input {name} was redone" for name, mark in self.inputs.items() if manifest.inputs.get(name) != mark
+        ]
         return f"{self.folder.uri} was made with other settings ({'; '.join(changes[:5])}); {remedy}"
 
-    def finish(self, counts: Sequence[Mapping[str, float]], seconds: float, metrics: Mapping[str, float] = {}) -> Manifest:
+    def finish(
+        self, counts: Sequence[Mapping[str, float]], seconds: float, metrics: Mapping[str, float] = {}
+    ) -> Manifest:
         """Writes the manifest, the mark of completeness, with the shards' counts summed."""
         manifest = Manifest(
             stage=self.stage,

@@ -122,9 +122,7 @@ class Selector:
             if teacher >= 0
         ]
 
-    def _inference(
-        self, rows: list[dict], collected: Sequence[pa.Table], rewards: Sequence[pa.Table]
-    ) -> list[Choice]:
+    def _inference(self, rows: list[dict], collected: Sequence[pa.Table], rewards: Sequence[pa.Table]) -> list[Choice]:
         """The answer that most rewards vote for."""
         texts = [table["inference_text"].to_pylist() for table in collected]
         answers = [

@@ -27,7 +27,9 @@ app.add_typer(lab_app, name="lab", no_args_is_help=True)
 RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a setting; list items by number or name. Repeatable."),
+    typer.Option(
+        "--set", metavar="KEY.PATH=VALUE", help="Override a setting; list items by number or name. Repeatable."
+    ),
 ]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or its folder.")]
 Storage = Annotated[str, typer.Option(help="Folder or URI that holds the runs.")]
@@ -53,9 +55,13 @@ def run(
     settings: Settings = None,
     redo: Annotated[
         list[str] | None,
-        typer.Option(metavar="STAGE", help="Delete a stage's results, and all that follow from them, and do them again."),
+        typer.Option(
+            metavar="STAGE", help="Delete a stage's results, and all that follow from them, and do them again."
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe, the corpus and the models; start nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the recipe, the corpus and the models; start nothing.")
+    ] = False,
 ) -> None:
     """Run a fusion, or what is left of it."""
     from profuser.run import FusionRun
@@ -134,7 +140,11 @@ def compare(names: Annotated[list[str], typer.Argument(metavar="RUN...")], stora
 
 
 @app.command()
-def evaluate(name: RunName, storage: Storage = "runs", redo: Annotated[bool, typer.Option("--redo", help="Measure anew.")] = False) -> None:
+def evaluate(
+    name: RunName,
+    storage: Storage = "runs",
+    redo: Annotated[bool, typer.Option("--redo", help="Measure anew.")] = False,
+) -> None:
     """Measure a run's models on its held-out rows, where that is not done yet."""
     from ray_jobs.pipeline import find_run, run_pipeline
 
@@ -167,10 +177,14 @@ def serve(
 @lab_app.command("build")
 def lab_build(
     output: Annotated[Path, typer.Argument(help="Folder to make.")] = Path("lab"),
-    corpus: Annotated[str | None, typer.Option(help="Instead of the skills: make tiny sources from this instruction corpus.")] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="Instead of the skills: make tiny sources from this instruction corpus.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     num_rows: Annotated[int | None, typer.Option(min=30, help="With --corpus: read at most so many rows.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished laboratory in that folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a finished laboratory in that folder.")
+    ] = False,
 ) -> None:
     """Make the laboratory's models: three specialists and three reward models, of your corpus or of the six skills."""
     from ray_jobs.lab import build

@@ -27,7 +27,9 @@ def run_demo(recipe: Recipe, question: str) -> None:
     print_report(run)
     console.print(f"\nreport: {run.report().folder.path('index.html')}", markup=False)
     console.print(f"\nThe fused model, served at {url}:\n  > {question}\n  {answer.strip()}", markup=False)
-    console.print(f"\n{clock(time.monotonic() - start)} in all. To serve it: profuser serve {recipe.name}", markup=False)
+    console.print(
+        f"\n{clock(time.monotonic() - start)} in all. To serve it: profuser serve {recipe.name}", markup=False
+    )
 
 
 def serve_options(run: FusionRun, host: str, port: int, name: str, num_replicas: int) -> ServeOptions:

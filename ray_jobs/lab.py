@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from profuser.corpus import check_quarantine, prepare_rows, read_corpus
-from profuser.corpus import Summary as CorpusSummary
 from profuser.lab.build import build_lab, build_sources_from_corpus
+
 from ray_jobs.progress import console
 
 

@@ -84,7 +84,9 @@ def plan_stages(run: FusionRun, size: CorpusSize) -> list[StagePlan]:
     moments = [weights_at(recipe.fuse.schedule, step / steps) for step in range(steps)]
     modes = sum((w.inference > 0) + (w.training > 0) for w in moments) / steps
     tokens = steps * recipe.fuse.batch_rows * modes * per_row
-    out.append(_line(run, "fuse", rows, tokens, 0, f"{workers} GPUs, or {workers * recipe.fuse.workers.num_cpus:g} CPUs"))
+    out.append(
+        _line(run, "fuse", rows, tokens, 0, f"{workers} GPUs, or {workers * recipe.fuse.workers.num_cpus:g} CPUs")
+    )
     heldout = recipe.corpus.heldout_rows
     for name in run.evaluated():
         out.append(_line(run, f"evaluate/{name}", heldout, 2 * heldout * per_row, heldout * per_row, "as its source"))

@@ -38,7 +38,9 @@ class Counter:
             self._line(f"{self.before:,} of {self.total:,} {self.unit} were done before")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.bar:
             self.bar.stop()
         elif kind is None:

@@ -32,13 +32,13 @@ def sum_top_k(ids: Int32[np.ndarray, "N C"], logprobs: Float[np.ndarray, "N C"],
         merged_ids, merged_logprobs = _merge(ids[merge], logprobs[merge])
         out_ids[merge, :kept] = merged_ids[:, :kept]
         out_logprobs[merge, :kept] = merged_logprobs[:, :kept]
-    out_ids[np.isneginf(out_logprobs)] = 0
+    out_ids[out_logprobs == -np.inf] = 0
     return TopK(ids=out_ids, logprobs=out_logprobs)
 
 
 def _needs_merging(ids: Int32[np.ndarray, "N C"], logprobs: Float[np.ndarray, "N C"]) -> Bool[np.ndarray, "N"]:
     """Rows with a candidate for the tail, two for the same id, or out of order."""
-    full = ~np.isneginf(logprobs)
+    full = logprobs > -np.inf
     numbered = np.where(full, ids, -2 - np.arange(ids.shape[1], dtype=np.int32))
     numbered.sort(axis=1)
     doubled = (numbered[:, 1:] == numbered[:, :-1]).any(axis=1)

@@ -1,5 +1,4 @@
-"""How a tokenizer writes bytes into its pieces, read from the structure of its `tokenizer.json`, never from a class
-name.
+"""How a tokenizer writes bytes into its pieces, read from the structure of its `tokenizer.json`, not from class names.
 
 Three families can be expressed in bytes: byte-level (each character of a piece stands for one byte), SentencePiece-like
 (one character stands for a space, and with byte fallback `<0xNN>` for a byte), and plain (a piece is its own UTF-8).

@@ -109,7 +109,7 @@ def transport_rows(
         Distributions in the dtype of the source's log-probabilities.
 
     Raises:
-        AlignmentError: the signals disagree in length, or a candidate's id is outside the source's vocabulary.
+        AlignmentError: the signals disagree in length, or a candidate is outside the source's vocabulary.
     """
     _check(signals, target_ids, responses, projection)
     source_spans = byte_spans(projection.source, signals.ids, responses)
@@ -235,6 +235,6 @@ def _check(signals: SourceSignals, target_ids: Ragged, responses: Sequence[bytes
     rows = (len(signals.ids), len(target_ids), len(responses))
     if len(set(tokens)) > 1 or len(set(rows)) > 1:
         raise AlignmentError(f"tokens, log-probabilities and top-k of lengths {tokens}; rows {rows}: they must agree")
-    highest = int(signals.topk.ids.max(initial=0))
-    if highest >= projection.source.vocab_size:
-        raise AlignmentError(f"a candidate has id {highest}, but the source has {projection.source.vocab_size} entries")
+    ids, size = signals.topk.ids, projection.source.vocab_size
+    if ids.size and (int(ids.max()) >= size or int(ids.min()) < 0):
+        raise AlignmentError(f"candidates {ids.min()} to {ids.max()} reach outside the source's vocabulary of {size}")

@@ -1,0 +1,24 @@
+"""Instruction corpora: reading, validating, prompting."""
+
+from profuser.corpus.formats import CorpusFormat, Message
+from profuser.corpus.prepare import CorpusRow, QuarantinedRow, Summary, check_quarantine, prepare_rows, split_heldout
+from profuser.corpus.readers import RawRow, corpus_files, read_corpus
+from profuser.corpus.template import EncodedExample, encode_example, end_token_id, render_prompt
+
+__all__ = [
+    "CorpusFormat",
+    "CorpusRow",
+    "EncodedExample",
+    "Message",
+    "QuarantinedRow",
+    "RawRow",
+    "Summary",
+    "check_quarantine",
+    "corpus_files",
+    "encode_example",
+    "end_token_id",
+    "prepare_rows",
+    "read_corpus",
+    "render_prompt",
+    "split_heldout",
+]

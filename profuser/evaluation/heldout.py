@@ -51,7 +51,9 @@ class Score:
 
 def score(table: pa.Table, row_ids: set[str]) -> Score:
     """A model's score over those rows of its evaluate table; all models of a comparison are given the same rows."""
-    records = [r for r in table.select(["row_id", "nats", "response_bytes", "correct"]).to_pylist() if r["row_id"] in row_ids]
+    records = [
+        r for r in table.select(["row_id", "nats", "response_bytes", "correct"]).to_pylist() if r["row_id"] in row_ids
+    ]
     if not records:
         return Score(0, float("nan"), float("nan"))
     nats = np.array(sum(r["nats"] for r in records))

@@ -188,7 +188,12 @@ class SelectConfig(Config):
     vote: VoteConfig = VoteConfig()
     exclude_target: bool = False
     """Leave the target itself out of the teachers."""
-    alignment_rules: tuple[Literal["project", "condition", "chain", "end"], ...] = ("project", "condition", "chain", "end")
+    alignment_rules: tuple[Literal["project", "condition", "chain", "end"], ...] = (
+        "project",
+        "condition",
+        "chain",
+        "end",
+    )
     """Rules by which distributions reach the target's positions; a position that none fits carries CE only."""
 
 

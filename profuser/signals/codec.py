@@ -1,8 +1,9 @@
 """Top-k distributions of next tokens, and their form in Parquet: two flat list columns, K entries per token.
 
-Legend: T tokens of a row, K top-k, B rows (B1 = B + 1), N tokens of all rows together. Log-probabilities are natural and at
-temperature 1. Stored sizes with K = 10 and a vocabulary of up to 65,536: 2 bytes per id and 2 per log-probability, 40
-bytes per token before zstd.
+Legend: T tokens of a row, K top-k, B rows (B1 = B + 1), N tokens of all rows together.
+
+Log-probabilities are natural and at temperature 1. Stored sizes with K = 10 and a vocabulary of up to 65,536: 2 bytes
+per id and 2 per log-probability, 40 bytes per token before zstd.
 """
 
 from collections.abc import Sequence

@@ -59,9 +59,8 @@ def test_agrees_with_the_oracle(data):
     batch = data.draw(st.lists(rows(source, target), min_size=1, max_size=3))
     top_k = data.draw(st.integers(1, len(source.table)))
     off = data.draw(st.sets(st.sampled_from(["project", "condition", "chain", "end"]), max_size=2))
-    projection = VocabProjection.build(
-        *(TokenBytes.from_table(side.table, end_ids=[side.end]) for side in (source, target))
-    )
+    tables = [TokenBytes.from_table(side.table, end_ids=[side.end]) for side in (source, target)]
+    projection = VocabProjection.build(tables[0], tables[1])
     signals = [random_signals(seed, source, row[1], top_k) for seed, row in enumerate(batch)]
     flat = SourceSignals(
         Ragged.from_rows([row[1] for row in batch], dtype=np.int64),
@@ -73,7 +72,7 @@ def test_agrees_with_the_oracle(data):
         Ragged.from_rows([row[2] for row in batch], dtype=np.int64),
         [row[0] for row in batch],
         projection,
-        AlignmentRules.only({"project", "condition", "chain", "end"} - off),
+        AlignmentRules(**dict.fromkeys(off, False)),
         top_k=len(target.table),
     )
     assert not found.refused

@@ -79,7 +79,13 @@ def test_overrides_reach_mappings_lists_and_new_sections(small):
 def test_execution_settings_are_no_part_of_identity(small):
     plain = identity(load_recipe(small))
     moved = load_recipe(
-        small, ["storage=/elsewhere", "sources.a.pool.max_actors=9", "fuse.workers.num_workers=8", "fuse.micro_batch_tokens=1"]
+        small,
+        [
+            "storage=/elsewhere",
+            "sources.a.pool.max_actors=9",
+            "fuse.workers.num_workers=8",
+            "fuse.micro_batch_tokens=1",
+        ],
     )
     assert identity(moved) == plain
     assert identity(load_recipe(small, ["collect.top_k=11"])) != plain

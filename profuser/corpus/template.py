@@ -1,0 +1,101 @@
+"""Rendering a prompt and finding the response: the same response bytes for every model, whatever its template and tokenizer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from profuser.corpus.formats import Message
+from profuser.errors import UserError
+from profuser.recipe.models import JinjaTemplate, TemplateConfig
+
+PROBE = "probe"
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """Token ids of a prompt and of the response to it, the end-of-turn token included."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+
+
+def encode_example(
+    tokenizer: Any, messages: Sequence[Message], response: str, template: TemplateConfig
+) -> EncodedExample:
+    """Tokenises a prompt and a response under a template.
+
+    The whole conversation is tokenised as the model would have seen it in training; where that begins with the prompt's tokens,
+    the rest is the response. Elsewhere (a merge over the boundary) the response is tokenised apart, as text that
+    continues: its tokens spell the response's bytes, or these after one space of the template's or tokenizer's convention.
+    """
+    prompt = _render(tokenizer, messages, template, True)
+    prompt_ids = _encode(tokenizer, prompt)
+    turn = Message("assistant", response)
+    full = _render(tokenizer, [*messages, turn], template, False)
+    end = end_token_id(tokenizer, template)
+    place = full.find(response, len(prompt)) if full.startswith(prompt) else -1
+    if place < 0:
+        return EncodedExample(prompt_ids, [*_encode(tokenizer, response), end])
+    full_ids = _encode(tokenizer, full[: place + len(response)])
+    if full_ids[: len(prompt_ids)] == prompt_ids:
+        return EncodedExample(prompt_ids, [*full_ids[len(prompt_ids) :], end])
+    return EncodedExample(prompt_ids, [*_encode(tokenizer, full[len(prompt) : place] + response), end])
+
+
+def render_prompt(tokenizer: Any, messages: Sequence[Message], template: TemplateConfig) -> list[int]:
+    """Token ids of a prompt, up to where the response begins."""
+    return _encode(tokenizer, _render(tokenizer, messages, template, True))
+
+
+@lru_cache(maxsize=32)
+def end_token_id(tokenizer: Any, template: TemplateConfig) -> int:
+    """The token that ends an assistant's turn: the first special one after it in the template, else the end of sequence.
+
+    Raises:
+        UserError: neither is there.
+    """
+    turns = [Message("user", PROBE), Message("assistant", PROBE)]
+    tail = _render(tokenizer, turns, template, False).rpartition(PROBE)[2]
+    special = set(tokenizer.all_special_ids)
+    for token in _encode(tokenizer, tail):
+        if token in special:
+            return token
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"{tokenizer.name_or_path}: the template ends a turn with no special token, and there is no eos_token"
+        )
+    return tokenizer.eos_token_id
+
+
+def _render(tokenizer: Any, messages: Sequence[Message], template: TemplateConfig, add_generation_prompt: bool) -> str:
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    if isinstance(template, JinjaTemplate):
+        return _compiled(template.text).render(
+            messages=turns,
+            add_generation_prompt=add_generation_prompt,
+            bos_token=tokenizer.bos_token or "",
+            eos_token=tokenizer.eos_token or "",
+        )
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"{tokenizer.name_or_path}: its tokenizer has no chat template; give all models one with "
+            "template: {kind: jinja, text: ...}"
+        )
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+
+
+@lru_cache(maxsize=8)
+def _compiled(text: str) -> jinja2.Template:
+    try:
+        return ImmutableSandboxedEnvironment().from_string(text)
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(f"template.text: line {error.lineno}: {error.message}") from None
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    """Tokenises rendered text, which has its own special tokens in it."""
+    return tokenizer.encode(text, add_special_tokens=False)

@@ -1,0 +1,123 @@
+"""What a report shows, as plain data: whoever has a run's artifacts fills a `RunFacts`, and all else here only reads it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from profuser.evaluation.heldout import Score
+from profuser.run import TARGET
+from profuser.schedule import SchedulePiece
+from profuser.schemas import MODES
+
+ALL = "all"
+"""The category that holds every held-out row."""
+UNKNOWN = Score(0, float("nan"), float("nan"))
+RULES = {
+    "project": "a source token starts at the same byte",
+    "condition": "starts inside a source token",
+    "chain": "spans several source tokens",
+    "end": "end of turn",
+    "none": "no rule fits: cross-entropy only",
+}
+"""The alignment rules in the order of a table, in words."""
+
+
+@dataclass(frozen=True)
+class StageFact:
+    """One stage of the pipeline."""
+
+    name: str
+    """The stage and part, e.g. `collect/llama`."""
+    state: str
+    """`waiting`, `running`, `finished` or `failed`."""
+    seconds: float = 0.0
+    counts: Mapping[str, float] = field(default_factory=dict)
+    """Rows, tokens and the like."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WinRow:
+    """How often one source was chosen as the teacher."""
+
+    source: str
+    training: int
+    """Examples in training mode."""
+    inference: int
+    """Examples in inference mode."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run, as a report shows it. Whatever a run has not come to yet is empty."""
+
+    name: str
+    recipe: Mapping[str, Any]
+    """The whole recipe in JSON form."""
+    commit: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    stages: tuple[StageFact, ...] = ()
+    """In the order of the pipeline."""
+    scores: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
+    """`{category: {model: score}}`, with every row under `all`; models in order: `target`, the sources, `fused`."""
+    source_is_target: str | None = None
+    """Name of the source that is the target."""
+    history: Sequence[Mapping[str, float]] = ()
+    """What each update did: `StepMetrics.known()`."""
+    schedule: tuple[SchedulePiece, ...] = ()
+    selection_counts: Mapping[str, float] = field(default_factory=dict)
+    """Counts of the select stage: `wins/MODE/SOURCE`, `rule/NAME`, `rows`, `examples`, `tokens`, `not_aligned`."""
+    quarantined: Sequence[Mapping[str, Any]] = ()
+    """Refused corpus rows: `file`, `line`, `reason`, `excerpt`."""
+    samples: Sequence[Mapping[str, Any]] = ()
+    """Held-out rows: `prompt`, `response` (the ground truth), `answers` (`{model: text}`), `category`."""
+    vote_agreement: float | None = None
+    """Of the votes cast, the share that went to the answer that won, 0 to 1."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that were evaluated, in order."""
+        return tuple(self.scores.get(ALL, {}))
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """`all`, then every category; empty where nothing was evaluated."""
+        return (ALL, *(name for name in self.scores if name != ALL)) if self.models else ()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the sources, in the recipe's order."""
+        return tuple(source["name"] for source in self.recipe.get("sources", ()))
+
+    def score(self, model: str, category: str = ALL) -> Score:
+        """A model's score; zero rows and NaN where there is none."""
+        return self.scores.get(category, {}).get(model, UNKNOWN)
+
+    def num_rows(self, category: str = ALL) -> int:
+        """Held-out rows of a category; all models are given the same."""
+        return max((score.num_rows for score in self.scores.get(category, {}).values()), default=0)
+
+    def label(self, model: str) -> str:
+        """What a model is called in tables and plots."""
+        if model == TARGET and self.source_is_target:
+            return f"{TARGET} ({self.source_is_target})"
+        return model
+
+    def source_label(self, source: str) -> str:
+        """What a source is called where teachers are counted: where the target itself wins, it learns little new."""
+        return f"{source} (target)" if source == self.source_is_target else source
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all stages together."""
+        return sum(stage.seconds for stage in self.stages)
+
+    def wins(self) -> list[WinRow]:
+        """Examples per source and mode."""
+        names = list(dict.fromkeys(k.split("/", 2)[2] for k in self.selection_counts if k.startswith("wins/")))
+        return [WinRow(name, *(int(self.selection_counts.get(f"wins/{m}/{name}", 0)) for m in MODES)) for name in names]
+
+    def coverage(self) -> dict[str, int]:
+        """Target tokens per alignment rule; empty where nothing was aligned."""
+        found = {rule: int(self.selection_counts.get(f"rule/{rule}", 0)) for rule in RULES}
+        return found if sum(found.values()) else {}

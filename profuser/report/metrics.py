@@ -1,0 +1,72 @@
+"""The two held-out metrics: how they are written, which way is better, and how the fused model compares with the target."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from profuser.evaluation.heldout import Score
+from profuser.report.facts import ALL, RunFacts
+from profuser.run import FUSED, TARGET
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is written, and which way is better."""
+
+    name: str
+    hint: str
+    """Which way is better, in words."""
+    of: Callable[[Score], float]
+    decimals: int
+    """Also what makes two values equal: a difference that is not shown is none."""
+    higher_is_better: bool
+
+    def text(self, value: float, sign: bool = False) -> str:
+        """A value as a table shows it, or a change with its sign; a dash where it is not known."""
+        if not math.isfinite(value):
+            return "-"
+        shown = round(value, self.decimals) + 0.0  # no minus zero
+        return f"{shown:{'+' if sign and shown else ''}.{self.decimals}f}"
+
+    def verdict(self, before: float, after: float) -> str:
+        """`better`, `worse`, `no change`, or `unknown` where one of both is not known."""
+        if not (math.isfinite(before) and math.isfinite(after)):
+            return "unknown"
+        if self.text(before) == self.text(after):
+            return "no change"
+        return "better" if (after > before) == self.higher_is_better else "worse"
+
+
+BITS_PER_BYTE = Metric("bits per byte", "lower is better", lambda s: s.bits_per_byte, 3, False)
+EXACT_MATCH = Metric("exact match, %", "higher is better", lambda s: 100 * s.exact_match, 1, True)
+METRICS = (BITS_PER_BYTE, EXACT_MATCH)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One metric under the target before fusion and under the fused model."""
+
+    metric: Metric
+    before: float
+    after: float
+
+    @classmethod
+    def of(cls, facts: RunFacts, metric: Metric, category: str = ALL) -> "Change":
+        """The change on one category."""
+        return cls(metric, metric.of(facts.score(TARGET, category)), metric.of(facts.score(FUSED, category)))
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse`, `no change` or `unknown`."""
+        return self.metric.verdict(self.before, self.after)
+
+    @property
+    def better_model(self) -> str | None:
+        """Which of both models is better; None where neither is."""
+        return {"better": FUSED, "worse": TARGET}.get(self.verdict)
+
+    @property
+    def text(self) -> str:
+        """The difference of the values as they are shown."""
+        shown = (round(value, self.metric.decimals) for value in (self.after, self.before))
+        return self.metric.text(next(shown) - next(shown), sign=True)

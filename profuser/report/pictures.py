@@ -1,0 +1,101 @@
+"""Each picture of a report with its words and the numbers behind it."""
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from profuser.report.facts import RULES, RunFacts
+from profuser.report.headline import headline
+from profuser.report.loss_plot import loss_plot
+from profuser.report.plots import coverage_plot, scores_plot, who_wins_plot
+from profuser.report.style import DARK, LIGHT, Theme
+from profuser.report.tables import percent, score_table
+from profuser.schemas import MODES
+
+PNG_DPI = 200
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that a run has the numbers for."""
+
+    name: str
+    """Of its files, without suffix."""
+    alt: str
+    """What it shows, for who cannot see it."""
+    rows: Sequence[Mapping[str, Any]]
+    """The numbers behind it, for a CSV."""
+    light: Figure
+    dark: Figure
+
+    def png(self) -> bytes:
+        """The light picture as PNG."""
+        return _image(self.light, "png")
+
+    def data_uri(self, theme: str) -> str:
+        """The `light` or `dark` picture as an SVG inside an address."""
+        return "data:image/svg+xml;base64," + base64.b64encode(_image(getattr(self, theme), "svg")).decode()
+
+
+def pictures(facts: RunFacts) -> dict[str, Picture]:
+    """All pictures by name; one that has nothing to show is left out."""
+    plots: dict[str, tuple[Callable[[RunFacts, Theme], Figure | None], str, Sequence[Mapping[str, Any]]]] = {
+        "scores": (scores_plot, _scores_alt(facts), [asdict(row) for row in score_table(facts)]),
+        "who_wins": (who_wins_plot, _wins_alt(facts), [asdict(row) for row in facts.wins()]),
+        "coverage": (coverage_plot, _coverage_alt(facts), _coverage_rows(facts)),
+        "losses": (loss_plot, _losses_alt(facts), list(facts.history)),
+    }
+    out = {}
+    for name, (plot, alt, rows) in plots.items():
+        light, dark = plot(facts, LIGHT), plot(facts, DARK)
+        if light and dark:
+            out[name] = Picture(name, alt, rows, light, dark)
+    return out
+
+
+def _image(figure: Figure, kind: str) -> bytes:
+    out = io.BytesIO()
+    # Without a date and a random salt the same run gives the same bytes.
+    with mpl.rc_context({"svg.hashsalt": "profuser"}):
+        figure.savefig(out, format=kind, dpi=PNG_DPI, metadata={"Date": None} if kind == "svg" else None)
+    return out.getvalue()
+
+
+def _coverage_rows(facts: RunFacts) -> list[dict[str, Any]]:
+    return [{"rule": rule, "tokens": tokens, "meaning": RULES[rule]} for rule, tokens in facts.coverage().items()]
+
+
+def _scores_alt(facts: RunFacts) -> str:
+    words = " ".join(finding.text for finding in headline(facts).findings)
+    return f"Dot plot of bits per byte and exact match per category and model. {words}"
+
+
+def _wins_alt(facts: RunFacts) -> str:
+    parts = []
+    for mode in MODES:
+        total = sum(getattr(row, mode) for row in facts.wins())
+        shares = ", ".join(f"{row.source} {percent(getattr(row, mode), total)}" for row in facts.wins())
+        parts.append(f"{mode} mode: {shares}")
+    return f"Bars: share of examples that each source teaches. {'; '.join(parts)}."
+
+
+def _coverage_alt(facts: RunFacts) -> str:
+    total = sum(facts.coverage().values())
+    shares = ", ".join(f"{rule} {percent(tokens, total)}" for rule, tokens in facts.coverage().items())
+    return f"Bars: share of response tokens per alignment rule. {shares}."
+
+
+def _losses_alt(facts: RunFacts) -> str:
+    """First and last value of every curve."""
+    parts = []
+    for mode in MODES:
+        for part, name in (("ce", "cross-entropy"), ("kl", "KL")):
+            values = [update[key] for update in facts.history if (key := f"{part}_{mode}_nats") in update]
+            if values:
+                parts.append(f"{mode} mode {name} from {values[0]:.3f} to {values[-1]:.3f}")
+    return f"Curves of the losses in nats per response token over the updates: {'; '.join(parts)}."

@@ -1,0 +1,82 @@
+"""Votes: majority, ties, abstention, identical answers."""
+
+import numpy as np
+import pytest
+
+from profuser.recipe.models import VoteConfig
+from profuser.rewards.verifiers import exact_match, final_answer
+from profuser.rewards.voting import RewardScale, vote
+
+ONE = [RewardScale(0.0, 1.0)] * 3
+
+
+def scores(*rows):
+    """`[M][R]` of one row, as `[1, M, R]`."""
+    return np.array([rows], dtype=float)
+
+
+def test_the_answer_with_most_votes_wins():
+    result = vote(scores([1, 0, 9], [2, 5, 1], [0, 1, 2]), [["a", "b", "c"]], ONE, VoteConfig())
+    assert result.winner.tolist() == [1]
+    assert result.votes.tolist() == [[1, 2, 0]]
+    assert result.choices.tolist() == [[1, 1, 0]]
+
+
+def test_a_tie_goes_to_the_highest_mean_standardised_reward():
+    scales = [RewardScale(0.0, 1.0), RewardScale(100.0, 50.0)]
+    result = vote(scores([3, 90], [0, 110]), [["a", "b"]], scales, VoteConfig())
+    assert result.votes.tolist() == [[1, 1]]
+    assert result.winner.tolist() == [0]  # 3 and -0.2 against 0 and 0.2
+    skipped = vote(scores([3, 90], [0, 110]), [["a", "b"]], scales, VoteConfig(no_majority="skip"))
+    assert skipped.winner.tolist() == [-1]
+
+
+def test_identical_answers_are_one_candidate():
+    result = vote(scores([1, 1, 1], [1, 1, 1], [0, 2, 0]), [["same", "same", "other"]], ONE, VoteConfig())
+    assert result.votes.tolist() == [[2, 0, 1]]
+    assert result.winner.tolist() == [0]
+
+
+def test_a_reward_that_cannot_tell_abstains():
+    result = vote(scores([1.0, 1.0, 0.0], [1.0, 0.95, 0.2]), [["a", "b"]], ONE, VoteConfig(margin=0.1))
+    assert result.choices.tolist() == [[-1, -1, 1]]
+    assert result.winner.tolist() == [1]
+
+
+def test_a_missing_answer_gets_no_vote_and_no_answers_no_winner():
+    nan = np.nan
+    one = vote(scores([nan] * 3, [-5, -5, -5]), [[None, "b"]], ONE, VoteConfig())
+    assert one.winner.tolist() == [1]
+    assert one.votes.tolist() == [[0, 3]]
+    none = vote(scores([nan] * 3, [nan] * 3), [[None, None]], ONE, VoteConfig())
+    assert none.winner.tolist() == [-1]
+
+
+def test_all_abstaining_is_no_majority():
+    tied = scores([1, 1, 1], [1, 1, 1])
+    assert vote(tied, [["a", "b"]], ONE, VoteConfig(no_majority="skip")).winner.tolist() == [-1]
+    assert vote(tied, [["a", "b"]], ONE, VoteConfig()).winner.tolist() == [0]
+
+
+def test_scale_leaves_out_what_is_missing():
+    scale = RewardScale.of(np.array([1.0, np.nan, 3.0]))
+    assert (scale.mean, scale.std) == (2.0, 1.0)
+    assert RewardScale.of(np.array([2.0, 2.0])).std == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern", "expected"),
+    [
+        ("So it is 4.\n#### 1,234", r"#### (-?[0-9.,]+)", "1,234"),
+        ("The answer is 7. No, the answer is 42.", "answer is (.+?)[.]", "42"),
+        (" 42. ", "answer is (.+)", "42"),
+        ("plain", None, "plain"),
+    ],
+)
+def test_final_answer(text, pattern, expected):
+    assert final_answer(text, pattern) == expected
+
+
+def test_exact_match_of_a_missing_prediction_is_false():
+    assert not exact_match(None, "x", None)
+    assert exact_match("42.", "We add. The answer is 42.", "answer is (.+)")
