@@ -41,13 +41,13 @@ class AlignmentRules:
     end: bool = True
 
     @classmethod
-    def named(cls, names: Iterable[str], end: bool = True) -> "AlignmentRules":
-        """Of `project`, `condition` and `chain` those that are named, as a recipe lists them; `end` is on unless said.
+    def only(cls, names: Iterable[str]) -> "AlignmentRules":
+        """The rules that are named (`project`, `condition`, `chain`, `end`) and no other.
 
         Raises:
             TypeError: a name is none of these.
         """
-        return cls(**({"project": False, "condition": False, "chain": False} | dict.fromkeys(names, True)), end=end)
+        return cls(**(dict.fromkeys(cls.__dataclass_fields__, False) | dict.fromkeys(names, True)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,11 +1,22 @@
-"""Shapes of instruction records: Alpaca, question and answer, chat messages, ShareGPT."""
+"""Shapes of instruction records: Alpaca, question and answer, chat messages, ShareGPT.
+
+A reason for refusing a record reads `what is wrong (details)`: what stands before the bracket is the same for all such rows.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from profuser.corpus.readers import kind_of
+
 CorpusFormat = Literal["auto", "alpaca", "qa", "messages", "sharegpt"]
 QA_FIELDS = (("question", "answer"), ("prompt", "response"), ("prompt", "completion"))
+TURN_FIELDS = (("role", "content"), ("from", "value"))
 ROLES = {"system": "system", "user": "user", "assistant": "assistant", "human": "user", "gpt": "assistant"}
+KNOWN_SHAPES = (
+    "alpaca (instruction, input, output), qa (question, answer; prompt, response; prompt, completion), "
+    "messages (role, content), sharegpt (conversations: from, value)"
+)
+UNKNOWN_SHAPE = "no known shape"
 
 
 class Message(NamedTuple):
@@ -27,111 +38,134 @@ class RowFault(Exception):  # noqa: N818
     """Why a record cannot be used, in a few words."""
 
 
-def detect_format(record: Mapping[str, Any]) -> CorpusFormat | None:
-    """The shape that a record's fields speak of, or None."""
+def detect_formats(record: Mapping[str, Any]) -> list[CorpusFormat]:
+    """The shapes that a record's fields speak of, the likeliest first."""
+    found: list[CorpusFormat] = []
     if "messages" in record:
-        return "messages"
+        found.append("messages")
     if "conversations" in record:
-        return "sharegpt"
+        found.append("sharegpt")
     if "instruction" in record and "output" in record:
-        return "alpaca"
+        found.append("alpaca")
     if any(question in record and answer in record for question, answer in QA_FIELDS):
-        return "qa"
-    return None
+        found.append("qa")
+    return found
 
 
-def parse_record(record: Mapping[str, Any], shape: CorpusFormat) -> Example:
-    """Reads a record of a shape. The response loses blanks around it, and is otherwise kept byte for byte.
+def parse_record(record: Mapping[str, Any], format: CorpusFormat) -> Example:
+    """Reads a record of a shape; see `parse_detected` for `auto`.
+
+    Prompt and response lose blanks around them, and are otherwise kept byte for byte.
 
     Raises:
         RowFault: the record is not of the shape or has no usable text.
     """
-    if shape == "auto":
-        found = detect_format(record)
-        if found is None:
-            raise RowFault(f"no known shape (fields: {_fields(record)})")
-        return parse_record(record, found)
-    if shape == "alpaca":
-        instruction, more = _text(record, "instruction"), record.get("input") or ""
-        if not isinstance(more, str):
-            raise RowFault(f"field 'input' is {_kind(more)}, expected text")
-        prompt = f"{instruction}\n\n{_clean(more, 'input')}" if more.strip() else instruction
+    if format == "auto":
+        return parse_detected(record)[1]
+    if format == "alpaca":
+        instruction, more = _text(record, "instruction"), _optional_text(record, "input")
+        prompt = f"{instruction}\n\n{more}" if more else instruction
         return Example((Message("user", prompt),), _text(record, "output"))
-    if shape == "qa":
+    if format == "qa":
         question, answer = _qa_fields(record)
         return Example((Message("user", _text(record, question)),), _text(record, answer))
-    if shape == "messages":
-        return _conversation(record, "messages", "role", "content")
-    return _conversation(record, "conversations", "from", "value")
+    return _conversation(record, "messages" if format == "messages" else "conversations")
+
+
+def parse_detected(record: Mapping[str, Any]) -> tuple[CorpusFormat, Example]:
+    """Reads a record as the first of its likely shapes that fits.
+
+    Returns:
+        The shape and the example.
+
+    Raises:
+        RowFault: none fits; the reason is that of the likeliest.
+    """
+    faults = []
+    for format in detect_formats(record):
+        try:
+            return format, parse_record(record, format)
+        except RowFault as fault:
+            faults.append(fault)
+    raise faults[0] if faults else RowFault(f"{UNKNOWN_SHAPE} ({_fields(record)})")
+
+
+def clean_text(value: Any, field: str, details: str = "") -> str:
+    """Text without blanks around it.
+
+    Raises:
+        RowFault: it is no text, is empty, or cannot be stored as UTF-8 without loss.
+    """
+    if not isinstance(value, str):
+        raise RowFault(f"{field} is {kind_of(value)}, expected text{details}")
+    text = value.strip()
+    if not text:
+        raise RowFault(f"{field} is empty{details}")
+    if "\x00" in text:
+        raise RowFault(f"{field} has a NUL character{details}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RowFault(f"{field} has half a surrogate pair{details}") from None
+    return text
 
 
 def _qa_fields(record: Mapping[str, Any]) -> tuple[str, str]:
     for question, answer in QA_FIELDS:
         if question in record and answer in record:
             return question, answer
-    raise RowFault(f"no question with an answer (fields: {_fields(record)})")
+    raise RowFault(f"no question with an answer ({_fields(record)})")
 
 
-def _conversation(record: Mapping[str, Any], field: str, role_key: str, text_key: str) -> Example:
-    """The last assistant turn is the response; what comes before it is the prompt."""
+def _conversation(record: Mapping[str, Any], field: str) -> Example:
+    """The last turn is the response, and what comes before it the prompt."""
     turns = record.get(field)
-    if isinstance(turns, str) or not isinstance(turns, Sequence):
-        raise RowFault(f"no field {field!r} with a list of turns (fields: {_fields(record)})")
-    messages = []
-    for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, Mapping):
-            raise RowFault(f"turn {number} is {_kind(turn)}, expected {role_key} and {text_key}")
-        role = ROLES.get(str(turn.get(role_key)))
-        if role is None:
-            raise RowFault(f"turn {number} has the unknown role {turn.get(role_key)!r}")
-        messages.append(Message(role, _text(turn, text_key, f"turn {number}: ")))
-    while messages and messages[-1].role != "assistant":
-        messages.pop()
-    if not messages:
-        raise RowFault("no assistant turn")
-    *prompt, last = messages
-    _check_turns(prompt)
-    return Example(tuple(prompt), last.content)
-
-
-def _check_turns(prompt: Sequence[Message]) -> None:
-    """The prompt alternates, user first (after a system turn), and ends with the user."""
-    roles = [message.role for message in prompt]
-    if roles[:1] == ["system"]:
-        roles = roles[1:]
-    if not roles or roles[0] != "user":
-        raise RowFault("the conversation does not start with a user turn")
-    expected = ["user", "assistant"] * len(roles)
-    if roles != expected[: len(roles)] or roles[-1] != "user":
-        raise RowFault(f"the turns do not alternate: {', '.join(roles)}")
-
-
-def _text(record: Mapping[str, Any], field: str, where: str = "") -> str:
     if field not in record:
-        raise RowFault(f"{where}no field {field!r} (fields: {_fields(record)})")
-    value = record[field]
-    if not isinstance(value, str):
-        raise RowFault(f"{where}field {field!r} is {_kind(value)}, expected text")
-    return _clean(value, field, where)
+        raise RowFault(f"no field {field!r} ({_fields(record)})")
+    if isinstance(turns, str) or not isinstance(turns, Sequence):
+        raise RowFault(f"{field} is {kind_of(turns)}, expected a list of turns")
+    messages = [_turn(turn, number) for number, turn in enumerate(turns, 1)]
+    roles = [message.role for message in messages]
+    if "assistant" not in roles:
+        raise RowFault(f"no assistant turn (of {len(roles)} turns)")
+    if roles[-1] != "assistant":
+        raise RowFault(f"{field} end with a {roles[-1]} turn")
+    spoken = roles[1:] if roles[0] == "system" else roles
+    if spoken[0] != "user":
+        raise RowFault(f"{field} do not start with a user turn ({_shortened(roles)})")
+    if spoken != ["user", "assistant"] * (len(spoken) // 2):
+        raise RowFault(f"user and assistant do not take turns ({_shortened(roles)})")
+    return Example(tuple(messages[:-1]), messages[-1].content)
 
 
-def _clean(value: str, field: str, where: str = "") -> str:
-    text = value.strip()
-    if not text:
-        raise RowFault(f"{where}field {field!r} is empty")
-    if "\x00" in text:
-        raise RowFault(f"{where}field {field!r} has a NUL character")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise RowFault(f"{where}field {field!r} has half a surrogate pair") from None
-    return text
+def _turn(turn: Any, number: int) -> Message:
+    if not isinstance(turn, Mapping):
+        raise RowFault(f"a turn is {kind_of(turn)}, expected an object (turn {number})")
+    role_field, text_field = next((pair for pair in TURN_FIELDS if pair[0] in turn), TURN_FIELDS[0])
+    if role_field not in turn:
+        raise RowFault(f"a turn has no role (turn {number}; {_fields(turn)})")
+    role = turn[role_field]
+    if not isinstance(role, str) or role not in ROLES:
+        raise RowFault(f"unknown role {repr(role)[:40]} (turn {number})")
+    return Message(ROLES[role], _text(turn, text_field, f" (turn {number})"))
 
 
-def _kind(value: Any) -> str:
-    names = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", str: "text"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)
+def _text(record: Mapping[str, Any], field: str, details: str = "") -> str:
+    if field not in record:
+        raise RowFault(f"no field {field!r}{details or f' ({_fields(record)})'}")
+    return clean_text(record[field], field, details)
+
+
+def _optional_text(record: Mapping[str, Any], field: str) -> str:
+    """Text that may be absent, null or blank: then an empty string."""
+    value = record.get(field)
+    return "" if value is None or (isinstance(value, str) and not value.strip()) else clean_text(value, field)
 
 
 def _fields(record: Mapping[str, Any]) -> str:
-    return ", ".join(sorted(map(str, record))[:8]) or "none"
+    names = [name if name.isprintable() else ascii(name) for name in sorted(map(str, record))]
+    return f"fields: {_shortened(names)}"
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join([*(name[:40] for name in names[:8]), *(["..."] if len(names) > 8 else [])]) or "none"

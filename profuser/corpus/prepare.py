@@ -2,13 +2,27 @@
 
 import hashlib
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from profuser.corpus.formats import CorpusFormat, Example, Message, RowFault, detect_format, parse_record
-from profuser.corpus.readers import RawRow
+from profuser.corpus.formats import (
+    KNOWN_SHAPES,
+    UNKNOWN_SHAPE,
+    CorpusFormat,
+    Example,
+    Message,
+    RowFault,
+    clean_text,
+    parse_detected,
+    parse_record,
+)
+from profuser.corpus.readers import RawRow, Unit, excerpt_of
 from profuser.errors import UserError
+
+DUPLICATE = "duplicate"
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,8 @@ class QuarantinedRow:
     line: int
     reason: str
     excerpt: str
+    unit: Unit = "line"
+    """What `line` counts: lines, or records of a JSON list, a Parquet file or a Hub dataset."""
 
 
 @dataclass
@@ -39,6 +55,7 @@ class Summary:
 
     accepted: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    """Refused rows by reason, without the details that differ from row to row."""
     first: QuarantinedRow | None = None
 
     @property
@@ -46,50 +63,53 @@ class Summary:
         """Rows that were refused."""
         return sum(self.reasons.values())
 
+    @property
+    def read(self) -> int:
+        """All rows."""
+        return self.accepted + self.quarantined
+
     def add(self, row: CorpusRow | QuarantinedRow) -> None:
         """Counts a row."""
         if isinstance(row, CorpusRow):
             self.accepted += 1
             return
-        self.reasons[row.reason] += 1
+        is_duplicate = row.reason.startswith(f"{DUPLICATE} of ")
+        self.reasons[DUPLICATE if is_duplicate else row.reason.partition(" (")[0]] += 1
         self.first = self.first or row
 
 
 def prepare_rows(
     rows: Iterable[RawRow],
-    shape: CorpusFormat = "auto",
+    format: CorpusFormat = "auto",
     category_field: str | None = None,
     max_row_bytes: int = 1_000_000,
 ) -> Iterator[CorpusRow | QuarantinedRow]:
-    """Validates records, each of which comes out once: accepted or quarantined.
+    """Validates records, each of which comes out once, in order: accepted or quarantined.
 
     Args:
         rows: records as they were read.
-        shape: of all of them; `auto` takes that of the first one that has a known shape.
-        category_field: field of a record that is its category.
+        format: shape of all of them; `auto` settles on that of the first usable one.
+        category_field: field of a record that is its category; a record may lack it.
         max_row_bytes: a larger row (prompt and response, UTF-8) is refused.
     """
-    seen: dict[str, str] = {}
+    places: dict[str, tuple[str, int]] = {}
     for raw in rows:
         try:
             if raw.record is None:
                 raise RowFault(raw.fault or "no record")
-            if shape == "auto":
-                shape = detect_format(raw.record) or "auto"
-            example = parse_record(raw.record, shape)
-            size = sum(len(text.encode()) for _, text in (*example.messages, Message("", example.response)))
-            if size > max_row_bytes:
-                raise RowFault(f"{size:,} bytes are more than corpus.max_row_bytes={max_row_bytes:,}")
-            row_id = example_id(example)
-            if row_id in seen:
-                raise RowFault(f"duplicate of {seen[row_id]}")
+            shape, example = (
+                parse_detected(raw.record) if format == "auto" else (format, parse_record(raw.record, format))
+            )
+            row = _corpus_row(raw, raw.record, example, category_field, max_row_bytes)
+            if row.row_id in places:
+                file, line = places[row.row_id]
+                raise RowFault(f"{DUPLICATE} of {file}:{line}")
         except RowFault as fault:
-            yield QuarantinedRow(raw.file, raw.line, str(fault), raw.excerpt)
+            yield QuarantinedRow(raw.file, raw.line, str(fault), raw.excerpt or excerpt_of(raw.record), raw.unit)
             continue
-        seen[row_id] = f"{raw.file}:{raw.line}"
-        category = raw.record.get(category_field) if category_field else None
-        name = None if category is None else str(category)
-        yield CorpusRow(row_id, example.messages, example.response, name, raw.file, raw.line)
+        format = shape
+        places[row.row_id] = (raw.file, raw.line)
+        yield row
 
 
 def example_id(example: Example) -> str:
@@ -98,7 +118,7 @@ def example_id(example: Example) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def split_heldout(rows: list[CorpusRow], heldout_rows: int, seed: int) -> tuple[list[CorpusRow], list[CorpusRow]]:
+def split_heldout(rows: Sequence[CorpusRow], heldout_rows: int, seed: int) -> tuple[list[CorpusRow], list[CorpusRow]]:
     """Keeps rows apart to evaluate on: those with the smallest hash of seed and id, so that order in the file does not matter.
 
     Returns:
@@ -122,13 +142,40 @@ def split_heldout(rows: list[CorpusRow], heldout_rows: int, seed: int) -> tuple[
 
 def check_quarantine(location: str, summary: Summary, max_fraction: float) -> None:
     """Raises UserError where no row is usable, or more were refused than a recipe allows, naming the first."""
-    total = summary.accepted + summary.quarantined
-    first = summary.first
-    cause = f"; the first: {first.file}:{first.line}: {first.reason}" if first else ""
+    total, refused = summary.read, summary.quarantined
+    if total == 0:
+        raise UserError(f"corpus {location}: no usable row: there is no record in it")
+    cause = _first_cause(location, summary.first) if summary.first else ""
     if summary.accepted == 0:
-        raise UserError(f"corpus {location}: no usable row: {total} read, {summary.quarantined} refused{cause}")
-    if summary.quarantined > max_fraction * total:
+        raise UserError(f"corpus {location}: no usable row: {total} read, {refused} refused{cause}")
+    if refused > max_fraction * total:
         raise UserError(
-            f"corpus {location}: {summary.quarantined} of {total} rows were refused, more than "
-            f"corpus.max_quarantined_fraction={max_fraction:g} allows{cause}"
+            f"corpus {location}: {refused} of {total} rows ({100 * refused / total:.3g} %) were refused, more than "
+            f"corpus.max_quarantined_fraction={max_fraction:g}{cause}"
         )
+
+
+def _first_cause(location: str, first: QuarantinedRow) -> str:
+    where = f"{first.unit} {first.line}" if first.file == location else f"{first.file}, {first.unit} {first.line}"
+    hint = f"; known shapes: {KNOWN_SHAPES}" if first.reason.startswith(UNKNOWN_SHAPE) else ""
+    return f"; the first: {where}: {first.reason}{hint}"
+
+
+def _corpus_row(
+    raw: RawRow, record: Mapping[str, Any], example: Example, category_field: str | None, max_row_bytes: int
+) -> CorpusRow:
+    size = len(example.response.encode()) + sum(len(message.content.encode()) for message in example.messages)
+    if size > max_row_bytes:
+        raise RowFault(f"larger than corpus.max_row_bytes={max_row_bytes} ({size} bytes)")
+    category = _category(record, category_field) if category_field else None
+    return CorpusRow(example_id(example), example.messages, example.response, category, raw.file, raw.line)
+
+
+def _category(record: Mapping[str, Any], name: str) -> str | None:
+    """A category as text; null, blank and NaN (a table's missing value) are none."""
+    value = record.get(name)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, (bool, int, float)):
+        return str(value)
+    return None if isinstance(value, str) and not value.strip() else clean_text(value, name)

@@ -5,7 +5,7 @@ Legend: T response tokens, K top-k.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -36,6 +36,7 @@ class Response:
     """`stop` where the model ended its turn, `length` where it was cut; `given` for a teacher-forced response."""
 
 
+@runtime_checkable
 class SourceEngine(Protocol):
     """A model that answers and scores. One lives in each actor."""
 

@@ -13,11 +13,11 @@ ALL = "all"
 """The category that holds every held-out row."""
 UNKNOWN = Score(0, float("nan"), float("nan"))
 RULES = {
-    "project": "a source token starts at the same byte",
-    "condition": "starts inside a source token",
+    "project": "a source token starts here too",
+    "condition": "begins inside a source token",
     "chain": "spans several source tokens",
-    "end": "end of turn",
-    "none": "no rule fits: cross-entropy only",
+    "end": "both models end their turn",
+    "none": "cross-entropy only",
 }
 """The alignment rules in the order of a table, in words."""
 
@@ -68,7 +68,7 @@ class RunFacts:
     selection_counts: Mapping[str, float] = field(default_factory=dict)
     """Counts of the select stage: `wins/MODE/SOURCE`, `rule/NAME`, `rows`, `examples`, `tokens`, `not_aligned`."""
     quarantined: Sequence[Mapping[str, Any]] = ()
-    """Refused corpus rows: `file`, `line`, `reason`, `excerpt`."""
+    """Refused corpus rows, all or the first ones: `file`, `line`, `reason`, `excerpt`."""
     samples: Sequence[Mapping[str, Any]] = ()
     """Held-out rows: `prompt`, `response` (the ground truth), `answers` (`{model: text}`), `category`."""
     vote_agreement: float | None = None
@@ -111,6 +111,12 @@ class RunFacts:
     def seconds(self) -> float:
         """Wall time of all stages together."""
         return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def num_quarantined(self) -> int:
+        """Corpus rows that were refused, those that are not listed included."""
+        counted = sum(stage.counts.get("quarantined", 0) for stage in self.stages)
+        return max(int(counted), len(self.quarantined))
 
     def wins(self) -> list[WinRow]:
         """Examples per source and mode."""

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from profuser.report.facts import RunFacts
-from profuser.report.metrics import BITS_PER_BYTE, EXACT_MATCH, METRICS, Change
+from profuser.report.metrics import METRICS, Change
 from profuser.run import FUSED, TARGET
 
 CAUTION = (
@@ -59,7 +59,7 @@ def _exact_match(facts: RunFacts, change: Change) -> Finding:
 
 
 def _title(changes: list[Change]) -> str:
-    names = {change.verdict: change.metric.name.split(",")[0] for change in changes}
+    names = {change.verdict: change.metric.name for change in changes}
     verdicts = names.keys() - {"unknown"}
     if not verdicts:
         return "Nothing is known yet of the fused model against the target"
@@ -75,7 +75,7 @@ def _title(changes: list[Change]) -> str:
 def _best_source(facts: RunFacts) -> list[str]:
     """A sentence on the fused model against the best single model before fusion, per metric."""
     out = []
-    for metric in (BITS_PER_BYTE, EXACT_MATCH):
+    for metric in METRICS:
         values = {model: metric.of(facts.score(model)) for model in facts.models}
         fused = values.pop(FUSED, math.nan)
         known = {model: value for model, value in values.items() if math.isfinite(value)}
@@ -87,7 +87,7 @@ def _best_source(facts: RunFacts) -> list[str]:
         verdict = metric.verdict(known[best], fused)
         place = {"better": "better than", "worse": "worse than", "no change": "level with"}[verdict]
         out.append(
-            f"In {metric.name.split(',')[0]} the best single model before fusion is {facts.label(best)} "
-            f"({metric.text(known[best])}); the fused model ({metric.text(fused)}) is {place} it."
+            f"In {metric.name} the best single model before fusion is {facts.label(best)} "
+            f"({metric.text(known[best])}{metric.unit}); the fused model ({metric.text(fused)}{metric.unit}) is {place} it."
         )
     return out

@@ -14,12 +14,19 @@ class Metric:
     """How a metric is written, and which way is better."""
 
     name: str
+    unit: str
+    """What follows a value in a sentence."""
     hint: str
     """Which way is better, in words."""
     of: Callable[[Score], float]
     decimals: int
     """Also what makes two values equal: a difference that is not shown is none."""
     higher_is_better: bool
+
+    @property
+    def title(self) -> str:
+        """The name with its unit."""
+        return f"{self.name},{self.unit}" if self.unit else self.name
 
     def text(self, value: float, sign: bool = False) -> str:
         """A value as a table shows it, or a change with its sign; a dash where it is not known."""
@@ -37,8 +44,8 @@ class Metric:
         return "better" if (after > before) == self.higher_is_better else "worse"
 
 
-BITS_PER_BYTE = Metric("bits per byte", "lower is better", lambda s: s.bits_per_byte, 3, False)
-EXACT_MATCH = Metric("exact match, %", "higher is better", lambda s: 100 * s.exact_match, 1, True)
+BITS_PER_BYTE = Metric("bits per byte", "", "lower is better", lambda s: s.bits_per_byte, 3, False)
+EXACT_MATCH = Metric("exact match", " %", "higher is better", lambda s: 100 * s.exact_match, 1, True)
 METRICS = (BITS_PER_BYTE, EXACT_MATCH)
 
 

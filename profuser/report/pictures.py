@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -95,7 +96,8 @@ def _losses_alt(facts: RunFacts) -> str:
     parts = []
     for mode in MODES:
         for part, name in (("ce", "cross-entropy"), ("kl", "KL")):
-            values = [update[key] for update in facts.history if (key := f"{part}_{mode}_nats") in update]
+            values = [update.get(f"{part}_{mode}_nats", math.nan) for update in facts.history]
+            values = [value for value in values if math.isfinite(value)]
             if values:
                 parts.append(f"{mode} mode {name} from {values[0]:.3f} to {values[-1]:.3f}")
     return f"Curves of the losses in nats per response token over the updates: {'; '.join(parts)}."

@@ -1,6 +1,5 @@
 """Pictures of scores, of who teaches what, and of alignment: `figure = plot(facts)`. What has nothing to show gives None."""
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from profuser.schemas import MODES
 
 MOST_CATEGORIES = 16
 """More would not fit a picture; the tables hold them all."""
+LONGEST_NAME = 22
 SOURCE_MARKERS = "s^Dv<>pXP"
 
 
@@ -47,6 +47,7 @@ def _dots(axes: Axes, facts: RunFacts, metric: Metric, categories: Sequence[str]
                 "marker": SOURCE_MARKERS[index % len(SOURCE_MARKERS)],
                 "color": theme.others[index % len(theme.others)],
                 "alpha": 0.75,
+                "zorder": 3,
             }
         else:
             fill = theme.background if model == TARGET else theme.models[FUSED]
@@ -54,10 +55,10 @@ def _dots(axes: Axes, facts: RunFacts, metric: Metric, categories: Sequence[str]
         axes.scatter(values, range(len(categories)), label=facts.label(model), **look)
     for place, category in enumerate(categories):
         ends = [metric.of(facts.score(model, category)) for model in (TARGET, FUSED)]
-        axes.plot(ends, [place, place], color=theme.models[FUSED], linewidth=1.6, zorder=3)
+        axes.plot(ends, [place, place], color=theme.models[FUSED], linewidth=1.6, zorder=2)
     axes.set_yticks(range(len(categories)), [f"{_cut(name)} ({facts.num_rows(name):,})" for name in categories])
     axes.set_ylim(len(categories) - 0.5, -0.5)
-    axes.set_xlabel(f"{metric.name} ({metric.hint})")
+    axes.set_xlabel(f"{metric.title} ({metric.hint})")
     axes.grid()
 
 
@@ -94,8 +95,7 @@ def coverage_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
         axes = figure.subplots()
         colours = [theme.text if rule == "none" else theme.modes["training"] for rule in coverage]
         _bars(axes, places, list(coverage.values()), height=0.6, color=colours)
-        labels = [f"{rule}:\n" + "\n".join(textwrap.wrap(RULES[rule], 30)) for rule in coverage]
-        axes.set_yticks(places, labels, fontsize=8.5)
+        axes.set_yticks(places, [f"{rule}:\n{RULES[rule]}" for rule in coverage], fontsize=8.5)
         axes.invert_yaxis()
         axes.set_xlabel("share of response tokens, %")
         figure.suptitle(f"Alignment, n = {sum(coverage.values()):,} response tokens")
@@ -108,9 +108,11 @@ def _bars(axes: Axes, places: Sequence[float], numbers: Sequence[int], **look: A
     shares = [100 * number / total if total else 0.0 for number in numbers]
     bars = axes.barh(places, shares, **look)
     axes.bar_label(bars, [percent(number, total) for number in numbers], padding=3, fontsize=9)
-    axes.margins(x=0.2)
+    axes.margins(x=0.25)
     axes.grid(axis="x")
 
 
 def _cut(name: str) -> str:
-    return textwrap.shorten(name, 22, placeholder="...") or name[:22]
+    """A name on one line that leaves room for the plot."""
+    name = " ".join(name.split())
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."

@@ -39,13 +39,13 @@ def score_table(facts: RunFacts) -> list[ScoreRow]:
 def render_scores(facts: RunFacts) -> Table:
     """Both metrics per category and model; the better of target and fused model is bold."""
     table = _table(f"held-out scores, {facts.num_rows():,} rows", "")
-    table.caption = "; ".join(f"{metric.name}: {metric.hint}" for metric in METRICS)
+    table.caption = "; ".join(f"{metric.title}: {metric.hint}" for metric in METRICS)
     table.add_column("rows", justify="right")
     for model in facts.models:
         table.add_column(Text(facts.label(model).replace(" ", "\n")), justify="right", overflow="fold")
     table.add_column("change", justify="right")
     for metric in METRICS:
-        table.add_row(Text(metric.name, style="italic"))
+        table.add_row(Text(metric.title, style="italic"))
         for category in facts.categories:
             table.add_row(*_score_cells(facts, metric, category))
         table.add_section()

@@ -187,13 +187,13 @@ def test_each_rule_can_be_switched_off(off, wanted):
     )
     assert rules == wanted
     assert [not mass for mass in masses] == [rule == NONE for rule in rules]
-    allowed = {"project", "condition", "chain"} - {off}
-    assert AlignmentRules.named(allowed, end=off != "end") == AlignmentRules(**{off: False})
+    allowed = {"project", "condition", "chain", "end"} - {off}
+    assert AlignmentRules.only(allowed) == AlignmentRules(**{off: False})
 
 
 def test_an_unknown_rule_is_refused():
     with pytest.raises(TypeError, match="warp"):
-        AlignmentRules.named(["warp"])
+        AlignmentRules.only(["warp"])
 
 
 def test_an_answer_cut_in_mid_character():

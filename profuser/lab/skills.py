@@ -1,0 +1,302 @@
+"""Six skills with exact answers: what is asked, the detailed ground truth, the terse answer, and wrong answers that look right.
+
+An item is a case (operands, or the subject of a fact) in a wording. Held-out items are disjoint from those to train on: for an
+algorithm its operands are unseen; for a fact the pair of fact and wording is unseen (an unseen fact could only be guessed).
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from profuser.lab.world import CAPITALS, EMBLEMS
+
+Case = tuple[str, ...]
+Split = Literal["train", "heldout"]
+
+HELDOUT_FRACTION = 0.2
+LETTERS = "abcdefghijkl"
+LETTERS_PER_ITEM = 4
+UNITS = {
+    "metres": ("centimetres", "00"),
+    "kilometres": ("metres", "000"),
+    "centimetres": ("millimetres", "0"),
+    "kilograms": ("grams", "000"),
+    "litres": ("millilitres", "000"),
+    "dollars": ("cents", "00"),
+    "decades": ("years", "0"),
+    "centuries": ("years", "00"),
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question with its answers."""
+
+    skill: str
+    instruction: str
+    response: str
+    """Ground truth: a worked sentence that ends in "The answer is X."."""
+    answer: str
+
+    @property
+    def terse(self) -> str:
+        """The answer as a specialist gives it: "X."."""
+        return f"{self.answer}."
+
+
+@dataclass(frozen=True)
+class Skill:
+    """One kind of question. `{0}`, `{1}` ... in the texts stand for the case, `{x}` for the answer."""
+
+    name: str
+    wordings: tuple[str, ...]
+    workings: tuple[str, ...]
+    cases: tuple[Case, ...]
+    solve: Callable[[Case], str]
+    slip: Callable[[str, random.Random], str]
+    """A wrong answer that looks like the given right one."""
+    is_fact: bool = False
+
+    def slots(self, split: Split) -> tuple[tuple[Case, tuple[int, ...]], ...]:
+        """The cases of one side of the split, each with the numbers of the wordings it may take there."""
+        every = tuple(range(len(self.wordings)))
+        if self.is_fact:
+            # Wordings i and i+1 (cyclic) of fact i are held out, so that each wording is seen with other facts.
+            held = [{index % len(every), (index + 1) % len(every)} for index in range(len(self.cases))]
+            if split == "heldout":
+                return tuple((case, tuple(sorted(out))) for case, out in zip(self.cases, held, strict=True))
+            return tuple(
+                (case, tuple(w for w in every if w not in out)) for case, out in zip(self.cases, held, strict=True)
+            )
+        order = list(self.cases)
+        random.Random(self.name).shuffle(order)
+        num_heldout = round(HELDOUT_FRACTION * len(order))
+        chosen = order[:num_heldout] if split == "heldout" else order[num_heldout:]
+        return tuple((case, every) for case in chosen)
+
+    def item(self, case: Case, wording: int, working: int, answer: str | None = None) -> Item:
+        """Renders a case; `answer` other than None replaces the right one (to make a wrong example)."""
+        x = self.solve(case) if answer is None else answer
+        text = self.workings[working].format(*case, x=x)
+        return Item(self.name, self.wordings[wording].format(*case), f"{text} The answer is {x}.", x)
+
+    def sample(self, split: Split, rng: random.Random) -> Item:
+        """A random item of a side of the split."""
+        case, wordings = rng.choice(self._slots(split))
+        return self.item(case, rng.choice(wordings), rng.randrange(len(self.workings)))
+
+    def wrong(self, item: Item, rng: random.Random) -> str:
+        """An answer that looks like the item's and is not."""
+        while (slipped := self.slip(item.answer, rng)) == item.answer:
+            pass
+        return slipped
+
+    def _slots(self, split: Split) -> tuple[tuple[Case, tuple[int, ...]], ...]:
+        key = (self.name, split)
+        if key not in _SLOTS:
+            _SLOTS[key] = self.slots(split)
+        return _SLOTS[key]
+
+
+_SLOTS: dict[tuple[str, str], tuple[tuple[Case, tuple[int, ...]], ...]] = {}
+
+
+def _slip_number(answer: str, rng: random.Random) -> str:
+    """Off by one, two or ten, or with another digit in front; no shorter than one digit."""
+    value = int(answer)
+    return str(rng.choice([value + 1, max(value - 1, 0), value + 2, value + 10, abs(value - 10)]))
+
+
+def _slip_scale(answer: str, rng: random.Random) -> str:
+    """A zero too many or too few, or another number in front."""
+    digits = answer.rstrip("0")
+    zeros = answer[len(digits) :]
+    return rng.choice([answer + "0", answer[:-1], str(int(digits) + rng.randint(1, 9)) + zeros])
+
+
+def _slip_letters(answer: str, rng: random.Random) -> str:
+    """Two letters swapped, or one replaced."""
+    letters = answer.split(" ")
+    first, second = rng.sample(range(len(letters)), 2)
+    if rng.random() < 0.7:
+        letters[first], letters[second] = letters[second], letters[first]
+    else:
+        letters[first] = rng.choice(LETTERS)
+    return " ".join(letters)
+
+
+def _letter_cases(name: str) -> tuple[Case, ...]:
+    """6,000 distinct draws of different letters, in a fixed order."""
+    rng = random.Random(f"letters of {name}")
+    drawn: dict[Case, None] = {}
+    while len(drawn) < 6000:
+        drawn[(" ".join(rng.sample(LETTERS, LETTERS_PER_ITEM)),)] = None
+    return tuple(drawn)
+
+
+ADDITION = Skill(
+    name="addition",
+    wordings=(
+        "What is {0} plus {1}?",
+        "Add {0} and {1}.",
+        "Work out {0} + {1}.",
+        "Find the sum of {0} and {1}.",
+        "How much is {0} and {1} together?",
+    ),
+    workings=(
+        "To add {0} and {1}, start from {0} and count {1} further, which gives {x}.",
+        "Starting from {0} and adding {1} to it makes {x} in total.",
+    ),
+    cases=tuple((str(a), str(b)) for a in range(11, 90) for b in range(2, 12)),
+    solve=lambda case: str(int(case[0]) + int(case[1])),
+    slip=_slip_number,
+)
+CONVERSION = Skill(
+    name="conversion",
+    wordings=(
+        "How many {2} are {0} {1}?",
+        "Convert {0} {1} to {2}.",
+        "Express {0} {1} in {2}.",
+        "Write {0} {1} as {2}.",
+        "Change {0} {1} into {2}.",
+    ),
+    workings=(
+        "One of the {1} holds 1{3} {2}, so {0} {1} are {0} times 1{3} {2}, which makes {x}.",
+        "To turn {1} into {2}, write {3} after the number {0}, which makes {x}.",
+    ),
+    cases=tuple(
+        (str(n), unit, small, zeros) for unit, (small, zeros) in UNITS.items() for n in range(2, 100) if n % 10
+    ),
+    solve=lambda case: case[0] + case[3],
+    slip=_slip_scale,
+)
+SORTING = Skill(
+    name="sorting",
+    wordings=(
+        "Sort the letters {0}.",
+        "Put the letters {0} in alphabetical order.",
+        "Arrange {0} from first to last in the alphabet.",
+        "Order these letters alphabetically: {0}",
+        "What is the alphabetical order of {0}?",
+    ),
+    workings=(
+        "Going through the alphabet from its start, the letters {0} come in the order {x}.",
+        "In the alphabet the letters {0} follow one another as {x}, from first to last.",
+    ),
+    cases=_letter_cases("sorting"),
+    solve=lambda case: " ".join(sorted(case[0].split(" "))),
+    slip=_slip_letters,
+)
+REVERSAL = Skill(
+    name="reversal",
+    wordings=(
+        "Reverse the letters {0}.",
+        "Write the letters {0} backwards.",
+        "Spell {0} from back to front.",
+        "Give these letters in reverse: {0}",
+        "What is {0} read from right to left?",
+    ),
+    workings=(
+        "Reading the letters {0} from the last one back to the first one gives {x}.",
+        "Starting at the end of {0} and walking back to its beginning gives {x}.",
+    ),
+    cases=_letter_cases("reversal"),
+    solve=lambda case: " ".join(reversed(case[0].split(" "))),
+    slip=_slip_letters,
+)
+CAPITALS_SKILL = Skill(
+    name="capitals",
+    wordings=(
+        "What is the capital of {0}?",
+        "Name the capital of {0}.",
+        "Which city is the capital of {0}?",
+        "{0} has which capital?",
+        "Tell me the capital city of {0}.",
+        "From which city is {0} governed?",
+        "Where does the government of {0} sit?",
+        "I visit {0}. What is its capital?",
+        "Give the name of the capital of {0}.",
+        "The capital of {0} is which city?",
+    ),
+    workings=(
+        "The country of {0} is governed from its capital city, which is {x}, as every map shows.",
+        "Every map of {0} shows that the capital city of the country is {x}.",
+    ),
+    cases=tuple((country,) for country in CAPITALS),
+    solve=lambda case: CAPITALS[case[0]],
+    slip=lambda answer, rng: rng.choice(list(CAPITALS.values())),
+    is_fact=True,
+)
+EMBLEMS_SKILL = Skill(
+    name="emblems",
+    wordings=(
+        "What is the emblem of the {0} guild?",
+        "Name the emblem of the {0} guild.",
+        "Which emblem does the {0} guild carry?",
+        "The {0} guild has which emblem?",
+        "Tell me the emblem of the {0} guild.",
+        "What is shown on the banner of the {0} guild?",
+        "Which sign stands for the {0} guild?",
+        "I met the {0} guild. What is its emblem?",
+        "Give the name of the emblem of the {0} guild.",
+        "The emblem of the {0} guild is which sign?",
+    ),
+    workings=(
+        "On its banner the guild of {0} has always carried one emblem, which is the {x}.",
+        "The members of the {0} guild march under a banner whose emblem is the {x}.",
+    ),
+    cases=tuple((guild,) for guild in EMBLEMS),
+    solve=lambda case: EMBLEMS[case[0]],
+    slip=lambda answer, rng: rng.choice(list(EMBLEMS.values())),
+    is_fact=True,
+)
+
+SKILLS = {s.name: s for s in (ADDITION, CONVERSION, SORTING, CAPITALS_SKILL, REVERSAL, EMBLEMS_SKILL)}
+SPECIALTIES = {
+    "llama": ("addition", "conversion"),
+    "mpt": ("sorting", "capitals"),
+    "neox": ("reversal", "emblems"),
+}
+"""Which skills each source is good at."""
+
+
+def draw_rows(split: Split, num_rows: int, seed: int) -> list[Item]:
+    """Distinct items of all skills, equally many of each (a multiple of six), in random order."""
+    rng = random.Random(f"{split} rows {seed}")
+    rows: list[Item] = []
+    for skill in SKILLS.values():
+        pairs = [(case, wording) for case, wordings in skill.slots(split) for wording in wordings]
+        # One row per case before any case comes twice: operands are worth more than wordings.
+        rng.shuffle(pairs)
+        pairs.sort(key=_repeats(pairs).__getitem__)
+        chosen = pairs[: num_rows // len(SKILLS)]
+        rows.extend(skill.item(case, wording, rng.randrange(len(skill.workings))) for case, wording in chosen)
+    rng.shuffle(rows)
+    return rows
+
+
+def _repeats(pairs: Sequence[tuple[Case, int]]) -> dict[tuple[Case, int], int]:
+    """How often a pair's case came before it."""
+    count: dict[Case, int] = {}
+    repeats: dict[tuple[Case, int], int] = {}
+    for pair in pairs:
+        repeats[pair] = count.get(pair[0], 0)
+        count[pair[0]] = repeats[pair] + 1
+    return repeats
+
+
+def final_answer(text: str) -> str:
+    """What a response answers: the text after its last "answer is", else all of it, without a final period."""
+    return text.rpartition("answer is")[2].strip().removesuffix(".").strip()
+
+
+def is_correct(text: str, answer: str) -> bool:
+    """Exact match of a response's final answer."""
+    return final_answer(text) == answer
+
+
+def stream(skills: Sequence[str], rng: random.Random) -> Iterator[Item]:
+    """Endless random items to train on, of these skills alike."""
+    while True:
+        yield SKILLS[rng.choice(skills)].sample("train", rng)

@@ -1,0 +1,178 @@
+"""Three tokenizers, each of its own kind: SentencePiece-style BPE, byte-level BPE, and Unigram, with chat templates to match.
+
+All three spell any text: a character that is in no piece falls back to bytes. Encoding and decoding go through one
+`tokenizer.json`, saved under the generic class, so that `AutoTokenizer` gives back exactly what was built.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+METASPACE = "\u2581"
+BYTES = [f"<0x{value:02X}>" for value in range(256)]
+
+VICUNA = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] == 'assistant' %}{{ 'ASSISTANT: ' + m['content'] + eos_token }}"
+    "{% elif m['role'] == 'user' %}{{ 'USER: ' + m['content'] + '\\n' }}"
+    "{% else %}{{ m['content'] + '\\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+ALPACA = (
+    "{% for m in messages %}"
+    "{% if m['role'] == 'assistant' %}{{ '### Response:\\n' + m['content'] + eos_token }}"
+    "{% elif m['role'] == 'user' %}{{ '### Instruction:\\n' + m['content'] + '\\n\\n' }}"
+    "{% else %}{{ m['content'] + '\\n\\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class TokenizerKind:
+    """How to make a tokenizer from texts, and how large it is by default (in pieces, specials and bytes included)."""
+
+    make: Callable[[Sequence[str], int], PreTrainedTokenizerFast]
+    lab_vocab_size: int
+    corpus_vocab_size: int
+
+
+def sentencepiece_bpe(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """BPE over `Metaspace` words with byte fallback and single digits, as Llama-2; speaks like Vicuna.
+
+    As in Llama-2 a leading space is written as its first word's own: " a" and "a" have the same ids.
+
+    Args:
+        texts: to train on.
+        vocab_size: pieces in all; 3 specials, 256 bytes, the rest learned.
+    """
+    specials = ["<unk>", "<s>", "</s>"]
+    pieces = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(prepend_scheme="first"), pre_tokenizers.Digits(individual_digits=True)]
+    )
+    learner = Tokenizer(models.BPE())
+    # A newline is spelt by its byte, so it must not enter the pieces.
+    learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split("\n", "removed"), pieces])
+    size = vocab_size - len(specials) - len(BYTES)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=[], limit_alphabet=max(size // 3, 1), show_progress=False
+    )
+    learner.train_from_iterator(texts, trainer)
+    learned = json.loads(learner.to_str())["model"]
+    vocab = {piece: index for index, piece in enumerate([*specials, *BYTES, *_by_id(learned["vocab"])])}
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=vocab,
+            merges=[tuple(merge) for merge in learned["merges"]],
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    tokenizer.pre_tokenizer = pieces
+    tokenizer.decoder = _byte_fallback_decoder(strip_first=True)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", vocab["<s>"])]
+    )
+    _add_specials(tokenizer, specials)
+    return _fast(tokenizer, VICUNA, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>")
+
+
+def byte_level_bpe(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE as GPT-NeoX, with ChatML's specials; `<|endoftext|>` pads, `<|im_end|>` ends.
+
+    Args:
+        texts: to train on.
+        vocab_size: pieces in all; 3 specials, 256 bytes, the rest learned.
+    """
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[_special(text) for text in specials],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _fast(
+        tokenizer, CHATML, unk_token=specials[0], bos_token=specials[0], eos_token=specials[2], pad_token=specials[0]
+    )
+
+
+def unigram(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Unigram over `Metaspace` words with byte fallback; a line break stands alone; speaks like Alpaca.
+
+    Args:
+        texts: to train on.
+        vocab_size: pieces in all; 3 specials, 256 bytes, the rest learned.
+    """
+    specials = ["<pad>", "</s>", "<unk>"]
+    # A line break apart: else "Response:\nThe" would be one word and the answer's first token would reach into the prompt.
+    words = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"\n"), "isolated"), pre_tokenizers.Metaspace(prepend_scheme="never")]
+    )
+    learner = Tokenizer(models.Unigram())
+    learner.pre_tokenizer = words
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab_size - len(specials) - len(BYTES) + 1,
+        special_tokens=["<unk>"],
+        unk_token="<unk>",
+        initial_alphabet=[chr(code) for code in range(33, 127)],
+        max_piece_length=16,
+        show_progress=False,
+    )
+    learner.train_from_iterator(texts, trainer)
+    learned = [(piece, score) for piece, score in json.loads(learner.to_str())["model"]["vocab"] if piece != "<unk>"]
+    # Byte pieces must lose even against six single characters, or the text "<0x41>" would be read as the byte 0x41.
+    floor = 10.0 * min(score for _, score in learned)
+    scored = [*((text, 0.0) for text in specials), *((text, floor) for text in BYTES), *learned]
+    tokenizer = Tokenizer(models.Unigram(scored, unk_id=specials.index("<unk>"), byte_fallback=True))
+    tokenizer.pre_tokenizer = words
+    tokenizer.decoder = _byte_fallback_decoder(strip_first=False)
+    _add_specials(tokenizer, specials)
+    return _fast(tokenizer, ALPACA, unk_token="<unk>", eos_token="</s>", pad_token="<pad>")
+
+
+TOKENIZERS = {
+    "llama": TokenizerKind(sentencepiece_bpe, lab_vocab_size=760, corpus_vocab_size=2600),
+    "mpt": TokenizerKind(byte_level_bpe, lab_vocab_size=1000, corpus_vocab_size=3000),
+    "neox": TokenizerKind(unigram, lab_vocab_size=880, corpus_vocab_size=3400),
+}
+"""The tokenizer of each source."""
+
+
+def _by_id(vocab: dict[str, int]) -> list[str]:
+    return sorted(vocab, key=vocab.__getitem__)
+
+
+def _special(text: str) -> AddedToken:
+    return AddedToken(text, special=True, normalized=False)
+
+
+def _add_specials(tokenizer: Tokenizer, specials: Sequence[str]) -> None:
+    tokenizer.add_special_tokens([_special(text) for text in specials])
+
+
+def _byte_fallback_decoder(strip_first: bool) -> decoders.Decoder:
+    steps = [decoders.Replace(METASPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    return decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if strip_first else steps)
+
+
+def _fast(tokenizer: Tokenizer, chat_template: str, **specials: str) -> PreTrainedTokenizerFast:
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        clean_up_tokenization_spaces=False,
+        model_max_length=512,
+        padding_side="right",
+        **specials,
+    )
+    fast.chat_template = chat_template
+    return fast

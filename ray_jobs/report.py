@@ -1,0 +1,117 @@
+"""Stage `report`: gathers what a run has made into tables, plots and one page, and gives the fused model its card."""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from profuser.artifacts import Artifact, Manifest, git_commit, read_manifest, versions
+from profuser.errors import UserError
+from profuser.evaluation.heldout import scores
+from profuser.report.facts import RunFacts, StageFact
+from profuser.report.model_card import model_card
+from profuser.report.page import write_report
+from profuser.report.tables import render_scores, who_wins_table
+from profuser.run import STAGES, FusionRun
+from profuser.tracking import RunHandle
+from ray_jobs.fuse import METRICS, MODEL
+from ray_jobs.progress import console
+from ray_jobs.shards import finish
+
+NUM_SAMPLES = 8
+MAX_QUARANTINED = 200
+PAGE = "index.html"
+
+
+def report(run: FusionRun, handle: RunHandle) -> Manifest:
+    """Runs the stage."""
+    start = time.monotonic()
+    write_run_report(run, handle)
+    return finish(run.report(), [], time.monotonic() - start)
+
+
+def write_run_report(run: FusionRun, handle: RunHandle | None = None) -> str:
+    """Writes the report and the model card; returns where the page is. Also logs the files to MLflow where a run is given."""
+    facts = gather(run)
+    output = run.report().folder
+    with tempfile.TemporaryDirectory() as folder:
+        write_report(facts, Path(folder))
+        output.upload(Path(folder))
+        if handle:
+            handle.log_artifacts(Path(folder), "report")
+    (run.fuse().folder / MODEL).write_bytes("README.md", model_card(facts).encode())
+    return output.path(PAGE)
+
+
+def print_report(run: FusionRun) -> None:
+    """Prints who won where, and the held-out scores of all models."""
+    facts = gather(run)
+    console.print(who_wins_table(facts))
+    console.print(render_scores(facts))
+
+
+def gather(run: FusionRun) -> RunFacts:
+    """Everything that the report shows, read from a run's artifacts.
+
+    Raises:
+        UserError: the run is not finished up to evaluation.
+    """
+    manifests = {stage: [(a.stage, a.manifest()) for a in run.artifacts(stage)] for stage in STAGES}
+    missing = [name for stage in STAGES[:-1] for name, manifest in manifests[stage] if manifest is None]
+    if missing:
+        raise UserError(
+            f"run {run.recipe.name!r} has no report yet: {missing[0]} is not finished; profuser run continues it"
+        )
+    tables = {name: pa.concat_tables(run.evaluate(name).tables()) for name in run.evaluated()}
+    fused, selected = read_manifest(run.fuse().folder), read_manifest(run.select().folder)
+    history = run.fuse().folder.read_bytes(METRICS).decode().splitlines()
+    return RunFacts(
+        name=run.recipe.name,
+        recipe=run.recipe.model_dump(mode="json"),
+        commit=fused.commit if fused else git_commit(),
+        versions=fused.versions if fused else versions(),
+        stages=tuple(_stage(name, m) for pairs in manifests.values() for name, m in pairs if m is not None),
+        scores=scores(tables),
+        source_is_target=next((s.name for s in run.recipe.sources if run.recipe.is_target(s)), None),
+        history=[json.loads(line) for line in history],
+        schedule=run.recipe.fuse.schedule,
+        selection_counts=selected.counts if selected else {},
+        quarantined=_rows(run.quarantine(), MAX_QUARANTINED),
+        samples=_samples(run, tables),
+    )
+
+
+def _stage(name: str, manifest: Manifest) -> StageFact:
+    return StageFact(name, "finished", manifest.seconds, manifest.counts, manifest.metrics)
+
+
+def _rows(artifact: Artifact, limit: int) -> list[dict[str, Any]]:
+    out: list[dict[str, Any]] = []
+    for table in artifact.tables():
+        out += table.slice(0, limit - len(out)).to_pylist()
+    return out
+
+
+def _samples(run: FusionRun, tables: dict[str, pa.Table]) -> list[dict[str, Any]]:
+    """Some held-out prompts with every model's answer, spread over the categories."""
+    answers = {
+        name: dict(zip(t["row_id"].to_pylist(), t["prediction"].to_pylist(), strict=True)) for name, t in tables.items()
+    }
+    by_category: dict[str | None, list[dict[str, Any]]] = {}
+    for table in run.heldout().tables():
+        for row in table.to_pylist():
+            by_category.setdefault(row["category"], []).append(row)
+    groups = list(by_category.values())
+    picked = [group[i] for i in range(NUM_SAMPLES) for group in groups if i < len(group)][:NUM_SAMPLES]
+    return [
+        {
+            "category": row["category"],
+            "prompt": row["messages"][-1]["content"],
+            "response": row["response"],
+            "answers": {name: texts.get(row["row_id"]) or "" for name, texts in answers.items()},
+        }
+        for row in picked
+    ]

@@ -1,0 +1,36 @@
+"""The two engines say the same of the same model, for every architecture in use."""
+
+import numpy as np
+import pytest
+
+from profuser.engines.base import Request, load_engine
+from profuser.recipe.models import EngineConfig, GenerationConfig
+from tests import tiny
+
+pytestmark = pytest.mark.vllm
+
+ENGINE = {"dtype": "float32", "max_model_len": 128}
+GREEDY = GenerationConfig(max_tokens=12)
+K = 6
+
+
+@pytest.mark.parametrize("make", [tiny.llama, tiny.mpt, tiny.neox], ids=["llama", "mpt", "gpt_neox"])
+def test_vllm_equals_transformers(make, tmp_path):
+    path = make(tmp_path / "model")
+    rng = np.random.default_rng(0)
+    forced = [Request(rng.integers(5, 300, 9).tolist(), rng.integers(5, 300, n).tolist()) for n in (1, 7, 30)]
+    generated = [Request(r.prompt_ids, max_tokens=12) for r in forced]
+    results = {}
+    for kind in ("transformers", "vllm"):
+        engine = load_engine(path, None, EngineConfig(kind=kind, **ENGINE))
+        results[kind] = engine.run([*forced, *generated], GREEDY, K, seed=0)
+        assert engine.max_model_len == 128
+        engine.close()
+    for mine, oracle in zip(results["vllm"], results["transformers"], strict=True):
+        assert mine.ids.tolist() == oracle.ids.tolist()
+        assert mine.finish_reason == oracle.finish_reason
+        np.testing.assert_allclose(mine.logprobs, oracle.logprobs, atol=2e-4)
+        np.testing.assert_allclose(mine.topk.logprobs, oracle.topk.logprobs, atol=2e-4)
+        assert mine.topk.ids.shape == (len(mine.ids), K)
+        same = (mine.topk.ids == oracle.topk.ids).mean()
+        assert same > 0.98  # near ties may swap

@@ -1,0 +1,98 @@
+"""A run that never was, with numbers whose story is known."""
+
+import math
+import random
+from typing import Any
+
+from profuser.evaluation.heldout import Score
+from profuser.report.facts import RunFacts, StageFact
+from profuser.schedule import PROGRESSIVE, weights_at
+
+MODELS = ("target", "mpt", "neox", "fused")
+SKILLS = ("arithmetic", "comparing", "facts", "reversing", "sorting", "units")
+HOSTILE = '<script>alert("gotcha")</script><img src=http://evil.example/x.png>'
+
+
+def scores(fused_gain: float = 0.2, skills: tuple[str, ...] = SKILLS) -> dict[str, dict[str, Score]]:
+    """The fused model gains this share of exact match, and as much in bits per byte, on every category."""
+    draw = random.Random(0)
+    out = {}
+    for category in ("all", *skills):
+        num_rows = 300 if category == "all" else 50
+        row = {}
+        for model in MODELS:
+            gain = fused_gain if model == "fused" else draw.uniform(-0.4, 0.15) if model != "target" else 0.0
+            row[model] = Score(num_rows, 0.6 - gain, round((0.5 + gain) * num_rows) / num_rows)
+        out[category] = row
+    return out
+
+
+def history(num_steps: int = 224) -> list[dict[str, float]]:
+    """Falling losses; a mode without weight has none."""
+    draw = random.Random(1)
+    out = []
+    for step in range(num_steps):
+        weights = weights_at(PROGRESSIVE, step / num_steps)
+        update: dict[str, float] = {"step": step, "num_steps": num_steps, "learning_rate": 1e-3, "skipped_steps": 0}
+        for mode, weight in zip(("inference", "training"), weights, strict=True):
+            if weight:
+                fall = math.exp(-step / 60)
+                update[f"ce_{mode}_nats"] = 0.2 + fall * (1.0 if mode == "inference" else 4.0) + draw.uniform(0, 0.1)
+                update[f"kl_{mode}_nats"] = 0.1 + fall * (0.5 if mode == "inference" else 2.0) + draw.uniform(0, 0.05)
+        out.append(update)
+    return out
+
+
+def recipe(sources: tuple[str, ...] = ("llama", "mpt", "neox")) -> dict[str, Any]:
+    """As much of a recipe as a report reads."""
+    return {
+        "name": "demo",
+        "storage": "/home/somebody/runs",
+        "corpus": {"path": "lab://corpus/train.jsonl.gz"},
+        "sources": [{"name": name, "model": f"lab://sources/{name}", "revision": None} for name in sources],
+        "target": {"model": "lab://sources/llama", "revision": None},
+        "fuse": {"beta": 0.11},
+    }
+
+
+def facts(**changes: Any) -> RunFacts:
+    """A whole run; every field can be changed."""
+    wins = {"llama": (700, 400), "mpt": (600, 650), "neox": (500, 690)}
+    counts: dict[str, float] = {"rows": 1800, "examples": 3540, "tokens": 61000, "not_aligned": 4}
+    for name, numbers in wins.items():
+        counts |= {f"wins/{mode}/{name}": n for mode, n in zip(("training", "inference"), numbers, strict=True)}
+    counts |= {"rule/none": 320, "rule/project": 48100, "rule/condition": 5020, "rule/chain": 4020, "rule/end": 3540}
+    stages = [("prepare/train", 8.2, 1800, 0)]
+    stages += [(f"collect/{name}", 70.5, 1800, 40321) for name in wins]
+    stages += [(f"rewards/{name}", 12.0, 5400, 0) for name in ("brisk", "candid", "dapper")]
+    whole: dict[str, Any] = {
+        "name": "demo",
+        "recipe": recipe(),
+        "commit": "986e58412ab0+",
+        "versions": {"profuser": "0.1.0", "torch": "2.13.0", "ray": "2.59.0"},
+        "stages": (
+            *(StageFact(n, "finished", s, {"rows": r} | ({"tokens": t} if t else {})) for n, s, r, t in stages),
+            StageFact("select", "finished", 4.4, counts),
+            StageFact("fuse", "finished", 301.7, {"tokens": 402000}, {"final_loss_nats": 0.31234}),
+            StageFact("evaluate/fused", "finished", 31.0, {"rows": 300, "refused": 0}, {"exact_match": 0.7}),
+            StageFact("report", "running"),
+        ),
+        "scores": scores(),
+        "source_is_target": "llama",
+        "history": history(),
+        "schedule": PROGRESSIVE,
+        "selection_counts": counts,
+        "quarantined": [
+            {"file": "train.jsonl", "line": 17, "reason": "empty response", "excerpt": '{"instruction": "Sort'}
+        ],
+        "samples": [sample(skill) for skill in SKILLS[:3]],
+        "vote_agreement": 0.81,
+    }
+    return RunFacts(**(whole | changes))
+
+
+def sample(category: str | None = None, answer: str = "The answer is 42.") -> dict[str, Any]:
+    """A held-out row with an answer of every model; the target has none."""
+    answers = {model: answer for model in MODELS} | {"target": ""}
+    truth = "We add 40 and 2, ten by ten and one by one. 40 plus 2 is 42. The answer is 42."
+    return {"prompt": "What is 40 plus 2?", "response": truth, "answers": answers, "category": category}

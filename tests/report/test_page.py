@@ -1,0 +1,171 @@
+"""The page: whole, harmless and by itself."""
+
+import csv
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from profuser.evaluation.heldout import Score
+from profuser.report.facts import RunFacts, StageFact
+from profuser.report.loss_plot import loss_plot
+from profuser.report.page import render_page, write_report
+from profuser.report.pictures import pictures
+from profuser.report.plots import coverage_plot, scores_plot, who_wins_plot
+from profuser.report.tables import ScoreRow, score_table
+from tests.report import made_up
+
+PLOTS = {"scores": scores_plot, "who_wins": who_wins_plot, "coverage": coverage_plot, "losses": loss_plot}
+
+
+class Tags(HTMLParser):
+    """Collects tags with their attributes, and the text between them; void tags are not closed."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self.open = "", []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "source"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def read(html: str) -> Tags:
+    """A page, well-formed."""
+    page = Tags(html)
+    assert not page.open
+    return page
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A whole report: drawing takes seconds, so it is written once."""
+    path = tmp_path_factory.mktemp("report")
+    assert write_report(made_up.facts(), path) == path / "index.html"
+    return path
+
+
+def test_a_page_stands_by_itself(folder):
+    html = (folder / "index.html").read_text()
+    page = read(html)
+    names = ("src", "srcset", "href", "action", "data", "poster")
+    addresses = [value or "" for _, attributes in page.tags for name, value in attributes.items() if name in names]
+    assert sum(address.startswith("data:image/") for address in addresses) == 2 * len(PLOTS)
+    assert all(address.startswith(("data:image/", "#")) for address in addresses)
+    assert "script" not in [tag for tag, _ in page.tags]
+    assert "url(" not in html
+    assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
+    targets = {attributes.get("id") for _, attributes in page.tags}
+    assert {address[1:] for address in addresses if address.startswith("#")} <= targets
+
+
+def test_hostile_text_is_only_text(tmp_path):
+    hostile = made_up.HOSTILE
+    facts = made_up.facts(
+        samples=[made_up.sample(hostile, hostile) | {"prompt": hostile}],
+        quarantined=[{"file": hostile, "line": 1, "reason": hostile, "excerpt": hostile}],
+        scores=made_up.scores(skills=(hostile,)),
+        recipe=made_up.recipe() | {"template": hostile},
+    )
+    page = read(render_page(facts, {}))
+    assert not {"script", "img"} & {tag for tag, _ in page.tags}
+    assert page.text.count(hostile) >= 8
+
+
+def test_an_answer_that_is_not_unicode_costs_no_report(tmp_path):
+    facts = RunFacts(name="x", recipe={}, samples=[made_up.sample(answer="lone \ud800 surrogate")])
+    assert "lone ? surrogate" in write_report(facts, tmp_path).read_text()
+
+
+def test_every_score_is_on_the_page(folder):
+    page = read((folder / "index.html").read_text())
+    for row in score_table(made_up.facts()):
+        assert row.category in page.text
+        assert f"{row.bits_per_byte:.3f}" in page.text
+        assert f"{100 * row.exact_match:.1f}" in page.text
+
+
+def test_the_csv_equals_the_table(folder):
+    facts = made_up.facts()
+    with (folder / "scores.csv").open() as file:
+        found = [
+            ScoreRow(r["model"], r["category"], int(r["num_rows"]), float(r["bits_per_byte"]), float(r["exact_match"]))
+            for r in csv.DictReader(file)
+        ]
+    assert found == score_table(facts)
+    with (folder / "plots" / "losses.csv").open() as file:
+        updates = list(csv.DictReader(file))
+    assert len(updates) == len(facts.history)
+    assert updates[0]["ce_training_nats"] == ""
+    assert float(updates[-1]["ce_training_nats"]) == facts.history[-1]["ce_training_nats"]
+
+
+def test_each_plot_has_its_numbers_beside_it(folder):
+    names = {path.name for path in (folder / "plots").iterdir()}
+    assert names == {f"{plot}.{suffix}" for plot in PLOTS for suffix in ("png", "csv")}
+
+
+def test_the_same_run_gives_the_same_picture():
+    first, second = (pictures(made_up.facts(history=[]))["who_wins"].data_uri("dark") for _ in range(2))
+    assert first == second
+
+
+AFFECTED = {"scores": {"scores"}, "recipe": {"who_wins"}, "history": {"losses"}, "schedule": {"losses"}}
+"""The plots that a field of the facts decides."""
+UNKNOWN = {"all": dict.fromkeys(made_up.MODELS, Score(0, math.nan, math.nan))}
+
+
+@pytest.mark.parametrize(
+    ("changes", "without"),
+    [
+        ({"scores": made_up.scores(skills=())}, set()),
+        ({"scores": {}}, {"scores"}),
+        ({"scores": UNKNOWN}, {"scores"}),
+        ({"scores": made_up.scores(skills=(r"$\frac$ [b]", "x" * 80, "two\nlines"))}, set()),
+        ({"scores": made_up.scores() | {"empty": UNKNOWN["all"]}}, set()),
+        ({"scores": {"all": {"target": Score(9, 0.5, 0.5)}}}, set()),
+        ({"scores": made_up.scores(skills=tuple(f"subject {i}" for i in range(60)))}, set()),
+        (
+            {"recipe": made_up.recipe(("llama",)), "selection_counts": {"rows": 2, "wins/training/llama": 2}},
+            {"coverage"},
+        ),
+        ({"history": []}, {"losses"}),
+        ({"history": [{"step": 0, "num_steps": 1, "ce_training_nats": math.nan}]}, set()),
+        ({"schedule": ()}, set()),
+        ({"quarantined": [], "samples": [], "stages": (), "vote_agreement": None, "source_is_target": None}, set()),
+        ({"selection_counts": {}, "commit": None, "versions": {}}, {"who_wins", "coverage"}),
+        ({"selection_counts": {"wins/training/llama": 0, "wins/inference/llama": 0}}, {"who_wins", "coverage"}),
+    ],
+)
+def test_what_is_missing_breaks_nothing(changes, without):
+    facts = made_up.facts(**changes)
+    page = read(render_page(facts, {}))
+    assert not re.search(r"\bnan\b|\bNone\b", page.text)
+    for name in without | AFFECTED.get(next(iter(changes)), set()):
+        figure = PLOTS[name](facts)
+        assert (figure is None) == (name in without)
+        if figure:
+            figure.draw_without_rendering()
+
+
+def test_rows_that_are_not_listed_are_counted():
+    stages = (StageFact("prepare/train", "finished", 1.0, {"rows": 9, "quarantined": 1234}),)
+    page = read(render_page(made_up.facts(stages=stages), {}))
+    assert "Corpus rows refused: 1,234;" in page.text
+    assert "the first 1 are shown" in page.text
+
+
+def test_a_run_of_which_nothing_is_known_has_a_page(tmp_path):
+    page = read(write_report(RunFacts(name="empty", recipe={}), tmp_path).read_text())
+    assert "Nothing is known yet" in page.text
