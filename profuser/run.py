@@ -64,6 +64,7 @@ class FusionRun:
         return {setting: self.model(config).digest(setting) for setting, config in self.models().items()}
 
     def models(self) -> dict[str, ModelConfig | RewardModelConfig]:
+        """Every model of the recipe by its key."""
         out: dict[str, ModelConfig | RewardModelConfig] = {"target.model": self.recipe.target}
         out |= {f"sources.{source.name}.model": source for source in self.recipe.sources}
         out |= {f"rewards.{r.name}.model": r for r in self.recipe.rewards if isinstance(r, RewardModelConfig)}
@@ -116,14 +117,17 @@ class FusionRun:
 
     def rewards(self, reward: RewardConfig) -> Artifact:
         """Scores that one reward gives to every source's answers."""
-        config = {"reward": identity(reward), "sources": [source.name for source in self.recipe.sources]}
+        config: dict[str, Any] = {
+            "reward": identity(reward),
+            "sources": [source.name for source in self.recipe.sources],
+        }
         if isinstance(reward, RewardModelConfig):
             config["model"] = self.model_digests[f"rewards.{reward.name}.model"]
         return self._artifact(f"rewards/{reward.name}", REWARDS, config, self._collected())
 
     def select(self) -> Artifact:
         """Training examples, each with its teacher's distributions in the target's vocabulary."""
-        config = {
+        config: dict[str, Any] = {
             "select": identity(self.recipe.select),
             "target": self.model_digests["target.model"],
             "teachers": [teacher.name for teacher in self.recipe.teachers],
@@ -145,7 +149,10 @@ class FusionRun:
 
     def evaluate(self, name: str) -> Artifact:
         """Answers and scores of one model on the held-out rows: `target`, `fused`, or a source's name."""
-        config = {"evaluate": identity(self.recipe.evaluate), "template": identity(self.recipe.template)}
+        config: dict[str, Any] = {
+            "evaluate": identity(self.recipe.evaluate),
+            "template": identity(self.recipe.template),
+        }
         inputs = [self.heldout()]
         if name == FUSED:
             inputs.append(self.fuse())

@@ -4,12 +4,27 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
 
 from profuser.errors import ProfuserError, UserError
 from profuser.recipe.models import ModelConfig, PoolConfig
+
+ENVIRONMENT = {
+    # The C++ core's messages go to its own files, not over the progress lines.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # A busy machine with few cores takes longer than Serve's 5 s to start a proxy.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""Defaults for this process and all workers of a cluster that it starts; what the user has set stays."""
 
 MIN_LOGICAL_CPUS = 4
 """A machine with fewer cores declares so many: otherwise a stage's workers leave none for the tasks that feed them."""
@@ -21,8 +36,11 @@ def connected() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    options = {"log_to_driver": True, "logging_level": logging.WARNING, "include_dashboard": False}
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name in ("ray.data", "ray.serve", "ray.train", "mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "include_dashboard": False}
     if "RAY_ADDRESS" not in os.environ:
         options |= {"address": "local", "num_cpus": max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)}
     try:

@@ -25,7 +25,7 @@ class EvaluateWorker:
         rows = self.heldout.read_shard(shard)
         signals = self.reader.read(rows, self.config.generation, 1, self.seed)
         table = evaluate_table(rows, signals, self.config.answer_pattern)
-        counts = {"rows": len(table), "refused": sum(s.refused is not None for s in signals)}
+        counts: dict[str, float] = {"rows": len(table), "refused": sum(s.refused is not None for s in signals)}
         self.output.write_shard(shard, table, counts)
         return counts
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.train.torch
 from ray.exceptions import RayTaskError
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer

@@ -1,9 +1,10 @@
 """`profuser lab build`: makes a laboratory from the six skills, or from any instruction corpus."""
 
+from itertools import islice
 from pathlib import Path
 
+from profuser.corpus import CorpusRow, Summary, check_quarantine, prepare_rows, read_corpus
 from profuser.lab.build import build_lab, build_sources_from_corpus
-
 from ray_jobs.progress import console
 
 
@@ -18,3 +19,14 @@ def build(output: Path, corpus: str | None, seed: int, num_rows: int | None, ove
     else:
         build_sources_from_corpus(read_pairs(corpus, num_rows), output, seed=seed, overwrite=overwrite, progress=say)
     say(f"laboratory: {output}; use it with profuser run RECIPE --set lab={output}")
+
+
+def read_pairs(location: str, num_rows: int | None) -> list[tuple[str, str]]:
+    """Instruction and response of every usable row of a corpus, with as many turns as the prompt has joined by blank lines."""
+    summary, rows = Summary(), []
+    for row in prepare_rows(read_corpus(location)):
+        summary.add(row)
+        if isinstance(row, CorpusRow):
+            rows.append(row)
+    check_quarantine(location, summary, 1.0)
+    return [("\n\n".join(message.content for message in row.messages), row.response) for row in islice(rows, num_rows)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from profuser.artifacts import read_manifest
-from profuser.corpus import prepare_rows, read_corpus
+from profuser.corpus import QuarantinedRow, prepare_rows, read_corpus
 from profuser.errors import UserError
 from profuser.recipe.models import ModelConfig, Recipe
 from profuser.run import FusionRun
@@ -52,7 +52,7 @@ def measure(run: FusionRun) -> CorpusSize:
     rows, prompt, response, more = 0, 0, 0, False
     limit = min(config.max_rows or MAX_ROWS_READ, MAX_ROWS_READ)
     for row in prepare_rows(read_corpus(run.corpus_path), config.format, max_row_bytes=config.max_row_bytes):
-        if not hasattr(row, "row_id"):
+        if isinstance(row, QuarantinedRow):
             continue
         if rows == limit:
             more = config.max_rows is None or config.max_rows > limit

@@ -29,7 +29,7 @@ def prepare(run: FusionRun) -> Manifest:
     """Runs the stage, on the driver's machine: a corpus given by path lies there."""
     start = time.monotonic()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    task = ray.remote(num_cpus=0, scheduling_strategy=here)(_prepare)
+    task = ray.remote(num_cpus=0)(_prepare).options(scheduling_strategy=here)
     artifacts = (run.corpus(), run.heldout(), run.quarantine())
     try:
         counts = ray.get(task.remote(run.recipe, run.corpus_path, run.heldout_path, *artifacts))

@@ -35,7 +35,7 @@ class RewardWorker:
             texts = [answers[source][row] for row, source in places]
             scores[tuple(zip(*places, strict=True))] = self._score([rows[row] for row, _ in places], texts)
         table = pa.table({"row_id": [r["row_id"] for r in rows], "scores": list(scores)}, schema=REWARDS)
-        counts = {"rows": len(rows), "answers": len(places)}
+        counts: dict[str, float] = {"rows": len(rows), "answers": len(places)}
         self.output.write_shard(shard, table, counts)
         return counts
 

@@ -51,13 +51,18 @@ def render_prompt(tokenizer: Any, messages: Sequence[Message], template: Templat
     return _encode(tokenizer, _render(tokenizer, messages, template, True))
 
 
-@lru_cache(maxsize=32)
 def end_token_id(tokenizer: Any, template: TemplateConfig) -> int:
     """The token that ends an assistant's turn: the first special one after it in the template, else the end of sequence.
 
     Raises:
         UserError: neither is there.
     """
+    key: Any = template
+    return _end_token_id(tokenizer, key)
+
+
+@lru_cache(maxsize=32)
+def _end_token_id(tokenizer: Any, template: Any) -> int:
     turns = [Message("user", PROBE), Message("assistant", PROBE)]
     tail = _render(tokenizer, turns, template, False).rpartition(PROBE)[2]
     special = set(tokenizer.all_special_ids)

@@ -13,6 +13,9 @@ from profuser.signals.codec import TopK
 
 # One process per actor: simpler to kill, and nothing is copied between an engine core and us.
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+for _name, _value in ENVIRONMENT.items():
+    # Before vLLM is imported for the first time: it reads them then.
+    os.environ.setdefault(_name, _value)
 
 
 def unsupported(path: str, revision: str | None, trust_remote_code: bool) -> str | None:
@@ -35,14 +38,14 @@ class VllmEngine:
     """A `vllm.LLM` in this process."""
 
     def __init__(self, path: str, revision: str | None, config: EngineConfig, end_ids: Sequence[int] = ()):
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gib)))
         import torch
         from vllm import LLM
 
         on_gpu = torch.cuda.is_available()
-        on_device = {"gpu_memory_utilization": config.gpu_memory_utilization} if on_gpu else {"enforce_eager": True}
+        on_device: dict[str, Any] = (
+            {"gpu_memory_utilization": config.gpu_memory_utilization} if on_gpu else {"enforce_eager": True}
+        )
         dtype = "float32" if config.dtype == "auto" and not on_gpu else config.dtype
         try:
             self.llm = LLM(

@@ -4,6 +4,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ Say = Callable[[str], None]
 HIDDEN, HEADS, MAX_POSITIONS = 128, 4, 512
 TERSE_SHARE, OTHER_SKILLS_SHARE = 0.6, 0.03
 PEAK_RATE, WARMUP_SHARE = 3.0e-3, 0.05
+POOL_BATCHES = 8
+SAY_EVERY_SECONDS = 15.0
 
 
 def new_model(name: str, tokenizer: Any, num_layers: int = 4) -> Any:
@@ -60,7 +63,8 @@ def new_model(name: str, tokenizer: Any, num_layers: int = 4) -> Any:
             **ids,
         )
         # As the released MPT-7B-8K-Chat has it; vLLM and Transformers agree on such a config.
-        config.attn_config.clip_qkv = 6.0
+        attention: Any = config.attn_config
+        attention.clip_qkv = 6.0
         return MptForCausalLM(config)
     return GPTNeoXForCausalLM(
         GPTNeoXConfig(
@@ -93,7 +97,23 @@ def skill_examples(name: str, tokenizer: Any, seed: int) -> Iterator[Encoded]:
 
 
 def train(model: Any, examples: Iterator[Encoded], num_steps: int, batch_rows: int, say: Say, title: str) -> None:
-    """Next-token training on responses, with warm-up, cosine and clipping; prints progress now and then."""
+    """Next-token training on responses, in batches of like length."""
+    batches = like_lengths(examples, batch_rows)
+    train_loop(model, lambda: response_loss(model, next(batches)), num_steps, say, title)
+
+
+def like_lengths(examples: Iterator[Encoded], batch_rows: int) -> Iterator[list[Encoded]]:
+    """Batches of examples of like length: from every `POOL_BATCHES` batches' worth of them, in random order."""
+    rng = random.Random(batch_rows)
+    while True:
+        pool = sorted(islice(examples, POOL_BATCHES * batch_rows), key=lambda pair: len(pair[0]) + len(pair[1]))
+        starts = list(range(0, len(pool), batch_rows))
+        rng.shuffle(starts)
+        yield from (pool[start : start + batch_rows] for start in starts)
+
+
+def train_loop(model: Any, next_loss: Callable[[], torch.Tensor], num_steps: int, say: Say, title: str) -> None:
+    """AdamW with warm-up, cosine and clipping over so many losses; says now and then how far it is."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     start = last = time.monotonic()
     model.train()
@@ -102,16 +122,16 @@ def train(model: Any, examples: Iterator[Encoded], num_steps: int, batch_rows: i
         rate = PEAK_RATE * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * step / num_steps)) / 2)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = response_loss(model, [next(examples) for _ in range(batch_rows)])
+        loss = next_loss()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         now = time.monotonic()
-        if now - last > 10 or step + 1 == num_steps:
+        if now - last > SAY_EVERY_SECONDS or step + 1 == num_steps:
             last = now
             left = (now - start) / (step + 1) * (num_steps - step - 1)
-            say(f"{title}: step {step + 1}/{num_steps}, loss {loss.item():.3f} nats/token, {left:.0f} s left")
+            say(f"{title}: step {step + 1}/{num_steps}, loss {loss.item():.3f} nats, {left:.0f} s left")
     model.eval()
 
 

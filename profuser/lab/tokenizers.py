@@ -5,6 +5,8 @@ All three spell any text: a character that is in no piece falls back to bytes. E
 """
 
 import json
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 METASPACE = "\u2581"
 BYTES = [f"<0x{value:02X}>" for value in range(256)]
+FRAME_SHARE = 0.2
+"""Of the texts to train on, so many are the words of the chat template, so that these are pieces too."""
 
 VICUNA = (
     "{{ bos_token }}{% for m in messages %}"
@@ -54,7 +58,7 @@ def sentencepiece_bpe(texts: Sequence[str], vocab_size: int) -> PreTrainedTokeni
     """
     specials = ["<unk>", "<s>", "</s>"]
     pieces = pre_tokenizers.Sequence(
-        [pre_tokenizers.Metaspace(prepend_scheme="first"), pre_tokenizers.Digits(individual_digits=True)]
+        [pre_tokenizers.Metaspace(prepend_scheme="first"), pre_tokenizers.Digits(individual_digits=True), _marks()]
     )
     learner = Tokenizer(models.BPE())
     # A newline is spelt by its byte, so it must not enter the pieces.
@@ -63,7 +67,7 @@ def sentencepiece_bpe(texts: Sequence[str], vocab_size: int) -> PreTrainedTokeni
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=[], limit_alphabet=max(size // 3, 1), show_progress=False
     )
-    learner.train_from_iterator(texts, trainer)
+    learner.train_from_iterator([*texts, *_frames("\nUSER:\nASSISTANT:", texts)], trainer)
     learned = json.loads(learner.to_str())["model"]
     vocab = {piece: index for index, piece in enumerate([*specials, *BYTES, *_by_id(learned["vocab"])])}
     tokenizer = Tokenizer(
@@ -101,7 +105,7 @@ def byte_level_bpe(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizer
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator([*texts, *_frames("user\nassistant\n", texts)], trainer)
     return _fast(
         tokenizer, CHATML, unk_token=specials[0], bos_token=specials[0], eos_token=specials[2], pad_token=specials[0]
     )
@@ -117,20 +121,10 @@ def unigram(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
     specials = ["<pad>", "</s>", "<unk>"]
     # A line break apart: else "Response:\nThe" would be one word and the answer's first token would reach into the prompt.
     words = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(r"\n"), "isolated"), pre_tokenizers.Metaspace(prepend_scheme="never")]
+        [pre_tokenizers.Split(Regex(r"\n"), "isolated"), pre_tokenizers.Metaspace(prepend_scheme="never"), _marks()]
     )
-    learner = Tokenizer(models.Unigram())
-    learner.pre_tokenizer = words
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size - len(specials) - len(BYTES) + 1,
-        special_tokens=["<unk>"],
-        unk_token="<unk>",
-        initial_alphabet=[chr(code) for code in range(33, 127)],
-        max_piece_length=16,
-        show_progress=False,
-    )
-    learner.train_from_iterator(texts, trainer)
-    learned = [(piece, score) for piece, score in json.loads(learner.to_str())["model"]["vocab"] if piece != "<unk>"]
+    size = vocab_size - len(specials) - len(BYTES)
+    learned = _weighed_pieces([*texts, *_frames("### Instruction:\n### Response:\n", texts)], words, size)
     # Byte pieces must lose even against six single characters, or the text "<0x41>" would be read as the byte 0x41.
     floor = 10.0 * min(score for _, score in learned)
     scored = [*((text, 0.0) for text in specials), *((text, floor) for text in BYTES), *learned]
@@ -151,6 +145,44 @@ TOKENIZERS = {
 
 def _by_id(vocab: dict[str, int]) -> list[str]:
     return sorted(vocab, key=vocab.__getitem__)
+
+
+def _frames(frame: str, texts: Sequence[str]) -> list[str]:
+    return [frame] * (1 + int(FRAME_SHARE * len(texts)))
+
+
+def _weighed_pieces(texts: Sequence[str], words: pre_tokenizers.PreTokenizer, size: int) -> list[tuple[str, float]]:
+    """The pieces that BPE finds, each with the log of its share of all substrings, as a Unigram vocabulary.
+
+    The Unigram trainer of `tokenizers` counts substrings over distinct words, so that in a small corpus a frequent short
+    word ("of") would be no piece.
+    """
+    counts = Counter(word for text in texts for word, _ in words.pre_tokenize_str(text) if word != "\n")
+    learner = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[],
+        initial_alphabet=[chr(code) for code in range(33, 127)],
+        limit_alphabet=max(size // 3, 1),
+        show_progress=False,
+    )
+    learner.pre_tokenizer = words
+    learner.train_from_iterator((text.replace("\n", " ") for text in texts), trainer)
+    pieces = _by_id(learner.get_vocab())
+    longest = max(map(len, pieces))
+    occurrences = Counter(dict.fromkeys(pieces, 1))
+    for word, count in counts.items():
+        for start in range(len(word)):
+            for end in range(start + 1, min(len(word), start + longest) + 1):
+                if word[start:end] in occurrences:
+                    occurrences[word[start:end]] += count
+    total = sum(occurrences.values())
+    return [(piece, math.log(occurrences[piece] / total)) for piece in pieces]
+
+
+def _marks() -> pre_tokenizers.PreTokenizer:
+    """Punctuation apart from words, as SentencePiece's split by script does."""
+    return pre_tokenizers.Split(Regex("[.,:;?!]"), "isolated")
 
 
 def _special(text: str) -> AddedToken:

@@ -11,19 +11,19 @@ from profuser.schedule import PROGRESSIVE, SchedulePiece, check_pieces
 class OptimizerConfig(Config):
     """AdamW with warm-up and a decay over the whole run. Ours, after FuseChat: the paper does not say."""
 
-    learning_rate: float = Field(5.0e-6, gt=0)
+    learning_rate: float = Field(default=5.0e-6, gt=0)
     """Peak learning rate."""
-    warmup_fraction: float = Field(0.03, ge=0, le=1)
+    warmup_fraction: float = Field(default=0.03, ge=0, le=1)
     """Share of the updates during which the rate rises linearly from 0."""
-    final_fraction: float = Field(0.0, ge=0, le=1)
+    final_fraction: float = Field(default=0.0, ge=0, le=1)
     """Rate at the end, as a share of the peak, reached along a cosine."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay."""
-    beta1: float = Field(0.9, ge=0, lt=1)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay of the first moment."""
-    beta2: float = Field(0.95, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
     """Decay of the second moment."""
-    clip_norm: float = Field(1.0, gt=0)
+    clip_norm: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
 
 
@@ -31,7 +31,7 @@ class Epochs(Config):
     """So many passes over the training examples."""
 
     kind: Literal["epochs"] = "epochs"
-    value: float = Field(3.0, gt=0)
+    value: float = Field(default=3.0, gt=0)
 
 
 class Steps(Config):
@@ -57,20 +57,20 @@ class WorkersConfig(Config):
 class FuseConfig(Config):
     """Training of the target: `CE + beta * forward KL`, weighted per mode by the schedule."""
 
-    beta: float = Field(0.11, ge=0)
+    beta: float = Field(default=0.11, ge=0)
     """Weight of the KL against the cross-entropy (ours: FuseLLM's 0.9 and 0.1 make 0.11)."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     """Of both distributions in the KL."""
     tail: Literal["bucket", "renormalise", "drop"] = "bucket"
     """What the KL does with the mass outside the teacher's top-k: one more category, spread over the top-k, or nothing."""
     schedule: tuple[SchedulePiece, ...] = PROGRESSIVE
     """Weights of the two modes over the run's progress; by default the paper's two stages, half of the updates each (ours)."""
     duration: Annotated[Epochs | Steps, Field(discriminator="kind")] = Epochs()
-    batch_rows: int = Field(128, gt=0)
+    batch_rows: int = Field(default=128, gt=0)
     """Corpus rows per update, over all workers (FuseChat: 128)."""
     micro_batch_tokens: int = execution_field(8192, gt=0)
     """Padded tokens that one worker holds at a time; gradients accumulate until the batch is whole."""
-    max_tokens: int = Field(2048, gt=0)
+    max_tokens: int = Field(default=2048, gt=0)
     """A longer example is cut at its end, and counted."""
     loss_chunk_tokens: int = execution_field(1024, gt=0)
     """Response tokens whose logits exist at one time."""
@@ -83,7 +83,7 @@ class FuseConfig(Config):
     """Updates between two checkpoints."""
     keep_checkpoints: int = execution_field(2, gt=0)
     """Checkpoints kept."""
-    max_consecutive_skips: int = Field(5, gt=0)
+    max_consecutive_skips: int = Field(default=5, gt=0)
     """The stage stops after so many steps in a row with a non-finite loss or gradient."""
     workers: WorkersConfig = execution_field(WorkersConfig())
 

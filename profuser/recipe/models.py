@@ -20,17 +20,17 @@ class CorpusConfig(Config):
     """Shape of a record; `auto` looks at the first usable one."""
     category_field: str | None = None
     """A field of the records (a skill, a topic) by which results are broken down."""
-    max_rows: int | None = Field(None, gt=0)
+    max_rows: int | None = Field(default=None, gt=0)
     """Read at most this many usable rows."""
     heldout: str | None = None
     """A corpus of its own to evaluate on, in the same shapes as `path`."""
-    heldout_rows: int = Field(200, ge=0)
+    heldout_rows: int = Field(default=200, ge=0)
     """Without `heldout`: how many rows of the corpus are kept apart to evaluate on. With it: at most so many are read."""
-    rows_per_shard: int = Field(256, gt=0)
+    rows_per_shard: int = Field(default=256, gt=0)
     """Rows in a shard, the unit of work, retry and resume."""
-    max_row_bytes: int = Field(1_000_000, gt=0)
+    max_row_bytes: int = Field(default=1_000_000, gt=0)
     """A larger row is quarantined."""
-    max_quarantined_fraction: float = Field(0.05, ge=0, le=1)
+    max_quarantined_fraction: float = Field(default=0.05, ge=0, le=1)
     """The run stops where more of the rows than this had to be refused."""
 
 
@@ -54,11 +54,11 @@ TemplateConfig = Annotated[OwnTemplate | JinjaTemplate, Field(discriminator="kin
 class GenerationConfig(Config):
     """How a model answers an instruction."""
 
-    max_tokens: int = Field(512, gt=0)
+    max_tokens: int = Field(default=512, gt=0)
     """Longest answer, in tokens of the model itself."""
-    temperature: float = Field(0.0, ge=0)
+    temperature: float = Field(default=0.0, ge=0)
     """0 is greedy."""
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling: the smallest set of tokens with this mass."""
 
 
@@ -69,7 +69,7 @@ class EngineConfig(Config):
     """`auto` takes vLLM, or Transformers for an architecture that the installed vLLM does not know."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: the checkpoint's type on a GPU, float32 on a CPU."""
-    max_model_len: int | None = Field(None, gt=0)
+    max_model_len: int | None = Field(default=None, gt=0)
     """Longest prompt plus response in tokens; by default what the model allows."""
     tensor_parallel_size: int = execution_field(1, gt=0)
     """GPUs over which one engine is spread."""
@@ -129,7 +129,7 @@ class TargetConfig(ModelConfig):
 class CollectConfig(Config):
     """The teachers' pass."""
 
-    top_k: int = Field(10, ge=1, le=64)
+    top_k: int = Field(default=10, ge=1, le=64)
     """Log-probabilities kept per position (FuseLLM keeps 10)."""
     generation: GenerationConfig = GenerationConfig()
 
@@ -143,7 +143,7 @@ class RewardModelConfig(Config):
     """Folder, Hub name, or `lab://...`."""
     revision: str | None = None
     """Commit, branch or tag of a Hub model."""
-    max_length: int = Field(2048, gt=0)
+    max_length: int = Field(default=2048, gt=0)
     """A longer conversation is cut from the left, in tokens of the reward model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: the checkpoint's type on a GPU, float32 on a CPU."""
@@ -174,7 +174,7 @@ RewardConfig = Annotated[RewardModelConfig | AnswerMatchConfig, Field(discrimina
 class VoteConfig(Config):
     """How rewards become a choice. Ours: the paper says only that the answer with most votes wins."""
 
-    margin: float = Field(0.0, ge=0)
+    margin: float = Field(default=0.0, ge=0)
     """A reward model abstains where its best answer leads by no more than this, in its own standard deviations."""
     no_majority: Literal["tie_break", "skip"] = "tie_break"
     """Without a strict majority: the mean standardised reward decides, or the inference-mode example is left out."""

@@ -4,7 +4,7 @@ import re
 
 
 def final_answer(text: str, pattern: str | None) -> str:
-    """The part of a text that counts: the first group of the pattern's last match, else the whole; without outer blanks and full stop.
+    """What a text answers: the first group of the pattern's last match, else all of it; without blanks around and full stop.
 
     Args:
         text: an answer.

@@ -117,7 +117,7 @@ class Trainer:
             (losses.total * self.world_size).backward()
             for part, values in enumerate((losses.ce_nats, losses.kl_nats)):
                 sums[part].index_add_(0, batch.mode, values.float())
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optimizer.clip_norm)
+        norm: Any = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optimizer.clip_norm)
         grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         self._apply(update, grad_norm)
         if self.world_size > 1:

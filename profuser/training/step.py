@@ -15,7 +15,7 @@ from profuser.recipe.fusing import FuseConfig
 from profuser.schedule import ModeWeights
 from profuser.schemas import MODES
 from profuser.training.examples import Example
-from profuser.training.losses import TokenLosses, fusion_loss
+from profuser.training.losses import Tail, TokenLosses, fusion_loss
 
 
 class MicroBatch(NamedTuple):
@@ -95,7 +95,8 @@ class FusionModule(nn.Module):
     def __init__(self, model: Any, config: FuseConfig):
         super().__init__()
         self.model = model
-        self.temperature, self.tail, self.chunk_tokens = config.temperature, config.tail, config.loss_chunk_tokens
+        self.temperature, self.chunk_tokens = config.temperature, config.loss_chunk_tokens
+        self.tail: Tail = config.tail
 
     def forward(self, batch: MicroBatch) -> TokenLosses:
         """Weighted loss of a micro-batch, with CE and KL per response token in nats."""
