@@ -25,7 +25,7 @@ ifeq ($(BUILD),cpu)
 endif
 	$(BIN)/python -m pip install --quiet --group dev --editable ".[$(BUILD)]"
 ifeq ($(BUILD),cpu)
-	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 endif
 	@touch $@
 

@@ -14,6 +14,7 @@ import torch
 
 from profuser.artifacts import versions
 from profuser.errors import UserError
+from profuser.lab.items import Item
 from profuser.lab.reward_models import (
     REWARDS,
     Pair,
@@ -23,7 +24,7 @@ from profuser.lab.reward_models import (
     skill_pairs,
     train_reward_model,
 )
-from profuser.lab.skills import SPECIALTIES, Item, draw_rows
+from profuser.lab.skills import SPECIALTIES, draw_rows
 from profuser.lab.specialists import Encoded, bits_per_byte, encode, exact_match, new_model, save, skill_examples, train
 from profuser.lab.tokenizers import TOKENIZERS
 

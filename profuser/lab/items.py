@@ -7,10 +7,12 @@ wording is unseen (an unseen fact could only be guessed).
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from typing import Literal
 
 Case = tuple[str, ...]
+Slots = tuple[tuple[Case, tuple[int, ...]], ...]
+"""Cases, each with the numbers of the wordings it may take."""
 Split = Literal["train", "heldout"]
 
 HELDOUT_FRACTION = 0.2
@@ -45,32 +47,35 @@ class Skill:
     """A wrong answer that looks like the given right one."""
     is_fact: bool = False
 
-    def slots(self, split: Split) -> tuple[tuple[Case, tuple[int, ...]], ...]:
-        """The cases of one side of the split, each with the numbers of the wordings it may take there."""
+    @cached_property
+    def slots(self) -> dict[Split, Slots]:
+        """The cases of both sides of the split."""
         every = tuple(range(len(self.wordings)))
         if self.is_fact:
             # Wordings i and i+1 (cyclic) of fact i are held out, so that each wording is seen with other facts.
-            held = [{index % len(every), (index + 1) % len(every)} for index in range(len(self.cases))]
-            if split == "heldout":
-                return tuple((case, tuple(sorted(out))) for case, out in zip(self.cases, held, strict=True))
-            return tuple(
-                (case, tuple(w for w in every if w not in out)) for case, out in zip(self.cases, held, strict=True)
-            )
+            held = [(i % len(every), (i + 1) % len(every)) for i in range(len(self.cases))]
+            seen = [tuple(w for w in every if w not in out) for out in held]
+            return {
+                "train": tuple(zip(self.cases, seen, strict=True)),
+                "heldout": tuple(zip(self.cases, held, strict=True)),
+            }
         order = list(self.cases)
         random.Random(self.name).shuffle(order)
         num_heldout = round(HELDOUT_FRACTION * len(order))
-        chosen = order[:num_heldout] if split == "heldout" else order[num_heldout:]
-        return tuple((case, every) for case in chosen)
+        return {
+            "train": tuple((case, every) for case in order[num_heldout:]),
+            "heldout": tuple((case, every) for case in order[:num_heldout]),
+        }
 
-    def item(self, case: Case, wording: int, working: int, answer: str | None = None) -> Item:
-        """Renders a case; `answer` other than None replaces the right one (to make a wrong example)."""
-        x = self.solve(case) if answer is None else answer
+    def item(self, case: Case, wording: int, working: int) -> Item:
+        """Renders a case."""
+        x = self.solve(case)
         text = self.workings[working].format(*case, x=x)
         return Item(self.name, self.wordings[wording].format(*case), f"{text} The answer is {x}.", x)
 
     def sample(self, split: Split, rng: random.Random) -> Item:
         """A random item of a side of the split."""
-        case, wordings = rng.choice(self._slots(split))
+        case, wordings = rng.choice(self.slots[split])
         return self.item(case, rng.choice(wordings), rng.randrange(len(self.workings)))
 
     def wrong(self, item: Item, rng: random.Random) -> str:
@@ -78,15 +83,6 @@ class Skill:
         while (slipped := self.slip(item.answer, rng)) == item.answer:
             pass
         return slipped
-
-    def _slots(self, split: Split) -> tuple[tuple[Case, tuple[int, ...]], ...]:
-        key = (self.name, split)
-        if key not in _SLOTS:
-            _SLOTS[key] = self.slots(split)
-        return _SLOTS[key]
-
-
-_SLOTS: dict[tuple[str, str], tuple[tuple[Case, tuple[int, ...]], ...]] = {}
 
 
 def final_answer(text: str) -> str:

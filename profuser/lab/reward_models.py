@@ -18,7 +18,8 @@ from transformers import (
     Qwen2ForSequenceClassification,
 )
 
-from profuser.lab.skills import SKILLS, Item
+from profuser.lab.items import Item
+from profuser.lab.skills import SKILLS
 from profuser.lab.specialists import MAX_POSITIONS, Say, train_loop
 
 REWARDS = {"brisk": "llama", "candid": "mpt", "dapper": "neox"}

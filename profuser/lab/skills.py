@@ -184,7 +184,7 @@ def draw_rows(split: Split, num_rows: int, seed: int) -> list[Item]:
     rng = random.Random(f"{split} rows {seed}")
     rows: list[Item] = []
     for skill in SKILLS.values():
-        pairs = [(case, wording) for case, wordings in skill.slots(split) for wording in wordings]
+        pairs = [(case, wording) for case, wordings in skill.slots[split] for wording in wordings]
         # One row per case before any case comes twice: operands are worth more than wordings.
         rng.shuffle(pairs)
         pairs.sort(key=_repeats(pairs).__getitem__)

@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from profuser.corpus import Message, encode_example
-from profuser.lab.skills import SKILLS, SPECIALTIES, Item, is_correct
+from profuser.lab.items import Item, is_correct
+from profuser.lab.skills import SKILLS, SPECIALTIES
 from profuser.recipe.models import OwnTemplate
 
 Encoded = tuple[list[int], list[int]]
