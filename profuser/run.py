@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ from profuser.artifacts import Artifact
 from profuser.config import identity
 from profuser.corpus import corpus_files
 from profuser.errors import UserError
+from profuser.lab import LAB_FILE
 from profuser.models import ModelRef, resolve
 from profuser.recipe.models import ModelConfig, Recipe, RewardConfig, RewardModelConfig, SourceConfig
 from profuser.schemas import CORPUS, EVALUATE, QUARANTINE, REWARDS, collect_schema, select_schema
@@ -50,6 +52,7 @@ class FusionRun:
 
     def check_inputs(self) -> None:
         """Raises UserError unless the corpus and all models are there: everything that can be known before starting."""
+        self.check_lab()
         for setting, path in (("corpus.path", self.corpus_path), ("corpus.heldout", self.heldout_path)):
             if path is not None:
                 try:
@@ -57,6 +60,12 @@ class FusionRun:
                 except UserError as error:
                     raise UserError(f"{setting}: {error}") from None
         _ = self.model_digests
+
+    def check_lab(self) -> None:
+        """Raises UserError where the recipe names a laboratory that has not been built."""
+        lab = self.recipe.lab
+        if lab is not None and not (Path(lab).expanduser() / LAB_FILE).is_file():
+            raise UserError(f"lab: {lab!r} holds no laboratory; make one with profuser lab build {lab} --corpus FILE")
 
     @cached_property
     def model_digests(self) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """The command line. Exit codes: 0 done, 1 the run failed, 2 the user's mistake (one line, no traceback)."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +8,10 @@ from typing import Annotated
 import typer
 
 from profuser.errors import ProfuserError, UserError
+from ray_jobs.environment import set_defaults
 from ray_jobs.progress import console
 
+INTERRUPTED = 130
 RECIPES = Path(__file__).parent / "recipes"
 
 app = typer.Typer(
@@ -194,16 +195,17 @@ def lab_build(
 
 def main() -> None:
     """The `profuser` command."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    set_defaults()
     try:
-        app()
+        app(prog_name="profuser")
     except UserError as error:
         _fail(error, 2)
     except ProfuserError as error:
         _fail(error, 1)
-    except KeyboardInterrupt:
-        print("interrupted; run again to continue", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            print("profuser: interrupted; what is finished stays, run again to continue", file=sys.stderr)
+        raise
 
 
 def _fail(error: ProfuserError, code: int) -> None:

@@ -11,20 +11,7 @@ from ray.exceptions import RayTaskError
 
 from profuser.errors import ProfuserError, UserError
 from profuser.recipe.models import ModelConfig, PoolConfig
-
-ENVIRONMENT = {
-    # The C++ core's messages go to its own files, not over the progress lines.
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
-    # A busy machine with few cores takes longer than Serve's 5 s to start a proxy.
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    "TQDM_DISABLE": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
-"""Defaults for this process and all workers of a cluster that it starts; what the user has set stays."""
+from ray_jobs.environment import ENVIRONMENT, set_defaults
 
 MIN_LOGICAL_CPUS = 4
 """A machine with fewer cores declares so many: otherwise a stage's workers leave none for the tasks that feed them."""
@@ -36,12 +23,14 @@ def connected() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_defaults()
     for name in ("ray.data", "ray.serve", "ray.train", "mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "include_dashboard": False}
-    if "RAY_ADDRESS" not in os.environ:
+    if "RAY_ADDRESS" in os.environ:
+        # The nodes were started without them.
+        options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
+    else:
         options |= {"address": "local", "num_cpus": max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)}
     try:
         ray.init(**options)

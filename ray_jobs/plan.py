@@ -34,6 +34,10 @@ class CorpusSize:
     """Whether the whole corpus was read."""
 
 
+UNKNOWN_SIZE = CorpusSize(50_000, 100, 200, False)
+"""What is assumed of a corpus that cannot be read: that of Alpaca, about."""
+
+
 @dataclass(frozen=True)
 class StagePlan:
     """One line of the plan."""
@@ -96,6 +100,7 @@ def plan_stages(run: FusionRun, size: CorpusSize) -> list[StagePlan]:
 def print_plan(recipe: Recipe) -> None:
     """Prints the plan; a corpus or model that is not here is said so, and planned for as far as that goes."""
     run = FusionRun(recipe)
+    run.check_lab()
     for setting, config in run.models().items():
         ref = run.model(config)
         if ref.is_local:
@@ -107,8 +112,8 @@ def print_plan(recipe: Recipe) -> None:
     except UserError as error:
         if not recipe.corpus.path.startswith("hub:"):
             raise
-        console.print(f"{error}; planning for 1,000 rows of 300 tokens", markup=False)
-        size = CorpusSize(1000, 100, 200, False)
+        console.print(f"{error}; planning for {UNKNOWN_SIZE.num_rows:,} rows of 300 tokens", markup=False)
+        size = UNKNOWN_SIZE
     title = f"{recipe.name}: {size.num_rows:,} rows{'' if size.exact else ' or more'}, "
     title += f"{size.prompt_tokens:.0f} + {size.response_tokens:.0f} tokens each (estimated)"
     table = Table("stage", "rows", "tokens", "disk", "devices", "state", title=title, title_justify="left")

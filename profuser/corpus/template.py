@@ -65,7 +65,10 @@ def end_token_id(tokenizer: Any, template: TemplateConfig) -> int:
 def _end_token_id(tokenizer: Any, template: Any) -> int:
     turns = [Message("user", PROBE), Message("assistant", PROBE)]
     tail = _render(tokenizer, turns, template, False).rpartition(PROBE)[2]
-    special = set(tokenizer.all_special_ids)
+    special = {*tokenizer.all_special_ids, *(i for i, added in tokenizer.added_tokens_decoder.items() if added.special)}
+    if tokenizer.bos_token_id != tokenizer.eos_token_id:
+        # A template may begin the next turn with it already.
+        special.discard(tokenizer.bos_token_id)
     for token in _encode(tokenizer, tail):
         if token in special:
             return token

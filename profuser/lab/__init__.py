@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+LAB_FILE = "lab.json"
+"""Written last; holds what was measured of the laboratory's models."""
+
 
 def assets_path() -> Path:
     """Folder of the laboratory that ships with the package: `sources/`, `rewards/`, `corpus/` and `lab.json`."""

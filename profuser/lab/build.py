@@ -14,6 +14,7 @@ import torch
 
 from profuser.artifacts import versions
 from profuser.errors import UserError
+from profuser.lab import LAB_FILE
 from profuser.lab.items import Item
 from profuser.lab.reward_models import (
     REWARDS,
