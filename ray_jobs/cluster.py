@@ -24,9 +24,10 @@ def connected() -> Iterator[None]:
         yield
         return
     set_defaults()
-    for name in ("ray.data", "ray.serve", "ray.train", "mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    options: dict[str, Any] = {"logging_level": logging.ERROR, "include_dashboard": False}
+    for name in ("ray.data._internal.progress", "ray.serve", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # What workers print stays in Ray's own log files: here it would bury the progress lines.
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": False}
     if "RAY_ADDRESS" in os.environ:
         # The nodes were started without them.
         options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}

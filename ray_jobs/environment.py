@@ -3,8 +3,6 @@
 import os
 
 ENVIRONMENT = {
-    # The C++ core's messages go to its own files, not over the progress lines.
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
     # Without it Ray hides GPUs from tasks that reserve none, and so from the driver's own libraries.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # A busy machine with few cores takes longer than Serve's 5 s to start a proxy.
@@ -12,6 +10,7 @@ ENVIRONMENT = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
     "TQDM_DISABLE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",

@@ -2,10 +2,14 @@
 
 import json
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 from ray.exceptions import RayTaskError
@@ -20,10 +24,11 @@ from profuser.storage import Folder
 from profuser.tracking import RunHandle
 from profuser.training.loop import StepMetrics
 from ray_jobs.cluster import check_fits, total_gpus
-from ray_jobs.progress import LINE_EVERY_SECONDS, clock
+from ray_jobs.progress import Counter
 from ray_jobs.shards import finish
 
 MODEL, METRICS = "model", "metrics.jsonl"
+POLL_SECONDS = 1.0
 
 
 def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
@@ -37,6 +42,7 @@ def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
     workers = recipe.fuse.workers
     use_gpu = total_gpus() >= workers.num_workers if workers.use_gpu is None else workers.use_gpu
     check_fits("fuse", workers.num_cpus, float(use_gpu), workers.num_workers)
+    board = ray.remote(num_cpus=0)(_Board).remote()
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={
@@ -45,6 +51,7 @@ def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
             "target": run.model(recipe.target).path,
             "output": output.folder,
             "handle": handle,
+            "board": board,
         },
         scaling_config=ScalingConfig(
             num_workers=workers.num_workers,
@@ -61,7 +68,8 @@ def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
         ),
     )
     try:
-        trainer.fit()
+        with _shown(board):
+            trainer.fit()
     except (ray.train.TrainingFailedError, RayTaskError) as error:
         raise _own_failure(error) from error
     history = _read_history(output)
@@ -109,10 +117,8 @@ def _train_worker(config: dict[str, Any]) -> None:
         with checkpoint.as_directory() as folder:
             load_checkpoint(trainer, Path(folder))
     if is_first:
-        begin = f"continues after {trainer.step}" if checkpoint else "starts"
-        cut = f", {store.num_cut} cut to {recipe.fuse.max_tokens} tokens" if store.num_cut else ""
-        print(f"fuse: {begin} of {trainer.plan.num_steps} steps, {len(store.examples):,} examples{cut}", flush=True)
-    trainer.run(_Logger(config["handle"], is_first), _report_checkpoint)
+        config["handle"].log_metrics({"examples": len(store.examples), "cut_examples": store.num_cut})
+    trainer.run(_Logger(config["handle"], config["board"], is_first), _report_checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         export(trainer, config["target"], recipe.target.revision, Path(folder))
         if is_first:
@@ -125,29 +131,57 @@ def _train_worker(config: dict[str, Any]) -> None:
 
 
 class _Logger:
-    """Sends the first worker's metrics to MLflow and, now and then, a line to the log."""
+    """Sends the first worker's metrics to MLflow and to the driver's progress line."""
 
-    def __init__(self, handle: RunHandle, active: bool):
-        self.handle, self.active = handle, active
-        self.start = self.last_line = time.monotonic()
-        self.first_step: int | None = None
+    def __init__(self, handle: RunHandle, board: Any, active: bool):
+        self.handle, self.board, self.active = handle, board, active
 
     def __call__(self, metrics: StepMetrics) -> None:
-        if not self.active:
-            return
-        if self.first_step is None:
-            self.first_step = metrics.step
-        self.handle.log_metrics(metrics.known(), metrics.step)
-        now, done = time.monotonic(), metrics.step + 1
-        if now - self.last_line >= LINE_EVERY_SECONDS or done == metrics.num_steps:
-            self.last_line = now
-            left = (now - self.start) / (done - self.first_step) * (metrics.num_steps - done)
-            losses = " ".join(f"{k[:-5]} {v:.3f}" for k, v in metrics.known().items() if k.endswith("_nats"))
-            print(
-                f"fuse: {done}/{metrics.num_steps} steps, {losses} nats/token, "
-                f"{metrics.tokens_per_second:,.0f} tokens/s, {clock(left)} left",
-                flush=True,
-            )
+        if self.active:
+            self.handle.log_metrics(metrics.known(), metrics.step)
+            self.board.post.remote(metrics)
+
+
+class _Board:
+    """An actor that holds what the first worker did last, for the driver to show."""
+
+    def __init__(self):
+        self.last: StepMetrics | None = None
+
+    def post(self, metrics: StepMetrics) -> None:
+        """Sets it."""
+        self.last = metrics
+
+    def read(self) -> StepMetrics | None:
+        """Gets it; None before the first step."""
+        return self.last
+
+
+@contextmanager
+def _shown(board: Any) -> Iterator[None]:
+    """Shows, while the body runs, what stands on the board."""
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(board, ended), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _watch(board: Any, ended: threading.Event) -> None:
+    first = None
+    while first is None and not ended.wait(POLL_SECONDS):
+        first = ray.get(board.read.remote())
+    if first is None:
+        return
+    with Counter("fuse", first.num_steps, "steps", first.step) as counter:
+        while not ended.wait(POLL_SECONDS):
+            last: StepMetrics = ray.get(board.read.remote())
+            losses = " ".join(f"{k[:-5]} {v:.3f}" for k, v in last.known().items() if k.endswith("_nats"))
+            skipped = f", {last.skipped_steps} skipped" if last.skipped_steps else ""
+            counter.reach(last.step + 1, f"{losses} nats/token, {last.tokens_per_second:,.0f} tokens/s{skipped}")
 
 
 def _report_checkpoint(trainer: Any) -> None:

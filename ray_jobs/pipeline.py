@@ -1,6 +1,6 @@
 """The main job: all stages in order, each skipped where its artifact is finished and still fits."""
 
-import time
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from profuser.run import STAGES, FusionRun
 from profuser.storage import Folder
 from profuser.tracking import RunHandle, Tracker, tracking_uri
 from ray_jobs.cluster import connected
-from ray_jobs.progress import clock, console
+from ray_jobs.progress import console
 
 RECIPE, SUMMARY = "recipe.yaml", "summary.json"
+JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""What Ray sets in the environment of a submitted job."""
 Job = tuple[Artifact, Callable[[RunHandle], Manifest]]
 """An artifact and what makes it, given the MLflow run of its stage."""
 
@@ -35,6 +37,7 @@ def run_pipeline(recipe: Recipe, redo: Sequence[str] = ()) -> FusionRun:
         ProfuserError: a stage failed.
     """
     run = FusionRun(recipe)
+    check_storage(recipe.storage)
     run.check_inputs()
     delete_stages(run, redo)
     check_fits_recipe(run)
@@ -55,6 +58,15 @@ def run_pipeline(recipe: Recipe, redo: Sequence[str] = ()) -> FusionRun:
     summary.end("finished")
     tracker.end()
     return run
+
+
+def check_storage(storage: str) -> None:
+    """Raises UserError where a job on a cluster would write into its own working directory, which Ray deletes."""
+    if JOB_MARK in os.environ and "://" not in storage and not Path(storage).expanduser().is_absolute():
+        raise UserError(
+            f"storage: {storage!r} is relative, and the working directory of a Ray job is deleted after it; "
+            "give a folder that all nodes share, or a URI: --set storage=/shared/runs"
+        )
 
 
 def jobs(run: FusionRun) -> list[Job]:
@@ -84,7 +96,6 @@ def _run_stage(tracker: Tracker, summary: "Summary", artifact: Artifact, job: Ca
         summary.stage(artifact.stage, "finished", manifest)
         return
     summary.stage(artifact.stage, "running")
-    start = time.monotonic()
     with tracker.stage(artifact.stage) as handle:
         try:
             manifest = job(handle)
@@ -99,7 +110,6 @@ def _run_stage(tracker: Tracker, summary: "Summary", artifact: Artifact, job: Ca
         name = artifact.stage.removeprefix("evaluate/")
         tracker.parent.log_metrics({f"{name}/{key}": value for key, value in manifest.metrics.items()})
     summary.stage(artifact.stage, "finished", manifest)
-    console.print(f"{artifact.stage}: {clock(time.monotonic() - start)}", markup=False)
 
 
 def delete_stages(run: FusionRun, redo: Sequence[str]) -> None:

@@ -43,19 +43,23 @@ class Counter:
     ) -> None:
         if self.bar:
             self.bar.stop()
-        elif kind is None:
-            self._line(f"{self._state()}, done in {clock(time.monotonic() - self.start)}")
 
-    def add(self, count: int, note: str = "") -> None:
-        """Counts more units as done; `note` stands at the end of a line."""
-        self.done += count
+    def add(self, count: int) -> None:
+        """Counts more units as done."""
+        self.reach(self.done + count)
+
+    def reach(self, done: int, note: str = "") -> None:
+        """Sets how many units are done; `note` stands at the end of a line."""
+        if done == self.done:
+            return
+        self.done = done
         now = time.monotonic()
         if self.bar:
-            self.bar.update(self.task, completed=self.done, rate=f"{self._rate():,.1f} {self.unit}/s")
+            self.bar.update(self.task, completed=done, rate=f"{self._rate():,.1f} {self.unit}/s {note}")
         elif now - self.last_line >= LINE_EVERY_SECONDS and self.done < self.total:
             self.last_line = now
             left = (self.total - self.done) / max(self._rate(), 1e-9)
-            self._line(f"{self._state()}, {clock(left)} left {note}".rstrip())
+            self._line(f"{self._state()}, {clock(left)} left{f'; {note}' if note else ''}")
 
     def _rate(self) -> float:
         return (self.done - self.before) / max(time.monotonic() - self.start, 1e-9)

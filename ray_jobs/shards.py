@@ -16,7 +16,7 @@ from profuser.artifacts import Artifact, Manifest
 from profuser.errors import ProfuserError
 from profuser.recipe.models import PoolConfig
 from ray_jobs.cluster import check_fits, own_cause
-from ray_jobs.progress import Counter, console
+from ray_jobs.progress import Counter, clock, console
 
 
 class ShardWorker(Protocol):
@@ -112,6 +112,8 @@ def _stream(
 def finish(artifact: Artifact, counts: list[Mapping[str, float]], seconds: float, **metrics: float) -> Manifest:
     """Writes the manifest and says what the stage did."""
     manifest = artifact.finish(counts, seconds, metrics)
-    text = ", ".join(f"{value:,.0f} {name.replace('_', ' ')}" for name, value in manifest.counts.items() if value)
-    console.print(f"{artifact.stage}: {text or 'done'}", markup=False)
+    shown = {name.replace("_", " "): value for name, value in manifest.counts.items() if value and "/" not in name}
+    if shown or seconds:
+        text = ", ".join(f"{value:,.0f} {name}" for name, value in shown.items()) or "done"
+        console.print(f"{artifact.stage}: {text} in {clock(seconds)}", markup=False)
     return manifest

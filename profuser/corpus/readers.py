@@ -4,6 +4,7 @@ What breaks one record is a fault of its row, and the rest is read on; what brea
 """
 
 import gzip
+import io
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from profuser.corpus.locations import HUB, corpus_files
 from profuser.errors import UserError
@@ -80,7 +81,7 @@ def _read_file(file: Path) -> Iterator[RawRow]:
         raise UserError(f"{label}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _read_text(stream: Any, label: str) -> Iterator[RawRow]:
+def _read_text(stream: io.BufferedReader | gzip.GzipFile, label: str) -> Iterator[RawRow]:
     """A JSON list or JSONL, told apart by the first character."""
     try:
         head = stream.peek(1)
@@ -122,9 +123,9 @@ def _skip(text: str, place: int) -> int:
     return match.end() if match else place
 
 
-def _read_lines(stream: IO[bytes], label: str) -> Iterator[RawRow]:
+def _read_lines(stream: io.BufferedIOBase, label: str) -> Iterator[RawRow]:
     """JSONL; what breaks one line leaves the others be. Blank lines are passed over."""
-    number = 0
+    number, is_first = 0, True
     while True:
         number += 1
         try:
@@ -137,12 +138,13 @@ def _read_lines(stream: IO[bytes], label: str) -> Iterator[RawRow]:
         if number == 1:
             line = line.removeprefix(BOM)
         text = line.strip()
-        if text == b"{":
+        if text == b"{" and is_first:
             raise UserError(
                 f"{label}: line {number} opens an object that goes on over several lines; expected a JSON list of records, "
                 "or one record a line"
             )
         if text:
+            is_first = False
             yield _read_line(text, label, number, whole=line.endswith(b"\n"))
 
 

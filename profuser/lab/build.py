@@ -33,7 +33,6 @@ NUM_TRAIN, NUM_HELDOUT, NUM_UNSEEN = 3000, 600, 100
 SOURCE_STEPS = {"llama": 600, "mpt": 450, "neox": 600}
 REWARD_STEPS = 500
 CORPUS_SOURCE_STEPS, CORPUS_REWARD_STEPS = 220, 80
-LAB_FILE = "lab.json"
 Say = Callable[[str], None]
 
 

@@ -217,8 +217,6 @@ class TrackingConfig(Config):
 
     experiment: str = execution_field("profuser")
     """Name of the MLflow experiment."""
-    register_as: str | None = execution_field(None)
-    """Register the fused model under this name."""
 
 
 class Recipe(Config):

@@ -57,12 +57,7 @@ def export(trainer: Trainer, target: str, revision: str | None, folder: Path) ->
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(target, revision=revision)
-    own = {
-        name.removeprefix(
-            "model.",
-        ): tensor
-        for name, tensor in weights.items()
-    }
+    own = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
     with torch.no_grad():
         model.load_state_dict(own, strict=False)
     missing = set(model.state_dict()) - set(own)
