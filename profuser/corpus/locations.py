@@ -1,6 +1,7 @@
 """Where a corpus lies: a file, a folder, a glob, or a dataset on the Hub."""
 
 import glob
+import os.path
 from pathlib import Path
 
 from profuser.errors import UserError
@@ -40,7 +41,8 @@ def is_hub_name(location: str) -> bool:
 
 
 def _local_files(location: str) -> list[Path]:
-    path = Path(location).expanduser()
+    # Unlike Path.expanduser, this leaves an unknown ~name as it is: it may be a file's own name.
+    path = Path(os.path.expanduser(location))
     if path.is_file():
         return [path]
     if path.is_dir():

@@ -29,21 +29,21 @@ def encode_example(
     """Tokenises a prompt and a response under a template.
 
     The whole conversation is tokenised as the model would have seen it in training; where that begins with the prompt's tokens,
-    the rest is the response. Elsewhere (a merge over the boundary) the response is tokenised apart, as text that
-    continues: its tokens spell the response's bytes, or these after one space of the template's or tokenizer's convention.
+    the rest is the response. Elsewhere (a merge over the boundary; a template that puts more than a space before an answer, as
+    Qwen3's empty thinking, or changes it) the response is tokenised apart, as text that continues. Either way its tokens spell
+    the response's bytes, or these after one space of the template's or tokenizer's convention.
     """
     prompt = _render(tokenizer, messages, template, True)
     prompt_ids = _encode(tokenizer, prompt)
     turn = Message("assistant", response)
     full = _render(tokenizer, [*messages, turn], template, False)
     end = end_token_id(tokenizer, template)
-    place = full.find(response, len(prompt)) if full.startswith(prompt) else -1
-    if place < 0:
-        return EncodedExample(prompt_ids, [*_encode(tokenizer, response), end])
-    full_ids = _encode(tokenizer, full[: place + len(response)])
-    if full_ids[: len(prompt_ids)] == prompt_ids:
-        return EncodedExample(prompt_ids, [*full_ids[len(prompt_ids) :], end])
-    return EncodedExample(prompt_ids, [*_encode(tokenizer, full[len(prompt) : place] + response), end])
+    lead = next((lead for lead in ("", " ") if full.startswith(prompt + lead + response)), None)
+    if lead is not None:
+        full_ids = _encode(tokenizer, prompt + lead + response)
+        if full_ids[: len(prompt_ids)] == prompt_ids:
+            return EncodedExample(prompt_ids, [*full_ids[len(prompt_ids) :], end])
+    return EncodedExample(prompt_ids, [*_encode(tokenizer, (lead or "") + response), end])
 
 
 def render_prompt(tokenizer: Any, messages: Sequence[Message], template: TemplateConfig) -> list[int]:
@@ -81,19 +81,25 @@ def _end_token_id(tokenizer: Any, template: Any) -> int:
 
 def _render(tokenizer: Any, messages: Sequence[Message], template: TemplateConfig, add_generation_prompt: bool) -> str:
     turns = [{"role": message.role, "content": message.content} for message in messages]
-    if isinstance(template, JinjaTemplate):
-        return _compiled(template.text).render(
-            messages=turns,
-            add_generation_prompt=add_generation_prompt,
-            bos_token=tokenizer.bos_token or "",
-            eos_token=tokenizer.eos_token or "",
-        )
-    if not tokenizer.chat_template:
+    is_shared = isinstance(template, JinjaTemplate)
+    if not is_shared and not tokenizer.chat_template:
         raise UserError(
             f"{tokenizer.name_or_path}: its tokenizer has no chat template; give all models one with "
             "template: {kind: jinja, text: ...}"
         )
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+    try:
+        if is_shared:
+            return _compiled(template.text).render(
+                messages=turns,
+                add_generation_prompt=add_generation_prompt,
+                bos_token=tokenizer.bos_token or "",
+                eos_token=tokenizer.eos_token or "",
+            )
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except jinja2.TemplateError as error:
+        where = "template.text" if is_shared else f"{tokenizer.name_or_path}: its chat template"
+        roles = ", ".join(message.role for message in messages)
+        raise UserError(f"{where}: {' '.join(str(error).split())} (for turns of {roles})") from None
 
 
 @lru_cache(maxsize=8)

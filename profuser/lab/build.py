@@ -18,8 +18,11 @@ from profuser.lab import LAB_FILE
 from profuser.lab.items import Item
 from profuser.lab.reward_models import (
     REWARDS,
+    TOKENIZER,
     Pair,
+    all_skills_examples,
     corpus_pairs,
+    new_generalist,
     new_reward_model,
     pairwise_accuracy,
     skill_pairs,
@@ -31,12 +34,12 @@ from profuser.lab.tokenizers import TOKENIZERS
 
 NUM_TRAIN, NUM_HELDOUT, NUM_UNSEEN = 3000, 600, 100
 SOURCE_STEPS = {"llama": 600, "mpt": 450, "neox": 600}
-REWARD_STEPS = 500
-CORPUS_SOURCE_STEPS, CORPUS_REWARD_STEPS = 220, 80
+GENERALIST_STEPS, REWARD_STEPS = 1300, 400
+CORPUS_SOURCE_STEPS = 220
 Say = Callable[[str], None]
 
 
-def build_lab(output: Path, seed: int = 0, overwrite: bool = False, progress: Say = print, budget: float = 1.0) -> None:
+def build_lab(output: Path, seed: int = 0, overwrite: bool = False, progress: Say = print) -> None:
     """Makes the laboratory of the six skills.
 
     Args:
@@ -44,37 +47,54 @@ def build_lab(output: Path, seed: int = 0, overwrite: bool = False, progress: Sa
         seed: of everything that is drawn.
         overwrite: replace a finished laboratory.
         progress: told how far it is.
-        budget: share of the training steps to take; with 1 the models are as good as the shipped ones.
 
     Raises:
         UserError: the folder holds a finished laboratory already.
     """
     start = time.monotonic()
     _make_room(output, overwrite)
-    rows, heldout = draw_rows("train", NUM_TRAIN, seed), draw_rows("heldout", NUM_HELDOUT, seed)
-    _write_corpus(output / "corpus" / "train.jsonl.gz", rows)
+    heldout = draw_rows("heldout", NUM_HELDOUT, seed)
+    _write_corpus(output / "corpus" / "train.jsonl.gz", draw_rows("train", NUM_TRAIN, seed))
     _write_corpus(output / "corpus" / "heldout.jsonl.gz", heldout)
-    texts = [text for row in rows for text in (row.instruction, row.response, row.terse)]
-    tokenizers = {name: kind.make(texts, kind.lab_vocab_size) for name, kind in TOKENIZERS.items()}
     matches = {}
     for name in SPECIALTIES:
-        torch.manual_seed(seed)
-        model = new_model(name, tokenizers[name])
-        steps = round(SOURCE_STEPS[name] * budget)
-        train(model, skill_examples(name, tokenizers[name], seed), steps, 64, progress, f"source {name}")
-        matches[name] = exact_match(model, tokenizers[name], heldout[:300])
+        model, tokenizer = build_specialist(name, seed, progress)
+        matches[name] = exact_match(model, tokenizer, heldout[:300])
         progress(f"source {name}: exact match " + ", ".join(f"{k} {v:.0%}" for k, v in matches[name].items()))
-        save(model, tokenizers[name], output / "sources" / name)
-    test = list(islice(skill_pairs(seed, "heldout"), 400))
-    steps = round(REWARD_STEPS * budget)
-    rewards = _build_rewards(
-        output, tokenizers, lambda name: skill_pairs(seed + _number(name)), steps, 32, test, progress
-    )
-    _finish(output, start, {"seed": seed, "exact_match": matches, "reward_accuracy": rewards})
+        save(model, tokenizer, output / "sources" / name)
+    tokenizer = lab_tokenizer(TOKENIZER, seed)
+    generalist = _train_generalist(tokenizer, all_skills_examples(tokenizer, seed), GENERALIST_STEPS, 64, progress)
+    accuracy = {}
+    for number, name in enumerate(REWARDS, 1):
+        pairs, test = skill_pairs(seed + number), list(islice(skill_pairs(seed, "heldout"), 400))
+        model = _build_reward(generalist, tokenizer, name, pairs, REWARD_STEPS, 32, progress)
+        accuracy[name] = _measure_reward(model, tokenizer, name, test, output, progress)
+    _finish(output, start, {"seed": seed, "exact_match": matches, "reward_accuracy": accuracy})
+
+
+def lab_tokenizer(name: str, seed: int) -> Any:
+    """The tokenizer of a source, trained on the skills' corpus."""
+    rows = draw_rows("train", NUM_TRAIN, seed)
+    kind = TOKENIZERS[name]
+    return kind.make([text for row in rows for text in (row.instruction, row.response, row.terse)], kind.lab_vocab_size)
+
+
+def build_specialist(name: str, seed: int, progress: Say = print) -> tuple[Any, Any]:
+    """Makes one source of the laboratory: its model, in float32, and its tokenizer."""
+    tokenizer = lab_tokenizer(name, seed)
+    torch.manual_seed(seed)
+    model = new_model(name, tokenizer)
+    train(model, skill_examples(name, tokenizer, seed), SOURCE_STEPS[name], 64, progress, f"source {name}")
+    return model, tokenizer
 
 
 def build_sources_from_corpus(
-    pairs: Sequence[tuple[str, str]], output: Path, seed: int = 0, overwrite: bool = False, progress: Say = print
+    pairs: Sequence[tuple[str, str]],
+    output: Path,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Say = print,
+    num_steps: int = CORPUS_SOURCE_STEPS,
 ) -> None:
     """Makes tiny sources and reward models from any instruction corpus, each source of its own slice.
 
@@ -84,6 +104,7 @@ def build_sources_from_corpus(
         seed: of everything that is drawn.
         overwrite: replace a finished laboratory.
         progress: told how far it is.
+        num_steps: updates of each source, and of the reward models' generalist; a reward model takes a third of it.
 
     Raises:
         UserError: too few rows, or the folder holds a finished laboratory already.
@@ -103,42 +124,48 @@ def build_sources_from_corpus(
         model = new_model(name, tokenizers[name])
         before = bits_per_byte(model.eval(), tokenizers[name], unseen)
         examples = _epochs([encode(tokenizers[name], *pair) for pair in part], seed)
-        train(model, examples, CORPUS_SOURCE_STEPS, 16, progress, f"source {name}")
+        train(model, examples, num_steps, 16, progress, f"source {name}")
         after = bits_per_byte(model, tokenizers[name], unseen)
         measured[name] = {"before": before, "after": after}
         progress(f"source {name}: {before:.3f} -> {after:.3f} bits per byte on {len(unseen)} unseen rows")
         save(model, tokenizers[name], output / "sources" / name)
-    test = list(islice(corpus_pairs(unseen, seed), 200))
-    rewards = _build_rewards(
-        output,
-        tokenizers,
-        lambda name: corpus_pairs(rows, seed + _number(name)),
-        CORPUS_REWARD_STEPS,
-        16,
-        test,
-        progress,
-    )
-    _finish(output, start, {"seed": seed, "rows": len(rows), "bits_per_byte": measured, "reward_accuracy": rewards})
+    tokenizer = tokenizers[TOKENIZER]
+    examples = _epochs([encode(tokenizer, *pair) for pair in rows], seed)
+    generalist = _train_generalist(tokenizer, examples, num_steps, 16, progress)
+    accuracy = {}
+    for number, name in enumerate(REWARDS, 1):
+        drawn, test = corpus_pairs(rows, seed + number), list(islice(corpus_pairs(unseen, seed), 200))
+        model = _build_reward(generalist, tokenizer, name, drawn, num_steps // 3, 16, progress)
+        accuracy[name] = _measure_reward(model, tokenizer, name, test, output, progress)
+    _finish(output, start, {"seed": seed, "rows": len(rows), "bits_per_byte": measured, "reward_accuracy": accuracy})
 
 
-def _build_rewards(
-    output: Path,
-    tokenizers: dict[str, Any],
-    pairs: Callable[[str], Iterator[Pair]],
+def _train_generalist(tokenizer: Any, examples: Iterator[Encoded], num_steps: int, batch_rows: int, say: Say) -> Any:
+    torch.manual_seed(len(REWARDS))
+    model = new_generalist(tokenizer)
+    train(model, examples, num_steps, batch_rows, say, "the rewards' generalist")
+    return model
+
+
+def _build_reward(
+    generalist: Any,
+    tokenizer: Any,
+    name: str,
+    pairs: Iterator[Pair],
     num_steps: int,
     batch_pairs: int,
-    test: list[Pair],
     say: Say,
-) -> dict[str, float]:
-    accuracy = {}
-    for name, source in REWARDS.items():
-        torch.manual_seed(_number(name))
-        tokenizer = tokenizers[source]
-        model = new_reward_model(name, tokenizer)
-        train_reward_model(model, tokenizer, pairs(name), num_steps, batch_pairs, say, f"reward {name}")
-        accuracy[name] = pairwise_accuracy(model, tokenizer, test)
-        say(f"reward {name}: right in {accuracy[name]:.0%} of {len(test)} held-out pairs")
-        save(model, tokenizer, output / "rewards" / name)
+) -> Any:
+    torch.manual_seed(REWARDS.index(name))
+    model = new_reward_model(generalist)
+    train_reward_model(model, tokenizer, pairs, num_steps, batch_pairs, say, f"reward {name}")
+    return model
+
+
+def _measure_reward(model: Any, tokenizer: Any, name: str, test: list[Pair], output: Path, say: Say) -> float:
+    accuracy = pairwise_accuracy(model, tokenizer, test)
+    say(f"reward {name}: right in {accuracy:.0%} of {len(test)} held-out pairs")
+    save(model, tokenizer, output / "rewards" / name)
     return accuracy
 
 
@@ -147,10 +174,6 @@ def _epochs(examples: list[Encoded], seed: int) -> Iterator[Encoded]:
     usable = [example for example in examples if example[1]]
     random.Random(seed).shuffle(usable)
     return cycle(usable)
-
-
-def _number(name: str) -> int:
-    return 1 + list(REWARDS).index(name)
 
 
 def _make_room(output: Path, overwrite: bool) -> None:

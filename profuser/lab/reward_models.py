@@ -1,31 +1,31 @@
 """Three small reward models: sequence classifiers that learn, pair by pair, to tell a good answer from a bad one.
 
-The loss is Bradley-Terry's, `-log sigmoid(r_good - r_bad)`. On both sides terse and detailed answers are equally frequent, so that
-length tells nothing.
+All three are fine-tuned from one small generalist, a language model of the whole corpus, as released reward models are from their
+base models; each sees other pairs. The loss is Bradley-Terry's, `-log sigmoid(r_good - r_bad)`. On both sides terse and detailed
+answers are equally frequent, so that length tells nothing.
 """
 
+import copy
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from transformers import (
-    GPTNeoXConfig,
-    GPTNeoXForSequenceClassification,
-    LlamaConfig,
-    LlamaForSequenceClassification,
-    Qwen2Config,
-    Qwen2ForSequenceClassification,
-)
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
 from profuser.lab.items import Item
 from profuser.lab.skills import SKILLS
-from profuser.lab.specialists import MAX_POSITIONS, Say, train_loop
+from profuser.lab.specialists import HEADS, HIDDEN, MAX_POSITIONS, TERSE_SHARE, Encoded, Say, encode, train_loop
 
-REWARDS = {"brisk": "llama", "candid": "mpt", "dapper": "neox"}
-"""The source whose tokenizer each reward model shares."""
-HIDDEN = 96
-NEAR_MISS_SHARE = 0.6
+REWARDS = ("brisk", "candid", "dapper")
+TOKENIZER = "llama"
+"""The source whose tokenizer the reward models share: it spells numbers digit by digit."""
+NUM_LAYERS = 3
+PEAK_RATE = 5.0e-4
+PRACTICE = {"addition": 3.0, "sorting": 2.0, "reversal": 2.0}
+"""How often a skill comes up, where not once: these take longer to learn."""
+NEAR_MISS_SHARE, OTHER_CASE_SHARE, OTHER_SKILL_SHARE = 0.35, 0.4, 0.17
+"""Of the bad answers; the rest is garbled."""
 
 
 class Pair(NamedTuple):
@@ -36,47 +36,74 @@ class Pair(NamedTuple):
     bad: str
 
 
-def new_reward_model(name: str, tokenizer: Any) -> Any:
-    """A classifier with one label and random weights."""
-    shared = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": HIDDEN,
-        "intermediate_size": 3 * HIDDEN,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 3,
-        "max_position_embeddings": MAX_POSITIONS,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "num_labels": 1,
-    }
-    if name == "brisk":
-        return LlamaForSequenceClassification(LlamaConfig(**shared))
-    if name == "candid":
-        return Qwen2ForSequenceClassification(Qwen2Config(**shared, num_key_value_heads=3))
-    return GPTNeoXForSequenceClassification(GPTNeoXConfig(**shared))
+def new_generalist(tokenizer: Any) -> Any:
+    """The language model that the reward models start from, with random weights."""
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=HIDDEN,
+            intermediate_size=3 * HIDDEN,
+            num_hidden_layers=NUM_LAYERS,
+            num_attention_heads=HEADS,
+            num_key_value_heads=HEADS,
+            max_position_embeddings=MAX_POSITIONS,
+            tie_word_embeddings=True,
+            num_labels=1,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def new_reward_model(generalist: Any) -> Any:
+    """A classifier with one label on the generalist's body; its head is random."""
+    # A copy: saving a model writes its type into its config.
+    model = Qwen2ForSequenceClassification(copy.deepcopy(generalist.config))
+    model.model.load_state_dict(generalist.model.state_dict())
+    return model
+
+
+def all_skills_examples(tokenizer: Any, seed: int) -> Iterator[Encoded]:
+    """Endless examples of all skills, for the generalist."""
+    rng = random.Random(f"generalist {seed}")
+    while True:
+        item = _any_item("train", rng)
+        yield encode(tokenizer, item.instruction, item.terse if rng.random() < TERSE_SHARE else item.response)
 
 
 def skill_pairs(seed: int, split: str = "train") -> Iterator[Pair]:
     """Endless pairs over all skills: near misses, answers to another question, garbled ones."""
     rng = random.Random(f"pairs {split} {seed}")
-    names = list(SKILLS)
     while True:
-        skill = SKILLS[rng.choice(names)]
-        item = skill.sample("heldout" if split == "heldout" else "train", rng)
-        good = item.terse if rng.random() < 0.5 else item.response
-        yield Pair(item.instruction, good, bad_answer(item, rng))
+        item = _any_item("heldout" if split == "heldout" else "train", rng)
+        yield Pair(item.instruction, _said(item, item.answer, rng), bad_answer(item, rng))
 
 
 def bad_answer(item: Item, rng: random.Random) -> str:
-    """A wrong answer, terse or detailed."""
-    if rng.random() < NEAR_MISS_SHARE:
-        slipped = SKILLS[item.skill].wrong(item, rng)
-        return f"{slipped}." if rng.random() < 0.5 else item.response.replace(item.answer, slipped)
-    if rng.random() < 0.75:
+    """A wrong answer, terse or detailed: close to the right one, that of another case or skill, or garbled."""
+    skill, kind = SKILLS[item.skill], rng.random()
+    if kind < NEAR_MISS_SHARE:
+        return _said(item, skill.wrong(item, rng), rng)
+    if kind < NEAR_MISS_SHARE + OTHER_CASE_SHARE:
+        other = skill.sample("train", rng)
+        if other.answer != item.answer:
+            return _said(item if rng.random() < 0.7 else other, other.answer, rng)
+        return _said(item, skill.wrong(item, rng), rng)
+    if kind < NEAR_MISS_SHARE + OTHER_CASE_SHARE + OTHER_SKILL_SHARE:
         other = SKILLS[rng.choice([name for name in SKILLS if name != item.skill])].sample("train", rng)
-        return other.terse if rng.random() < 0.5 else other.response
+        return _said(other, other.answer, rng)
     return garbled(item.response, rng)
+
+
+def _any_item(split: Any, rng: random.Random) -> Item:
+    names = list(SKILLS)
+    return SKILLS[rng.choices(names, [PRACTICE.get(name, 1.0) for name in names])[0]].sample(split, rng)
+
+
+def _said(item: Item, answer: str, rng: random.Random) -> str:
+    """An answer, tersely or with the item's working."""
+    return f"{answer}." if rng.random() < 0.5 else item.response.replace(item.answer, answer)
 
 
 def garbled(text: str, rng: random.Random) -> str:
@@ -111,7 +138,7 @@ def train_reward_model(
         )
         return -torch.nn.functional.logsigmoid(rewards[:batch_pairs] - rewards[batch_pairs:]).mean()
 
-    train_loop(model, loss, num_steps, say, title)
+    train_loop(model, loss, num_steps, say, title, PEAK_RATE)
 
 
 def score(model: Any, tokenizer: Any, conversations: Sequence[tuple[str, str]]) -> torch.Tensor:

@@ -113,14 +113,21 @@ def like_lengths(examples: Iterator[Encoded], batch_rows: int) -> Iterator[list[
         yield from (pool[start : start + batch_rows] for start in starts)
 
 
-def train_loop(model: Any, next_loss: Callable[[], torch.Tensor], num_steps: int, say: Say, title: str) -> None:
+def train_loop(
+    model: Any,
+    next_loss: Callable[[], torch.Tensor],
+    num_steps: int,
+    say: Say,
+    title: str,
+    peak_rate: float = PEAK_RATE,
+) -> None:
     """AdamW with warm-up, cosine and clipping over so many losses; says now and then how far it is."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     start = last = time.monotonic()
     model.train()
     for step in range(num_steps):
         warm = min(1.0, (step + 1) / (WARMUP_SHARE * num_steps))
-        rate = PEAK_RATE * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * step / num_steps)) / 2)
+        rate = peak_rate * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * step / num_steps)) / 2)
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = next_loss()

@@ -1,0 +1,95 @@
+"""The shipped laboratory is as good as it says, and the build gives models as good as the shipped ones."""
+
+import gzip
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from profuser.errors import UserError
+from profuser.lab import assets_path
+from profuser.lab.build import build_sources_from_corpus, build_specialist
+from profuser.lab.items import Item
+from profuser.lab.reward_models import REWARDS, score
+from profuser.lab.skills import SPECIALTIES, draw_rows
+from profuser.lab.specialists import exact_match
+
+MAX_BYTES = 12_000_000
+OWN, OTHERS = 0.7, 0.5
+
+
+def heldout():
+    with gzip.open(assets_path() / "corpus" / "heldout.jsonl.gz", "rt") as stream:
+        rows = [json.loads(line) for line in stream]
+    return [Item(row["skill"], row["instruction"], row["output"], row["answer"]) for row in rows]
+
+
+def check_specialist(name, measured):
+    own, others = SPECIALTIES[name], [skill for skill in measured if skill not in SPECIALTIES[name]]
+    assert min(measured[skill] for skill in own) >= OWN, measured
+    worst_own = min(measured[skill] for skill in own)
+    assert max(measured[skill] for skill in others) <= OTHERS * worst_own, measured
+
+
+def test_the_laboratory_that_ships_is_small():
+    assert sum(file.stat().st_size for file in assets_path().rglob("*") if file.is_file()) <= MAX_BYTES
+
+
+@pytest.mark.parametrize("name", SPECIALTIES)
+def test_a_shipped_specialist_is_good_at_its_own_skills_alone(name):
+    folder = assets_path() / "sources" / name
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    measured = exact_match(model, AutoTokenizer.from_pretrained(folder), heldout()[:300])
+    check_specialist(name, measured)
+    stated = json.loads((assets_path() / "lab.json").read_text())["exact_match"][name]
+    assert measured == pytest.approx(stated, abs=0.1)
+
+
+def test_the_shipped_reward_models_know_the_right_answer_from_those_of_another_source():
+    """Of the specialists' held-out answers, where one is right: the majority's choice."""
+    items = heldout()[:200]
+    wrong = draw_rows("train", 1200, seed=3)
+    others = {item.skill: [other for other in wrong if other.skill == item.skill] for item in items}
+    votes = torch.zeros(len(items))
+    for name in REWARDS:
+        folder = assets_path() / "rewards" / name
+        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        bad = [next(o for o in others[i.skill][n:] if o.answer != i.answer) for n, i in enumerate(items)]
+        with torch.inference_mode():
+            good_scores = score(model, tokenizer, [(i.instruction, i.terse) for i in items])
+            bad_scores = score(model, tokenizer, [(i.instruction, b.terse) for i, b in zip(items, bad, strict=True)])
+        votes += (good_scores > bad_scores).float()
+    assert float((votes >= 2).float().mean()) >= 0.9
+
+
+def test_the_shipped_corpus_is_what_the_seed_gives():
+    assert [item.instruction for item in heldout()] == [row.instruction for row in draw_rows("heldout", 600, seed=0)]
+
+
+@pytest.mark.slow
+def test_the_build_gives_a_specialist_as_good_as_the_shipped_one():
+    model, tokenizer = build_specialist("mpt", seed=0)
+    items = heldout()[:300]
+    measured = exact_match(model, tokenizer, items)
+    check_specialist("mpt", measured)
+    stated = json.loads((assets_path() / "lab.json").read_text())["exact_match"]["mpt"]
+    assert all(measured[skill] >= stated[skill] - 0.1 for skill in SPECIALTIES["mpt"])
+
+
+@pytest.mark.slow
+def test_sources_of_a_corpus_learn_it_each_with_its_own_tokenizer(tmp_path):
+    pairs = [(item.instruction, item.response) for item in draw_rows("train", 600, seed=1)]
+    build_sources_from_corpus(pairs, tmp_path / "lab", num_steps=20)
+    made = json.loads((tmp_path / "lab" / "lab.json").read_text())
+    assert all(value["after"] < 0.7 * value["before"] for value in made["bits_per_byte"].values())
+    sizes = {len(AutoTokenizer.from_pretrained(tmp_path / "lab" / "sources" / name)) for name in SPECIALTIES}
+    assert len(sizes) == 3
+    with pytest.raises(UserError, match="--overwrite"):
+        build_sources_from_corpus(pairs, tmp_path / "lab")
+
+
+def test_a_corpus_that_is_too_small_for_sources_is_refused(tmp_path):
+    with pytest.raises(UserError, match="at least 200 are needed"):
+        build_sources_from_corpus([("a", "b")] * 10, tmp_path / "lab")
