@@ -171,14 +171,14 @@ def _shown(board: Any) -> Iterator[None]:
 
 
 def _watch(board: Any, ended: threading.Event) -> None:
-    first = None
+    first: Any = None
     while first is None and not ended.wait(POLL_SECONDS):
         first = ray.get(board.read.remote())
     if first is None:
         return
     with Counter("fuse", first.num_steps, "steps", first.step) as counter:
         while not ended.wait(POLL_SECONDS):
-            last: StepMetrics = ray.get(board.read.remote())
+            last: Any = ray.get(board.read.remote())
             losses = " ".join(f"{k[:-5]} {v:.3f}" for k, v in last.known().items() if k.endswith("_nats"))
             skipped = f", {last.skipped_steps} skipped" if last.skipped_steps else ""
             counter.reach(last.step + 1, f"{losses} nats/token, {last.tokens_per_second:,.0f} tokens/s{skipped}")

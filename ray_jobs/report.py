@@ -81,7 +81,18 @@ def gather(run: FusionRun) -> RunFacts:
         selection_counts=selected.counts if selected else {},
         quarantined=_rows(run.quarantine(), MAX_QUARANTINED),
         samples=_samples(run, tables),
+        vote_agreement=_vote_agreement(run.select()),
     )
+
+
+def _vote_agreement(selected: Artifact) -> float | None:
+    """Of the votes cast, the share that went to the winner; None without votes."""
+    won = cast = 0.0
+    for table in selected.tables():
+        for row in table.select(["mode", "advantages"]).to_pylist():
+            if row["mode"] == "inference":
+                won, cast = won + max(row["advantages"]), cast + sum(row["advantages"])
+    return won / cast if cast else None
 
 
 def _stage(name: str, manifest: Manifest) -> StageFact:

@@ -48,7 +48,6 @@ def new_generalist(tokenizer: Any) -> Any:
             num_key_value_heads=HEADS,
             max_position_embeddings=MAX_POSITIONS,
             tie_word_embeddings=True,
-            num_labels=1,
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -59,7 +58,9 @@ def new_generalist(tokenizer: Any) -> Any:
 def new_reward_model(generalist: Any) -> Any:
     """A classifier with one label on the generalist's body; its head is random."""
     # A copy: saving a model writes its type into its config.
-    model = Qwen2ForSequenceClassification(copy.deepcopy(generalist.config))
+    config = copy.deepcopy(generalist.config)
+    config.num_labels = 1
+    model = Qwen2ForSequenceClassification(config)
     model.model.load_state_dict(generalist.model.state_dict())
     return model
 
