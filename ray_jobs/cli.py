@@ -60,6 +60,9 @@ def run(
             metavar="STAGE", help="Delete a stage's results, and all that follow from them, and do them again."
         ),
     ] = None,
+    until: Annotated[
+        str, typer.Option(metavar="STAGE", help="Stop after this stage; a later run goes on from there.")
+    ] = "report",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the recipe, the corpus and the models; start nothing.")
     ] = False,
@@ -74,7 +77,7 @@ def run(
         return
     from ray_jobs.pipeline import run_pipeline
 
-    run_pipeline(loaded, redo or ())
+    run_pipeline(loaded, redo or (), until)
 
 
 @app.command()

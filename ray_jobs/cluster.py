@@ -16,6 +16,13 @@ from ray_jobs.environment import ENVIRONMENT, set_defaults
 MIN_LOGICAL_CPUS = 4
 """A machine with fewer cores declares so many: otherwise a stage's workers leave none for the tasks that feed them."""
 
+LOG_LEVELS = {
+    "ray.data._internal.execution": logging.WARNING,
+    "ray.data._internal.progress": logging.ERROR,
+    "ray.serve": logging.ERROR,
+    "ray.train": logging.ERROR,
+}
+
 
 @contextmanager
 def connected() -> Iterator[None]:
@@ -24,14 +31,16 @@ def connected() -> Iterator[None]:
         yield
         return
     set_defaults()
-    for name in ("ray.data._internal.progress", "ray.serve", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name, level in LOG_LEVELS.items():
+        logging.getLogger(name).setLevel(level)
     # What workers print stays in Ray's own log files: here it would bury the progress lines.
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": False}
     if "RAY_ADDRESS" in os.environ:
         # The nodes were started without them.
         options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
     else:
+        # Ray's C++ parts write remarks for Ray's makers at level error.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         options |= {"address": "local", "num_cpus": max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)}
     try:
         ray.init(**options)

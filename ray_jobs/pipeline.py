@@ -25,18 +25,20 @@ Job = tuple[Artifact, Callable[[RunHandle], Manifest]]
 """An artifact and what makes it, given the MLflow run of its stage."""
 
 
-def run_pipeline(recipe: Recipe, redo: Sequence[str] = ()) -> FusionRun:
+def run_pipeline(recipe: Recipe, redo: Sequence[str] = (), until: str = STAGES[-1]) -> FusionRun:
     """Runs whatever of a fusion is not done yet.
 
     Args:
         recipe: what to run.
         redo: stages whose artifacts are deleted first, with all that follows from them.
+        until: last stage to run; a later call goes on from there.
 
     Raises:
-        UserError: an input is missing, or the recipe no longer fits what was made.
+        UserError: an input is missing, a stage has no such name, or the recipe no longer fits what was made.
         ProfuserError: a stage failed.
     """
     run = FusionRun(recipe)
+    last = stage_index(until, "--until")
     check_storage(recipe.storage)
     run.check_inputs()
     delete_stages(run, redo)
@@ -50,12 +52,13 @@ def run_pipeline(recipe: Recipe, redo: Sequence[str] = ()) -> FusionRun:
     try:
         with connected():
             for artifact, job in jobs(run):
-                _run_stage(tracker, summary, artifact, job)
+                if STAGES.index(artifact.stage.split("/")[0]) <= last:
+                    _run_stage(tracker, summary, artifact, job)
     except BaseException:
         summary.end("failed")
         tracker.end(failed=True)
         raise
-    summary.end("finished")
+    summary.end("finished" if until == STAGES[-1] else "stopped")
     tracker.end()
     return run
 
@@ -114,13 +117,16 @@ def _run_stage(tracker: Tracker, summary: "Summary", artifact: Artifact, job: Ca
 
 def delete_stages(run: FusionRun, redo: Sequence[str]) -> None:
     """Deletes the artifacts of these stages and of all that follow; the only place where finished work is taken away."""
-    for name in redo:
-        if name not in STAGES:
-            raise UserError(f"--redo {name}: no such stage; there are: {', '.join(STAGES)}")
     if redo:
-        first = min(STAGES.index(name) for name in redo)
-        for stage in STAGES[first:]:
+        for stage in STAGES[min(stage_index(name, "--redo") for name in redo) :]:
             (run.folder / stage).delete()
+
+
+def stage_index(name: str, option: str) -> int:
+    """Where a stage stands in the order; UserError that names the option where there is no such stage."""
+    if name not in STAGES:
+        raise UserError(f"{option} {name}: no such stage; there are: {', '.join(STAGES)}")
+    return STAGES.index(name)
 
 
 def check_fits_recipe(run: FusionRun) -> None:
@@ -152,7 +158,7 @@ class Summary:
         self._write()
 
     def end(self, state: str) -> None:
-        """Sets the state of the run: `finished` or `failed`."""
+        """Sets the state of the run: `finished`, `stopped` (before the last stage, as asked) or `failed`."""
         self.content["state"] = state
         self._write()
 

@@ -135,6 +135,13 @@ def test_the_plan_counts_rows_updates_and_all_stages(monkeypatch, capsys, recipe
     assert "10 updates of 4 rows" in out
 
 
+@pytest.mark.parametrize("option", ["--until", "--redo"])
+def test_an_unknown_stage_is_named_with_those_that_there_are(monkeypatch, capsys, recipe, option):
+    code, _, err = profuser(monkeypatch, capsys, "run", recipe, option, "colect")
+    assert code == 2
+    assert err.startswith(f"profuser: {option} colect: no such stage; there are: prepare, collect,")
+
+
 def test_an_error_of_a_run_is_exit_1_and_no_traceback(monkeypatch, capsys, recipe):
     from profuser.errors import EngineError
 

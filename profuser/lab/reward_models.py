@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from profuser.lab.items import Item
 from profuser.lab.skills import SKILLS
@@ -38,8 +38,8 @@ class Pair(NamedTuple):
 
 def new_generalist(tokenizer: Any) -> Any:
     """The language model that the reward models start from, with random weights."""
-    return Qwen2ForCausalLM(
-        Qwen2Config(
+    return LlamaForCausalLM(
+        LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=HIDDEN,
             intermediate_size=3 * HIDDEN,
@@ -60,7 +60,7 @@ def new_reward_model(generalist: Any) -> Any:
     # A copy: saving a model writes its type into its config.
     config = copy.deepcopy(generalist.config)
     config.num_labels = 1
-    model = Qwen2ForSequenceClassification(config)
+    model = LlamaForSequenceClassification(config)
     model.model.load_state_dict(generalist.model.state_dict())
     return model
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoTokenizer,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     LlamaConfig,
@@ -209,6 +210,14 @@ def bits_per_byte(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]) 
 
 
 def save(model: Any, tokenizer: Any, folder: Any) -> None:
-    """Writes a Hugging Face folder in bfloat16."""
+    """Writes a Hugging Face folder in bfloat16.
+
+    Raises:
+        RuntimeError: `AutoTokenizer` reads another tokenizer back than was written. It goes by the model's type, not by what
+            the folder says: beside a Qwen2 model, a SentencePiece-style tokenizer loses its spaces without a word.
+    """
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    probe = "What is 12 plus 7, and who says so?"
+    if AutoTokenizer.from_pretrained(folder)(probe)["input_ids"] != tokenizer(probe)["input_ids"]:
+        raise RuntimeError(f"{folder}: its tokenizer does not survive saving beside a {model.config.model_type} model")

@@ -187,3 +187,13 @@ def test_a_corpus_without_a_usable_row_stops_the_run_with_one_line(tmp_path, com
     assert done.returncode == 2
     assert "no usable row: 2 read, 2 refused" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_run_stops_after_the_stage_that_it_is_asked_to(tmp_path, command):
+    stop = ["--until", "prepare", "--set", f"storage={tmp_path}"]
+    done = subprocess.run([*command, *stop], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
+    assert summary["state"] == "stopped"
+    states = {entry["state"] for stage, entry in summary["stages"].items() if not stage.startswith("prepare")}
+    assert states == {"waiting"}
