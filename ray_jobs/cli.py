@@ -13,6 +13,7 @@ from ray_jobs.progress import console
 
 INTERRUPTED = 130
 RECIPES = Path(__file__).parent / "recipes"
+DEMO_QUESTION = "Put the letters h b a i in alphabetical order."
 
 app = typer.Typer(
     help="Fuse several large language models into one: each example taught by the better of them.",
@@ -83,7 +84,7 @@ def run(
 @app.command()
 def demo(
     settings: Settings = None,
-    question: Annotated[str, typer.Option(help="What the served model is asked at the end.")] = "What is 17 plus 25?",
+    question: Annotated[str, typer.Option(help="What the served model is asked at the end.")] = DEMO_QUESTION,
 ) -> None:
     """Run the main job in the laboratory, and ask the served model a question."""
     from ray_jobs.demo import run_demo
@@ -185,7 +186,9 @@ def lab_build(
         str | None, typer.Option(help="Instead of the skills: make tiny sources from this instruction corpus.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
-    num_rows: Annotated[int | None, typer.Option(min=30, help="With --corpus: read at most so many rows.")] = None,
+    skip_rows: Annotated[
+        int, typer.Option(min=0, help="With --corpus: leave its first rows to a run with so many corpus.max_rows.")
+    ] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a finished laboratory in that folder.")
     ] = False,
@@ -193,7 +196,7 @@ def lab_build(
     """Make the laboratory's models: three specialists and three reward models, of your corpus or of the six skills."""
     from ray_jobs.lab import build
 
-    build(output, corpus, seed, num_rows, overwrite)
+    build(output, corpus, seed, skip_rows, overwrite)
 
 
 def main() -> None:

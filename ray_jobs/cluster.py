@@ -40,8 +40,6 @@ def connected() -> Iterator[None]:
         # The nodes were started without them.
         options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
     else:
-        # Ray's C++ parts write remarks for Ray's makers at level error.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         options |= {"address": "local", "num_cpus": max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)}
     try:
         with _muted_stderr():

@@ -8,6 +8,8 @@ ENVIRONMENT = {
     # A busy machine with few cores takes longer than Serve's 5 s to start a proxy.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+    # Ray's C++ parts write remarks for Ray's makers at level error.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "MLFLOW_LOGGING_LEVEL": "WARNING",

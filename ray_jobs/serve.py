@@ -148,8 +148,10 @@ def _wait_for_answer(url: str, options: ServeOptions) -> None:
 
 
 def stop_server() -> None:
-    """Stops all replicas and the HTTP proxy."""
-    serve.shutdown()
+    """Stops all replicas; on a cluster that lives on, and hosts no other application, Ray Serve as well."""
+    serve.delete(APP)
+    if "RAY_ADDRESS" in os.environ and not serve.status().applications:
+        serve.shutdown()
 
 
 def ask(base_url: str, model: str, prompt: str, max_tokens: int = 64) -> str:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -101,20 +102,26 @@ def free_ports(count):
 
 
 @pytest.fixture
-def dashboard():
+def environment():
+    """Of a user who has set up Ray's token authentication and named no cluster."""
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | own
+
+
+@pytest.fixture
+def dashboard(environment):
     """A Ray cluster of one node, started as a user would; the address of its dashboard."""
     gcs, board, client, agent = free_ports(4)
     options = [f"--port={gcs}", f"--dashboard-port={board}", f"--ray-client-server-port={client}"]
     options += [f"--dashboard-agent-listen-port={agent}", "--num-cpus=4", "--block", "--disable-usage-stats"]
-    process = subprocess.Popen(
-        [str(BIN / "ray"), "start", "--head", *options], stdout=subprocess.DEVNULL, start_new_session=True
-    )
+    start = [str(BIN / "ray"), "start", "--head", *options]
+    process = subprocess.Popen(start, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     yield f"http://127.0.0.1:{board}"
     process.terminate()
     process.wait(60)
 
 
-def test_a_run_that_is_killed_twice_ends_as_a_job_with_every_row_once(storage, command, dashboard):
+def test_a_run_that_is_killed_twice_ends_as_a_job_with_every_row_once(storage, command, dashboard, environment):
     run = storage / "runs" / "demo"
     collect = run / "collect" / "mpt"
     killed(command, storage / "first.log", lambda: len(shards(collect)) >= 2)
@@ -130,7 +137,6 @@ def test_a_run_that_is_killed_twice_ends_as_a_job_with_every_row_once(storage, c
     assert shards(collect).items() >= kept.items()
 
     submit = [str(BIN / "ray"), "job", "submit", "--address", dashboard, "--working-dir", ".", "--", *command]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(submit, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
     assert "collect/mpt: done before" in done.stdout
