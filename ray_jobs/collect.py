@@ -3,8 +3,8 @@
 from typing import Any
 
 from profuser.artifacts import Artifact, Manifest
-from profuser.engines.base import load_engine
 from profuser.engines.collecting import SourceReader, collect_table, count
+from profuser.engines.loading import load_engine
 from profuser.recipe.models import GenerationConfig, ModelConfig, SourceConfig, TemplateConfig
 from profuser.run import FusionRun
 from ray_jobs.cluster import gpus_for

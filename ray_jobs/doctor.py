@@ -30,7 +30,7 @@ def examine(storage: str) -> bool:
     findings = list(_findings(storage))
     for finding in findings:
         mark = "[green]ok[/]" if finding.good else "[red]no[/]"
-        console.print(f"{mark}  {finding.what:<10}", end="")
+        console.print(f"{mark}  {finding.what:<14}", end="")
         console.print(finding.text, markup=False)
     return all(finding.good for finding in findings)
 

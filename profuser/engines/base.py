@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
-from profuser.recipe.models import EngineConfig, GenerationConfig
+from profuser.recipe.models import GenerationConfig
 from profuser.signals.codec import TopK
 
 
@@ -53,32 +53,3 @@ class SourceEngine(Protocol):
     def close(self) -> None:
         """Frees the model."""
         ...
-
-
-def load_engine(path: str, revision: str | None, config: EngineConfig, end_ids: Sequence[int] = ()) -> SourceEngine:
-    """Loads a model into the engine that the recipe names; `auto` takes vLLM where it knows the architecture.
-
-    Args:
-        path: model folder or Hub name.
-        revision: of a Hub model.
-        config: engine settings.
-        end_ids: tokens that end a turn, beside the model's own end-of-sequence token.
-
-    Raises:
-        EngineError: the model cannot be loaded; the message names it and the remedy.
-    """
-    kind = config.kind
-    if kind == "auto":
-        from profuser.engines.vllm import unsupported
-
-        reason = unsupported(path, revision, config.trust_remote_code)
-        kind = "transformers" if reason else "vllm"
-        if reason:
-            print(f"{path}: taking the Transformers engine: {reason}", flush=True)
-    if kind == "vllm":
-        from profuser.engines.vllm import VllmEngine
-
-        return VllmEngine(path, revision, config, end_ids)
-    from profuser.engines.transformers import TransformersEngine
-
-    return TransformersEngine(path, revision, config, end_ids)

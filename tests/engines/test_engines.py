@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from profuser.engines.base import Request, load_engine
+from profuser.engines.base import Request
+from profuser.engines.loading import load_engine
 from profuser.recipe.models import EngineConfig, GenerationConfig
 from tests import tiny
 

@@ -87,8 +87,12 @@ def shards(folder):
     return {file.name: file.stat().st_mtime_ns for file in folder.glob("shard-*.parquet")}
 
 
+def rows(folder):
+    return [row for file in sorted(folder.glob("shard-*.parquet")) for row in pq.read_table(file).to_pylist()]
+
+
 def row_ids(folder):
-    return [row for file in sorted(folder.glob("shard-*.parquet")) for row in pq.read_table(file)["row_id"].to_pylist()]
+    return [row["row_id"] for row in rows(folder)]
 
 
 def free_ports(count):
@@ -153,7 +157,7 @@ def check_rows(run):
     for stage in ("collect/llama", "collect/mpt", "collect/neox", "rewards/brisk", "rewards/candid", "rewards/dapper"):
         assert row_ids(run / stage) == ids, stage
     assert sorted(set(row_ids(run / "select"))) == sorted(ids)
-    refused = pq.read_table(run / "prepare" / "quarantine").to_pylist()
+    refused = rows(run / "prepare" / "quarantine")
     assert sorted(row["line"] for row in refused) == [8 + 9 * number for number in range(10)]
     assert all(row["reason"] for row in refused)
 
