@@ -118,6 +118,7 @@ def _train_worker(config: dict[str, Any]) -> None:
             load_checkpoint(trainer, Path(folder))
     if is_first:
         config["handle"].log_metrics({"examples": len(store.examples), "cut_examples": store.num_cut})
+        config["board"].begin.remote(trainer.step, trainer.plan.num_steps)
     trainer.run(_Logger(config["handle"], config["board"], is_first), _report_checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         export(trainer, config["target"], recipe.target.revision, Path(folder))
@@ -143,18 +144,23 @@ class _Logger:
 
 
 class _Board:
-    """An actor that holds what the first worker did last, for the driver to show."""
+    """An actor that holds how far the first worker is, for the driver to show."""
 
     def __init__(self):
+        self.plan: tuple[int, int] | None = None
         self.last: StepMetrics | None = None
 
+    def begin(self, step: int, num_steps: int) -> None:
+        """Sets where training begins, and how many updates there are in all."""
+        self.plan = (step, num_steps)
+
     def post(self, metrics: StepMetrics) -> None:
-        """Sets it."""
+        """Sets what the last update did."""
         self.last = metrics
 
-    def read(self) -> StepMetrics | None:
-        """Gets it; None before the first step."""
-        return self.last
+    def read(self) -> tuple[tuple[int, int] | None, StepMetrics | None]:
+        """The plan and the last update; None before there are any."""
+        return self.plan, self.last
 
 
 @contextmanager
@@ -171,17 +177,18 @@ def _shown(board: Any) -> Iterator[None]:
 
 
 def _watch(board: Any, ended: threading.Event) -> None:
-    first: Any = None
-    while first is None and not ended.wait(POLL_SECONDS):
-        first = ray.get(board.read.remote())
-    if first is None:
+    plan: Any = None
+    while plan is None and not ended.wait(POLL_SECONDS):
+        plan, _ = ray.get(board.read.remote())
+    if plan is None:
         return
-    with Counter("fuse", first.num_steps, "steps", first.step) as counter:
+    with Counter("fuse", plan[1], "steps", plan[0]) as counter:
         while not ended.wait(POLL_SECONDS):
-            last: Any = ray.get(board.read.remote())
-            losses = " ".join(f"{k[:-5]} {v:.3f}" for k, v in last.known().items() if k.endswith("_nats"))
-            skipped = f", {last.skipped_steps} skipped" if last.skipped_steps else ""
-            counter.reach(last.step + 1, f"{losses} nats/token, {last.tokens_per_second:,.0f} tokens/s{skipped}")
+            _, last = ray.get(board.read.remote())
+            if last is not None:
+                losses = " ".join(f"{k[:-5]} {v:.3f}" for k, v in last.known().items() if k.endswith("_nats"))
+                skipped = f", {last.skipped_steps} skipped" if last.skipped_steps else ""
+                counter.reach(last.step + 1, f"{losses} nats/token, {last.tokens_per_second:,.0f} tokens/s{skipped}")
 
 
 def _report_checkpoint(trainer: Any) -> None:
