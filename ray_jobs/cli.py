@@ -69,7 +69,7 @@ def run(
     ] = False,
 ) -> None:
     """Run a fusion, or what is left of it."""
-    from profuser.run import FusionRun
+    from profuser.run import STAGES, FusionRun
 
     loaded = load(recipe, settings)
     if dry_run:
@@ -78,7 +78,13 @@ def run(
         return
     from ray_jobs.pipeline import run_pipeline
 
-    run_pipeline(loaded, redo or (), until)
+    done = run_pipeline(loaded, redo or (), until)
+    if until == STAGES[-1]:
+        from ray_jobs.report import print_report
+
+        print_report(done)
+    else:
+        console.print(f"stopped after {until}; without --until it goes on", markup=False)
 
 
 @app.command()
@@ -131,9 +137,8 @@ def report(name: RunName, storage: Storage = "runs") -> None:
     from ray_jobs.report import print_report, write_run_report
 
     found = find_run(name, storage)
-    path = write_run_report(found)
+    write_run_report(found)
     print_report(found)
-    console.print(f"report: {path}", markup=False)
 
 
 @app.command()
@@ -152,9 +157,9 @@ def evaluate(
 ) -> None:
     """Measure a run's models on its held-out rows, where that is not done yet."""
     from ray_jobs.pipeline import find_run, run_pipeline
+    from ray_jobs.report import print_report
 
-    found = find_run(name, storage)
-    run_pipeline(found.recipe, ["evaluate"] if redo else ())
+    print_report(run_pipeline(find_run(name, storage).recipe, ["evaluate"] if redo else ()))
 
 
 @app.command()

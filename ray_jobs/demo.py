@@ -25,7 +25,6 @@ def run_demo(recipe: Recipe, question: str) -> None:
         answer = ask(url, options.served_model_name, question, max_tokens=64)
         stop_server()
     print_report(run)
-    console.print(f"\nreport: {run.report().folder.path('index.html')}", markup=False)
     console.print(f"\nThe fused model, served at {url}:\n  > {question}\n  {answer.strip()}", markup=False)
     console.print(
         f"\n{clock(time.monotonic() - start)} in all. To serve it: profuser serve {recipe.name}", markup=False

@@ -33,8 +33,8 @@ def report(run: FusionRun, handle: RunHandle) -> Manifest:
     return finish(run.report(), [], time.monotonic() - start)
 
 
-def write_run_report(run: FusionRun, handle: RunHandle | None = None) -> str:
-    """Writes the report and the model card; returns where the page is. Also logs the files to MLflow where a run is given."""
+def write_run_report(run: FusionRun, handle: RunHandle | None = None) -> None:
+    """Writes the report and the model card; also logs the files to MLflow where a run is given."""
     facts = gather(run)
     output = run.report().folder
     with tempfile.TemporaryDirectory() as folder:
@@ -43,14 +43,14 @@ def write_run_report(run: FusionRun, handle: RunHandle | None = None) -> str:
         if handle:
             handle.log_artifacts(Path(folder), "report")
     (run.fuse().folder / MODEL).write_bytes("README.md", model_card(facts).encode())
-    return output.path(PAGE)
 
 
 def print_report(run: FusionRun) -> None:
-    """Prints who won where, and the held-out scores of all models."""
+    """Prints who won where, the held-out scores of all models, and where the page is."""
     facts = gather(run)
     console.print(who_wins_table(facts))
     console.print(render_scores(facts))
+    console.print(f"report: {run.report().folder.path(PAGE)}", markup=False)
 
 
 def gather(run: FusionRun) -> RunFacts:

@@ -145,6 +145,8 @@ def test_a_run_that_is_killed_twice_ends_as_a_job_with_every_row_once(storage, c
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
     assert "collect/mpt: done before" in done.stdout
     assert "succeeded" in done.stdout
+    assert "bits per byte: lower is better" in done.stdout
+    assert f"report: {run / 'report' / 'index.html'}" in done.stdout
     check_rows(run)
     check_training(run)
     check_results(run)
@@ -203,6 +205,7 @@ def test_a_run_stops_after_the_stage_that_it_is_asked_to(tmp_path, command):
     stop = ["--until", "prepare", "--set", f"storage={tmp_path}"]
     done = subprocess.run([*command, *stop], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("stopped after prepare; without --until it goes on\n")
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
     assert summary["state"] == "stopped"
     states = {entry["state"] for stage, entry in summary["stages"].items() if not stage.startswith("prepare")}
