@@ -1,12 +1,11 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from profuser.alignment.mass import sum_top_k
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 1 << 20),
     num=st.integers(1, 5),

@@ -52,7 +52,7 @@ def random_signals(seed: int, source: Vocabulary, ids: list[int], top_k: int):
     return topk, np.log(full[np.arange(len(ids)), ids])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_agrees_with_the_oracle(data):
     source, target = data.draw(vocabularies()), data.draw(vocabularies())

@@ -109,7 +109,7 @@ def levenshtein(a: bytes, b: bytes) -> int:
     return min(levenshtein(a[1:], b) + 1, levenshtein(a, b[1:]) + 1, levenshtein(a[1:], b[1:]) + (a[0] != b[0]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.binary(min_size=1, max_size=4), min_size=1, max_size=6), st.binary(min_size=1, max_size=4))
 def test_nearest_token_agrees_with_the_definition(table, text):
     distances = [levenshtein(text, data) for data in table]

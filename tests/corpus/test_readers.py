@@ -186,7 +186,7 @@ def test_a_table_of_conversations_reads_as_its_json(tmp_path):
     assert [(row.line, row.unit) for row in rows] == [(1, "record"), (2, "record"), (3, "record")]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(
     junk=st.lists(st.binary(max_size=20).map(lambda line: line.replace(b"\n", b"")), max_size=4), packed=st.booleans()
 )
@@ -205,7 +205,7 @@ PIECES = st.sampled_from(
 GOOD = st.sampled_from([json.dumps(record).encode() + b"\n" for record in RECORDS])
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.lists(PIECES | GOOD, max_size=12).map(b"".join) | st.binary(max_size=30),
     cut=st.integers(0, 40),

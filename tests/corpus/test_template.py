@@ -68,7 +68,7 @@ def test_a_response_keeps_its_text_and_ends_the_turn_once(name, shown, response)
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 @pytest.mark.parametrize("name", ENDS)
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 @given(
     question=st.text(LETTERS, max_size=12).map(str.strip).filter(bool),
     response=st.text(LETTERS, max_size=12).map(str.strip).filter(bool)

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from profuser.errors import ArtifactError
@@ -20,7 +20,6 @@ def random_topk(seed: int, num_positions: int, top_k: int, vocab_size: int) -> T
     return TopK(ids=ids, logprobs=-np.sort(-logprobs, axis=1).astype(np.float32))
 
 
-@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 7), min_size=1, max_size=6),
     top_k=st.integers(1, 12),
