@@ -104,10 +104,7 @@ def _render(tokenizer: Any, messages: Sequence[Message], template: TemplateConfi
 
 @lru_cache(maxsize=8)
 def _compiled(text: str) -> jinja2.Template:
-    try:
-        return ImmutableSandboxedEnvironment().from_string(text)
-    except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"template.text: line {error.lineno}: {error.message}") from None
+    return ImmutableSandboxedEnvironment().from_string(text)
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:

@@ -101,7 +101,9 @@ def _explain_one(fault: Any) -> str:
     if fault["type"] == "missing":
         return f"{key}: is required"
     message = fault["msg"].removeprefix("Value error, ")
-    return f"{key}: {message[:1].lower() + message[1:]} (got {str(fault['input'])[:80]!r})"
+    text = f"{key}: {message[:1].lower() + message[1:]}"
+    # A whole section would bury the message.
+    return text if isinstance(fault["input"], dict) else f"{text} (got {str(fault['input'])[:80]!r})"
 
 
 def _keys_at(model: type[BaseModel], location: Sequence[str]) -> set[str]:

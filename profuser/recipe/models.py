@@ -3,6 +3,7 @@
 import re
 from typing import Annotated, Literal
 
+import jinja2
 from pydantic import Field, field_validator, model_validator
 
 from profuser.config import Config, execution_field
@@ -15,7 +16,7 @@ class CorpusConfig(Config):
     """The instruction corpus with ground-truth responses."""
 
     path: str
-    """File, folder, glob or Hub dataset (`owner/name`); `lab://...` is a file of the laboratory."""
+    """File, folder, glob or Hub dataset (`hub:owner/name[:split]`); `lab://...` is a file of the laboratory."""
     format: Literal["auto", "alpaca", "qa", "messages", "sharegpt"] = "auto"
     """Shape of a record; `auto` looks at the first usable one."""
     category_field: str | None = None
@@ -46,6 +47,15 @@ class JinjaTemplate(Config):
     kind: Literal["jinja"]
     text: str
     """Jinja source over `messages`, `add_generation_prompt`, `bos_token`, `eos_token`."""
+
+    @field_validator("text")
+    @classmethod
+    def _text_is_jinja(cls, text: str) -> str:
+        try:
+            jinja2.Environment().parse(text)
+        except jinja2.TemplateSyntaxError as error:
+            raise ValueError(f"line {error.lineno}: {error.message}") from None
+        return text
 
 
 TemplateConfig = Annotated[OwnTemplate | JinjaTemplate, Field(discriminator="kind")]
