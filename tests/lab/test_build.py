@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from profuser.errors import UserError
 from profuser.lab import assets_path
-from profuser.lab.build import build_sources_from_corpus, build_specialist
+from profuser.lab.build import build_lab, build_sources_from_corpus, build_specialist
 from profuser.lab.items import Item
 from profuser.lab.reward_models import REWARDS, score
 from profuser.lab.skills import SPECIALTIES, draw_rows
@@ -17,6 +17,7 @@ from profuser.lab.specialists import exact_match
 
 MAX_BYTES = 12_000_000
 OWN, OTHERS = 0.7, 0.5
+RIGHT_VOTES = 0.85
 
 
 def heldout():
@@ -32,36 +33,41 @@ def check_specialist(name, measured):
     assert max(measured[skill] for skill in others) <= OTHERS * worst_own, measured
 
 
+def load(kind, folder):
+    return kind.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def share_of_right_votes(lab):
+    """How often the majority prefers the right answer to that to another question of the same skill."""
+    items = heldout()[:300]
+    wrong = draw_rows("train", 1200, seed=3)
+    others = {item.skill: [other for other in wrong if other.skill == item.skill] for item in items}
+    bad = [next(o for o in others[i.skill][n % 100 :] if o.answer != i.answer) for n, i in enumerate(items)]
+    votes = torch.zeros(len(items))
+    for name in REWARDS:
+        model, tokenizer = load(AutoModelForSequenceClassification, lab / "rewards" / name)
+        with torch.inference_mode():
+            good_scores = score(model, tokenizer, [(i.instruction, i.terse) for i in items])
+            bad_scores = score(model, tokenizer, [(i.instruction, b.terse) for i, b in zip(items, bad, strict=True)])
+        votes += (good_scores > bad_scores).float()
+    return float((votes >= 2).float().mean())
+
+
 def test_the_laboratory_that_ships_is_small():
     assert sum(file.stat().st_size for file in assets_path().rglob("*") if file.is_file()) <= MAX_BYTES
 
 
 @pytest.mark.parametrize("name", SPECIALTIES)
 def test_a_shipped_specialist_is_good_at_its_own_skills_alone(name):
-    folder = assets_path() / "sources" / name
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    measured = exact_match(model, AutoTokenizer.from_pretrained(folder), heldout()[:300])
+    model, tokenizer = load(AutoModelForCausalLM, assets_path() / "sources" / name)
+    measured = exact_match(model, tokenizer, heldout()[:300])
     check_specialist(name, measured)
     stated = json.loads((assets_path() / "lab.json").read_text())["exact_match"][name]
     assert measured == pytest.approx(stated, abs=0.1)
 
 
 def test_the_shipped_reward_models_know_the_right_answer_from_that_to_another_question():
-    """The majority's choice, the other question being of the same skill."""
-    items = heldout()[:300]
-    wrong = draw_rows("train", 1200, seed=3)
-    others = {item.skill: [other for other in wrong if other.skill == item.skill] for item in items}
-    votes = torch.zeros(len(items))
-    for name in REWARDS:
-        folder = assets_path() / "rewards" / name
-        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        bad = [next(o for o in others[i.skill][n % 100 :] if o.answer != i.answer) for n, i in enumerate(items)]
-        with torch.inference_mode():
-            good_scores = score(model, tokenizer, [(i.instruction, i.terse) for i in items])
-            bad_scores = score(model, tokenizer, [(i.instruction, b.terse) for i, b in zip(items, bad, strict=True)])
-        votes += (good_scores > bad_scores).float()
-    assert float((votes >= 2).float().mean()) >= 0.85
+    assert share_of_right_votes(assets_path()) >= RIGHT_VOTES
 
 
 def test_the_shipped_corpus_is_what_the_seed_gives():
@@ -76,6 +82,21 @@ def test_the_build_gives_a_specialist_as_good_as_the_shipped_one():
     check_specialist("mpt", measured)
     stated = json.loads((assets_path() / "lab.json").read_text())["exact_match"]["mpt"]
     assert all(measured[skill] >= stated[skill] - 0.1 for skill in SPECIALTIES["mpt"])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_the_whole_build_gives_a_laboratory_as_good_as_the_shipped_one(tmp_path):
+    """What `profuser lab build` makes, read back from its folder; some twenty minutes on two cores."""
+    build_lab(tmp_path / "lab", seed=0)
+    made, shipped = (json.loads((folder / "lab.json").read_text()) for folder in (tmp_path / "lab", assets_path()))
+    for name in SPECIALTIES:
+        model, tokenizer = load(AutoModelForCausalLM, tmp_path / "lab" / "sources" / name)
+        measured = exact_match(model, tokenizer, heldout()[:300])
+        check_specialist(name, measured)
+        assert all(measured[skill] >= shipped["exact_match"][name][skill] - 0.1 for skill in SPECIALTIES[name])
+    assert all(made["reward_accuracy"][name] >= shipped["reward_accuracy"][name] - 0.1 for name in REWARDS)
+    assert share_of_right_votes(tmp_path / "lab") >= RIGHT_VOTES
 
 
 @pytest.mark.slow
