@@ -1,8 +1,10 @@
 """Instruction corpora: reading, validating, prompting."""
 
 from profuser.corpus.formats import CorpusFormat, Message
+from profuser.corpus.locations import corpus_files
 from profuser.corpus.prepare import CorpusRow, QuarantinedRow, Summary, check_quarantine, prepare_rows, split_heldout
-from profuser.corpus.readers import RawRow, corpus_files, read_corpus
+from profuser.corpus.readers import read_corpus
+from profuser.corpus.rows import RawRow
 from profuser.corpus.template import EncodedExample, encode_example, end_token_id, render_prompt
 
 __all__ = [

@@ -6,7 +6,7 @@ A reason for refusing a record reads `what is wrong (details)`: what stands befo
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from profuser.corpus.readers import kind_of
+from profuser.corpus.rows import kind_of
 
 CorpusFormat = Literal["auto", "alpaca", "qa", "messages", "sharegpt"]
 QA_FIELDS = (("question", "answer"), ("prompt", "response"), ("prompt", "completion"))
@@ -87,7 +87,15 @@ def parse_detected(record: Mapping[str, Any]) -> tuple[CorpusFormat, Example]:
             return format, parse_record(record, format)
         except RowFault as fault:
             faults.append(fault)
-    raise faults[0] if faults else RowFault(f"{UNKNOWN_SHAPE} ({_fields(record)})")
+    raise faults[0] if faults else RowFault(f"{UNKNOWN_SHAPE} ({_fields(record)}{_records_inside(record)})")
+
+
+def _records_inside(record: Mapping[str, Any]) -> str:
+    """What to do where a whole corpus is wrapped in an object; else nothing."""
+    for name, value in record.items():
+        if isinstance(value, list) and value and isinstance(value[0], Mapping) and detect_formats(value[0]):
+            return f"; the records are the list in {ascii(name)[:40]}: save it alone"
+    return ""
 
 
 def clean_text(value: Any, field: str, details: str = "") -> str:

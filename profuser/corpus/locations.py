@@ -1,7 +1,8 @@
 """Where a corpus lies: a file, a folder, a glob, or a dataset on the Hub."""
 
-import glob
-import os.path
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from profuser.errors import UserError
@@ -9,6 +10,7 @@ from profuser.errors import UserError
 HUB = "hub:"
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".parquet")
 GLOB_SIGNS = "*?["
+HUB_LOCATION = re.compile(r"hub:\w[\w.-]*(/\w[\w.-]*(/[^/:]+)?)?(:.+)?")
 
 
 def corpus_files(location: str) -> list[Path]:
@@ -22,16 +24,26 @@ def corpus_files(location: str) -> list[Path]:
         The files, sorted by path; none for a Hub dataset.
 
     Raises:
-        UserError: there is no such file, folder or match, or none of its files has a known ending.
+        UserError: there is no such file, folder or match, none of its files has a known ending, or one is not to be opened.
     """
     if not location.strip():
         raise UserError("corpus.path is empty; give a file, a folder, a glob, or hub:owner/name")
     if location.startswith(HUB):
+        if not HUB_LOCATION.fullmatch(location):
+            raise UserError(
+                f"{location}: no name of a Hub dataset; expected hub:owner/name, hub:owner/name:split or "
+                "hub:owner/name/config:split"
+            )
         return []
     try:
-        return _local_files(location)
+        files = _local_files(location)
     except OSError as error:
-        raise UserError(f"{location}: cannot be read: {error.strerror or error}") from None
+        inside = "" if error.filename in (None, location) else f" ({error.filename})"
+        raise UserError(f"{location}: cannot be read: {error.strerror or error}{inside}") from None
+    for file in files:
+        if not os.access(file, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise UserError(f"{file}: cannot be read: Permission denied")
+    return files
 
 
 def is_hub_name(location: str) -> bool:
@@ -46,12 +58,17 @@ def _local_files(location: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if _usable(file) and not _hidden(file.relative_to(path)))
+        files = sorted(filter(_usable, _walk(path)))
         if not files:
             raise UserError(f"{location}: no corpus file in this folder; known endings: {', '.join(SUFFIXES)}")
         return files
+    if path.exists():
+        raise UserError(
+            f"{location}: neither a file nor a folder; save what it gives (a pipe, a device) to a file first"
+        )
+    _check_link(path)
     if any(sign in location for sign in GLOB_SIGNS):
-        matches = [Path(name) for name in glob.glob(str(path), recursive=True)]
+        matches = _matches(path)
         if not matches:
             raise UserError(f"{location}: matches no file")
         files = sorted(filter(_usable, matches))
@@ -67,8 +84,46 @@ def _local_files(location: str) -> list[Path]:
     raise UserError(f"{location}: no such file or folder")
 
 
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files of a folder and of those in it, but for hidden ones; links to folders are not followed."""
+
+    def refuse(error: OSError) -> None:
+        raise error  # A folder that cannot be opened would lack its rows without a word.
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """Files and folders of a glob; wildcards match no hidden ones.
+
+    Unlike that of `glob.glob`, `**` follows no link: one to a folder above would give each file dozens of times.
+    """
+    first = next(place for place, part in enumerate(pattern.parts) if any(sign in part for sign in GLOB_SIGNS))
+    base = Path(*pattern.parts[:first])
+    wild = [part if part == "**" else re.sub(r"\*+", "*", part) for part in pattern.parts[first:]]
+    if wild[-1] == "**":
+        wild.append("*")
+    asks_hidden = any(part.startswith(".") for part in wild)
+    found = base.glob("/".join(wild))
+    return [path for path in found if asks_hidden or not _hidden(path.relative_to(base))]
+
+
 def _usable(file: Path) -> bool:
-    return _known(file.name) and file.is_file()
+    if not _known(file.name):
+        return False
+    _check_link(file)
+    return file.is_file()
+
+
+def _check_link(file: Path) -> None:
+    """Raises UserError for a link to nothing or to itself: it stands for data that is missing."""
+    if file.is_symlink():
+        try:
+            file.stat()
+        except OSError as error:
+            raise UserError(f"{file}: a symbolic link that leads to no file: {error.strerror}") from None
 
 
 def _known(name: str) -> bool:

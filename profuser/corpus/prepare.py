@@ -19,7 +19,7 @@ from profuser.corpus.formats import (
     parse_detected,
     parse_record,
 )
-from profuser.corpus.readers import RawRow, Unit, excerpt_of
+from profuser.corpus.rows import RawRow, Unit, excerpt_of
 from profuser.errors import UserError
 
 DUPLICATE = "duplicate"

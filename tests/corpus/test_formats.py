@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from profuser.corpus import CorpusRow, Message, prepare_rows
 from profuser.corpus.formats import RowFault, parse_detected, parse_record
-from profuser.corpus.readers import RawRow
+from profuser.corpus.rows import RawRow
 
 QUESTION, ANSWER = "Add 1 and 2.", "3"
 

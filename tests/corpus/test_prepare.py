@@ -20,7 +20,7 @@ from profuser.corpus import (
     read_corpus,
     split_heldout,
 )
-from profuser.corpus.readers import RawRow
+from profuser.corpus.rows import RawRow
 from profuser.errors import UserError
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
@@ -133,27 +133,6 @@ def test_refused_rows_are_counted_by_reason_whatever_their_details():
         summary.add(row)
     assert summary.reasons == {"duplicate": 2, "no field 'instruction'": 2, "larger than corpus.max_row_bytes=60": 1}
     assert (summary.first.line, summary.accepted, summary.read) == (2, 1, 6)
-
-
-@pytest.mark.parametrize(
-    ("record", "reason"),
-    [
-        ({"something": "else"}, "no known shape (fields: something)"),
-        ({"instruction": "a", "output": ""}, "output is empty"),
-        ({"instruction": "  ", "output": "b"}, "instruction is empty"),
-        ({"question": "a", "answer": "b\x00"}, "NUL"),
-        ({"question": "a", "answer": "\ud800"}, "surrogate"),
-        ({"messages": turns(("user", "a"))}, "no assistant turn (of 1 turns)"),
-        ({"question": "a" * 2000, "answer": "b"}, "larger than corpus.max_row_bytes=1000"),
-    ],
-)
-def test_an_unusable_row_goes_to_quarantine_with_its_reason_and_the_next_is_taken(record, reason):
-    rows = list(prepare_rows(raw([record, SAME["question, answer"]]), max_row_bytes=1000))
-    assert isinstance(rows[0], QuarantinedRow)
-    assert reason in rows[0].reason
-    assert (rows[0].file, rows[0].line) == ("data.jsonl", 1)
-    assert rows[0].excerpt
-    assert isinstance(rows[1], CorpusRow)
 
 
 def test_a_duplicate_names_the_first_of_its_kind():

@@ -66,6 +66,15 @@ def test_a_response_keeps_its_text_and_ends_the_turn_once(name, shown, response)
     assert tokenizer.decode(example.response_ids[:-1]).removeprefix(" ") == response
 
 
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_word_as_long_as_a_row_may_be_is_tokenised(name):
+    # What takes time by the square of the length would not come to an end.
+    response = "c" * 999_990
+    tokenizer, _ = made(name)
+    example = encode_example(tokenizer, PROMPT, response, OwnTemplate())
+    assert tokenizer.decode(example.response_ids[:-1]).removeprefix(" ") == response
+
+
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 @pytest.mark.parametrize("name", ENDS)
 @settings(max_examples=6)

@@ -1,0 +1,239 @@
+"""Bad files as users have them: each is one line that names it and says what is wrong; what only looks bad is read."""
+
+import base64
+import bz2
+import gzip
+import io
+import json
+import lzma
+import tarfile
+import zipfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from profuser.errors import UserError
+from tests.corpus.prepared import FIRST, LAST, prepared, record
+
+LINES = FIRST + b"\n" + LAST + b"\n"
+LIST = b"[" + FIRST + b", " + LAST + b"]"
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+HTML = b"\n<!DOCTYPE html>\n<html><body>404 Not Found</body></html>\n"
+NO_RECORD = "no usable row: there is no record in it"
+NO_JSON = "so it is no JSON list, JSONL or Parquet file; convert it (CSV, YAML, other text) to JSONL"
+WIDE = "looks like UTF-16 or UTF-32; save it as UTF-8"
+
+
+def archive(module):
+    """The good lines in a zip or tar archive."""
+    out = io.BytesIO()
+    if module is zipfile:
+        with zipfile.ZipFile(out, "w") as archive:
+            archive.writestr("data.jsonl", LINES)
+    else:
+        with tarfile.open(fileobj=out, mode="w") as archive:
+            archive.addfile(tarfile.TarInfo("data.jsonl"))
+    return out.getvalue()
+
+
+def table(columns, **options):
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns), out, **options)
+    return out.getvalue()
+
+
+def encrypted(plaintext_footer):
+    encryption = pytest.importorskip("pyarrow.parquet.encryption")
+
+    class Keys(encryption.KmsClient):
+        def wrap_key(self, key_bytes, master_key_identifier):
+            return base64.b64encode(key_bytes)
+
+    properties = encryption.CryptoFactory(lambda _: Keys()).file_encryption_properties(
+        encryption.KmsConnectionConfig(),
+        encryption.EncryptionConfiguration(
+            "footer", column_keys={"column": ["answer"]}, plaintext_footer=plaintext_footer
+        ),
+    )
+    out, rows = io.BytesIO(), pa.table(GOOD)
+    with pq.ParquetWriter(out, rows.schema, encryption_properties=properties) as writer:
+        writer.write_table(rows)
+    return out.getvalue()
+
+
+GOOD = {"question": ["Say 1.", "Say 2."], "answer": ["1", "2"]}
+PARQUET = table(GOOD)
+FILES = {
+    "an empty file": ("data.jsonl", b"", NO_RECORD),
+    "an empty .json": ("data.json", b"", NO_RECORD),
+    "an empty .json.gz": ("data.json.gz", b"", NO_RECORD),
+    "an empty gzip": ("data.jsonl.gz", gzip.compress(b""), NO_RECORD),
+    "blanks alone": ("data.jsonl", b" \n\r\n\t", NO_RECORD),
+    "a byte order mark alone": ("data.jsonl", b"\xef\xbb\xbf", NO_RECORD),
+    "an empty list": ("data.json", b"[ ]\n", NO_RECORD),
+    "a Parquet without rows": ("data.parquet", table({"question": [], "answer": []}), NO_RECORD),
+    "a Parquet without columns": ("data.parquet", table({}), NO_RECORD),
+    "an empty .parquet": ("data.parquet", b"", "not a readable Parquet file, stopped after record 0"),
+    "UTF-16": ("data.json", LIST.decode().encode("utf-16"), WIDE),
+    "UTF-16 in a gzip": ("data.jsonl.gz", gzip.compress(LINES.decode().encode("utf-16")), WIDE),
+    "UTF-16 without a mark": ("data.jsonl", LINES.decode().encode("utf-16-le"), WIDE),
+    "UTF-16 without a mark, of the other end": ("data.jsonl", LINES.decode().encode("utf-16-be"), WIDE),
+    "UTF-32": ("data.jsonl", LINES.decode().encode("utf-32"), WIDE),
+    "NUL bytes": (
+        "data.jsonl",
+        bytes(4096),
+        "begins with NUL bytes, as a copy that was broken off; fetch the file again",
+    ),
+    "CSV": ("data.csv", b"question,answer\nSay 1.,1\n", f"begins with b'q', {NO_JSON}"),
+    "CSV in quotes": ("data.jsonl", b'"question","answer"\n', f"""begins with b'"', {NO_JSON}"""),
+    "YAML": ("data.json", b"- question: a\n  answer: b\n", f"begins with b'-', {NO_JSON}"),
+    "prose": ("data.jsonl", b"Once upon a time", f"begins with b'O', {NO_JSON}"),
+    "prose named .gz": ("data.jsonl.gz", b"no gzip at all", f"begins with b'n', {NO_JSON}"),
+    "Markdown around it": ("data.jsonl", b"```json\n" + LINES, f"begins with b'`', {NO_JSON}"),
+    "a single number": ("data.json", b"1", f"begins with b'1', {NO_JSON}"),
+    "a single null": ("data.json", b"null", f"begins with b'n', {NO_JSON}"),
+    "a web page": ("data.json", HTML, "is HTML or XML, perhaps the error page of a download; fetch the file again"),
+    "a web page named .gz": ("data.json.gz", HTML, "is HTML or XML, perhaps the error page of a download"),
+    "a web page named .parquet": ("data.parquet", HTML, "not a readable Parquet file: it is HTML or XML"),
+    "an error in JSON": (
+        "data.json",
+        b'{"error": "Not found"}',
+        "no known shape (fields: error); known shapes: alpaca",
+    ),
+    "a Git LFS pointer": ("data.jsonl", LFS, "is a Git LFS pointer, not the data; run git lfs pull"),
+    "a Git LFS pointer of a Parquet": ("data.parquet", LFS, "it is a Git LFS pointer, not the data; run git lfs pull"),
+    "a zip": ("data.jsonl", archive(zipfile), "is a zip archive or an Excel file; unpack it, or export it as JSONL"),
+    "a tar": ("data.jsonl", archive(tarfile), "is a tar archive; unpack it"),
+    "a tar.gz": ("data.jsonl.gz", gzip.compress(archive(tarfile)), "is a tar archive; unpack it"),
+    "Zstandard": (
+        "data.jsonl",
+        b"\x28\xb5\x2f\xfd\x04\x00",
+        "is packed with Zstandard; unpack it, or pack it with gzip",
+    ),
+    "bzip2": ("data.jsonl", bz2.compress(LINES), "is packed with bzip2; unpack it, or pack it with gzip"),
+    "xz": ("data.jsonl", lzma.compress(LINES), "is packed with xz; unpack it, or pack it with gzip"),
+    "a gzip in a gzip": (
+        "data.jsonl.gz",
+        gzip.compress(gzip.compress(LINES)),
+        "is a gzip inside a gzip; unpack it once",
+    ),
+    "a Parquet in a gzip": ("data.parquet.gz", gzip.compress(PARQUET), "is a Parquet file inside a gzip; unpack it"),
+    "an Arrow file": ("data.jsonl", b"ARROW1\x00\x00", "is an Arrow file; write it as Parquet"),
+    "a gzip cut in its list": ("data.json.gz", gzip.compress(LIST)[:-12], "cut short; fetch the file again"),
+    "a gzip of wrong sum": ("data.jsonl.gz", gzip.compress(LINES)[:-8] + bytes(8), "cannot be read: CRC check failed"),
+    "a gzip and more": ("data.jsonl.gz", gzip.compress(LINES) + b"more", "the gzip is damaged, fetch it again"),
+    "a list cut in a record": ("data.json", LIST[:-9], "record 2 of the JSON list is broken or cut: "),
+    "a list cut between records": ("data.json", LIST[:-1], "broken or cut: the end of the file after record 2"),
+    "a list cut at once": ("data.json", b"[", "record 1 of the JSON list is broken or cut: Expecting value"),
+    "a list cut in a deep nest": (
+        "data.json",
+        b"[" * 200_000 + b'"' + rb"\"" * 200_000,
+        "the end of the file after record 1",
+    ),
+    "a list without a comma": (
+        "data.json",
+        b'[{"a": 1} {"b": 2}]',
+        "the JSON list is broken or cut: '{' after record 1",
+    ),
+    "a list with a comma too many": ("data.json", LIST[:-1] + b",]", "record 3 of the JSON list is broken or cut"),
+    "two lists on end": ("data.json", LIST * 2, "there is more text after the JSON list, which ends with record 2"),
+    "objects on end": (
+        "data.json",
+        FIRST + LAST,
+        "1 read, 1 refused; the first: line 1: more than one JSON value on the line",
+    ),
+    "an object on several lines": (
+        "data.json",
+        json.dumps({"a": 1}, indent=2).encode(),
+        "one record a line (of a list inside",
+    ),
+    "a list in an object": (
+        "data.json",
+        b'{"data": ' + LIST + b"}",
+        "fields: data; the records are the list in 'data': save it",
+    ),
+    "columns in an object": (
+        "data.json",
+        record(question=["a"], answer=["b"]),
+        "line 1: question is a list, expected text",
+    ),
+    "lines that end with CR": ("data.jsonl", LINES.replace(b"\n", b"\r"), "lines end with CR alone; save them with LF"),
+    "no Parquet": ("data.parquet", b"PAR1 nothing", "not a readable Parquet file, stopped after record 0"),
+    "a Parquet cut short": (
+        "data.parquet",
+        PARQUET[: len(PARQUET) // 2],
+        "not a readable Parquet file, stopped after record 0",
+    ),
+    "a Parquet with a hole": ("data.parquet", PARQUET[:4] + bytes(40) + PARQUET[44:], "not a readable Parquet file"),
+    "a Parquet of bytes": (
+        "data.parquet",
+        table({"question": [b"a"], "answer": [b"b"]}),
+        "question is bytes, expected text",
+    ),
+    "a Parquet of other columns": ("data.parquet", table({"text": ["a"]}), "record 1: no known shape (fields: text)"),
+    "an encrypted Parquet": ("data.parquet", lambda: encrypted(False), "an encrypted Parquet file; decrypt it first"),
+    "a Parquet with an encrypted column": (
+        "data.parquet",
+        lambda: encrypted(True),
+        "an encrypted Parquet file; decrypt it first",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_bad_file_is_one_line_that_names_it(tmp_path, kind):
+    name, data, expected = FILES[kind]
+    (tmp_path / name).write_bytes(data() if callable(data) else data)
+    with pytest.raises(UserError) as caught:
+        prepared(tmp_path / name, 1.0)
+    assert str(tmp_path / name) in str(caught.value)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def in_shape(text):
+    return pa.array([text, text + "!"], pa.large_string()), pa.array(["1", "2"]).dictionary_encode()
+
+
+TURNS = [[{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}] for answer in "12"]
+FINE = {
+    "a byte order mark": ("data.jsonl", b"\xef\xbb\xbf" + LINES),
+    "a byte order mark before a list": ("data.json", b"\xef\xbb\xbf" + LIST),
+    "Windows line ends": ("data.jsonl", LINES.replace(b"\n", b"\r\n")),
+    "CR in a list": ("data.json", LIST.replace(b" {", b"\r{")),
+    "NaN where nobody looks": ("data.jsonl", LINES.replace(b"{", b'{"score": NaN, ')),
+    "half a surrogate pair where nobody looks": ("data.jsonl", LINES.replace(b"{", rb'{"note": "\ud800", ')),
+    "ten megabytes where nobody looks": (
+        "data.jsonl",
+        LINES.replace(b"{", b'{"page": "' + b"x" * 10_000_000 + b'", ', 1),
+    ),
+    "a field twice, of which the last counts": ("data.jsonl", LINES.replace(b"{", b'{"answer": null, ')),
+    "line separators in text": ("data.jsonl", LINES.replace(b"Say", "Say\u2028\u0085".encode())),
+    "a word just below the limit": ("data.jsonl", LINES.replace(b"Say", b"S" * 999_990)),
+    "a Parquet of conversations": ("data.parquet", table({"messages": TURNS})),
+    "a Parquet of other encodings": ("data.parquet", table(dict(zip(GOOD, in_shape("Say"), strict=True)))),
+    "a Parquet of large rows": ("data.parquet", table(GOOD | {"page": ["x" * 70_000_000, ""]}, compression="zstd")),
+}
+
+
+@pytest.mark.parametrize("kind", FINE)
+def test_what_only_looks_bad_is_read_whole(tmp_path, kind):
+    name, data = FINE[kind]
+    (tmp_path / name).write_bytes(data)
+    kept, refused = prepared(tmp_path / name)
+    assert [row.response for row in kept] == ["1", "2"]
+    assert refused == []
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.jsonl.gz"])
+def test_a_file_cut_in_a_line_keeps_the_rows_before_it(tmp_path, name):
+    records = [{"question": f"{n}" * 50, "answer": f"{n * 7919}"} for n in range(2000)]
+    lines = "".join(json.dumps(fields) + "\n" for fields in records).encode()
+    data = gzip.compress(lines) if name.endswith(".gz") else lines
+    (tmp_path / name).write_bytes(data[: len(data) // 2])
+    kept, (refused,) = prepared(tmp_path / name)
+    assert [row.response for row in kept] == [fields["answer"] for fields in records[: len(kept)]]
+    assert len(kept) > 100
+    assert refused.line == len(kept) + 1
+    assert "the file is cut here" in refused.reason
