@@ -5,7 +5,7 @@ Legend: V_s, V_t vocabularies of source and target, A bytes of all source tokens
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int32, Integer, UInt8
@@ -54,6 +54,10 @@ class VocabProjection:
         texts = source.lengths > 0
         self._rest[source.starts[texts]] = self.whole[texts]
         self._after_space[~texts] = self.whole[~texts]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Copies the tables that are filled on demand: what comes from another process may be read-only."""
+        self.__dict__ |= state | {name: state[name].copy() for name in ("_rest", "_after_space")}
 
     @classmethod
     def build(

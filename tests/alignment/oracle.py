@@ -66,7 +66,7 @@ def transport_row(source, target, source_ids, logprobs, candidates, target_ids, 
                 goal = target.first(data) if data else None
             if goal is not None:
                 projected[goal] = projected.get(goal, 0.0) + p
-        out.append((rule, projected))
+        out.append((rule if projected else Rule.NONE, projected))
     return out
 
 

@@ -22,6 +22,16 @@ AWKWARD = [
     "\r\n\r\n",
     "",
     " ",
+    "a",
+    "\u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u05e2\u05d1\u05e8\u05d9\u05ea",
+    "zero\u200bwidth\u200d \u2066isolate\u2069 \ufeff",
+    "\x00\x01\x07 control \x1b[0m\x7f",
+    "Donaudampfschifffahrtsgesellschaft" * 40,
+    "x" * 3000,
+    "\ufb01 ligature \u00bd \u2460 \uff21\uff22",
+    "    def f():\n        return 1\n\n\n\n",
+    "1984 12345 3.14 1,000",
+    "\ud55c\uad6d\uc5b4 \U0001f1e9\U0001f1ea\U0001f3f3\ufe0f\u200d\U0001f308",
 ]
 
 

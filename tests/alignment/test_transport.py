@@ -350,7 +350,11 @@ def test_rows_without_tokens_have_no_positions():
 
 def test_a_projection_travels_between_processes(families):
     projection = between(families["byte_level"], families["llama_like"])
-    copy = pickle.loads(pickle.dumps(projection))
+    buffers: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(projection, protocol=5, buffer_callback=buffers.append)
+    copy = pickle.loads(
+        data, buffers=[memoryview(bytes(buffer)) for buffer in buffers]
+    )  # read-only, as shared memory is
     ids = np.flatnonzero(projection.source.lengths > 1)
     np.testing.assert_array_equal(copy.rest(ids, np.ones_like(ids)), projection.rest(ids, np.ones_like(ids)))
 

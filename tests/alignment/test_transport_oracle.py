@@ -23,6 +23,10 @@ def vocabularies(draw) -> Vocabulary:
     return Vocabulary([None, *(bytes([byte]) for byte in LETTERS), *pieces, None], end=0)
 
 
+def table_of(vocabulary: Vocabulary) -> TokenBytes:
+    return TokenBytes.from_table(vocabulary.table, end_ids=[vocabulary.end])
+
+
 @st.composite
 def rows(draw, source: Vocabulary, target: Vocabulary):
     response = bytes(draw(st.lists(st.sampled_from(LETTERS), max_size=8)))
@@ -59,8 +63,7 @@ def test_agrees_with_the_oracle(data):
     batch = data.draw(st.lists(rows(source, target), min_size=1, max_size=3))
     top_k = data.draw(st.integers(1, len(source.table)))
     off = data.draw(st.sets(st.sampled_from(["project", "condition", "chain", "end"]), max_size=2))
-    tables = [TokenBytes.from_table(side.table, end_ids=[side.end]) for side in (source, target)]
-    projection = VocabProjection.build(tables[0], tables[1])
+    projection = VocabProjection.build(table_of(source), table_of(target))
     signals = [random_signals(seed, source, row[1], top_k) for seed, row in enumerate(batch)]
     flat = SourceSignals(
         Ragged.from_rows([row[1] for row in batch], dtype=np.int64),

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profuser.alignment.edit_distance import edit_distances, nearest_tokens
+from profuser.alignment.edit_distance import nearest_tokens
 from profuser.alignment.first_token import first_tokens
 from profuser.alignment.token_bytes import Role, TokenBytes
 from profuser.alignment.vocab_projection import ProjectionRule, VocabProjection
@@ -116,6 +116,7 @@ def test_nearest_token_agrees_with_the_definition(table, text):
     assert nearest_tokens(TokenBytes.from_table(table), [text]).tolist() == [distances.index(min(distances))]
 
 
-def test_edit_distance_of_known_words():
-    candidates = np.array([list(b"sitting"), list(b"kitten "), list(b"       ")], dtype=np.uint8)
-    assert edit_distances(np.frombuffer(b"kitten", dtype=np.uint8), candidates).tolist() == [3, 1, 7]
+def test_nearest_token_of_known_words():
+    table = TokenBytes.from_table([None, b"sitting", b"kitten ", b"       ", b"\xff\x00"], end_ids=[0])
+    assert nearest_tokens(table, [b"kitten", b"sittin", b"\xff\x01"]).tolist() == [2, 1, 4]
+    assert nearest_tokens(TokenBytes.from_table([None], end_ids=[0]), [b"a"]).tolist() == [-1]
