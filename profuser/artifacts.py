@@ -22,6 +22,7 @@ from profuser.storage import Folder
 MANIFEST = "manifest.json"
 COUNTS_KEY = b"profuser.counts"
 KIND_KEY = b"profuser.kind"
+SETTINGS_KEY = b"profuser.settings"
 SHARD_NAME = re.compile(r"^shard-(\d{5,})\.parquet$")
 
 
@@ -73,13 +74,29 @@ class Artifact:
     def write_shard(self, index: int, table: pa.Table, counts: Mapping[str, float]) -> None:
         """Writes a shard with its counts; it is visible only when whole."""
         check_schema(table, self.schema, f"{self.stage} shard {index}")
-        metadata = {KIND_KEY: self.fingerprint.encode(), COUNTS_KEY: json.dumps(dict(counts)).encode()}
+        settings = json.dumps({"config": self.config, "inputs": self.inputs})
+        metadata = {KIND_KEY: self.fingerprint, COUNTS_KEY: json.dumps(dict(counts)), SETTINGS_KEY: settings}
         self.folder.write_table(shard_name(index), table.replace_schema_metadata(metadata))
 
-    def read_shard(self, index: int) -> pa.Table:
-        """Reads a shard and checks that it is one of this kind."""
-        table = self.folder.read_table(shard_name(index))
-        check_schema(table, self.schema, self.folder.path(shard_name(index)))
+    def read_shard(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Reads a shard, or some columns of it.
+
+        Raises:
+            ArtifactError: it is truncated, or was made with other settings (another codec, tokenizer, top_k ...); the message
+                names them.
+        """
+        name = shard_name(index)
+        table = self.folder.read_table(name, columns)
+        metadata = table.schema.metadata or {}
+        if metadata.get(KIND_KEY) != self.fingerprint.encode():
+            settings = json.loads(metadata.get(SETTINGS_KEY, b"{}"))
+            changes = "; ".join(self._changes(settings.get("config", {}), settings.get("inputs", {}))[:5])
+            stage = self.stage.split("/")[0]
+            raise ArtifactError(
+                f"{self.folder.path(name)} is not of this run ({changes}); take it away, or --redo {stage}"
+            )
+        wanted = self.schema if columns is None else pa.schema([self.schema.field(column) for column in columns])
+        check_schema(table, wanted, self.folder.path(name))
         return table
 
     def shards(self) -> list[int]:
@@ -104,10 +121,10 @@ class Artifact:
                 self.folder.rename(name, f"{name}.bad")
         return out
 
-    def tables(self) -> Iterator[pa.Table]:
-        """All shards in order."""
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """All shards in order, or some columns of them; the rest, which may be far more, is not read."""
         for index in self.shards():
-            yield self.read_shard(index)
+            yield self.read_shard(index, columns)
 
     def manifest(self) -> Manifest | None:
         """The manifest, or None while the artifact is unfinished."""
@@ -125,16 +142,20 @@ class Artifact:
     def _what_changed(self, manifest: Manifest) -> str:
         stage = self.stage.split("/")[0]
         remedy = f"take another run name, or redo it with --redo {stage} (and all that follows from it)"
-        then, now = flatten(manifest.config), flatten(self.config)
+        changes = "; ".join(self._changes(manifest.config, manifest.inputs)[:5])
+        return f"{self.folder.uri} was made with other settings ({changes}); {remedy}"
+
+    def _changes(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
+        """What differs between settings that something was made with and those of this artifact."""
+        then, now = flatten(config), flatten(self.config)
         changes = [
             f"{key}: {then.get(key, 'absent')!r} -> {now.get(key, 'absent')!r}"
             for key in sorted(then.keys() | now.keys())
             if then.get(key, "absent") != now.get(key, "absent")
         ]
-        changes += [
-            f"its input {name} was redone" for name, mark in self.inputs.items() if manifest.inputs.get(name) != mark
+        return changes + [
+            f"its input {name} was redone" for name, mark in self.inputs.items() if inputs.get(name) != mark
         ]
-        return f"{self.folder.uri} was made with other settings ({'; '.join(changes[:5])}); {remedy}"
 
     def finish(
         self, counts: Sequence[Mapping[str, float]], seconds: float, metrics: Mapping[str, float] = {}

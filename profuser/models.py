@@ -11,6 +11,17 @@ from profuser.errors import UserError
 from profuser.lab import assets_path
 
 LAB_SCHEME = "lab://"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tekken.json",
+    "chat_template.jinja",
+)
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".gguf"}
 SAMPLE_BYTES = 1 << 20
 
@@ -86,6 +97,20 @@ class ModelRef:
                 sha.update(stream.read(SAMPLE_BYTES))
                 stream.seek(max(0, size - SAMPLE_BYTES))
                 sha.update(stream.read(SAMPLE_BYTES))
+        return sha.hexdigest()[:16]
+
+    def tokenizer_digest(self, setting: str) -> str:
+        """Sixteen hex digits that tell its tokenizer from another: the SHA-256 over a folder's tokenizer files.
+
+        A Hub model's is its whole digest.
+        """
+        if not self.is_local:
+            return self.digest(setting)
+        sha = hashlib.sha256()
+        for name in TOKENIZER_FILES:
+            file = Path(self.path) / name
+            if file.is_file():
+                sha.update(name.encode() + file.read_bytes())
         return sha.hexdigest()[:16]
 
 

@@ -1,11 +1,13 @@
 """One Arrow schema per artifact. Every stage checks what it writes and what it reads against these.
 
-Legend of list columns: T response tokens (end-of-turn token included), K top-k. Top-k columns are flat, K entries per token.
+Legend of list columns: T response tokens (end-of-turn token included), K top-k. Columns of top-k distributions are those of the
+codec (signals/codec.py).
 """
 
 import pyarrow as pa
 
 from profuser.errors import ArtifactError
+from profuser.signals.codec import id_dtype, topk_fields
 
 MESSAGE = pa.struct([pa.field("role", pa.string(), nullable=False), pa.field("content", pa.string(), nullable=False)])
 
@@ -34,11 +36,11 @@ REWARDS = pa.schema([pa.field("row_id", pa.string(), nullable=False), pa.field("
 MODES = ("training", "inference")
 
 
-def collect_schema(id_type: pa.DataType) -> pa.Schema:
+def collect_schema(vocab_size: int) -> pa.Schema:
     """What one source says of every row: `training_*` along the ground truth, `inference_*` along its own answer.
 
     Args:
-        id_type: the smallest integer type that holds the source's token ids.
+        vocab_size: width of the source's logits; decides the types of ids.
     """
     fields = [
         pa.field("row_id", pa.string(), nullable=False),
@@ -51,15 +53,18 @@ def collect_schema(id_type: pa.DataType) -> pa.Schema:
     ]
     for mode in MODES:
         fields += [
-            pa.field(f"{mode}_ids", pa.list_(id_type)),
+            pa.field(f"{mode}_ids", pa.list_(_id_type(vocab_size))),
             pa.field(f"{mode}_logprobs", pa.list_(pa.float16())),
-            pa.field(f"{mode}_topk_ids", pa.list_(id_type)),
-            pa.field(f"{mode}_topk_logprobs", pa.list_(pa.float16())),
+            *topk_fields(f"{mode}_topk", vocab_size),
         ]
     return pa.schema(fields)
 
 
-def select_schema(id_type: pa.DataType) -> pa.Schema:
+def _id_type(vocab_size: int) -> pa.DataType:
+    return pa.from_numpy_dtype(id_dtype(vocab_size))
+
+
+def select_schema(vocab_size: int) -> pa.Schema:
     """A training example: one mode of one corpus row, with its teacher's distributions in the target's vocabulary.
 
     `advantages` holds one number per source, in the order of the manifest: bits per byte or nats per token in training mode
@@ -72,10 +77,9 @@ def select_schema(id_type: pa.DataType) -> pa.Schema:
             pa.field("category", pa.string()),
             pa.field("teacher", pa.string(), nullable=False),
             pa.field("advantages", pa.list_(pa.float64()), nullable=False),
-            pa.field("prompt_ids", pa.list_(id_type), nullable=False),
-            pa.field("response_ids", pa.list_(id_type), nullable=False),
-            pa.field("topk_ids", pa.list_(id_type), nullable=False),
-            pa.field("topk_logprobs", pa.list_(pa.float16()), nullable=False),
+            pa.field("prompt_ids", pa.list_(_id_type(vocab_size)), nullable=False),
+            pa.field("response_ids", pa.list_(_id_type(vocab_size)), nullable=False),
+            *topk_fields("topk", vocab_size, nullable=False),
             pa.field("rules", pa.list_(pa.uint8()), nullable=False),
         ]
     )

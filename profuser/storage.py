@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,14 +94,25 @@ class Folder:
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Writes a Parquet file (zstd), whole or not at all."""
+        number_lists = [
+            f for f in table.schema if pa.types.is_list(f.type) and pa.types.is_primitive(f.type.value_type)
+        ]
         with self._whole(name) as (fs, path):
-            pq.write_table(table, path, filesystem=fs, compression="zstd")
+            # Ids and log-probabilities repeat seldom, but their high bytes are alike: set apart, they shrink by a fifth.
+            pq.write_table(
+                table,
+                path,
+                filesystem=fs,
+                compression="zstd",
+                use_dictionary=False,
+                column_encoding={f"{field.name}.list.element": "BYTE_STREAM_SPLIT" for field in number_lists},
+            )
 
-    def read_table(self, name: str) -> pa.Table:
-        """Reads a Parquet file; ArtifactError where it is truncated or none."""
+    def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Reads a Parquet file, or some columns of it; ArtifactError where it is truncated or none."""
         fs, root = self._open()
         try:
-            return pq.ParquetFile(f"{root}/{name}", filesystem=fs).read()
+            return pq.ParquetFile(f"{root}/{name}", filesystem=fs).read(columns)
         except (pa.ArrowInvalid, OSError) as error:
             raise ArtifactError(f"{self.path(name)}: not a whole Parquet file: {error}") from None
 

@@ -1,6 +1,7 @@
 """Storage and artifacts: whole or invisible, never read as something else, and clear about what changed."""
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from profuser.artifacts import Artifact, shard_name
@@ -48,6 +49,19 @@ def test_shards_of_other_settings_are_not_taken_for_ours(artifact):
     artifact.write_shard(0, ROWS, {"rows": 1})
     other = Artifact(artifact.folder, "x", QUARANTINE, {"top_k": 11, "path": "a"}, {"corpus": "0"})
     assert other.finished_shards() == {}
+
+
+@pytest.mark.parametrize("setting", ["codec", "tokenizer", "top_k"])
+def test_a_shard_of_another_codec_tokenizer_or_top_k_is_refused_by_name(tmp_path, setting):
+    config = {"codec": 2, "tokenizer": "a1", "top_k": 10}
+    ours = Artifact(Folder.at(tmp_path), "collect/a", QUARANTINE, config)
+    ours.write_shard(0, ROWS, {"rows": 1})
+    other = Artifact(ours.folder, "collect/a", QUARANTINE, config | {setting: "other"})
+    with pytest.raises(ArtifactError, match=rf"shard-00000.parquet is not of this run \({setting}: .* -> 'other'\)"):
+        other.read_shard(0)
+    pq.write_table(ROWS, tmp_path / "shard-00001.parquet")
+    with pytest.raises(ArtifactError, match=r"shard-00001.parquet is not of this run \(codec: 'absent' -> 2"):
+        ours.read_shard(1)
 
 
 def test_a_changed_setting_is_named(artifact):

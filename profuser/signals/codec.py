@@ -1,24 +1,26 @@
-"""Top-k distributions of next tokens, and their form in Parquet: two flat list columns, K entries per token.
+"""Top-k distributions of next tokens, and their form in Parquet: flat list columns, K entries per token.
 
-Legend: T tokens of a row, K top-k, B rows (B1 = B + 1), N tokens of all rows together.
+Legend: T tokens of a row, K top-k, B rows (B1 = B + 1), N tokens of all rows together, V vocabulary.
 
-Log-probabilities are natural and at temperature 1. Stored sizes with K = 10 and a vocabulary of up to 65,536: 2 bytes
-per id and 2 per log-probability, 40 bytes per token before zstd.
+Log-probabilities are natural and at temperature 1, stored as float16. An id takes its low 16 bits in one column; where the
+vocabulary is larger than 65,536, what is left of all K ids of a token (1 bit each for Llama 3, 2 for Qwen) is packed into a few
+bytes of another. With K = 10 a token takes 40 bytes, or up to 44 for vocabularies of up to 524,288, before compression.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Int32, Integer, Shaped, UInt8
 
 from profuser.errors import ArtifactError
 from profuser.signals.ragged import Ragged, offsets_of
 
-CODEC_VERSION = 1
-"""Of the column layout. Saved in manifests; a reader refuses another."""
+CODEC_VERSION = 2
+"""Of the column layout. Saved with every shard; a reader refuses another."""
+LOW_BITS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,19 +98,29 @@ class RaggedTopK:
 
 def id_dtype(vocab_size: int) -> np.dtype[Any]:
     """The smallest type that holds every id of a vocabulary: uint16 up to 65,536 ids, else int32."""
-    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
+    return np.dtype(np.uint16 if vocab_size <= 1 << LOW_BITS else np.int32)
 
 
-def to_columns(rows: RaggedTopK | Sequence[TopK], vocab_size: int) -> tuple[pa.ListArray, pa.ListArray]:
-    """Packs distributions into two list columns: ids (list of uint16 or int32) and log-probabilities (list of
-    halffloat).
+def topk_fields(prefix: str, vocab_size: int, nullable: bool = True) -> list[pa.Field]:
+    """Columns of one set of distributions: `{prefix}_ids`, `{prefix}_logprobs`, and for a large vocabulary `{prefix}_ids_high`.
+
+    With three columns, that of the ids is called `{prefix}_ids_low`: it is not to be read alone.
+    """
+    fields = [("ids_low", pa.uint16()), ("ids_high", pa.uint8())] if high_bits(vocab_size) else [("ids", pa.uint16())]
+    fields.append(("logprobs", pa.float16()))
+    return [pa.field(f"{prefix}_{name}", pa.list_(kind), nullable=nullable) for name, kind in fields]
+
+
+def to_columns(prefix: str, rows: RaggedTopK | Sequence[TopK], vocab_size: int) -> dict[str, pa.ListArray]:
+    """Packs distributions into the columns of `topk_fields`, by name.
 
     Args:
+        prefix: begins the columns' names.
         rows: the distributions of B rows, all of the same K.
-        vocab_size: width of the logits; decides the type of the ids.
+        vocab_size: V, width of the logits; decides the layout of the ids.
 
     Returns:
-        Two columns of B lists, each list with T * K entries.
+        Columns of B lists: T * K ids (their low 16 bits) and log-probabilities, and the bytes of the high bits.
 
     Raises:
         ArtifactError: an id is outside the vocabulary.
@@ -119,33 +131,72 @@ def to_columns(rows: RaggedTopK | Sequence[TopK], vocab_size: int) -> tuple[pa.L
         raise ArtifactError(
             f"top-k ids run from {ids.min()} to {ids.max()}, but the vocabulary has {vocab_size} entries"
         )
-    offsets = pa.array((np.asarray(ragged.offsets) * ragged.topk.top_k).astype(np.int32))
-    flat_ids = pa.array(np.ascontiguousarray(ids, dtype=id_dtype(vocab_size)).reshape(-1))
-    flat_logprobs = pa.array(np.ascontiguousarray(ragged.topk.logprobs, dtype=np.float16).reshape(-1))
-    return pa.ListArray.from_arrays(offsets, flat_ids), pa.ListArray.from_arrays(offsets, flat_logprobs)
+    offsets = np.asarray(ragged.offsets)
+    bits = high_bits(vocab_size)
+    parts: dict[str, np.ndarray] = {
+        "ids_low" if bits else "ids": (ids & 0xFFFF if bits else ids).astype(np.uint16, copy=False)
+    }
+    if bits:
+        parts["ids_high"] = _pack(ids >> LOW_BITS, bits)
+    parts["logprobs"] = ragged.topk.logprobs.astype(np.float16, copy=False)
+    return {f"{prefix}_{name}": _list_column(values, offsets) for name, values in parts.items()}
 
 
-def from_columns(ids: pa.Array | pa.ChunkedArray, logprobs: pa.Array | pa.ChunkedArray, top_k: int) -> RaggedTopK:
-    """Reads what `to_columns` wrote, without a copy where a column is one chunk. A null list reads as a row of no
-    tokens.
+def from_columns(table: pa.Table | Mapping[str, Any], prefix: str, top_k: int, vocab_size: int) -> RaggedTopK:
+    """Reads what `to_columns` wrote. A null list reads as a row of no tokens.
+
+    Log-probabilities, and ids of a vocabulary of up to 65,536, are views of a column that is one chunk, not copies.
 
     Args:
-        ids: column of lists of T * K ids.
-        logprobs: column of lists of T * K natural log-probabilities.
-        top_k: K, from the manifest of the artifact.
+        table: has the columns of `topk_fields`.
+        prefix: begins their names.
+        top_k: K, from the settings of the artifact.
+        vocab_size: V, width of the logits.
 
     Raises:
         ArtifactError: the columns disagree with each other or with K.
     """
-    id_rows, logprob_rows = from_list_column(ids), from_list_column(logprobs)
-    if not np.array_equal(id_rows.offsets, logprob_rows.offsets):
-        raise ArtifactError("top-k ids and log-probabilities have lists of different lengths")
-    if top_k < 1 or (id_rows.offsets % top_k).any():
+    bits = high_bits(vocab_size)
+    low = from_list_column(table[f"{prefix}_ids_low" if bits else f"{prefix}_ids"])
+    logprobs = from_list_column(table[f"{prefix}_logprobs"])
+    if not np.array_equal(low.offsets, logprobs.offsets):
+        raise ArtifactError(f"{prefix}: ids and log-probabilities have lists of different lengths")
+    if top_k < 1 or (low.offsets % top_k).any():
         raise ArtifactError(
-            f"a list of top-k ids does not divide into {top_k} per token: the artifact has another top_k"
+            f"{prefix}: a list of ids does not divide into {top_k} per token: the artifact has another top_k"
         )
-    topk = TopK(ids=id_rows.values.reshape(-1, top_k), logprobs=logprob_rows.values.reshape(-1, top_k))
-    return RaggedTopK(topk=topk, offsets=id_rows.offsets // top_k)
+    ids, offsets = low.values.reshape(-1, top_k), low.offsets // top_k
+    if bits:
+        high = from_list_column(table[f"{prefix}_ids_high"])
+        width = -(-top_k * bits // 8)
+        if not np.array_equal(high.offsets, offsets * width):
+            raise ArtifactError(f"{prefix}: the high bits of the ids are not {width} bytes per token")
+        ids = ids.astype(np.int32) | _unpack(high.values.reshape(-1, width), top_k, bits) << LOW_BITS
+    return RaggedTopK(TopK(ids=ids, logprobs=logprobs.values.reshape(-1, top_k)), offsets)
+
+
+def high_bits(vocab_size: int) -> int:
+    """Bits of an id above the low 16."""
+    return max(0, (vocab_size - 1).bit_length() - LOW_BITS)
+
+
+def _pack(values: Integer[np.ndarray, "T K"], bits: int) -> UInt8[np.ndarray, "T bytes"]:
+    """The lowest bits of K numbers, one after another, in as few bytes as hold them."""
+    places = np.arange(bits - 1, -1, -1)
+    single = (values[:, :, None] >> places) & 1
+    return np.packbits(single.astype(np.uint8).reshape(len(values), values.shape[1] * bits), axis=1)
+
+
+def _unpack(packed: UInt8[np.ndarray, "T bytes"], top_k: int, bits: int) -> Int32[np.ndarray, "T K"]:
+    """What `_pack` packed."""
+    single = np.unpackbits(packed, axis=1, count=top_k * bits).reshape(len(packed), top_k, bits)
+    return single @ (1 << np.arange(bits - 1, -1, -1, dtype=np.int32))
+
+
+def _list_column(values: Shaped[np.ndarray, "N width"], offsets: Integer[np.ndarray, "B1"]) -> pa.ListArray:
+    """A list per row of all that its tokens have."""
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    return pa.ListArray.from_arrays(pa.array((offsets * values.shape[1]).astype(np.int32)), flat)
 
 
 def from_list_column(column: pa.Array | pa.ChunkedArray) -> Ragged:
