@@ -49,6 +49,7 @@ def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
             "recipe": recipe,
             "select": run.select(),
             "target": run.model(recipe.target).path,
+            "vocab_size": run.vocab_size("target.model"),
             "output": output.folder,
             "handle": handle,
             "board": board,
@@ -108,7 +109,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     output: Folder = config["output"]
     torch.manual_seed(recipe.seed)
     device = str(ray.train.torch.get_device())
-    store = ExampleStore(config["select"].tables(), recipe.collect.top_k, recipe.fuse.max_tokens)
+    store = ExampleStore(config["select"].tables(), recipe.collect.top_k, config["vocab_size"], recipe.fuse.max_tokens)
     model = load_target(config["target"], recipe.target.revision)
     trainer = Trainer(model, store, recipe.fuse, recipe.seed, recipe.collect.top_k, device)
     checkpoint = ray.train.get_checkpoint()

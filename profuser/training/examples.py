@@ -14,7 +14,7 @@ from profuser.errors import ArtifactError
 from profuser.recipe.fusing import Epochs, FuseConfig
 from profuser.schedule import ModeWeights, weights_at
 from profuser.schemas import MODES
-from profuser.signals.codec import TopK
+from profuser.signals.codec import TopK, from_columns, from_list_column
 
 
 @dataclass(frozen=True)
@@ -35,40 +35,45 @@ class Example:
 
 
 class ExampleStore:
-    """All examples of a run, by row and mode, each cut to `max_tokens`."""
+    """All examples of a run, by row and mode, each cut to `max_tokens`.
 
-    def __init__(self, tables: Iterable[pa.Table], top_k: int, max_tokens: int):
+    Args:
+        tables: shards of the select artifact.
+        top_k: K of its distributions.
+        vocab_size: width of the target's logits.
+        max_tokens: longest example, prompt and response.
+
+    Raises:
+        ArtifactError: there is no example, or the distributions are of another K.
+    """
+
+    def __init__(self, tables: Iterable[pa.Table], top_k: int, vocab_size: int, max_tokens: int):
         self.examples: list[Example] = []
         self.num_cut = 0
         for table in tables:
-            for row in table.select(_COLUMNS).to_pylist():
-                self._add(row, top_k, max_tokens)
+            self._add(table, top_k, vocab_size, max_tokens)
         if not self.examples:
             raise ArtifactError("the select artifact holds no training example: every row was refused or skipped")
         self.row_ids = sorted({example.row_id for example in self.examples})
         self._by_key = {(example.row_id, example.mode): index for index, example in enumerate(self.examples)}
 
-    def _add(self, row: dict, top_k: int, max_tokens: int) -> None:
-        room = max_tokens - len(row["prompt_ids"])
-        if room < 1:
-            self.num_cut += 1
-            return
-        num = min(len(row["response_ids"]), room)
-        self.num_cut += num < len(row["response_ids"])
-        shape = (len(row["response_ids"]), top_k)
-        topk = TopK(
-            ids=np.asarray(row["topk_ids"], dtype=np.int64).reshape(shape)[:num],
-            logprobs=np.asarray(row["topk_logprobs"], dtype=np.float32).reshape(shape)[:num],
+    def _add(self, table: pa.Table, top_k: int, vocab_size: int, max_tokens: int) -> None:
+        topk = from_columns(table, "topk", top_k, vocab_size)
+        prompts, responses = (
+            from_list_column(table[name].cast(pa.list_(pa.int64()))) for name in ("prompt_ids", "response_ids")
         )
-        prompt, response = np.asarray(row["prompt_ids"]), np.asarray(row["response_ids"])[:num]
-        self.examples.append(Example(row["row_id"], row["mode"], row["teacher"], prompt, response, topk))
+        names = [table[name].to_pylist() for name in ("row_id", "mode", "teacher")]
+        for index, (row_id, mode, teacher) in enumerate(zip(*names, strict=True)):
+            prompt, response = prompts.row(index), responses.row(index)
+            num = min(len(response), max_tokens - len(prompt))
+            self.num_cut += num < len(response)
+            if num > 0:
+                kept = topk.row(index)[:num]
+                self.examples.append(Example(row_id, mode, teacher, prompt, response[:num], kept))
 
     def find(self, row_ids: Sequence[str], mode: str) -> list[int]:
         """Indices of the examples of these rows in this mode; a row without one is passed over."""
         return [self._by_key[row, mode] for row in row_ids if (row, mode) in self._by_key]
-
-
-_COLUMNS = ["row_id", "mode", "teacher", "prompt_ids", "response_ids", "topk_ids", "topk_logprobs"]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from profuser.errors import TrainingError
 from profuser.recipe.fusing import FuseConfig, OptimizerConfig
 from profuser.schemas import MODES
 from profuser.training.examples import ExampleStore, Update, UpdatePlan
-from profuser.training.step import FusionModule, MicroBatch, check_supported, collate
+from profuser.training.output_head import check_head
+from profuser.training.step import FusionModule, MicroBatch, collate
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,11 @@ def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
 
 
 def load_target(path: str, revision: str | None) -> Any:
-    """The target in float32, as its master weights."""
+    """The target in float32, as its master weights; UserError where the fusion loss does not know its output layer."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=torch.float32)
-    check_supported(model, path)
+    check_head(model, path)
     return model
 
 

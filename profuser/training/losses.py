@@ -1,6 +1,7 @@
-"""The fusion loss, from hidden states and the output weight, in chunks of tokens: no full logits tensor ever exists.
+"""The fusion loss, from hidden states and the output layer, in chunks of tokens: no full logits tensor ever exists.
 
-Legend: N response tokens of a micro-batch, D hidden size, V vocabulary, K top-k, C categories of the KL (K, or K + 1 with a tail).
+Legend: N response tokens of a micro-batch, D hidden size, V vocabulary, K top-k, n tokens of a chunk, C categories of the KL (K,
+or K + 1 with a tail).
 
     L = sum_n  ce_weight[n] * CE_n  +  kl_weight[n] * KL_n,      CE_n = -log q_n(y_n),      KL_n = KL(p_n || q_n)
 
@@ -13,23 +14,36 @@ KL `sum p log(p/q) - p + q`, which is also zero, with zero gradient, at agreemen
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from profuser.training.output_head import OutputHead
+
 Tail = Literal["bucket", "renormalise", "drop"]
+IGNORE = -100
+"""As a target: the token counts for nothing, as in `torch.nn.functional.cross_entropy`."""
 
 
 class TokenLosses(NamedTuple):
-    """The weighted sum to differentiate, and the detached parts per token for metrics."""
+    """The weighted sum to differentiate, and what it is made of, detached: losses per token, and how many there are.
+
+    A sum over tokens divided by the count is a mean in nats per token; over several micro-batches add both up first.
+    """
 
     total: Float[Tensor, ""]
     ce_nats: Float[Tensor, "N"]
+    """Cross-entropy of each token, 0 where it is ignored."""
     kl_nats: Float[Tensor, "N"]
+    """KL of each token, 0 where it is ignored or has no teacher."""
+    num_tokens: Int[Tensor, ""]
+    """Tokens that are not ignored."""
+    num_taught: Int[Tensor, ""]
+    """Of these, how many have a teacher's distribution."""
 
 
 def fusion_loss(
     hidden: Float[Tensor, "N D"],
-    output_weight: Float[Tensor, "V D"],
+    head: OutputHead,
     targets: Int[Tensor, "N"],
     topk_ids: Int[Tensor, "N K"],
     topk_logprobs: Float[Tensor, "N K"],
@@ -41,10 +55,12 @@ def fusion_loss(
 ) -> TokenLosses:
     """Cross-entropy and forward KL over response tokens, computed together.
 
+    Under autocast the products with the output weight run in its type; all else is float32 (float64 for float64 inputs).
+
     Args:
         hidden: the student's last hidden states at the positions that predict `targets`.
-        output_weight: the student's output embedding.
-        targets: ids of the response tokens.
+        head: the student's output layer.
+        targets: ids of the response tokens; `IGNORE` for a token that counts for nothing.
         topk_ids: ids of the teacher's top-k in the student's vocabulary.
         topk_logprobs: their natural log-probabilities; -inf marks an empty place.
         ce_weight: weight of each token's cross-entropy, the division by the global token count included.
@@ -57,41 +73,92 @@ def fusion_loss(
         The sum over tokens and its parts in nats per token. The gradient is taken in the same pass as the value, so the
         backward needs no second product with the vocabulary.
     """
-    total, ce, kl = _FusionLoss.apply(  # type: ignore[misc]
-        hidden, output_weight, targets, topk_ids, topk_logprobs, ce_weight, kl_weight, temperature, tail, chunk_tokens
-    )
-    return TokenLosses(total, ce, kl)
+    kind = hidden.device.type
+    weight = head.weight
+    if torch.is_autocast_enabled(kind):
+        low = torch.get_autocast_dtype(kind)
+        hidden, weight = hidden.to(low), weight.to(low)
+    counted = targets != IGNORE
+    taught = counted & (topk_logprobs[:, 0] > -torch.inf)
+    with torch.autocast(kind, enabled=False):
+        total, ce, kl = _FusionLoss.apply(  # type: ignore[misc]
+            hidden,
+            weight,
+            head.bias,
+            head.scale,
+            head.softcap,
+            torch.where(counted, targets, 0),
+            topk_ids,
+            torch.where(counted[:, None], topk_logprobs, -torch.inf),
+            torch.where(counted, ce_weight, 0.0),
+            torch.where(taught, kl_weight, 0.0),
+            temperature,
+            tail,
+            chunk_tokens,
+        )
+    return TokenLosses(total, ce * counted, kl, counted.sum(), taught.sum())
 
 
 class _FusionLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, ids, logprobs, ce_weight, kl_weight, temperature, tail, chunk_tokens):  # type: ignore[override]
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight)
-        ce = torch.empty(len(hidden), dtype=_working(hidden.dtype), device=hidden.device)
+    def forward(  # type: ignore[override]
+        ctx, hidden, weight, bias, scale, softcap, targets, ids, logprobs, ce_weight, kl_weight, temperature, tail, step
+    ):
+        working = _working(hidden.dtype)
+        # Sums over chunks are in full precision, whatever the type of the products. A frozen layer gets none (LoRA).
+        kinds = (hidden.dtype, working, working)
+        grad_hidden, grad_weight, grad_bias = (
+            torch.zeros_like(tensor, dtype=kind) if wanted else None
+            for tensor, kind, wanted in zip((hidden, weight, bias), kinds, ctx.needs_input_grad, strict=False)
+        )
+        ce = torch.empty(len(hidden), dtype=working, device=hidden.device)
         kl = torch.empty_like(ce)
-        for start in range(0, len(hidden), chunk_tokens):
-            part = slice(start, start + chunk_tokens)
-            logits = (hidden[part] @ weight.T).to(ce.dtype)
-            ce[part], kl[part], grad_logits = _chunk(
+        for start in range(0, len(hidden), step):
+            part = slice(start, start + step)
+            logits = (hidden[part] @ weight.T).to(working)
+            if bias is not None:
+                logits += bias
+            slope = _bend(logits, scale, softcap)
+            ce[part], kl[part], grad = _chunk(
                 logits, targets[part], ids[part], logprobs[part], ce_weight[part], kl_weight[part], temperature, tail
             )
-            grad_logits = grad_logits.to(hidden.dtype)
-            grad_hidden[part] = grad_logits @ weight
-            grad_weight.addmm_(grad_logits.T, hidden[part])
-        ctx.save_for_backward(grad_hidden, grad_weight)
+            if slope is not None:
+                grad *= slope
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+            low = grad.to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = low @ weight
+            if grad_weight is not None and working == hidden.dtype:
+                grad_weight.addmm_(low.T, hidden[part])
+            elif grad_weight is not None:
+                grad_weight += low.T @ hidden[part]
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), grad_bias)
         ctx.mark_non_differentiable(ce, kl)
         return (ce_weight * ce + kl_weight * kl).sum(), ce, kl
 
     @staticmethod
     def backward(ctx, grad_total, *_):  # type: ignore[override]
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_total, grad_weight * grad_total, *(None,) * 8
+        grads = [None if grad is None else grad * grad_total for grad in ctx.saved_tensors]
+        return *grads, *(None,) * 10
 
 
 def _working(dtype: torch.dtype) -> torch.dtype:
     """Losses are computed in float32, or in float64 where the model is (for gradient checks)."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _bend(logits: Float[Tensor, "n V"], scale: float, softcap: float | None) -> Float[Tensor, "*broadcast"] | None:
+    """Scales and caps logits in place (`OutputHead`); returns the derivative, or None where nothing is done."""
+    if scale == 1 and softcap is None:
+        return None
+    logits *= scale
+    if softcap is None:
+        return logits.new_tensor(scale)
+    bent = logits.div_(softcap).tanh_()
+    slope = (1 - bent.square()).mul_(scale)
+    bent.mul_(softcap)
+    return slope
 
 
 def _chunk(
@@ -109,30 +176,35 @@ def _chunk(
     With g_c the KL's gradient in the category log-probabilities, the gradient in logit j is
     `g_j - q_j G` for a top-k token and `g_tail q_j / q_tail - q_j G` for any other, where G is the sum of all g.
     """
-    log_z = logits.logsumexp(-1)
+    log_probs = torch.log_softmax(logits, -1, out=logits)  # in place: the fewest passes over the vocabulary
     valid = logprobs > -torch.inf
     has_teacher = valid[:, 0]
     ids = torch.where(valid, ids, ids[:, :1])
-    own = logits.gather(1, targets[:, None])[:, 0] - log_z
-    log_q = torch.where(valid, logits.gather(1, ids) - log_z[:, None], -torch.inf)
-    tail_q = (1 - log_q.exp().sum(-1)).clamp_min(torch.finfo(logits.dtype).eps)
-    kl, grad_top, grad_tail = _divergence(logprobs.to(logits.dtype), log_q, tail_q, temperature, tail)
+    ce = -log_probs.gather(1, targets[:, None])[:, 0]
+    log_q = torch.where(valid, log_probs.gather(1, ids), -torch.inf)
+    tail_q = (1 - log_q.exp().sum(-1)).clamp_min(torch.finfo(log_q.dtype).eps)
+    kl, grad_top, grad_tail = _divergence(logprobs.to(log_q.dtype), log_q, tail_q, temperature, tail)
     kl = torch.where(has_teacher, kl, 0.0)
     grad_top = torch.where(valid, grad_top, 0.0) * kl_weight[:, None]
     grad_tail = torch.where(has_teacher, grad_tail, 0.0) * kl_weight
     # q_j has this factor for a top-k token; any other token has its share of the tail's gradient on top.
     factor = ce_weight - grad_top.sum(-1) - grad_tail
-    probs = logits.sub_(log_z[:, None]).exp_()
+    probs = log_probs.exp_()
     top = factor[:, None] * probs.gather(1, ids) + grad_top
     grad = probs.mul_((factor + grad_tail / tail_q)[:, None])
     # Top-k entries are set, not corrected: q_tail may be tiny, and the difference would cancel. An empty place repeats the
     # first id and adds nothing; a row without any teacher sets its first id back to the plain CE gradient.
+    grad.scatter_(1, ids, 0.0)
+    grad.scatter_add_(1, ids, torch.where(valid | _first_place(valid), top, 0.0))
+    grad.scatter_add_(1, targets[:, None], -ce_weight[:, None])
+    return ce, kl, grad
+
+
+def _first_place(valid: Bool[Tensor, "n K"]) -> Bool[Tensor, "n K"]:
+    """True in the first column."""
     first = torch.zeros_like(valid)
     first[:, 0] = True
-    grad.scatter_(1, ids, 0.0)
-    grad.scatter_add_(1, ids, torch.where(valid | first, top, 0.0))
-    grad.scatter_add_(1, targets[:, None], -ce_weight[:, None])
-    return -own, kl, grad
+    return first
 
 
 def _divergence(

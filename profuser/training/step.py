@@ -16,6 +16,7 @@ from profuser.schedule import ModeWeights
 from profuser.schemas import MODES
 from profuser.training.examples import Example
 from profuser.training.losses import Tail, TokenLosses, fusion_loss
+from profuser.training.output_head import OutputHead
 
 
 class MicroBatch(NamedTuple):
@@ -106,7 +107,7 @@ class FusionModule(nn.Module):
         hidden = output.last_hidden_state.flatten(0, 1)[batch.positions]
         return fusion_loss(
             hidden,
-            self.model.get_output_embeddings().weight,
+            OutputHead.of(self.model),
             batch.targets,
             batch.topk_ids,
             batch.topk_logprobs,
@@ -116,14 +117,3 @@ class FusionModule(nn.Module):
             self.tail,
             self.chunk_tokens,
         )
-
-
-def check_supported(model: Any, path: str) -> None:
-    """Raises ValueError where a model's head does more than multiply by its output weight, which the loss would miss."""
-    head = model.get_output_embeddings()
-    if getattr(head, "bias", None) is not None:
-        raise ValueError(f"{path}: the output layer has a bias, which the fusion loss does not know yet")
-    config = model.config.get_text_config()
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(config, name, None) not in (None, 1, 1.0):
-            raise ValueError(f"{path}: {name} is set, which the fusion loss does not know yet")

@@ -39,12 +39,12 @@ def make_table(num_rows=11, seed=0):
                     "rules": [1] * len(response),
                 }
             )
-    return pa.Table.from_pylist(records, schema=select_schema(pa.uint16()))
+    return pa.Table.from_pylist(records, schema=select_schema(V))
 
 
 @pytest.fixture
 def store():
-    return ExampleStore([make_table()], K, 64)
+    return ExampleStore([make_table()], K, V, 64)
 
 
 def config(**settings):
@@ -172,14 +172,14 @@ def test_steps_without_a_finite_gradient_are_skipped_then_stop_the_run(store):
 
 
 def test_a_long_example_is_cut_and_counted():
-    store = ExampleStore([make_table()], K, 8)
+    store = ExampleStore([make_table()], K, V, 8)
     assert store.num_cut > 0
     assert max(e.num_tokens for e in store.examples) <= 8
 
 
 def test_no_example_at_all_is_said():
     with pytest.raises(ArtifactError, match="no training example"):
-        ExampleStore([make_table().slice(0, 0)], K, 64)
+        ExampleStore([make_table().slice(0, 0)], K, V, 64)
 
 
 def test_learning_rate_warms_up_and_decays():
