@@ -73,7 +73,11 @@ def run(
 
     loaded = load(recipe, settings)
     if dry_run:
-        FusionRun(loaded).check_inputs()
+        from ray_jobs.alignment import print_pairs
+
+        checked = FusionRun(loaded)
+        checked.check_inputs()
+        print_pairs(checked)
         console.print(f"recipe {recipe}: valid; corpus and models are there", markup=False)
         return
     from ray_jobs.pipeline import run_pipeline

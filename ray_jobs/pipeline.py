@@ -34,7 +34,8 @@ def run_pipeline(recipe: Recipe, redo: Sequence[str] = (), until: str = STAGES[-
         until: last stage to run; a later call goes on from there.
 
     Raises:
-        UserError: an input is missing, a stage has no such name, or the recipe no longer fits what was made.
+        UserError: an input is missing, a stage has no such name, a tokenizer cannot be aligned, or the recipe no longer fits
+            what was made.
         ProfuserError: a stage failed.
     """
     run = FusionRun(recipe)
@@ -43,6 +44,8 @@ def run_pipeline(recipe: Recipe, redo: Sequence[str] = (), until: str = STAGES[-
     run.check_inputs()
     delete_stages(run, redo)
     check_fits_recipe(run)
+    if run.select().manifest() is None:
+        check_tokenizers(run)
     run.folder.write_bytes(RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).encode())
     uri = tracking_uri(recipe.storage)
     artifact_root = (Folder.at(recipe.storage) / "mlflow-artifacts").uri
@@ -70,6 +73,13 @@ def check_storage(storage: str) -> None:
             f"storage: {storage!r} is relative, and the working directory of a Ray job is deleted after it; "
             "give a folder that all nodes share, or a URI: --set storage=/shared/runs"
         )
+
+
+def check_tokenizers(run: FusionRun) -> None:
+    """Raises UserError where a source's tokenizer cannot be aligned with the target's: before anything is collected."""
+    from ray_jobs.alignment import read_pairs
+
+    read_pairs(run)
 
 
 def jobs(run: FusionRun) -> list[Job]:

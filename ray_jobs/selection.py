@@ -1,22 +1,17 @@
 """Stage `select`: joins the sources' shards, chooses teachers in both modes, and writes the training examples."""
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
+import ray
 
-from profuser.alignment.token_bytes import TokenBytes
-from profuser.alignment.vocab_projection import VocabProjection
 from profuser.artifacts import Artifact, Manifest
-from profuser.corpus import end_token_id
-from profuser.recipe.models import ModelConfig, PoolConfig, Recipe
+from profuser.recipe.models import Recipe
+from profuser.recipe.pools import PoolConfig
 from profuser.rewards.voting import RewardScale
 from profuser.run import FusionRun
-from profuser.selection import Selector, Target
+from profuser.selection import Selector
+from ray_jobs.alignment import Pairs, read_pairs
 from ray_jobs.shards import finish, run_shards
-
-Tokenizer = tuple[str, ModelConfig, int]
-"""Path, settings and logits' width of a model whose tokenizer is read."""
 
 
 class SelectWorker:
@@ -29,21 +24,20 @@ class SelectWorker:
         rewards: list[Artifact],
         output: Artifact,
         recipe: Recipe,
-        sources: list[Tokenizer],
-        target: Tokenizer,
+        pairs: ray.ObjectRef,
         scales: list[RewardScale],
     ):
         self.corpus, self.collected, self.rewards, self.output = corpus, collected, rewards, output
-        tokenizer, tokens = read_tokenizer(target, recipe)
-        tables = [read_tokenizer(source, recipe)[1] for source in sources]
+        read: Pairs = ray.get(pairs)
         self.selector = Selector(
             names=[source.name for source in recipe.sources],
             teachers=[teacher.name for teacher in recipe.teachers],
-            projections=[VocabProjection.build(table, tokens) for table in tables],
-            target=Target(tokenizer, tokens, recipe.template),
+            projections=read.projections,
+            target=read.target,
             config=recipe.select,
             scales=scales,
             top_k=recipe.collect.top_k,
+            weights=[reward.weight for reward in recipe.rewards],
         )
 
     def process(self, shard: int) -> dict[str, float]:
@@ -55,17 +49,6 @@ class SelectWorker:
         )
         self.output.write_shard(shard, table, counts)
         return counts
-
-
-def read_tokenizer(which: Tokenizer, recipe: Recipe) -> tuple[Any, TokenBytes]:
-    """A model's tokenizer and the bytes of its tokens."""
-    from transformers import AutoTokenizer
-
-    path, config, vocab_size = which
-    tokenizer = AutoTokenizer.from_pretrained(
-        path, revision=config.revision, trust_remote_code=config.engine.trust_remote_code
-    )
-    return tokenizer, TokenBytes.from_tokenizer(tokenizer, vocab_size, [end_token_id(tokenizer, recipe.template)])
 
 
 def reward_scales(rewards: list[Artifact]) -> list[RewardScale]:
@@ -81,19 +64,20 @@ def reward_scales(rewards: list[Artifact]) -> list[RewardScale]:
 def select(run: FusionRun) -> Manifest:
     """Runs the stage."""
     output, recipe = run.select(), run.recipe
-    sources = [
-        (run.model(source).path, source, run.vocab_size(f"sources.{source.name}.model")) for source in recipe.sources
-    ]
-    rewards = run.artifacts("rewards")
+    rewards, pairs = run.artifacts("rewards"), read_pairs(run)
     arguments = {
         "corpus": run.corpus(),
         "collected": run.artifacts("collect"),
         "rewards": rewards,
         "output": output,
         "recipe": recipe,
-        "sources": sources,
-        "target": (run.model(recipe.target).path, recipe.target, run.vocab_size("target.model")),
+        "pairs": ray.put(pairs),
         "scales": reward_scales(rewards),
     }
     counts, seconds = run_shards(output, run.corpus(), SelectWorker, arguments, PoolConfig(), 0.0)
-    return finish(output, counts, seconds)
+    vocabulary = {
+        f"vocabulary/{source.name}/{rule}": float(number)
+        for source, projection in zip(recipe.sources, pairs.projections, strict=True)
+        for rule, number in projection.counts().items()
+    }
+    return finish(output, counts, seconds, **vocabulary)

@@ -4,18 +4,22 @@ Training mode: the ground truth, teacher-forced. Inference mode: the source's ow
 pass that generated it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int
 
 from profuser.alignment.token_bytes import TokenBytes
 from profuser.corpus import EncodedExample, Message, encode_example
 from profuser.engines.base import Request, Response, SourceEngine
 from profuser.recipe.models import GenerationConfig, TemplateConfig
 from profuser.schemas import MODES, collect_schema
-from profuser.signals.codec import RaggedTopK, TopK, id_dtype, to_columns
+from profuser.signals.codec import TopK, to_columns
+
+LONGEST_CHARACTER = 4
+"""Bytes of a character in UTF-8, at most."""
 
 
 @dataclass
@@ -71,8 +75,8 @@ class SourceReader:
                 owners.append(entry)
         responses = self.engine.run(requests, generation, top_k, seed) if requests else []
         for entry, training, inference in zip(owners, responses[::2], responses[1::2], strict=True):
-            entry.training, entry.inference = training, inference
-            entry.inference_text = self.text(inference)
+            entry.training, entry.inference = training, self.whole(inference)
+            entry.inference_text = self.text(entry.inference)
         return signals
 
     def _refusal(self, encoded: EncodedExample) -> str | None:
@@ -81,19 +85,34 @@ class SourceReader:
             return f"prompt and response are {total} tokens; this source takes fewer than {limit}"
         return None
 
+    def whole(self, response: Response) -> Response:
+        """An answer without the tokens of its last character, where the limit of length has cut it inside that."""
+        for dropped in range(LONGEST_CHARACTER if response.finish_reason == "length" else 0):
+            kept = slice(0, max(0, len(response.ids) - dropped))
+            if _decoded(self._spelt(response.ids[kept])) is not None:
+                return replace(
+                    response, ids=response.ids[kept], logprobs=response.logprobs[kept], topk=response.topk[kept]
+                )
+        return response
+
     def text(self, response: Response) -> str | None:
-        """The answer's text from its tokens' bytes; None where it is blank or its bytes are no UTF-8 (cut inside a character)."""
-        spelt = b"".join(self.tokens[int(token)] or b"" for token in response.ids)
-        try:
-            text = spelt.decode("utf-8").removeprefix(" ")
-        except UnicodeDecodeError:
-            return None
-        return text if text.strip() else None
+        """The answer's text from its tokens' bytes; None where it is blank or its bytes are no UTF-8."""
+        text = _decoded(self._spelt(response.ids))
+        return text.removeprefix(" ") if text and text.strip() else None
+
+    def _spelt(self, ids: Int[np.ndarray, "T"]) -> bytes:
+        return b"".join(self.tokens[int(token)] or b"" for token in ids)
+
+
+def _decoded(spelt: bytes) -> str | None:
+    try:
+        return spelt.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
 
 
 def collect_table(signals: list[RowSignals], vocab_size: int, top_k: int) -> pa.Table:
     """Signals as a table of the collect schema for this vocabulary."""
-    id_type = pa.from_numpy_dtype(id_dtype(vocab_size))
     columns: dict[str, Any] = {
         "row_id": [s.row_id for s in signals],
         "refused": [s.refused for s in signals],
@@ -108,9 +127,8 @@ def collect_table(signals: list[RowSignals], vocab_size: int, top_k: int) -> pa.
         responses: list[Response | None] = [getattr(s, mode) for s in signals]
         columns[f"{mode}_ids"] = [r.ids if r else None for r in responses]
         columns[f"{mode}_logprobs"] = [r.logprobs.astype(np.float16) if r else None for r in responses]
-        packed = to_columns(RaggedTopK.from_rows([r.topk if r else empty for r in responses]), vocab_size)
-        columns[f"{mode}_topk_ids"], columns[f"{mode}_topk_logprobs"] = packed
-    schema = collect_schema(id_type)
+        columns |= to_columns(f"{mode}_topk", [r.topk if r else empty for r in responses], vocab_size)
+    schema = collect_schema(vocab_size)
     return pa.table({f.name: _array(columns[f.name], f.type) for f in schema}, schema=schema)
 
 
@@ -130,5 +148,6 @@ def count(signals: list[RowSignals]) -> dict[str, float]:
         "refused": sum(s.refused is not None for s in signals),
         "training_tokens": sum(len(s.training.ids) for s in signals if s.training),
         "inference_tokens": sum(len(s.inference.ids) for s in signals if s.inference),
+        "unreadable_answers": sum(s.inference is not None and s.inference_text is None for s in signals),
         "cut_answers": sum(s.inference is not None and s.inference.finish_reason == "length" for s in signals),
     }

@@ -1,0 +1,73 @@
+"""The tokenizers of a run: what bytes their tokens stand for, and the way from each source's vocabulary to the target's."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from profuser.alignment.token_bytes import TokenBytes
+from profuser.alignment.vocab_projection import VocabProjection
+from profuser.corpus import end_token_id
+from profuser.errors import AlignmentError, UserError
+from profuser.recipe.models import ModelConfig
+from profuser.run import FusionRun
+from profuser.selection import Target
+from ray_jobs.progress import console
+
+RULE_TITLES = {
+    "exact": "same bytes",
+    "first_token": "first token",
+    "min_edit": "nearest",
+    "role": "by role",
+    "tail": "none (tail)",
+}
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The target's tokenizer, and a projection to it from each source's, in the order of the sources."""
+
+    target: Target
+    projections: tuple[VocabProjection, ...]
+
+
+def read_pairs(run: FusionRun) -> Pairs:
+    """Reads all tokenizers and projects the vocabularies: some seconds for large ones.
+
+    Raises:
+        UserError: a tokenizer is not there, or cannot be expressed in bytes; the message names the recipe's key.
+    """
+    recipe = run.recipe
+    tokenizer, tokens = _read(run, "target.model", recipe.target)
+    projections = []
+    for source in recipe.sources:
+        table = _read(run, f"sources.{source.name}.model", source)[1]
+        config = recipe.select
+        projections.append(VocabProjection.build(table, tokens, config.vocab_fallback, config.map_specials))
+    return Pairs(Target(tokenizer, tokens, recipe.template), tuple(projections))
+
+
+def print_pairs(run: FusionRun) -> None:
+    """Prints for each source how its vocabulary reaches the target's."""
+    pairs = read_pairs(run)
+    table = Table("source", *RULE_TITLES.values(), title=f"tokens by their way to {run.recipe.target.model}")
+    for source, projection in zip(run.recipe.sources, pairs.projections, strict=True):
+        counts = projection.counts()
+        table.add_row(source.name, *(f"{counts[rule]:,}" for rule in RULE_TITLES))
+    console.print(table)
+
+
+def _read(run: FusionRun, setting: str, config: ModelConfig) -> tuple[Any, TokenBytes]:
+    from transformers import AutoTokenizer
+
+    path = run.model(config).path
+    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.engine.trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        ends = [end_token_id(tokenizer, run.recipe.template)]
+        return tokenizer, TokenBytes.from_tokenizer(tokenizer, run.vocab_size(setting), ends)
+    except AlignmentError as error:
+        raise UserError(f"{setting}: {path}: {error}; it cannot take part in this fusion") from None
+    except (OSError, ValueError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise UserError(f"{setting}: the tokenizer of {path} cannot be read: {text}") from None
