@@ -1,50 +1,109 @@
-"""Carrying top-10 distributions to another tokenizer, target tokens per second: batches of rows against one row at a time."""
+"""Top-10 distributions of a byte-level BPE of 50,000 tokens brought to a SentencePiece BPE of 32,000, on one core."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from profuser.alignment.token_bytes import TokenBytes
 from profuser.alignment.transport import SourceSignals, transport_rows
 from profuser.alignment.vocab_projection import VocabProjection
-from profuser.lab import assets_path
 from profuser.lab.skills import draw_rows
 from profuser.signals.codec import TopK
 from profuser.signals.ragged import Ragged
-from tests.benchmarks.timing import Result, by_turns
+from tests.benchmarks import published
+from tests.benchmarks.measure import Row, by_turns, once
+from tests.real_tokenizers import sentencepiece, tekken
 
-K, NUM_ROWS = 10, 1200
-
-
-def signals(ids, vocab_size, rng):
-    scores = rng.normal(size=(len(ids.values), K)).astype(np.float32)
-    logprobs = np.sort(scores - np.log(np.exp(scores).sum(1, keepdims=True)) - 0.1, axis=1)[:, ::-1]
-    candidates = np.argsort(rng.random((len(ids.values), vocab_size)), axis=1)[:, :K]
-    candidates[:, 0] = ids.values
-    return SourceSignals(ids, np.ascontiguousarray(logprobs[:, 0]), TopK(candidates, np.ascontiguousarray(logprobs)))
+K = 10
+ALPACA = Path(__file__).parents[3] / "shared" / "data" / "alpaca_5000.json"
+LONG_TOKENS = 2048
 
 
-def run():
+class Side(NamedTuple):
+    tokenizer: Any
+    tokens: TokenBytes
+
+    def encode(self, texts: list[str]) -> Ragged:
+        return Ragged.from_rows([self.tokenizer.encode(text, add_special_tokens=False) for text in texts], np.int64)
+
+
+def responses() -> list[str]:
+    """Answers of Alpaca where it is at hand, those of the laboratory elsewhere."""
+    if ALPACA.exists():
+        return [text for row in json.loads(ALPACA.read_text())[:4000] if (text := row["output"].strip())]
+    return [row.response for row in draw_rows("train", 4000, seed=0)]
+
+
+def signals(ids: Ragged) -> SourceSignals:
+    """Candidates drawn by how often the tokens occur, the realised one first or second: as a fair model's are."""
     rng = np.random.default_rng(0)
-    responses = [row.response for row in draw_rows("train", NUM_ROWS, seed=0)]
-    tables, ids = {}, {}
-    for name in ("mpt", "llama"):
-        tokenizer = AutoTokenizer.from_pretrained(assets_path() / "sources" / name)
-        tables[name] = TokenBytes.from_tokenizer(tokenizer, len(tokenizer))
-        ids[name] = [np.array(tokenizer.encode(text, add_special_tokens=False)) for text in responses]
-    projection = VocabProjection.build(tables["mpt"], tables["llama"])
-    whole = signals(Ragged.from_rows(ids["mpt"]), tables["mpt"].vocab_size, rng)
-    targets, texts = Ragged.from_rows(ids["llama"]), [text.encode() for text in responses]
+    num = len(ids.values)
+    scores = rng.gumbel(size=(num, K)) * 2
+    logprobs = np.sort(scores - np.log(np.exp(scores).sum(1, keepdims=True)) - 0.1, axis=1)[:, ::-1].astype(np.float16)
+    candidates = ids.values[rng.integers(0, num, (num, K))].astype(np.uint16)
+    place = rng.integers(0, 2, num)
+    candidates[np.arange(num), place] = ids.values
+    return SourceSignals(ids, logprobs[np.arange(num), place], TopK(candidates, np.ascontiguousarray(logprobs)))
 
-    def batch():
-        assert len(transport_rows(whole, targets, texts, projection).refused) == 0
 
-    def one_by_one():
-        for row, text in enumerate(texts):
-            part = slice(whole.ids.offsets[row], whole.ids.offsets[row + 1])
-            topk = TopK(whole.topk.ids[part], whole.topk.logprobs[part])
-            one = SourceSignals(Ragged.from_rows([whole.ids.row(row)]), whole.logprobs[part], topk)
-            transport_rows(one, Ragged.from_rows([targets.row(row)]), [text], projection)
+def long_rows(texts: list[str], side: Side) -> list[str]:
+    """The same answers, put together until a row has `LONG_TOKENS` tokens of a side or somewhat less."""
+    out, row, length = [], [], 0
+    for text in texts:
+        size = len(side.tokenizer.encode(text, add_special_tokens=False))
+        if length + size > LONG_TOKENS:
+            out.append("\n".join(row))
+            row, length = [], 0
+        row.append(text)
+        length += size
+    return out
 
-    seconds = by_turns({"one row at a time": one_by_one, f"{NUM_ROWS} rows at once": batch})
-    num = len(targets.values)
-    return [Result(name, value, f"{num / value:,.0f}/s") for name, value in seconds.items()]
+
+def published_seconds(texts: list[str], source: Side, target: Side, projection: VocabProjection) -> tuple[float, int]:
+    """Seconds of the published way over these rows, and their target tokens."""
+    mapping = {index: goal for index, goal in enumerate(projection.whole.tolist()) if goal >= 0}
+    source_ids, target_ids = source.encode(texts), target.encode(texts)
+    said = signals(source_ids)
+    start = 0
+    seconds = 0.0
+    for row in range(len(texts)):
+        ids, goals = source_ids.row(row).tolist(), target_ids.row(row).tolist()
+        part = slice(start, start + len(ids))
+        start += len(ids)
+        pieces = [side.tokenizer.convert_ids_to_tokens(i) for side, i in ((source, ids), (target, goals))]
+        tables = said.topk.ids[part].tolist(), said.topk.logprobs[part].tolist()
+        seconds += once(lambda p=pieces, t=tables, g=goals: published.carry(*p, *t, mapping, g))
+    return seconds, len(target_ids.values)
+
+
+def run() -> list[Row]:
+    source = Side(tekken(50_000), TokenBytes.from_tokenizer(tekken(50_000), 50_000))
+    target = Side(sentencepiece(), TokenBytes.from_tokenizer(sentencepiece(), 32_000))
+    projection = VocabProjection.build(source.tokens, target.tokens)
+    short = responses()
+    texts = {"short": short, "long": long_rows(short, target)}
+    sizes, ways = {}, {}
+    for name, rows in texts.items():
+        said, goals, raw = signals(source.encode(rows)), target.encode(rows), [text.encode() for text in rows]
+        sizes[name] = len(goals.values)
+        ways[name] = lambda s=said, g=goals, r=raw: transport_rows(s, g, r, projection)
+    seconds = by_turns(ways)
+    rate = {name: sizes[name] / seconds[name] for name in ways}
+    out = []
+    for name, some, reach in (("short", short[:40], ">= 250,000"), ("long", texts["long"][:1], "")):
+        slow_seconds, num = published_seconds(some, source, target, projection)
+        title = f"transport, {name} rows ({sizes[name] / len(texts[name]):.0f} tokens), against the published way"
+        out.append(Row(title, rate[name], "tokens/s", num / slow_seconds, reach))
+    title = "transport, time per token of long rows, against short rows"
+    out.append(Row(title, 1e6 / rate["long"], "us/token", 1e6 / rate["short"], "<= 1.3 x"))
+    whole = once(lambda: VocabProjection.build(source.tokens, target.tokens))
+    nearest = once(lambda: VocabProjection.build(source.tokens, target.tokens, fallback="min_edit"))
+    pieces = [target.tokenizer.convert_ids_to_tokens(index) for index in range(32_000)]
+    queries = [source.tokenizer.convert_ids_to_tokens(index) for index in range(1000, 50_000, 9_800)]
+    one_by_one = once(lambda: [published.nearest(query, pieces) for query in queries]) / len(queries) * 50_000
+    title = "projection of 50,000 onto 32,000 tokens"
+    out.append(Row(f"{title}, against min_edit one by one (extrapolated)", whole, "s", one_by_one, "< 5 s"))
+    out.append(Row(f"{title} by min_edit, against the same", nearest, "s", one_by_one, "< 60 s"))
+    return out
