@@ -14,9 +14,11 @@ from profuser.corpus import corpus_files
 from profuser.errors import UserError
 from profuser.lab import LAB_FILE
 from profuser.models import ModelRef, resolve
-from profuser.recipe.models import ModelConfig, Recipe, RewardConfig, RewardModelConfig, SourceConfig
+from profuser.recipe.models import ModelConfig, Recipe, SourceConfig
+from profuser.recipe.rewards import CallableConfig, RewardConfig, RewardModelConfig
+from profuser.rewards.callables import load_callable, source_digest
 from profuser.schemas import CORPUS, EVALUATE, QUARANTINE, REWARDS, collect_schema, select_schema
-from profuser.signals.codec import CODEC_VERSION, id_dtype
+from profuser.signals.codec import CODEC_VERSION
 from profuser.storage import Folder
 
 STAGES = ("prepare", "collect", "rewards", "select", "fuse", "evaluate", "report")
@@ -60,6 +62,9 @@ class FusionRun:
                 except UserError as error:
                     raise UserError(f"{setting}: {error}") from None
         _ = self.model_digests
+        for reward in self.recipe.rewards:
+            if isinstance(reward, CallableConfig):
+                load_callable(reward)
 
     def check_lab(self) -> None:
         """Raises UserError where the recipe names a laboratory that has not been built."""
@@ -114,6 +119,8 @@ class FusionRun:
         generation = source.generation or self.recipe.collect.generation
         config = {
             "model": self.model_digests[setting],
+            "tokenizer": self.model(source).tokenizer_digest(setting),
+            "vocab_size": self.vocab_size(setting),
             "engine": identity(source.engine),
             "template": identity(self.recipe.template),
             "top_k": self.recipe.collect.top_k,
@@ -121,29 +128,33 @@ class FusionRun:
             "seed": self.recipe.seed,
             "codec": CODEC_VERSION,
         }
-        schema = collect_schema(pa.from_numpy_dtype(id_dtype(self.vocab_size(setting))))
+        schema = collect_schema(self.vocab_size(setting))
         return self._artifact(f"collect/{source.name}", schema, config, [self.corpus()])
 
     def rewards(self, reward: RewardConfig) -> Artifact:
         """Scores that one reward gives to every source's answers."""
-        config: dict[str, Any] = {
-            "reward": identity(reward),
-            "sources": [source.name for source in self.recipe.sources],
-        }
+        # The weight decides the vote, not the scores.
+        judge = {name: value for name, value in identity(reward).items() if name != "weight"}
+        config: dict[str, Any] = {"reward": judge, "sources": [source.name for source in self.recipe.sources]}
         if isinstance(reward, RewardModelConfig):
             config["model"] = self.model_digests[f"rewards.{reward.name}.model"]
+        if isinstance(reward, CallableConfig):
+            config["code"] = source_digest(reward)
         return self._artifact(f"rewards/{reward.name}", REWARDS, config, self._collected())
 
     def select(self) -> Artifact:
         """Training examples, each with its teacher's distributions in the target's vocabulary."""
         config: dict[str, Any] = {
             "select": identity(self.recipe.select),
-            "target": self.model_digests["target.model"],
+            "tokenizer": self.model(self.recipe.target).tokenizer_digest("target.model"),
+            "vocab_size": self.vocab_size("target.model"),
+            "template": identity(self.recipe.template),
             "teachers": [teacher.name for teacher in self.recipe.teachers],
+            "weights": {reward.name: reward.weight for reward in self.recipe.rewards},
             "top_k": self.recipe.collect.top_k,
             "codec": CODEC_VERSION,
         }
-        schema = select_schema(pa.from_numpy_dtype(id_dtype(self.vocab_size("target.model"))))
+        schema = select_schema(self.vocab_size("target.model"))
         inputs = [*self._collected(), *(self.rewards(reward) for reward in self.recipe.rewards)]
         return self._artifact("select", schema, config, inputs)
 

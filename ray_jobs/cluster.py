@@ -11,7 +11,9 @@ import ray
 from ray.exceptions import RayTaskError
 
 from profuser.errors import ProfuserError, UserError
-from profuser.recipe.models import ModelConfig, PoolConfig
+from profuser.recipe.models import ModelConfig
+from profuser.recipe.pools import PoolConfig
+from profuser.recipe.rewards import RewardModelConfig
 from ray_jobs.environment import ENVIRONMENT, set_defaults
 
 MIN_LOGICAL_CPUS = 4
@@ -20,6 +22,9 @@ MIN_LOGICAL_CPUS = 4
 LOG_LEVELS = {
     "ray.data._internal.execution": logging.WARNING,
     "ray.data._internal.progress": logging.ERROR,
+    # What an actor raises is raised here too: Ray's own account of it would only come before.
+    "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
+    "ray.data.exceptions": logging.CRITICAL,
     "ray.serve": logging.ERROR,
     "ray.train": logging.ERROR,
 }
@@ -72,7 +77,7 @@ def total_gpus() -> float:
     return ray.cluster_resources().get("GPU", 0.0)
 
 
-def gpus_for(model: ModelConfig, pool: PoolConfig) -> float:
+def gpus_for(model: ModelConfig | RewardModelConfig, pool: PoolConfig) -> float:
     """GPUs that an actor of this model reserves: as configured, else what its tensor parallelism needs where there are GPUs."""
     if pool.num_gpus is not None:
         return pool.num_gpus

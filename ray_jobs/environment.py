@@ -8,6 +8,8 @@ ENVIRONMENT = {
     # A busy machine with few cores takes longer than Serve's 5 s to start a proxy.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+    # Otherwise an error of ours comes back from an actor as Ray's own, and its one line is lost in a traceback.
+    "RAY_DATA_RAISE_ORIGINAL_MAP_EXCEPTION": "1",
     # Ray's C++ parts write remarks for Ray's makers at level error.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "VLLM_LOGGING_LEVEL": "ERROR",

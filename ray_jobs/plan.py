@@ -11,6 +11,7 @@ from profuser.artifacts import read_manifest
 from profuser.corpus import QuarantinedRow, prepare_rows, read_corpus
 from profuser.errors import UserError
 from profuser.recipe.models import ModelConfig, Recipe
+from profuser.recipe.rewards import RewardConfig, RewardModelConfig
 from profuser.run import FusionRun
 from profuser.schedule import weights_at
 from profuser.training.examples import count_steps
@@ -82,7 +83,7 @@ def plan_stages(run: FusionRun, size: CorpusSize) -> list[StagePlan]:
         out.append(_line(run, f"collect/{source.name}", rows, 2 * rows * per_row, signal_bytes, _devices(source)))
     for reward in recipe.rewards:
         answers = rows * len(recipe.sources)
-        out.append(_line(run, f"rewards/{reward.name}", rows, answers * per_row, answers * 8, "1 GPU, or 1 CPU"))
+        out.append(_line(run, f"rewards/{reward.name}", rows, answers * per_row, answers * 8, _devices(reward)))
     out.append(_line(run, "select", rows, 2 * rows * size.response_tokens, signal_bytes, "1 CPU"))
     steps, workers = count_steps(recipe.fuse, rows), recipe.fuse.workers.num_workers
     moments = [weights_at(recipe.fuse.schedule, step / steps) for step in range(steps)]
@@ -139,7 +140,9 @@ def _line(run: FusionRun, stage: str, rows: int, tokens: float, disk: float, dev
     return StagePlan(stage, rows, tokens, disk, devices, "done" if done else "to do")
 
 
-def _devices(model: ModelConfig) -> str:
-    pool, each = model.pool, model.engine.tensor_parallel_size
+def _devices(model: ModelConfig | RewardConfig) -> str:
+    pool = model.pool
     actors = f"{pool.min_actors}" if pool.min_actors == pool.max_actors else f"{pool.min_actors}-{pool.max_actors}"
-    return f"{actors} x ({each} GPU, or {pool.num_cpus:g} CPU)"
+    if not isinstance(model, (ModelConfig, RewardModelConfig)):
+        return f"{actors} x {pool.num_cpus:g} CPU"
+    return f"{actors} x ({model.engine.tensor_parallel_size} GPU, or {pool.num_cpus:g} CPU)"

@@ -14,8 +14,10 @@ from profuser.evaluation.heldout import scores
 from profuser.report.facts import RunFacts, StageFact
 from profuser.report.model_card import model_card
 from profuser.report.page import write_report
+from profuser.report.selection_tables import agreement_table, judges_table, selection_words, win_rates_table
 from profuser.report.tables import render_scores, who_wins_table
 from profuser.run import STAGES, FusionRun
+from profuser.selection_facts import SelectionFacts, read_rows, selection_facts
 from profuser.tracking import RunHandle
 from ray_jobs.fuse import METRICS, MODEL
 from ray_jobs.progress import console
@@ -46,9 +48,12 @@ def write_run_report(run: FusionRun, handle: RunHandle | None = None) -> None:
 
 
 def print_report(run: FusionRun) -> None:
-    """Prints who won where, the held-out scores of all models, and where the page is."""
+    """Prints who won where, how the judges voted, the held-out scores of all models, and where the page is."""
     facts = gather(run)
-    console.print(who_wins_table(facts))
+    for table in (who_wins_table, win_rates_table, judges_table, agreement_table):
+        console.print(table(facts))
+    for sentence in selection_words(facts):
+        console.print(sentence, markup=False)
     console.print(render_scores(facts))
     console.print(f"report: {run.report().folder.path(PAGE)}", markup=False)
 
@@ -82,14 +87,22 @@ def gather(run: FusionRun) -> RunFacts:
         quarantined=_rows(run.quarantine(), MAX_QUARANTINED),
         samples=_samples(run, tables),
         vote_agreement=_vote_agreement(run.select()),
+        selection=_selection(run),
     )
+
+
+def _selection(run: FusionRun) -> SelectionFacts:
+    recipe = run.recipe
+    names, teachers = ([source.name for source in sources] for sources in (recipe.sources, recipe.teachers))
+    rows = read_rows(run.select(), run.artifacts("collect"), run.artifacts("rewards"), names)
+    return selection_facts(rows, names, teachers, recipe.rewards, recipe.select.vote)
 
 
 def _vote_agreement(selected: Artifact) -> float | None:
     """Of the votes cast, the share that went to the winner; None without votes."""
     won = cast = 0.0
-    for table in selected.tables():
-        for row in table.select(["mode", "advantages"]).to_pylist():
+    for table in selected.tables(["mode", "advantages"]):
+        for row in table.to_pylist():
             if row["mode"] == "inference":
                 won, cast = won + max(row["advantages"]), cast + sum(row["advantages"])
     return won / cast if cast else None

@@ -110,12 +110,20 @@ def _keys_at(model: type[BaseModel], location: Sequence[str]) -> set[str]:
     """Names of the settings inside a section, found by walking its models along a location."""
     models = {model}
     for part in location:
+        # In a union pydantic's location names the kind: only that one's settings are meant.
+        models = {owner for owner in models if part in _kinds(owner)} or models
         inside: set[type[BaseModel]] = set()
         for owner in models:
             field = owner.model_fields.get(part)
             inside |= _models_in(field.annotation) if field else set()
         models = inside or models
     return {name for owner in models for name in owner.model_fields}
+
+
+def _kinds(model: type[BaseModel]) -> tuple[Any, ...]:
+    """The values of a model's `kind`, by which a union tells it from others."""
+    field = model.model_fields.get("kind")
+    return get_args(field.annotation) if field else ()
 
 
 def _models_in(annotation: Any) -> set[type[BaseModel]]:

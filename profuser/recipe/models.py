@@ -1,6 +1,5 @@
 """The sections of a recipe. Each default stands here and nowhere else."""
 
-import re
 from typing import Annotated, Literal
 
 import jinja2
@@ -8,8 +7,9 @@ from pydantic import Field, field_validator, model_validator
 
 from profuser.config import Config, execution_field
 from profuser.recipe.fusing import FuseConfig
-
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
+from profuser.recipe.pools import PoolConfig
+from profuser.recipe.rewards import RewardConfig, VoteConfig
+from profuser.recipe.values import Name, Pattern
 
 
 class CorpusConfig(Config):
@@ -93,25 +93,6 @@ class EngineConfig(Config):
     """Run code that ships with the model."""
 
 
-class PoolConfig(Config):
-    """An autoscaling pool of actors and what each one takes."""
-
-    min_actors: int = execution_field(1, gt=0)
-    """Actors that are kept."""
-    max_actors: int = execution_field(1, gt=0)
-    """Actors at most."""
-    num_cpus: float = execution_field(1.0, ge=0)
-    """CPUs an actor reserves."""
-    num_gpus: float | None = execution_field(None, ge=0)
-    """GPUs an actor reserves; by default what its model needs where the cluster has GPUs, and none elsewhere."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "PoolConfig":
-        if self.min_actors > self.max_actors:
-            raise ValueError(f"min_actors={self.min_actors} is more than max_actors={self.max_actors}")
-        return self
-
-
 class ModelConfig(Config):
     """A model and how to run it."""
 
@@ -144,52 +125,6 @@ class CollectConfig(Config):
     generation: GenerationConfig = GenerationConfig()
 
 
-class RewardModelConfig(Config):
-    """A sequence classifier with one label, over the rendered conversation."""
-
-    kind: Literal["reward_model"]
-    name: Name
-    model: str
-    """Folder, Hub name, or `lab://...`."""
-    revision: str | None = None
-    """Commit, branch or tag of a Hub model."""
-    max_length: int = Field(default=2048, gt=0)
-    """A longer conversation is cut from the left, in tokens of the reward model."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """`auto`: the checkpoint's type on a GPU, float32 on a CPU."""
-    batch_size: int = execution_field(32, gt=0)
-    """Conversations per forward pass."""
-    trust_remote_code: bool = False
-    """Run code that ships with the model."""
-    pool: PoolConfig = execution_field(PoolConfig())
-
-
-class AnswerMatchConfig(Config):
-    """A verifier: 1 where the answer's final part equals that of the ground truth, else 0."""
-
-    kind: Literal["answer_match"]
-    name: Name
-    pattern: str
-    """Regular expression whose first group is the final part, e.g. `#### (-?[0-9.,]+)`."""
-
-    @field_validator("pattern")
-    @classmethod
-    def _compiles(cls, value: str) -> str:
-        return valid_pattern(value)
-
-
-RewardConfig = Annotated[RewardModelConfig | AnswerMatchConfig, Field(discriminator="kind")]
-
-
-class VoteConfig(Config):
-    """How rewards become a choice. Ours: the paper says only that the answer with most votes wins."""
-
-    margin: float = Field(default=0.0, ge=0)
-    """A reward model abstains where its best answer leads by no more than this, in its own standard deviations."""
-    no_majority: Literal["tie_break", "skip"] = "tie_break"
-    """Without a strict majority: the mean standardised reward decides, or the inference-mode example is left out."""
-
-
 class SelectConfig(Config):
     """Who teaches what."""
 
@@ -205,21 +140,21 @@ class SelectConfig(Config):
         "end",
     )
     """Rules by which distributions reach the target's positions; a position that none fits carries CE only."""
+    vocab_fallback: Literal["first_token", "min_edit", "tail"] = "first_token"
+    """Where a source token whose bytes are no token of the target's goes: to the `first_token` of the target's tokenization of
+    them; to the target's token at the smallest edit distance (FuseLLM's); or to the `tail`, so that only the same bytes count."""
+    map_specials: bool = True
+    """A source's end of turn goes to the target's; otherwise its mass goes to the tail."""
 
 
 class EvaluateConfig(Config):
     """What is measured on the held-out rows, for the target before, every source and the fused model."""
 
     generation: GenerationConfig = GenerationConfig()
-    answer_pattern: str | None = None
+    answer_pattern: Pattern | None = None
     """Regular expression whose first group is the final answer, for exact match; without it answers are compared whole."""
     sources: bool = True
     """Measure the sources too, not only the target before and after."""
-
-    @field_validator("answer_pattern")
-    @classmethod
-    def _compiles(cls, value: str | None) -> str | None:
-        return None if value is None else valid_pattern(value)
 
 
 class TrackingConfig(Config):
@@ -257,6 +192,8 @@ class Recipe(Config):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{what}: the name {twice[0]!r} is used twice")
+        if not any(reward.weight for reward in self.rewards):
+            raise ValueError("rewards: every weight is 0, so nothing could be voted; give one a weight above 0")
         if self.select.exclude_target and not self.teachers:
             raise ValueError("select.exclude_target leaves no teacher: the only source is the target")
         return self
@@ -269,14 +206,3 @@ class Recipe(Config):
     def teachers(self) -> tuple[SourceConfig, ...]:
         """The sources that may teach."""
         return tuple(s for s in self.sources if not (self.select.exclude_target and self.is_target(s)))
-
-
-def valid_pattern(value: str) -> str:
-    """Returns a regular expression that compiles and has a group; raises ValueError otherwise."""
-    try:
-        groups = re.compile(value).groups
-    except re.error as error:
-        raise ValueError(f"not a regular expression: {error}") from None
-    if groups < 1:
-        raise ValueError("the pattern needs a group in parentheses around the answer")
-    return value

@@ -8,6 +8,7 @@ from profuser.evaluation.heldout import Score
 from profuser.run import TARGET
 from profuser.schedule import SchedulePiece
 from profuser.schemas import MODES
+from profuser.selection_facts import SelectionFacts
 
 ALL = "all"
 """The category that holds every held-out row."""
@@ -73,6 +74,8 @@ class RunFacts:
     """Held-out rows: `prompt`, `response` (the ground truth), `answers` (`{model: text}`), `category`."""
     vote_agreement: float | None = None
     """Of the votes cast, the share that went to the answer that won, 0 to 1."""
+    selection: SelectionFacts | None = None
+    """Who beats whom, and who agrees with whom."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -122,6 +125,13 @@ class RunFacts:
         """Examples per source and mode."""
         names = list(dict.fromkeys(k.split("/", 2)[2] for k in self.selection_counts if k.startswith("wins/")))
         return [WinRow(name, *(int(self.selection_counts.get(f"wins/{m}/{name}", 0)) for m in MODES)) for name in names]
+
+    def target_wins(self) -> dict[str, float]:
+        """Share of each mode's examples that the target itself teaches, 0 to 1; empty where it is no source."""
+        wins = self.wins()
+        own = next((row for row in wins if row.source == self.source_is_target), None)
+        totals = {mode: sum(getattr(row, mode) for row in wins) for mode in MODES}
+        return {mode: getattr(own, mode) / total for mode, total in totals.items() if total} if own else {}
 
     def coverage(self) -> dict[str, int]:
         """Target tokens per alignment rule; empty where nothing was aligned."""

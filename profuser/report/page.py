@@ -11,6 +11,7 @@ from profuser.report.facts import RULES, RunFacts, StageFact
 from profuser.report.headline import headline
 from profuser.report.metrics import METRICS, Change, Metric
 from profuser.report.pictures import Picture, pictures
+from profuser.report.selection_tables import KAPPA, LENGTH_RHO, LONGER_WINS, selection_words, share, signed
 from profuser.report.tables import csv_text, percent, score_table
 from profuser.run import FUSED, TARGET
 from profuser.schemas import MODES
@@ -62,12 +63,14 @@ def render_page(facts: RunFacts, drawn: Mapping[str, Picture]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = percent
+    environment.filters |= {"percent": percent, "share": share, "signed": signed}
     return environment.get_template("report.html.j2").render(
         facts=facts,
         headline=headline(facts),
         pictures=drawn,
         score_tables={metric: score_lines(facts, metric) for metric in METRICS},
+        selection_words=selection_words(facts),
+        meanings={"longer wins": LONGER_WINS, "length rho": LENGTH_RHO, "kappa": KAPPA},
         win_totals={mode: sum(getattr(row, mode) for row in facts.wins()) for mode in MODES},
         other_counts={stage.name: other_counts(stage) for stage in facts.stages},
         recipe_yaml=yaml.safe_dump(dict(facts.recipe), sort_keys=False, allow_unicode=True, width=100),

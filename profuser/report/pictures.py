@@ -14,6 +14,8 @@ from profuser.report.facts import RULES, RunFacts
 from profuser.report.headline import headline
 from profuser.report.loss_plot import loss_plot
 from profuser.report.plots import coverage_plot, scores_plot, who_wins_plot
+from profuser.report.selection_plots import agreement_plot, length_plot, win_rates_plot
+from profuser.report.selection_tables import agreement_rows, length_rows, share, signed, win_rate_rows
 from profuser.report.style import DARK, LIGHT, Theme
 from profuser.report.tables import percent, score_table
 from profuser.schemas import MODES
@@ -48,6 +50,9 @@ def pictures(facts: RunFacts) -> dict[str, Picture]:
     plots: dict[str, tuple[Callable[[RunFacts, Theme], Figure | None], str, Sequence[Mapping[str, Any]]]] = {
         "scores": (scores_plot, _scores_alt(facts), [asdict(row) for row in score_table(facts)]),
         "who_wins": (who_wins_plot, _wins_alt(facts), [asdict(row) for row in facts.wins()]),
+        "win_rates": (win_rates_plot, _win_rates_alt(facts), win_rate_rows(facts)),
+        "agreement": (agreement_plot, _agreement_alt(facts), agreement_rows(facts)),
+        "length": (length_plot, _length_alt(facts), length_rows(facts)),
         "coverage": (coverage_plot, _coverage_alt(facts), _coverage_rows(facts)),
         "losses": (loss_plot, _losses_alt(facts), list(facts.history)),
     }
@@ -83,6 +88,27 @@ def _wins_alt(facts: RunFacts) -> str:
         shares = ", ".join(f"{row.source} {percent(getattr(row, mode), total)}" for row in facts.wins())
         parts.append(f"{mode} mode: {shares}")
     return f"Bars: share of examples that each source teaches. {'; '.join(parts)}."
+
+
+def _win_rates_alt(facts: RunFacts) -> str:
+    parts = [
+        f"{duel.first} beats {duel.second} on {share(duel.training.share)} of the rows in training mode "
+        f"and {share(duel.inference.share)} in inference mode"
+        for duel in (facts.selection.duels if facts.selection else ())
+    ]
+    return f"Dots: share of rows on which one source beats another. {'; '.join(parts)}."
+
+
+def _agreement_alt(facts: RunFacts) -> str:
+    pairs = facts.selection.agreements if facts.selection else ()
+    parts = [f"{pair.first} and {pair.second} {signed(pair.kappa)}" for pair in pairs]
+    return f"Bars: Cohen's kappa of the choices of two rewards. {', '.join(parts)}."
+
+
+def _length_alt(facts: RunFacts) -> str:
+    judges = facts.selection.judges if facts.selection else ()
+    parts = [f"{judge.name} {signed(judge.length_correlation)}" for judge in judges]
+    return f"Lines: mean reward over the length of answers. Rank correlation: {', '.join(parts)}."
 
 
 def _coverage_alt(facts: RunFacts) -> str:

@@ -56,7 +56,7 @@ def _dots(axes: Axes, facts: RunFacts, metric: Metric, categories: Sequence[str]
     for place, category in enumerate(categories):
         ends = [metric.of(facts.score(model, category)) for model in (TARGET, FUSED)]
         axes.plot(ends, [place, place], color=theme.models[FUSED], linewidth=1.6, zorder=2)
-    axes.set_yticks(range(len(categories)), [f"{_cut(name)} ({facts.num_rows(name):,})" for name in categories])
+    axes.set_yticks(range(len(categories)), [f"{cut(name)} ({facts.num_rows(name):,})" for name in categories])
     axes.set_ylim(len(categories) - 0.5, -0.5)
     axes.set_xlabel(f"{metric.title} ({metric.hint})")
     axes.grid()
@@ -76,7 +76,7 @@ def who_wins_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
             places = [place + offset for place in range(len(wins))]
             label = f"{mode} mode, n = {totals[mode]:,}"
             _bars(axes, places, numbers, height=0.36, color=theme.modes[mode], label=label)
-        axes.set_yticks(range(len(wins)), [_cut(facts.source_label(row.source)) for row in wins])
+        axes.set_yticks(range(len(wins)), [cut(facts.source_label(row.source)) for row in wins])
         axes.set_ylim(len(wins) - 0.5, -0.5)
         axes.set_xlabel("share of the mode's examples, %")
         figure.suptitle(f"Who teaches what, n = {facts.selection_counts.get('rows', 0):,.0f} corpus rows")
@@ -112,7 +112,7 @@ def _bars(axes: Axes, places: Sequence[float], numbers: Sequence[int], **look: A
     axes.grid(axis="x")
 
 
-def _cut(name: str) -> str:
+def cut(name: str) -> str:
     """A name on one line that leaves room for the plot."""
     name = " ".join(name.split())
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."

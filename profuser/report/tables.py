@@ -38,7 +38,7 @@ def score_table(facts: RunFacts) -> list[ScoreRow]:
 
 def render_scores(facts: RunFacts) -> Table:
     """Both metrics per category and model; the better of target and fused model is bold."""
-    table = _table(f"held-out scores, {facts.num_rows():,} rows", "")
+    table = new_table(f"held-out scores, {facts.num_rows():,} rows", "")
     table.caption = "; ".join(f"{metric.title}: {metric.hint}" for metric in METRICS)
     table.add_column("rows", justify="right")
     for model in facts.models:
@@ -63,7 +63,7 @@ def _score_cells(facts: RunFacts, metric: Metric, category: str) -> list[Text]:
 
 def who_wins_table(facts: RunFacts) -> Table:
     """Examples per source in both modes, as numbers and shares of the mode's examples."""
-    table = _table(f"teachers of {facts.selection_counts.get('rows', 0):,.0f} corpus rows", "source")
+    table = new_table(f"teachers of {facts.selection_counts.get('rows', 0):,.0f} corpus rows", "source")
     for mode in MODES:
         table.add_column(f"{mode} mode", justify="right")
         table.add_column("share", justify="right")
@@ -79,7 +79,7 @@ def who_wins_table(facts: RunFacts) -> Table:
 
 def stage_table(facts: RunFacts) -> Table:
     """Every stage with its state, rows, tokens and seconds."""
-    table = _table(f"stages, {facts.seconds:,.1f} seconds in all", "stage")
+    table = new_table(f"stages, {facts.seconds:,.1f} seconds in all", "stage")
     table.add_column("state")
     for name in ("rows", "tokens", "seconds"):
         table.add_column(name, justify="right")
@@ -89,7 +89,8 @@ def stage_table(facts: RunFacts) -> Table:
     return table
 
 
-def _table(title: str, first_column: str) -> Table:
+def new_table(title: str, first_column: str) -> Table:
+    """An empty table in the style of all."""
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
     table.add_column(first_column)
     return table

@@ -1,7 +1,8 @@
 """Inference-mode advantage: reward models vote by rank for the best answer.
 
 Ours where the paper is open: identical answers are one candidate, a reward model abstains where its best candidate leads by no
-more than a margin, and a missing majority is decided by the mean standardised reward or skipped.
+more than a margin, a vote counts as much as the recipe's weight says, and a missing majority is decided by the mean standardised
+reward (weighted as the votes are) or skipped.
 Legend: N rows, M sources, R reward models.
 """
 
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from profuser.recipe.models import VoteConfig
+from profuser.recipe.rewards import VoteConfig
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Votes:
 
     winner: Int[np.ndarray, "N"]
     """Index of the source whose answer won; -1 where there is none."""
-    votes: Int[np.ndarray, "N M"]
-    """Votes per source; those for an answer that several gave count for the first of them."""
+    votes: Float[np.ndarray, "N M"]
+    """Sum of the weights of those that chose each source; votes for an answer that several gave count for the first of them."""
     choices: Int[np.ndarray, "N R"]
     """The source that each reward model chose; -1 where it abstained."""
 
@@ -47,6 +48,7 @@ def vote(
     answers: Sequence[Sequence[str | None]],
     scales: Sequence[RewardScale],
     config: VoteConfig,
+    weights: Sequence[float] | None = None,
 ) -> Votes:
     """Counts the votes of every row.
 
@@ -55,25 +57,34 @@ def vote(
         answers: the answers themselves, `[N][M]`, None where there is none.
         scales: of each reward model, for margins and ties.
         config: margin, and what happens without a strict majority.
+        weights: what the vote of each reward model counts; by default all count the same.
     """
     num_rows, num_sources, num_rewards = scores.shape
-    standard = (scores - [s.mean for s in scales]) / [s.std for s in scales]
+    standard = standardised(scores, scales)
+    weight = np.ones(num_rewards) if weights is None else np.asarray(weights, dtype=np.float64)
     choices = np.full((num_rows, num_rewards), -1)
-    votes = np.zeros((num_rows, num_sources), dtype=np.int64)
+    votes = np.zeros((num_rows, num_sources))
     winner = np.full(num_rows, -1)
     for row in range(num_rows):
-        candidates = _distinct(answers[row])
+        candidates = distinct(answers[row])
         if not candidates:
             continue
         for judge in range(num_rewards):
             choices[row, judge] = _choice(standard[row, :, judge], candidates, config.margin)
             if choices[row, judge] >= 0:
-                votes[row, choices[row, judge]] += 1
-        winner[row] = _winner(votes[row], standard[row].mean(axis=1), candidates, config.no_majority)
+                votes[row, choices[row, judge]] += weight[judge]
+        # Weights of 0.1 and 0.2 tie with one of 0.3.
+        votes[row] = votes[row].round(9)
+        winner[row] = _winner(votes[row], (standard[row] * weight).mean(axis=1), candidates, config.no_majority)
     return Votes(winner, votes, choices)
 
 
-def _distinct(answers: Sequence[str | None]) -> list[int]:
+def standardised(scores: Float[np.ndarray, "N M R"], scales: Sequence[RewardScale]) -> Float[np.ndarray, "N M R"]:
+    """Rewards in standard deviations from each reward model's mean."""
+    return (scores - [s.mean for s in scales]) / [s.std for s in scales]
+
+
+def distinct(answers: Sequence[str | None]) -> list[int]:
     """The first source of every distinct answer."""
     first: dict[str, int] = {}
     for index, answer in enumerate(answers):
@@ -90,7 +101,9 @@ def _choice(rewards: Float[np.ndarray, "M"], candidates: list[int], margin: floa
     return ranked[0] if rewards[ranked[0]] - rewards[ranked[1]] > margin else -1
 
 
-def _winner(votes: Int[np.ndarray, "M"], mean: Float[np.ndarray, "M"], candidates: list[int], no_majority: str) -> int:
+def _winner(
+    votes: Float[np.ndarray, "M"], mean: Float[np.ndarray, "M"], candidates: list[int], no_majority: str
+) -> int:
     """Most votes; ties by mean standardised reward, then by order of the sources."""
     if no_majority == "skip" and 2 * votes.max() <= votes.sum():
         return -1

@@ -1,12 +1,15 @@
 """A run that never was, with numbers whose story is known."""
 
+import itertools
 import math
 import random
 from typing import Any
 
 from profuser.evaluation.heldout import Score
 from profuser.report.facts import RunFacts, StageFact
+from profuser.rewards.agreement import Agreement
 from profuser.schedule import PROGRESSIVE, weights_at
+from profuser.selection_facts import Duel, JudgeFacts, LengthBin, SelectionFacts, WinRate
 
 MODELS = ("target", "mpt", "neox", "fused")
 SKILLS = ("arithmetic", "comparing", "facts", "reversing", "sorting", "units")
@@ -55,6 +58,31 @@ def recipe(sources: tuple[str, ...] = ("llama", "mpt", "neox")) -> dict[str, Any
     }
 
 
+def selection(sources: tuple[str, ...] = ("llama", "mpt", "neox"), **changes: Any) -> SelectionFacts:
+    """The first source beats the others in training mode only; two rewards like length, one does not."""
+    tilts = {"brisk": 0.02, "candid": 0.9, "dapper": 0.4}
+    whole: dict[str, Any] = {
+        "modes": Agreement("training", "inference", 1740, 0.412, 0.118),
+        "duels": tuple(
+            Duel(first, second, WinRate(1206 - 90 * index, 12, 1800), WinRate(700 + 80 * index, 140, 1740))
+            for index, (first, second) in enumerate(itertools.combinations(sources, 2))
+        ),
+        "judges": tuple(
+            JudgeFacts(name, 1.0, 1600, 31 + 40 * index, tilt * 0.6, 0.5 + 0.3 * tilt, 4650)
+            for index, (name, tilt) in enumerate(tilts.items())
+        ),
+        "agreements": tuple(
+            Agreement(first, second, 1500, 0.8 - 0.1 * index, 0.66 - 0.21 * index)
+            for index, (first, second) in enumerate(itertools.combinations(tilts, 2))
+        ),
+        "lengths": tuple(
+            LengthBin(540, 14.0 + 9 * tenth, {name: tilt * (tenth - 4.5) / 5 for name, tilt in tilts.items()})
+            for tenth in range(10)
+        ),
+    }
+    return SelectionFacts(**(whole | changes))
+
+
 def facts(**changes: Any) -> RunFacts:
     """A whole run; every field can be changed."""
     wins = {"llama": (700, 400), "mpt": (600, 650), "neox": (500, 690)}
@@ -87,6 +115,7 @@ def facts(**changes: Any) -> RunFacts:
         ],
         "samples": [sample(skill) for skill in SKILLS[:3]],
         "vote_agreement": 0.81,
+        "selection": selection(),
     }
     return RunFacts(**(whole | changes))
 

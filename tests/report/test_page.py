@@ -14,10 +14,21 @@ from profuser.report.loss_plot import loss_plot
 from profuser.report.page import render_page, write_report
 from profuser.report.pictures import pictures
 from profuser.report.plots import coverage_plot, scores_plot, who_wins_plot
+from profuser.report.selection_plots import agreement_plot, length_plot, win_rates_plot
 from profuser.report.tables import ScoreRow, score_table
+from profuser.rewards.agreement import Agreement
+from profuser.selection_facts import Duel, JudgeFacts, WinRate
 from tests.report import made_up
 
-PLOTS = {"scores": scores_plot, "who_wins": who_wins_plot, "coverage": coverage_plot, "losses": loss_plot}
+PLOTS = {
+    "scores": scores_plot,
+    "who_wins": who_wins_plot,
+    "win_rates": win_rates_plot,
+    "agreement": agreement_plot,
+    "length": length_plot,
+    "coverage": coverage_plot,
+    "losses": loss_plot,
+}
 
 
 class Tags(HTMLParser):
@@ -111,6 +122,23 @@ def test_the_csv_equals_the_table(folder):
     assert float(updates[-1]["ce_training_nats"]) == facts.history[-1]["ce_training_nats"]
 
 
+def test_who_beats_whom_and_who_agrees_is_on_the_page_and_in_its_csv(folder):
+    page, selection = read((folder / "index.html").read_text()), made_up.selection()
+    with (folder / "plots" / "win_rates.csv").open() as file:
+        rates = {(r["first"], r["second"], r["mode"]): float(r["win_rate"]) for r in csv.DictReader(file)}
+    for duel in selection.duels:
+        for mode, rate in (("training", duel.training), ("inference", duel.inference)):
+            assert f"{100 * rate.share:.1f} %" in page.text
+            assert rates[duel.first, duel.second, mode] == rate.share
+    with (folder / "plots" / "agreement.csv").open() as file:
+        kappas = {(r["first"], r["second"]): float(r["kappa"]) for r in csv.DictReader(file)}
+    assert kappas.pop(("training", "inference")) == selection.modes.kappa
+    assert kappas == {(pair.first, pair.second): pair.kappa for pair in selection.agreements}
+    assert all(f"{kappa:+.2f}" in page.text for kappa in kappas.values())
+    with (folder / "plots" / "length.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(selection.lengths) * len(selection.judges)
+
+
 def test_each_plot_has_its_numbers_beside_it(folder):
     names = {path.name for path in (folder / "plots").iterdir()}
     assert names == {f"{plot}.{suffix}" for plot in PLOTS for suffix in ("png", "csv")}
@@ -121,8 +149,24 @@ def test_the_same_run_gives_the_same_picture():
     assert first == second
 
 
-AFFECTED = {"scores": {"scores"}, "recipe": {"who_wins"}, "history": {"losses"}, "schedule": {"losses"}}
+AFFECTED = {
+    "selection": {"win_rates", "agreement", "length"},
+    "scores": {"scores"},
+    "recipe": {"who_wins"},
+    "history": {"losses"},
+    "schedule": {"losses"},
+}
 """The plots that a field of the facts decides."""
+NOTHING_CHOSEN = made_up.selection(
+    modes=Agreement("training", "inference", 0, math.nan, math.nan),
+    duels=(Duel("llama", "mpt", WinRate(0, 0, 0), WinRate(0, 0, 0)),),
+    judges=(
+        JudgeFacts("brisk", 0.5, 0, 0, math.nan, math.nan, 0),
+        JudgeFacts("candid", 1, 0, 0, math.nan, math.nan, 0),
+    ),
+    agreements=(Agreement("brisk", "candid", 0, math.nan, math.nan),),
+    lengths=(),
+)
 UNKNOWN = {"all": dict.fromkeys(made_up.MODELS, Score(0, math.nan, math.nan))}
 
 
@@ -140,6 +184,10 @@ UNKNOWN = {"all": dict.fromkeys(made_up.MODELS, Score(0, math.nan, math.nan))}
             {"recipe": made_up.recipe(("llama",)), "selection_counts": {"rows": 2, "wins/training/llama": 2}},
             {"coverage"},
         ),
+        ({"selection": None}, {"win_rates", "agreement", "length"}),
+        ({"selection": made_up.selection(duels=(), agreements=(), lengths=())}, {"win_rates", "agreement", "length"}),
+        ({"selection": NOTHING_CHOSEN}, {"win_rates", "agreement", "length"}),
+        ({"selection": made_up.selection(tuple(f"source-{i}" for i in range(9)))}, set()),
         ({"history": []}, {"losses"}),
         ({"history": [{"step": 0, "num_steps": 1, "ce_training_nats": math.nan}]}, set()),
         ({"schedule": ()}, set()),

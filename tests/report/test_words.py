@@ -17,6 +17,7 @@ from profuser.evaluation.heldout import Score
 from profuser.report.headline import headline
 from profuser.report.loss_plot import moving_mean
 from profuser.report.model_card import model_card
+from profuser.report.selection_tables import agreement_table, judges_table, selection_words, win_rates_table
 from profuser.report.tables import render_scores, stage_table, who_wins_table
 from tests.report import made_up
 
@@ -66,6 +67,25 @@ def test_the_terminal_shows_every_score_within_100_columns():
         assert f"{facts.score('mpt', skill).bits_per_byte:.3f}" in text
     assert "40,321" in printed(stage_table(facts))
     assert "38.9 %" in printed(who_wins_table(facts))
+
+
+def test_the_terminal_shows_who_beats_whom_and_how_the_judges_voted_within_100_columns():
+    facts = made_up.facts()
+    rates, judges = printed(win_rates_table(facts)), printed(judges_table(facts)) + printed(agreement_table(facts))
+    assert max(len(line) for line in (rates + judges).splitlines()) <= 100
+    assert "67.3 %" in rates
+    assert "44.3 %" in rates
+    assert "1,600 rows" in judges
+    for number in ("77.0 %", "+0.54", "+0.66", "1.9 %"):
+        assert number in judges
+
+
+def test_the_words_say_how_often_the_modes_agree_and_the_target_wins():
+    modes, target = selection_words(made_up.facts())
+    assert "same teacher on 41.2 % of the 1,740 rows" in modes
+    assert "kappa +0.12" in modes
+    assert "38.9 % of the examples in training mode, 23.0 % of the examples in inference mode" in target
+    assert selection_words(made_up.facts(selection=None, source_is_target=None)) == []
 
 
 def test_the_better_of_target_and_fused_model_is_bold():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from profuser.recipe.models import VoteConfig
+from profuser.recipe.rewards import VoteConfig
 from profuser.rewards.verifiers import exact_match, final_answer
 from profuser.rewards.voting import RewardScale, vote
 
@@ -80,3 +80,24 @@ def test_final_answer(text, pattern, expected):
 def test_exact_match_of_a_missing_prediction_is_false():
     assert not exact_match(None, "x", None)
     assert exact_match("42.", "We add. The answer is 42.", "answer is (.+)")
+
+
+def test_a_vote_counts_as_much_as_its_weight():
+    given, answers = scores([1, 0, 9], [2, 5, 1], [0, 1, 2]), [["a", "b", "c"]]
+    heavy = vote(given, answers, ONE, VoteConfig(), [1, 1, 3])
+    assert heavy.votes.tolist() == [[3, 2, 0]]
+    assert heavy.winner.tolist() == [0]
+    even = vote(given, answers, ONE, VoteConfig(), [1, 1, 1])
+    assert even.votes.tolist() == vote(given, answers, ONE, VoteConfig()).votes.tolist()
+
+
+def test_weights_that_add_up_to_the_same_tie():
+    given, answers = scores([1, 1, 0], [0, 0, 9]), [["a", "b"]]
+    assert vote(given, answers, ONE, VoteConfig(no_majority="skip"), [0.1, 0.2, 0.3]).winner.tolist() == [-1]
+
+
+def test_a_weight_of_zero_watches_only():
+    watched = vote(scores([1, 0, 0], [0, 1, 99]), [["a", "b"]], ONE, VoteConfig(), [1, 1, 0])
+    assert watched.choices.tolist() == [[0, 1, 1]]
+    assert watched.votes.tolist() == [[1, 1]]
+    assert watched.winner.tolist() == [0]  # the tie is not broken by who only watches

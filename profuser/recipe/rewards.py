@@ -1,0 +1,104 @@
+"""The section of a recipe that says who judges the sources' answers: reward models, verifiers, and how their votes are counted."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from profuser.config import Config, execution_field
+from profuser.recipe.pools import PoolConfig
+from profuser.recipe.values import Name, Pattern
+
+
+class _Judge(Config):
+    """What every reward has, whatever its kind."""
+
+    kind: str
+    name: Name
+    """What this reward is called in artifacts, tables and plots."""
+    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """What its vote counts; with 0 it only watches: it is scored and reported, and decides nothing. Changing it reruns no model."""
+    pool: PoolConfig = execution_field(PoolConfig())
+
+
+class RewardEngineConfig(Config):
+    """The engine that runs a reward model."""
+
+    kind: Literal["auto", "vllm", "transformers"] = execution_field("auto")
+    """`auto` takes vLLM on a GPU where it knows the architecture, and Transformers elsewhere."""
+    tensor_parallel_size: int = execution_field(1, gt=0)
+    """vLLM: GPUs over which one reward model is spread."""
+    gpu_memory_utilization: float = execution_field(0.85, gt=0, le=1)
+    """vLLM: share of a GPU's memory that the engine may take."""
+
+
+class RewardModelConfig(_Judge):
+    """A sequence classifier with one label, over the rendered conversation."""
+
+    kind: Literal["reward_model"]
+    model: str
+    """Folder, Hub name, or `lab://...`."""
+    revision: str | None = None
+    """Commit, branch or tag of a Hub model."""
+    engine: RewardEngineConfig = execution_field(RewardEngineConfig())
+    max_length: int = Field(default=2048, gt=0)
+    """A longer conversation is cut from the left, in tokens of the reward model."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto`: the checkpoint's type on a GPU, float32 on a CPU."""
+    batch_size: int = execution_field(32, gt=0)
+    """Conversations that the engine runs at once."""
+    trust_remote_code: bool = False
+    """Run code that ships with the model."""
+
+
+class LastNumberConfig(_Judge):
+    """A verifier: 1 where the answer's last number equals that of the ground truth, else 0.
+
+    Numbers are read as people write them: `1,234.50`, `-3`, `$5`, `12 %`, `6.02e23`. A comma separates groups of three digits;
+    `$` and `%` are units and change nothing.
+    """
+
+    kind: Literal["last_number"]
+    tolerance: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """The largest difference between two numbers that count as equal."""
+
+
+class ExactMatchConfig(_Judge):
+    """A verifier: 1 where the whole answer equals the ground truth, else 0."""
+
+    kind: Literal["exact_match"]
+    ignore_whitespace: bool = True
+    """Any run of blanks and line breaks is one blank, and none stand at the ends."""
+    ignore_case: bool = False
+    """Capital and small letters are the same."""
+
+
+class AnswerMatchConfig(_Judge):
+    """A verifier: 1 where the answer's final part equals that of the ground truth, else 0."""
+
+    kind: Literal["answer_match"]
+    pattern: Pattern
+    """Regular expression whose first group is the final part, e.g. `#### (-?[0-9.,]+)`."""
+
+
+class CallableConfig(_Judge):
+    """A verifier of your own: a Python function `(messages, answer, response) -> float`, higher is better.
+
+    `messages` is the prompt as a list of `{"role": ..., "content": ...}`, `answer` what a source said, `response` the ground truth.
+    """
+
+    kind: Literal["callable"]
+    path: str = Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
+    """`package.module:function`; the module must be installed or on PYTHONPATH, on every node."""
+
+
+VerifierConfig = LastNumberConfig | ExactMatchConfig | AnswerMatchConfig | CallableConfig
+RewardConfig = Annotated[RewardModelConfig | VerifierConfig, Field(discriminator="kind")]
+
+
+class VoteConfig(Config):
+    """How rewards become a choice. Ours: the paper says only that the answer with most votes wins."""
+
+    margin: float = Field(default=0.0, ge=0)
+    """A reward model abstains where its best answer leads by no more than this, in its own standard deviations."""
+    no_majority: Literal["tie_break", "skip"] = "tie_break"
+    """Without a strict majority: the mean standardised reward decides, or the inference-mode example is left out."""

@@ -1,0 +1,67 @@
+"""A verifier of the user's own: importing it, telling its versions apart, and saying what went wrong inside. Light."""
+
+import hashlib
+import importlib
+import importlib.util
+import math
+from collections.abc import Callable, Mapping
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from profuser.errors import UserError
+from profuser.recipe.rewards import CallableConfig
+
+Function = Callable[[list[dict[str, str]], str, str], Any]
+REMEDY = "install its package or put its folder on PYTHONPATH, on every node"
+
+
+def load_callable(config: CallableConfig) -> Function:
+    """Imports the function that a recipe names; UserError says why where that fails."""
+    module_name, _, name = config.path.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), name, None)
+    except Exception as error:  # importing runs the user's code, which may raise anything
+        raise _mistake(config, f"cannot be imported: {_told(error)}; {REMEDY}") from error
+    if not callable(function):
+        found = f"module {module_name} has no {name}" if function is None else f"it is a {type(function).__name__}"
+        raise _mistake(config, f"is no function: {found}")
+    return function
+
+
+def source_digest(config: CallableConfig) -> str:
+    """SHA-256 of the file that holds the function, sixteen hex digits: an edit makes other scores. Imports no more than parents.
+
+    Raises:
+        UserError: there is no such module.
+    """
+    module_name = config.path.partition(":")[0]
+    try:
+        found = importlib.util.find_spec(module_name)
+    except Exception as error:  # a parent package is imported, which may raise anything
+        raise _mistake(config, f"cannot be imported: {_told(error)}; {REMEDY}") from error
+    if found is None:
+        raise _mistake(config, f"cannot be imported: there is no module {module_name!r}; {REMEDY}")
+    file = Path(found.origin or "")
+    return hashlib.sha256(file.read_bytes() if file.is_file() else b"").hexdigest()[:16]
+
+
+def call_function(function: Function, config: CallableConfig, row: Mapping[str, Any], answer: str) -> float:
+    """The function's reward of an answer to a corpus row; UserError where it raises or gives no finite number."""
+    messages = [dict(message) for message in row["messages"]]
+    try:
+        value = function(messages, answer, row["response"])
+    except Exception as error:  # the user's code may raise anything
+        raise _mistake(config, f"raised {_told(error)} on row {row['row_id']!r}") from error
+    if not isinstance(value, Real) or not math.isfinite(value):
+        what = f"gave {str(value)[:80]!r} ({type(value).__name__}) on row {row['row_id']!r}"
+        raise _mistake(config, f"{what}; it must return a finite number")
+    return float(value)
+
+
+def _mistake(config: CallableConfig, what: str) -> UserError:
+    return UserError(f"rewards.{config.name}.path: {config.path} {what}")
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")

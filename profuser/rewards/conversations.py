@@ -1,0 +1,66 @@
+"""What a reward model reads: a prompt and an answer, rendered by its own chat template, as token ids. The same for every engine."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from profuser.errors import EngineError
+from profuser.recipe.rewards import RewardModelConfig
+
+
+class Conversations:
+    """A reward model's tokenizer, and what its config says of it.
+
+    Args:
+        path: folder or Hub name.
+        config: the recipe's section.
+
+    Raises:
+        EngineError: config or tokenizer cannot be read, or the model has more than one label.
+    """
+
+    def __init__(self, path: str, config: RewardModelConfig):
+        from transformers import AutoConfig, AutoTokenizer
+
+        self.path, self.config = path, config
+        try:
+            model_config: Any = AutoConfig.from_pretrained(path, **self.options)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(path, **self.options)
+        except (RuntimeError, ValueError, OSError, ImportError) as error:
+            raise self.failure("could not be loaded", error) from error
+        if model_config.num_labels != 1:
+            raise self.failure(f"has {model_config.num_labels} labels; a reward model has one")
+        self.architecture: str = (model_config.architectures or ["unknown"])[0]
+        native = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+        self.max_tokens = min(config.max_length, native or config.max_length)
+        self.tokenizer.truncation_side = "left"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What every loader of this model is given."""
+        return {"revision": self.config.revision, "trust_remote_code": self.config.trust_remote_code}
+
+    def failure(self, what: str, error: BaseException | None = None, remedy: str = "") -> EngineError:
+        """An error that names the reward and its model."""
+        cause = f": {' '.join(str(error).split())[:300]}" if error else ""
+        return EngineError(f"rewards.{self.config.name}: {self.path} {what}{cause}{remedy}")
+
+    def encode(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> list[list[int]]:
+        """Token ids of each prompt with its answer, cut from the left to `max_tokens`.
+
+        A padding token at the end goes too: Transformers reads a causal model's score at the last token that is none (many
+        checkpoints pad with their end of turn), and other engines at the last token.
+        """
+        texts = [self._render(row["messages"], answer) for row, answer in zip(rows, answers, strict=True)]
+        plain = self.tokenizer.chat_template is None
+        options = {"add_special_tokens": plain, "truncation": True, "max_length": self.max_tokens}
+        encoded: list[list[int]] = self.tokenizer(texts, **options)["input_ids"]
+        for ids in encoded:
+            while len(ids) > 1 and ids[-1] == self.tokenizer.pad_token_id:
+                ids.pop()
+        return encoded
+
+    def _render(self, prompt: Sequence[Mapping[str, str]], answer: str) -> str:
+        messages = [*prompt, {"role": "assistant", "content": answer}]
+        if self.tokenizer.chat_template is None:
+            return "\n\n".join(message["content"] for message in messages)
+        return self.tokenizer.apply_chat_template(messages, tokenize=False)

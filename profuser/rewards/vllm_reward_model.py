@@ -1,0 +1,67 @@
+"""A reward model in vLLM's pooling runner: continuous batching of conversations of any length."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+import profuser.engines.vllm  # noqa: F401  Sets what vLLM reads from the environment when it is first imported.
+from profuser.rewards.conversations import Conversations
+
+CPU_CACHE_GIB = "1"
+"""What vLLM takes on a CPU for keys and values, which a single pass hardly needs; its own default is far more."""
+
+
+def knows(architecture: str) -> bool:
+    """Whether the installed vLLM has a sequence classifier of its own, or makes one from the causal model of the same family."""
+    try:
+        from vllm.model_executor.models import ModelRegistry
+    except ImportError:
+        return False
+    family = architecture.removesuffix("ForSequenceClassification")
+    return not {architecture, f"{family}ForCausalLM"}.isdisjoint(ModelRegistry.get_supported_archs())
+
+
+class VllmRewardModel:
+    """A `vllm.LLM` that classifies, in this process."""
+
+    def __init__(self, conversations: Conversations):
+        import torch
+
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
+        from vllm import LLM
+
+        config, on_gpu = conversations.config, torch.cuda.is_available()
+        on_device: dict[str, Any] = (
+            {"gpu_memory_utilization": config.engine.gpu_memory_utilization} if on_gpu else {"enforce_eager": True}
+        )
+        try:
+            self.llm = LLM(
+                conversations.path,
+                runner="pooling",
+                convert="classify" if conversations.architecture.endswith("ForSequenceClassification") else "auto",
+                dtype="float32" if config.dtype == "auto" and not on_gpu else config.dtype,
+                max_model_len=conversations.max_tokens,
+                max_num_seqs=config.batch_size,
+                tensor_parallel_size=config.engine.tensor_parallel_size,
+                disable_log_stats=True,
+                **conversations.options,
+                **on_device,
+            )
+        except (RuntimeError, ValueError, OSError, AssertionError, NotImplementedError) as error:
+            raise conversations.failure(
+                "could not be loaded by vLLM", error, "; try engine.kind: transformers"
+            ) from error
+        self.conversations = conversations
+
+    def score(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> Float[np.ndarray, "N"]:
+        """See `Judge.score`; raw logits."""
+        from vllm import PoolingParams, TokensPrompt
+
+        prompts = [TokensPrompt(prompt_token_ids=ids) for ids in self.conversations.encode(rows, answers)]
+        # By default vLLM gives the sigmoid, in which all good answers are about 1.
+        raw = PoolingParams(use_activation=False)
+        outputs = self.llm.classify(prompts, pooling_params=raw, use_tqdm=False)
+        return np.array([output.outputs.probs[0] for output in outputs], dtype=np.float64)

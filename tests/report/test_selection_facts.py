@@ -1,0 +1,149 @@
+"""How teachers were chosen, against slow code over rows that are drawn at random, and read back from artifacts."""
+
+import itertools
+import random
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from profuser.artifacts import Artifact
+from profuser.recipe.rewards import LastNumberConfig, VoteConfig
+from profuser.rewards.voting import RewardScale
+from profuser.schemas import REWARDS
+from profuser.selection_facts import SelectionRows, WinRate, read_rows, selection_facts
+from profuser.storage import Folder
+
+NAMES = ("a", "b", "c")
+NAN = float("nan")
+
+
+def judges(*weights: float):
+    return [LastNumberConfig(kind="last_number", name=f"r{n}", weight=weight) for n, weight in enumerate(weights)]
+
+
+def drawn(num_rows: int = 200, num_judges: int = 2) -> SelectionRows:
+    """Answers that are often equal or missing, and coarse scores that often tie; equal answers have equal scores."""
+    draw = random.Random(5)
+    answers = [[draw.choice(["x", "yy", "zzz", "wwww", None]) for _ in NAMES] for _ in range(num_rows)]
+    scores = np.full((num_rows, len(NAMES), num_judges), NAN)
+    for row, texts in enumerate(answers):
+        given = {text: [draw.randint(0, 3) for _ in range(num_judges)] for text in ("x", "yy", "zzz", "wwww")}
+        for source, text in enumerate(texts):
+            if text is not None:
+                scores[row, source] = given[text]
+    surprise = np.array([[draw.choice([0.5, 1.0, 1.5, NAN]) for _ in NAMES] for _ in range(num_rows)])
+    teachers = np.array([[draw.randint(-1, 2) for _ in range(2)] for _ in range(num_rows)])
+    return SelectionRows(teachers, surprise, answers, scores)
+
+
+def slow_inference(rows: SelectionRows, i: int, j: int, weights, margin) -> WinRate:
+    scales = [RewardScale.of(rows.scores[:, :, judge]) for judge in range(len(weights))]
+    wins = draws = total = 0
+    for texts, scores in zip(rows.answers, rows.scores, strict=True):
+        if texts[i] is None or texts[j] is None:
+            continue
+        total += 1
+        leads = [float(scores[i, k] - scores[j, k]) / scale.std for k, scale in enumerate(scales)]
+        votes = sum(w * ((lead > margin) - (lead < -margin)) for w, lead in zip(weights, leads, strict=True))
+        tie_break = sum(w * lead for w, lead in zip(weights, leads, strict=True))
+        better = votes if abs(votes) > 1e-9 else tie_break
+        if texts[i] == texts[j] or abs(better) < 1e-9:
+            draws += 1
+        elif better > 0:
+            wins += 1
+    return WinRate(wins, draws, total)
+
+
+@pytest.mark.parametrize(
+    ("weights", "margin"), [((1.0, 1.0), 0.0), ((1.0, 1.0), 1.2), ((0.5, 2.0), 0.0), ((0.0, 1.0), 0.0)]
+)
+def test_win_rates_equal_slow_code(weights, margin):
+    rows = drawn()
+    found = selection_facts(rows, NAMES, NAMES, judges(*weights), VoteConfig(margin=margin))
+    assert [(duel.first, duel.second) for duel in found.duels] == list(itertools.combinations(NAMES, 2))
+    for duel in found.duels:
+        i, j = NAMES.index(duel.first), NAMES.index(duel.second)
+        assert duel.inference == slow_inference(rows, i, j, weights, margin)
+        pairs = [(x[i], x[j]) for x in rows.surprise.tolist() if x[i] == x[i] and x[j] == x[j]]
+        assert duel.training == WinRate(sum(x < y for x, y in pairs), sum(x == y for x, y in pairs), len(pairs))
+        assert 0 < duel.inference.share < 1
+
+
+def test_a_row_of_equal_answers_says_nothing_of_the_judges():
+    answers = [["x", "x", "x"], ["x", "y", None], ["x", "y", None], ["x", None, None]]
+    scores = np.array(
+        [
+            [[1, 1]] * 3,
+            [[1, 0], [0, 1], [NAN, NAN]],
+            [[1, 2], [0, 2], [NAN, NAN]],
+            [[1, 0], [NAN, NAN], [NAN, NAN]],
+        ],
+        dtype=float,
+    )
+    rows = SelectionRows(np.array([[0, 0], [0, 1], [1, 1], [2, -1]]), np.full((4, 3), NAN), answers, scores)
+    found = selection_facts(rows, NAMES, NAMES, judges(1, 1), VoteConfig())
+    assert (found.modes.num_rows, found.modes.share) == (3, pytest.approx(2 / 3))
+    assert [(judge.num_rows, judge.abstained) for judge in found.judges] == [(2, 0), (2, 1)]
+    (pair,) = found.agreements
+    assert (pair.first, pair.second, pair.num_rows, pair.share) == ("r0", "r1", 1, 0.0)
+    assert all(duel.training.num_rows == 0 and np.isnan(duel.training.share) for duel in found.duels)
+
+
+def test_who_may_not_teach_gets_no_votes_but_is_compared():
+    rows = drawn()
+    found = selection_facts(rows, NAMES, ("b", "c"), judges(1, 1), VoteConfig())
+    everyone = selection_facts(rows, NAMES, NAMES, judges(1, 1), VoteConfig())
+    assert found.duels == everyone.duels
+    assert found.judges[0].num_rows == sum(None not in texts[1:] and texts[1] != texts[2] for texts in rows.answers)
+
+
+def test_length_bias_is_found_and_its_tenths_hold_every_answer():
+    draw = random.Random(3)
+    answers = [["x" * draw.randint(1, 500) for _ in NAMES] for _ in range(100)]
+    num_bytes = np.array([[len(text) for text in texts] for texts in answers], dtype=float)
+    noise = np.array([[draw.random() for _ in NAMES] for _ in answers])
+    scores = np.stack([num_bytes * 3 - 7, noise], axis=2)
+    rows = SelectionRows(np.zeros((100, 2), dtype=int), np.ones((100, 3)), answers, scores)
+    found = selection_facts(rows, NAMES, NAMES, judges(1, 1), VoteConfig())
+    biased, fair = found.judges
+    assert biased.length_correlation == pytest.approx(1)
+    assert biased.longer_wins == 1.0
+    assert abs(fair.length_correlation) < 0.2
+    assert abs(fair.longer_wins - 0.5) < 0.1
+    assert sum(part.num_answers for part in found.lengths) == 300
+    assert len(found.lengths) == 10
+    assert [part.rewards["r0"] for part in found.lengths] == sorted(part.rewards["r0"] for part in found.lengths)
+
+
+def test_an_umlaut_is_two_bytes():
+    rows = SelectionRows(np.zeros((1, 2), dtype=int), np.ones((1, 3)), [["\u00e4", None, None]], np.ones((1, 3, 1)))
+    assert selection_facts(rows, NAMES, NAMES, judges(1), VoteConfig()).lengths[0].mean_bytes == 2
+
+
+def artifact(folder, stage, table, per_shard=2):
+    made = Artifact(Folder.at(folder / stage), stage, table.schema)
+    for index, start in enumerate(range(0, len(table), per_shard)):
+        made.write_shard(index, table.slice(start, per_shard), {"rows": per_shard})
+    return made
+
+
+def test_rows_are_read_back_as_they_were_written(tmp_path):
+    ids = ["p", "q", "r"]
+    texts = pa.schema([("row_id", pa.string()), ("inference_text", pa.string()), ("training_ids", pa.list_(pa.int8()))])
+    collected = [
+        artifact(tmp_path, name, pa.table([ids, answers, [[1]] * 3], schema=texts))
+        for name, answers in (("a", ["x", None, "z"]), ("b", ["x", "y", "w"]))
+    ]
+    scores = [[[1.0, 2.0], [NAN, 0.0], [3.0, 4.0]], [[0.5, 0.5], [NAN, 1.0], [0.0, 1.0]]]
+    rewards = [artifact(tmp_path, f"r{n}", pa.table([ids, s], schema=REWARDS)) for n, s in enumerate(scores)]
+    examples = [
+        {"row_id": "p", "mode": "training", "teacher": "b", "advantages": [0.9, 0.4]},
+        {"row_id": "r", "mode": "training", "teacher": "a", "advantages": [0.1, None]},
+        {"row_id": "q", "mode": "inference", "teacher": "b", "advantages": [0.0, 2.0]},
+    ]
+    found = read_rows(artifact(tmp_path, "select", pa.Table.from_pylist(examples)), collected, rewards, ["a", "b"])
+    assert found.teachers.tolist() == [[1, -1], [-1, 1], [0, -1]]
+    np.testing.assert_equal(found.surprise, [[0.9, 0.4], [NAN, NAN], [0.1, NAN]])
+    assert [list(texts) for texts in found.answers] == [["x", "x"], [None, "y"], ["z", "w"]]
+    np.testing.assert_equal(found.scores, np.stack([np.array(s) for s in scores], axis=2))

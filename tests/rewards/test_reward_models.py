@@ -1,0 +1,88 @@
+"""Reward models: every engine reads the same conversation and says the same."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from profuser.errors import EngineError
+from profuser.recipe.rewards import RewardModelConfig
+from profuser.rewards.judges import load_judge
+from tests import tiny
+
+ANSWERS = ["The answer is 7.", "No.", "Sort the letters, then say 8. " * 3, "a b c d e f " * 40]
+ROWS = [{"row_id": str(n), "messages": [{"role": "user", "content": f"Say {n}."}]} for n in range(len(ANSWERS))]
+
+
+def config(path, kind="transformers", **settings):
+    return RewardModelConfig(kind="reward_model", name="tiny", model=path, engine={"kind": kind}, **settings)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tiny.reward(tmp_path_factory.mktemp("models") / "reward")
+
+
+@torch.inference_mode()
+def one_by_one(path, max_length):
+    """The obvious way: no padding, one conversation at a time, the head at its last token."""
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModelForSequenceClassification.from_pretrained(path)
+    out = []
+    for row, answer in zip(ROWS, ANSWERS, strict=True):
+        messages = [*row["messages"], {"role": "assistant", "content": answer}]
+        ids = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"]
+        out.append(model(input_ids=torch.tensor([ids[-max_length:]])).logits[0, 0].item())
+    return out
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_scores_depend_neither_on_batches_nor_on_padding(path, batch_size):
+    found = load_judge(config(path, batch_size=batch_size, max_length=64)).score(ROWS, ANSWERS)
+    np.testing.assert_allclose(found, one_by_one(path, 64), atol=1e-5)
+    assert len(set(found)) == len(ANSWERS)
+
+
+@pytest.mark.parametrize("pad_token", [None, "</s>"])
+def test_a_checkpoint_that_pads_with_nothing_or_with_the_end_of_turn(path, tmp_path, pad_token):
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    tokenizer.pad_token = pad_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    judge = load_judge(config(str(tmp_path)))
+    together = judge.score(ROWS, ANSWERS)
+    alone = [judge.score([row], [answer])[0] for row, answer in zip(ROWS, ANSWERS, strict=True)]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    # Where padding is the end of turn, Transformers reads the score at the token before it, and such models are trained so.
+    at_the_end = np.isclose(together, one_by_one(path, 256), atol=1e-5)
+    assert at_the_end.all() if pad_token is None else not at_the_end.any()
+
+
+def test_a_classifier_of_several_labels_is_refused(path, tmp_path):
+    AutoModelForSequenceClassification.from_pretrained(
+        path, num_labels=3, ignore_mismatched_sizes=True
+    ).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(path).save_pretrained(tmp_path)
+    with pytest.raises(EngineError, match=r"rewards.tiny: .* has 3 labels; a reward model has one"):
+        load_judge(config(str(tmp_path)))
+
+
+def test_a_model_that_is_not_there_is_named():
+    with pytest.raises(EngineError, match=r"rewards.tiny: ./nowhere could not be loaded"):
+        load_judge(config("./nowhere"))
+
+
+@pytest.mark.vllm
+def test_vllm_equals_transformers(path):
+    found, oracle = (load_judge(config(path, kind)).score(ROWS, ANSWERS) for kind in ("vllm", "transformers"))
+    np.testing.assert_allclose(found, oracle, atol=1e-4)
+
+
+@pytest.mark.vllm
+def test_vllm_knows_classifiers_made_from_its_causal_models():
+    from profuser.rewards.vllm_reward_model import knows
+
+    assert knows("LlamaForSequenceClassification")
+    assert knows("Qwen3ForSequenceClassification")
+    assert not knows("DebertaV2ForSequenceClassification")
