@@ -83,7 +83,7 @@ def gather(run: FusionRun) -> RunFacts:
         source_is_target=next((s.name for s in run.recipe.sources if run.recipe.is_target(s)), None),
         history=[json.loads(line) for line in history],
         schedule=run.recipe.fuse.schedule,
-        selection_counts=selected.counts if selected else {},
+        selection_counts=selected.counts | selected.metrics if selected else {},
         quarantined=_rows(run.quarantine(), MAX_QUARANTINED),
         samples=_samples(run, tables),
         vote_agreement=_vote_agreement(run.select()),

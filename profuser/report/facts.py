@@ -49,6 +49,19 @@ class WinRow:
 
 
 @dataclass(frozen=True)
+class PairCoverage:
+    """How one source's tokens and distributions reached the target."""
+
+    source: str
+    rules: Mapping[str, int]
+    """Target tokens that it teaches, by alignment rule."""
+    vocabulary: Mapping[str, int]
+    """Tokens of its vocabulary, by the rule that finds their counterpart (`ProjectionRule`)."""
+    misspelt: int
+    """Rows refused because its tokens spell other bytes than the response, both modes."""
+
+
+@dataclass(frozen=True)
 class RunFacts:
     """A run, as a report shows it. Whatever a run has not come to yet is empty."""
 
@@ -67,7 +80,8 @@ class RunFacts:
     """What each update did: `StepMetrics.known()`."""
     schedule: tuple[SchedulePiece, ...] = ()
     selection_counts: Mapping[str, float] = field(default_factory=dict)
-    """Counts of the select stage: `wins/MODE/SOURCE`, `rule/NAME`, `rows`, `examples`, `tokens`, `not_aligned`."""
+    """Counts and metrics of the select stage: `wins/MODE/SOURCE`, `rule/NAME`, `alignment/SOURCE/NAME`,
+    `vocabulary/SOURCE/NAME`, `misspelt/MODE/SOURCE`, `rows`, `examples`, `tokens`, `not_aligned`."""
     quarantined: Sequence[Mapping[str, Any]] = ()
     """Refused corpus rows, all or the first ones: `file`, `line`, `reason`, `excerpt`."""
     samples: Sequence[Mapping[str, Any]] = ()
@@ -137,3 +151,16 @@ class RunFacts:
         """Target tokens per alignment rule; empty where nothing was aligned."""
         found = {rule: int(self.selection_counts.get(f"rule/{rule}", 0)) for rule in RULES}
         return found if sum(found.values()) else {}
+
+    def pair_coverage(self) -> list[PairCoverage]:
+        """The same for each source that taught something, with what became of its vocabulary."""
+        out = []
+        for source in self.sources:
+            rules = {rule: int(self.selection_counts.get(f"alignment/{source}/{rule}", 0)) for rule in RULES}
+            prefix = f"vocabulary/{source}/"
+            found = self.selection_counts.items()
+            vocabulary = {name.removeprefix(prefix): int(n) for name, n in found if name.startswith(prefix)}
+            misspelt = sum(int(self.selection_counts.get(f"misspelt/{mode}/{source}", 0)) for mode in MODES)
+            if sum(rules.values()):
+                out.append(PairCoverage(source, rules, vocabulary, misspelt))
+        return out

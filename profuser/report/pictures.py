@@ -73,7 +73,12 @@ def _image(figure: Figure, kind: str) -> bytes:
 
 
 def _coverage_rows(facts: RunFacts) -> list[dict[str, Any]]:
-    return [{"rule": rule, "tokens": tokens, "meaning": RULES[rule]} for rule, tokens in facts.coverage().items()]
+    by_source = {pair.source: pair.rules for pair in facts.pair_coverage()}
+    return [
+        {"rule": rule, "tokens": tokens, "meaning": RULES[rule]}
+        | {name: rules[rule] for name, rules in by_source.items()}
+        for rule, tokens in facts.coverage().items()
+    ]
 
 
 def _scores_alt(facts: RunFacts) -> str:

@@ -90,6 +90,14 @@ def facts(**changes: Any) -> RunFacts:
     for name, numbers in wins.items():
         counts |= {f"wins/{mode}/{name}": n for mode, n in zip(("training", "inference"), numbers, strict=True)}
     counts |= {"rule/none": 320, "rule/project": 48100, "rule/condition": 5020, "rule/chain": 4020, "rule/end": 3540}
+    for share, name in zip((0.4, 0.35, 0.25), wins, strict=True):
+        counts |= {
+            f"alignment/{name}/{k.removeprefix('rule/')}": round(n * share)
+            for k, n in counts.items()
+            if k.startswith("rule/")
+        }
+        counts |= {f"vocabulary/{name}/exact": 617, f"vocabulary/{name}/first_token": 380, f"vocabulary/{name}/tail": 3}
+    counts["misspelt/training/neox"] = 7
     stages = [("prepare/train", 8.2, 1800, 0)]
     stages += [(f"collect/{name}", 70.5, 1800, 40321) for name in wins]
     stages += [(f"rewards/{name}", 12.0, 5400, 0) for name in ("brisk", "candid", "dapper")]

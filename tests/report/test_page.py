@@ -217,3 +217,15 @@ def test_rows_that_are_not_listed_are_counted():
 def test_a_run_of_which_nothing_is_known_has_a_page(tmp_path):
     page = read(write_report(RunFacts(name="empty", recipe={}), tmp_path).read_text())
     assert "Nothing is known yet" in page.text
+
+
+def test_coverage_is_told_per_source(tmp_path):
+    page = write_report(made_up.facts(), tmp_path).read_text()
+    section = page[page.index("From each source to the target") :].split("</table>")[0]
+    rows = [re.sub(r"<[^>]+>|\s+", " ", row).split() for row in section.split("<tr>")[1:5]]
+    assert [row[0] for row in rows[1:]] == ["llama", "mpt", "neox"]
+    assert rows[3][-1] == "7"
+    assert "61.7" in rows[1]
+    with (tmp_path / "plots" / "coverage.csv").open() as stream:
+        for line in csv.DictReader(stream):
+            assert abs(sum(int(line[name]) for name in ("llama", "mpt", "neox")) - int(line["tokens"])) <= 1
