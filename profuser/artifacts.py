@@ -85,13 +85,15 @@ class Artifact:
             ArtifactError: it is truncated, or was made with other settings (another codec, tokenizer, top_k ...); the message
                 names them.
         """
-        name = shard_name(index)
-        table = self.folder.read_table(name, columns)
+        name, stage = shard_name(index), self.stage.split("/")[0]
+        try:
+            table = self.folder.read_table(name, columns)
+        except ArtifactError as error:
+            raise ArtifactError(f"{error}; make it anew with --redo {stage}") from None
         metadata = table.schema.metadata or {}
         if metadata.get(KIND_KEY) != self.fingerprint.encode():
             settings = json.loads(metadata.get(SETTINGS_KEY, b"{}"))
             changes = "; ".join(self._changes(settings.get("config", {}), settings.get("inputs", {}))[:5])
-            stage = self.stage.split("/")[0]
             raise ArtifactError(
                 f"{self.folder.path(name)} is not of this run ({changes}); take it away, or --redo {stage}"
             )
@@ -106,8 +108,10 @@ class Artifact:
     def finished_shards(self) -> dict[int, dict[str, float]]:
         """Counts of the shards that are there, whole, and made under the same settings.
 
-        A shard that is truncated or of another fingerprint is put aside (renamed `*.bad`), so that it is done again.
+        A shard that is truncated or of another fingerprint is put aside (renamed `*.bad`), so that it is done again; what dead
+        processes left half-written is deleted.
         """
+        self.folder.sweep()
         out: dict[int, dict[str, float]] = {}
         for index in self.shards():
             name = shard_name(index)
@@ -160,7 +164,7 @@ class Artifact:
     def finish(
         self, counts: Sequence[Mapping[str, float]], seconds: float, metrics: Mapping[str, float] = {}
     ) -> Manifest:
-        """Writes the manifest, the mark of completeness, with the shards' counts summed."""
+        """Writes the manifest, the mark of completeness, with the shards' counts summed; nothing half-written stays beside it."""
         manifest = Manifest(
             stage=self.stage,
             fingerprint=self.fingerprint,
@@ -172,6 +176,7 @@ class Artifact:
             versions=versions(),
             commit=git_commit(),
         )
+        self.folder.sweep()
         self.folder.write_json(MANIFEST, asdict(manifest))
         return manifest
 

@@ -13,6 +13,10 @@ class ArtifactError(ProfuserError):
     """A stored artifact cannot be read as what it should be: truncated, foreign, of another tokenizer or codec version."""
 
 
+class StorageError(ProfuserError):
+    """The storage cannot be used: its disk is full, or it stayed read-only or out of reach for longer than one waits."""
+
+
 class AlignmentError(ProfuserError):
     """Two tokenizations do not spell the same bytes, or a tokenizer cannot be expressed in bytes at all."""
 

@@ -1,18 +1,27 @@
-"""A folder in any storage that pyarrow knows (local, `s3://`, `gs://`), with writes that are whole or invisible."""
+"""A folder in any storage that pyarrow knows (local, `s3://`, `gs://`), with writes that are whole or invisible.
+
+Reads and writes wait while the storage is away (see `patience`), then raise StorageError; a full disk raises it at once.
+"""
 
 import json
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from profuser.errors import ArtifactError, UserError
+from profuser.errors import ArtifactError, StorageError, UserError
+from profuser.patience import PATIENCE_SECONDS, patiently, reason
+
+T = TypeVar("T")
+
+ABANDONED_SECONDS = 600.0
+"""A temporary file that nobody has written to for so long belongs to a process that is dead."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +29,8 @@ class Folder:
     """A folder by its URI or local path. Cheap to make and to send to another process; opens the file system when used."""
 
     uri: str
+    patience_seconds: float = PATIENCE_SECONDS
+    """How long a read or write waits for a storage that is away."""
 
     @classmethod
     def at(cls, location: str | Path) -> "Folder":
@@ -28,7 +39,11 @@ class Folder:
         return cls(text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute()))
 
     def __truediv__(self, name: str) -> "Folder":
-        return Folder(f"{self.uri}/{name}")
+        return replace(self, uri=f"{self.uri}/{name}")
+
+    def at_once(self) -> "Folder":
+        """The same folder, without patience."""
+        return replace(self, patience_seconds=0.0)
 
     @property
     def is_local(self) -> bool:
@@ -38,8 +53,13 @@ class Folder:
     def _open(self) -> tuple[pafs.FileSystem, str]:
         try:
             return pafs.FileSystem.from_uri(self.uri)
-        except (pa.ArrowInvalid, OSError) as error:
+        except pa.ArrowInvalid as error:
             raise UserError(f"storage {self.uri}: {error}") from None
+
+    def _patiently(self, name: str, action: Callable[[pafs.FileSystem, str], T]) -> T:
+        """What an action on the file system, and on this folder's path in it, returns."""
+        # Opening is part of it: an object store may have to be asked for the region of a bucket.
+        return patiently(self.path(name), lambda: action(*self._open()), self.patience_seconds)
 
     def path(self, name: str = "") -> str:
         """The path or URI of a file inside, as a user would type it."""
@@ -47,39 +67,114 @@ class Folder:
 
     def exists(self, name: str = "") -> bool:
         """Whether there is a file or folder of this name."""
-        fs, root = self._open()
-        return fs.get_file_info(f"{root}/{name}" if name else root).type != pafs.FileType.NotFound
+        return self._info(name).type != pafs.FileType.NotFound
+
+    def modified(self, name: str) -> float | None:
+        """When a file was last written, in seconds by the storage's own clock; None where there is none."""
+        nanoseconds = self._info(name).mtime_ns
+        return None if nanoseconds is None else nanoseconds / 1e9
+
+    def _info(self, name: str) -> pafs.FileInfo:
+        return self._patiently(name, lambda fs, root: fs.get_file_info(f"{root}/{name}" if name else root))
 
     def names(self) -> list[str]:
         """Sorted names of the files and folders directly inside; empty where the folder is not there."""
-        fs, root = self._open()
-        found = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
-        return sorted(info.base_name for info in found)
+        infos = self._patiently("", lambda fs, root: fs.get_file_info(pafs.FileSelector(root, allow_not_found=True)))
+        return sorted(info.base_name for info in infos)
 
-    @contextmanager
-    def _whole(self, name: str) -> Iterator[tuple[pafs.FileSystem, str]]:
-        """Gives a temporary path that takes the final name only when the body has ended well."""
-        fs, root = self._open()
-        temporary = f"{root}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
-        fs.create_dir(root, recursive=True)
+    def clock(self) -> float:
+        """The storage's own time in seconds, from a file that is written and deleted: the one clock that all machines share."""
+        probe = _temporary("probe")
+
+        def attempt(fs: pafs.FileSystem, root: str) -> float:
+            fs.create_dir(root, recursive=True)
+            with fs.open_output_stream(f"{root}/{probe}", compression=None) as stream:
+                stream.write(b"0")
+            nanoseconds = fs.get_file_info(f"{root}/{probe}").mtime_ns
+            fs.delete_file(f"{root}/{probe}")
+            return nanoseconds / 1e9
+
         try:
-            yield fs, temporary
-            fs.move(temporary, f"{root}/{name}")
+            return self._patiently("", attempt)
         except BaseException:
-            if fs.get_file_info(temporary).type != pafs.FileType.NotFound:
-                fs.delete_file(temporary)
+            self._discard(probe)
             raise
+
+    def check_writable(self) -> None:
+        """Raises UserError where nothing can be written here, without patience: to be called at set-up."""
+        remedy = "or choose another: --set storage=FOLDER"
+        try:
+            self.at_once().clock()
+        except StorageError as error:
+            raise UserError(f"storage {error}, {remedy}") from None
+        except OSError as error:
+            raise UserError(f"storage {self.uri}: {reason(error)}; make it a folder, {remedy}") from None
+
+    def sweep(self) -> None:
+        """Deletes what dead processes left half-written: temporary files that are old by the storage's own clock."""
+        left = [name for name in self.names() if name.startswith(".") and name.endswith(".tmp")]
+        if left:
+            now = self.clock()
+            for name in left:
+                if now - (self.modified(name) or now) > ABANDONED_SECONDS:
+                    self.remove(name)
+
+    def _write(self, name: str, write: Callable[[pafs.FileSystem, str], None]) -> None:
+        """Gives `write` a temporary path, and that file the final name only when it has ended well."""
+        temporary = _temporary(name)
+
+        def attempt(fs: pafs.FileSystem, root: str) -> None:
+            fs.create_dir(root, recursive=True)
+            write(fs, f"{root}/{temporary}")
+            fs.move(f"{root}/{temporary}", f"{root}/{name}")
+
+        try:
+            self._patiently(name, attempt)
+        except BaseException:
+            self._discard(temporary)
+            raise
+
+    def _discard(self, temporary: str) -> None:
+        # Where that fails too, as on a storage that is read-only now, a later sweep does it.
+        with suppress(OSError, StorageError):
+            self.at_once().remove(temporary)
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Writes a file, whole or not at all."""
-        with self._whole(name) as (fs, path), fs.open_output_stream(path, compression=None) as stream:
-            stream.write(data)
+
+        def write(fs: pafs.FileSystem, path: str) -> None:
+            with fs.open_output_stream(path, compression=None) as stream:
+                stream.write(data)
+
+        self._write(name, write)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Writes a file where there is none; of several processes that try at once, one gets True. Local folders only."""
+
+        def attempt(_: pafs.FileSystem, root: str) -> bool:
+            file = Path(root, name)
+            try:
+                stream = file.open("xb")
+            except FileExistsError:
+                return False
+            try:
+                with stream:
+                    stream.write(data)
+            except OSError:
+                file.unlink()
+                raise
+            return True
+
+        return self._patiently(name, attempt)
 
     def read_bytes(self, name: str) -> bytes:
-        """Reads a file."""
-        fs, root = self._open()
-        with fs.open_input_file(f"{root}/{name}") as stream:
-            return stream.read()
+        """Reads a file; FileNotFoundError where there is none."""
+
+        def read(fs: pafs.FileSystem, root: str) -> bytes:
+            with fs.open_input_file(f"{root}/{name}") as stream:
+                return stream.read()
+
+        return self._patiently(name, read)
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file, whole or not at all."""
@@ -97,56 +192,72 @@ class Folder:
         number_lists = [
             f for f in table.schema if pa.types.is_list(f.type) and pa.types.is_primitive(f.type.value_type)
         ]
-        with self._whole(name) as (fs, path):
-            # Ids and log-probabilities repeat seldom, but their high bytes are alike: set apart, they shrink by a fifth.
+        # Ids and log-probabilities repeat seldom, but their high bytes are alike: set apart, they shrink by a fifth.
+        encoding = {f"{field.name}.list.element": "BYTE_STREAM_SPLIT" for field in number_lists}
+
+        def write(fs: pafs.FileSystem, path: str) -> None:
             pq.write_table(
-                table,
-                path,
-                filesystem=fs,
-                compression="zstd",
-                use_dictionary=False,
-                column_encoding={f"{field.name}.list.element": "BYTE_STREAM_SPLIT" for field in number_lists},
+                table, path, filesystem=fs, compression="zstd", use_dictionary=False, column_encoding=encoding
             )
+
+        self._write(name, write)
 
     def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Reads a Parquet file, or some columns of it; ArtifactError where it is truncated or none."""
-        fs, root = self._open()
-        try:
-            return pq.ParquetFile(f"{root}/{name}", filesystem=fs).read(columns)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ArtifactError(f"{self.path(name)}: not a whole Parquet file: {error}") from None
+        return self._parquet(name, lambda file: file.read(columns))
 
     def table_metadata(self, name: str) -> dict[bytes, bytes]:
         """The key-value metadata in a Parquet file's footer; ArtifactError where the file is truncated or none."""
-        fs, root = self._open()
+        return self._parquet(name, lambda file: file.schema_arrow.metadata or {})
+
+    def _parquet(self, name: str, read: Callable[[pq.ParquetFile], T]) -> T:
         try:
-            return pq.read_schema(f"{root}/{name}", filesystem=fs).metadata or {}
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ArtifactError(f"{self.path(name)}: not a whole Parquet file: {error}") from None
+            fs, root = self._open()
+            return read(pq.ParquetFile(f"{root}/{name}", filesystem=fs))
+        except (pa.ArrowInvalid, OSError):
+            # Either the file is damaged or the storage is away: in memory, once the storage is back, only the first is left.
+            try:
+                return read(pq.ParquetFile(pa.BufferReader(self.read_bytes(name))))
+            except (pa.ArrowInvalid, OSError) as error:
+                text = " ".join(str(error).split())
+                raise ArtifactError(f"{self.path(name)}: not a whole Parquet file: {text}") from None
 
     def rename(self, old: str, new: str) -> None:
         """Renames a file inside."""
-        fs, root = self._open()
-        fs.move(f"{root}/{old}", f"{root}/{new}")
+        self._patiently(old, lambda fs, root: fs.move(f"{root}/{old}", f"{root}/{new}"))
+
+    def remove(self, name: str) -> None:
+        """Deletes a file inside, where it is there."""
+        with suppress(FileNotFoundError):
+            self._patiently(name, lambda fs, root: fs.delete_file(f"{root}/{name}"))
 
     def delete(self) -> None:
         """Deletes the folder with all that is in it."""
-        fs, root = self._open()
-        if fs.get_file_info(root).type != pafs.FileType.NotFound:
-            fs.delete_dir(root)
+        if self.exists():
+            self._patiently("", lambda fs, root: fs.delete_dir(root))
 
     def local(self, cache: Path) -> Path:
         """The folder as a local path: itself where it is local, else a copy below `cache`."""
-        fs, root = self._open()
         if self.is_local:
-            return Path(root)
+            return Path(self._open()[1])
         copy = cache / self.uri.split("://", 1)[1]
         copy.mkdir(parents=True, exist_ok=True)
-        pafs.copy_files(root, str(copy), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
+        disk = pafs.LocalFileSystem()
+        self._patiently(
+            "", lambda fs, root: pafs.copy_files(root, str(copy), source_filesystem=fs, destination_filesystem=disk)
+        )
         return copy
 
     def upload(self, folder: Path) -> None:
         """Copies a local folder's files to here."""
-        fs, root = self._open()
-        fs.create_dir(root, recursive=True)
-        pafs.copy_files(str(folder), root, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
+        disk = pafs.LocalFileSystem()
+
+        def copy(fs: pafs.FileSystem, root: str) -> None:
+            fs.create_dir(root, recursive=True)
+            pafs.copy_files(str(folder), root, source_filesystem=disk, destination_filesystem=fs)
+
+        self._patiently("", copy)
+
+
+def _temporary(name: str) -> str:
+    return f".{name}.{uuid.uuid4().hex[:8]}.tmp"

@@ -1,8 +1,9 @@
 """MLflow: one parent run per fusion, one child per stage. The driver makes runs; workers reopen them by id."""
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ class Tracker:
         try:
             yield RunHandle(self.uri, run_id)
         except BaseException:
-            client.set_terminated(run_id, "FAILED")
+            _fail(RunHandle(self.uri, run_id))
             raise
         client.set_terminated(run_id, "FINISHED")
 
@@ -109,7 +110,21 @@ class Tracker:
         """Marks the fusion as finished or failed."""
         from mlflow import MlflowClient
 
-        MlflowClient(self.uri).set_terminated(self.parent.run_id, "FAILED" if failed else "FINISHED")
+        if failed:
+            _fail(self.parent)
+        else:
+            MlflowClient(self.uri).set_terminated(self.parent.run_id, "FINISHED")
+
+
+def _fail(run: RunHandle) -> None:
+    """Marks a run as failed, where that can still be written: the error on its way is the one to show."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    # MLflow also logs what it raises, with its traceback.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    with suppress(MlflowException):
+        MlflowClient(run.uri).set_terminated(run.run_id, "FAILED")
 
 
 def _metrics(metrics: Mapping[str, float], step: int | None) -> list[Any]:

@@ -5,7 +5,6 @@ import platform
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import NamedTuple
 
 from profuser.errors import UserError
@@ -102,11 +101,10 @@ def _package(name: str) -> Finding:
 def _storage(storage: str) -> Finding:
     folder = Folder.at(storage)
     try:
-        folder.write_bytes(".doctor", b"")
-    except (UserError, OSError) as error:
-        return Finding("storage", False, f"{folder.uri}: cannot be written: {error}")
+        folder.check_writable()
+    except UserError as error:
+        return Finding("storage", False, str(error).removeprefix("storage "))
     if not folder.is_local:
         return Finding("storage", True, folder.uri)
-    Path(folder.path(".doctor")).unlink()
     free = shutil.disk_usage(folder.uri).free / GIB
     return Finding("storage", free > 1, f"{folder.uri}, {free:,.0f} GiB free")

@@ -1,10 +1,12 @@
 """Storage and artifacts: whole or invisible, never read as something else, and clear about what changed."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from profuser.artifacts import Artifact, shard_name
+from profuser.artifacts import MANIFEST, Artifact, shard_name
 from profuser.errors import ArtifactError, UserError
 from profuser.schemas import QUARANTINE
 from profuser.storage import Folder
@@ -39,10 +41,85 @@ def test_a_truncated_shard_is_put_aside_to_be_done_again(artifact, tmp_path):
     artifact.write_shard(1, ROWS, {"rows": 1})
     file = tmp_path / "run" / "x" / shard_name(1)
     file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(ArtifactError, match="not a whole Parquet file"):
+    with pytest.raises(ArtifactError, match=r"not a whole Parquet file: .*; make it anew with --redo x$"):
         artifact.read_shard(1)
     assert list(artifact.finished_shards()) == [0]
     assert f"{shard_name(1)}.bad" in artifact.folder.names()
+
+
+class Worker:
+    """Makes a stage's shards from those of the stage before, as an actor does; remembers which."""
+
+    def __init__(self, source, output):
+        self.source, self.output, self.done = source, output, []
+
+    def run(self):
+        """A driver's attempt at the stage: what is finished stays, the rest is done."""
+        finished = self.output.finished_shards()
+        for shard in sorted(set(self.source.shards()) - finished.keys()):
+            self.output.write_shard(shard, self.source.read_shard(shard), {"rows": 1})
+            self.done.append(shard)
+        return self.output.finish(list(self.output.finished_shards().values()), 0.0)
+
+
+@pytest.fixture
+def stage(artifact):
+    """A stage of three shards, done, with its manifest taken away: as if its driver had died at the end."""
+    for shard in range(3):
+        artifact.write_shard(shard, ROWS, {"rows": 1})
+    artifact.finish([{"rows": 3}], 0.0)
+    output = Artifact(artifact.folder.at_once() / "out", "out", QUARANTINE, {"tokenizer": "a"}, {"x": "1"})
+    worker = Worker(artifact, output)
+    assert worker.run().counts == {"rows": 3}
+    output.folder.remove(MANIFEST)
+    worker.done.clear()
+    return worker
+
+
+def cut(data):
+    return data[: len(data) // 2]
+
+
+def zero_the_end(data):
+    return data[:-200] + bytes(200)
+
+
+@pytest.mark.parametrize("damage", [cut, zero_the_end, lambda _: b"", lambda _: b"PAR1"])
+def test_a_stage_does_a_damaged_shard_again_and_only_that(stage, damage):
+    name = shard_name(1)
+    file = Path(stage.output.folder.path(name))
+    file.write_bytes(damage(file.read_bytes()))
+    assert not stage.output.is_complete()
+    assert stage.run().counts == {"rows": 3}
+    assert stage.done == [1]
+    assert stage.output.is_complete()
+    assert [table.equals(ROWS) for table in stage.output.tables()] == [True] * 3
+    assert stage.output.folder.names() == [MANIFEST, *map(shard_name, range(2)), f"{name}.bad", shard_name(2)]
+
+
+def test_a_stage_does_shards_of_another_tokenizer_again_and_never_reads_them(stage):
+    other = Artifact(stage.output.folder, "out", QUARANTINE, {"tokenizer": "b"}, {"x": "1"})
+    with pytest.raises(ArtifactError, match=r"shard-00000.parquet is not of this run \(tokenizer: 'a' -> 'b'\)"):
+        next(other.tables())
+    again = Worker(stage.source, other)
+    assert again.run().counts == {"rows": 3}
+    assert again.done == [0, 1, 2]
+
+
+def test_a_finished_stage_of_another_tokenizer_is_refused_by_name(stage):
+    stage.run()
+    other = Artifact(stage.output.folder, "out", QUARANTINE, {"tokenizer": "b"}, {"x": "1"})
+    with pytest.raises(
+        UserError, match=r"other settings \(tokenizer: 'a' -> 'b'\); take another run name, or .*--redo out"
+    ):
+        other.is_complete()
+
+
+@pytest.mark.parametrize("content", [b"", b'{"stage": "out"', b"[1]", b'{"rows": 3}'])
+def test_a_damaged_manifest_is_refused_by_name(stage, content):
+    stage.output.folder.write_bytes(MANIFEST, content)
+    with pytest.raises(ArtifactError, match=r"out/manifest.json: not "):
+        stage.output.is_complete()
 
 
 def test_shards_of_other_settings_are_not_taken_for_ours(artifact):

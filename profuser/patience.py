@@ -1,0 +1,62 @@
+"""Patience with a storage that is away for a while: read-only, unreachable, timing out."""
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from profuser.errors import StorageError
+
+T = TypeVar("T")
+
+PATIENCE_SECONDS = 120.0
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 10.0
+FULL = (errno.ENOSPC, errno.EDQUOT)
+NOT_AN_OUTAGE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+"""Answers about what is there: waiting does not change them. All other errors (object stores give no number) may pass."""
+
+log = logging.getLogger(__name__)
+
+
+def patiently(path: str, action: Callable[[], T], patience_seconds: float) -> T:
+    """What `action` returns, tried again, with growing pauses, while the storage is away.
+
+    Args:
+        path: what the action reads or writes, for messages.
+        action: may be called several times; each call starts from the beginning.
+        patience_seconds: how long an outage may last; 0 tries once.
+
+    Raises:
+        StorageError: the outage lasted longer, or the disk is full (which nobody mends within minutes, so that is said at once).
+        OSError: what `path` names is not there, or is of another kind; as the action raised it.
+    """
+    began, pause = time.monotonic(), FIRST_PAUSE_SECONDS
+    is_away = False
+    while True:
+        try:
+            result = action()
+        except NOT_AN_OUTAGE:
+            raise
+        except OSError as error:
+            if error.errno in FULL:
+                raise StorageError(f"{path}: {reason(error)}; free some space there and run again") from error
+            waited = time.monotonic() - began if is_away else 0.0
+            if waited >= patience_seconds:
+                after = f" for {waited:.0f} s" if is_away else ""
+                raise StorageError(f"{path}: {reason(error)}{after}; mend the storage and run again") from error
+            if not is_away:
+                is_away, began = True, time.monotonic()
+                log.warning("%s: %s; trying again for up to %.0f s", path, reason(error), patience_seconds)
+            time.sleep(min(pause, patience_seconds - waited))
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        else:
+            if is_away:
+                log.warning("%s: there again after %.0f s, going on", path, time.monotonic() - began)
+            return result
+
+
+def reason(error: OSError) -> str:
+    """An error of a file system or an object store in one line."""
+    return os.strerror(error.errno) if error.errno else " ".join(str(error).split())[:300]
