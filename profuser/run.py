@@ -11,17 +11,19 @@ import pyarrow as pa
 from profuser.artifacts import Artifact
 from profuser.config import identity
 from profuser.corpus import corpus_files
+from profuser.engines.base import Reading
 from profuser.errors import UserError
 from profuser.lab import LAB_FILE
 from profuser.models import ModelRef, resolve
 from profuser.recipe.models import ModelConfig, Recipe, SourceConfig
 from profuser.recipe.rewards import CallableConfig, RewardConfig, RewardModelConfig
 from profuser.rewards.callables import load_callable, source_digest
-from profuser.schemas import CORPUS, EVALUATE, QUARANTINE, REWARDS, collect_schema, select_schema
+from profuser.schemas import CORPUS, EVALUATE, QUARANTINE, REWARDS, collect_schema, select_schema, signals_schema
 from profuser.signals.codec import CODEC_VERSION
 from profuser.storage import Folder
 
-STAGES = ("prepare", "collect", "rewards", "select", "fuse", "evaluate", "report")
+STAGES = ("prepare", "collect", "rewards", "signals", "select", "fuse", "evaluate", "report")
+"""In order; `signals` has a part only where signals are lazy."""
 TARGET, FUSED = "target", "fused"
 NO_ROWS = pa.schema([])
 
@@ -113,22 +115,29 @@ class FusionRun:
             digests["heldout"] = corpus_digest(self.heldout_path)
         return {"corpus": identity(self.recipe.corpus), "digests": digests, "seed": self.recipe.seed}
 
+    def reading(self, source: SourceConfig) -> Reading:
+        """How corpus rows are put to a source."""
+        collect = self.recipe.collect
+        generation = source.generation or collect.generation
+        return Reading(generation, collect.stored_top_k, self.recipe.seed, collect.samples_per_source)
+
     def collect(self, source: SourceConfig) -> Artifact:
         """Signals of one source."""
         setting = f"sources.{source.name}.model"
-        generation = source.generation or self.recipe.collect.generation
+        how = self.reading(source)
         config = {
             "model": self.model_digests[setting],
             "tokenizer": self.model(source).tokenizer_digest(setting),
             "vocab_size": self.vocab_size(setting),
             "engine": identity(source.engine),
             "template": identity(self.recipe.template),
-            "top_k": self.recipe.collect.top_k,
-            "generation": identity(generation),
-            "seed": self.recipe.seed,
+            "top_k": how.top_k,
+            "generation": identity(how.generation),
+            "samples": how.num_samples,
+            "seed": how.seed,
             "codec": CODEC_VERSION,
         }
-        schema = collect_schema(self.vocab_size(setting))
+        schema = collect_schema(self.vocab_size(setting), with_topk=how.top_k > 0)
         return self._artifact(f"collect/{source.name}", schema, config, [self.corpus()])
 
     def rewards(self, reward: RewardConfig) -> Artifact:
@@ -142,20 +151,33 @@ class FusionRun:
             config["code"] = source_digest(reward)
         return self._artifact(f"rewards/{reward.name}", REWARDS, config, self._collected())
 
+    def signals(self, source: SourceConfig) -> Artifact:
+        """Where signals are lazy: distributions of one source along the responses that it was chosen to teach."""
+        size = self.vocab_size(f"sources.{source.name}.model")
+        config = self._choice_config | {"vocab_size": size, "top_k": self.recipe.collect.top_k, "codec": CODEC_VERSION}
+        inputs = [*self._collected(), *self.artifacts("rewards")]
+        return self._artifact(f"signals/{source.name}", signals_schema(size), config, inputs)
+
+    @property
+    def _choice_config(self) -> dict[str, Any]:
+        """What decides who teaches what."""
+        return {
+            "select": identity(self.recipe.select),
+            "teachers": [teacher.name for teacher in self.recipe.teachers],
+            "weights": {reward.name: reward.weight for reward in self.recipe.rewards},
+        }
+
     def select(self) -> Artifact:
         """Training examples, each with its teacher's distributions in the target's vocabulary."""
-        config: dict[str, Any] = {
-            "select": identity(self.recipe.select),
+        config: dict[str, Any] = self._choice_config | {
             "tokenizer": self.model(self.recipe.target).tokenizer_digest("target.model"),
             "vocab_size": self.vocab_size("target.model"),
             "template": identity(self.recipe.template),
-            "teachers": [teacher.name for teacher in self.recipe.teachers],
-            "weights": {reward.name: reward.weight for reward in self.recipe.rewards},
             "top_k": self.recipe.collect.top_k,
             "codec": CODEC_VERSION,
         }
         schema = select_schema(self.vocab_size("target.model"))
-        inputs = [*self._collected(), *(self.rewards(reward) for reward in self.recipe.rewards)]
+        inputs = [*self._collected(), *self.artifacts("rewards"), *self.artifacts("signals")]
         return self._artifact("select", schema, config, inputs)
 
     def fuse(self) -> Artifact:
@@ -197,6 +219,7 @@ class FusionRun:
             "prepare": lambda: [self.corpus(), self.heldout(), self.quarantine()],
             "collect": self._collected,
             "rewards": lambda: [self.rewards(reward) for reward in self.recipe.rewards],
+            "signals": lambda: [self.signals(s) for s in self.recipe.sources if self.recipe.collect.signals == "lazy"],
             "select": lambda: [self.select()],
             "fuse": lambda: [self.fuse()],
             "evaluate": lambda: [self.evaluate(name) for name in self.evaluated()],

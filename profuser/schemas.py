@@ -36,28 +36,43 @@ REWARDS = pa.schema([pa.field("row_id", pa.string(), nullable=False), pa.field("
 MODES = ("training", "inference")
 
 
-def collect_schema(vocab_size: int) -> pa.Schema:
-    """What one source says of every row: `training_*` along the ground truth, `inference_*` along its own answer.
+def collect_schema(vocab_size: int, with_topk: bool = True) -> pa.Schema:
+    """What one source says of every row: `training_*` along the ground truth, `inference_*` along its own answers.
+
+    A row that the source refuses has the reason and nothing else. Answers of a row (one, or `samples_per_source`) lie end to end
+    in the `inference_*` lists; `answer_tokens` says where they part. An answer that is blank or no text is null.
 
     Args:
         vocab_size: width of the source's logits; decides the types of ids.
+        with_topk: whether the distributions are there (not at first, where signals are lazy).
     """
     fields = [
         pa.field("row_id", pa.string(), nullable=False),
         pa.field("refused", pa.string()),
         pa.field("response_bytes", pa.int32(), nullable=False),
         pa.field("training_nats", pa.float64()),
-        pa.field("inference_nats", pa.float64()),
-        pa.field("inference_text", pa.string()),
-        pa.field("finish_reason", pa.string()),
+        pa.field("inference_nats", pa.list_(pa.float64())),
+        pa.field("answers", pa.list_(pa.string())),
+        pa.field("finish_reasons", pa.list_(pa.string())),
+        pa.field("answer_tokens", pa.list_(pa.int32())),
     ]
     for mode in MODES:
-        fields += [
-            pa.field(f"{mode}_ids", pa.list_(_id_type(vocab_size))),
-            pa.field(f"{mode}_logprobs", pa.list_(pa.float16())),
-            *topk_fields(f"{mode}_topk", vocab_size),
-        ]
+        fields += _response_fields(mode, vocab_size, with_topk)
     return pa.schema(fields)
+
+
+def signals_schema(vocab_size: int) -> pa.Schema:
+    """What a source says along the responses by which it was chosen to teach: a row and mode each."""
+    fields = [pa.field("row_id", pa.string(), nullable=False), pa.field("mode", pa.string(), nullable=False)]
+    return pa.schema([*fields, *_response_fields("response", vocab_size, True)])
+
+
+def _response_fields(prefix: str, vocab_size: int, with_topk: bool) -> list[pa.Field]:
+    return [
+        pa.field(f"{prefix}_ids", pa.list_(_id_type(vocab_size))),
+        pa.field(f"{prefix}_logprobs", pa.list_(pa.float16())),
+        *(topk_fields(f"{prefix}_topk", vocab_size) if with_topk else []),
+    ]
 
 
 def _id_type(vocab_size: int) -> pa.DataType:
@@ -67,8 +82,9 @@ def _id_type(vocab_size: int) -> pa.DataType:
 def select_schema(vocab_size: int) -> pa.Schema:
     """A training example: one mode of one corpus row, with its teacher's distributions in the target's vocabulary.
 
-    `advantages` holds one number per source, in the order of the manifest: bits per byte or nats per token in training mode
-    (lower is better), votes in inference mode. `rules` says per token which alignment rule carried the distribution.
+    `advantages` holds one number per source, in the order of the recipe: bits per byte or nats per token in training mode (lower is
+    better); in inference mode votes, one number per answer, source by source. `sample` says which of the teacher's answers the
+    response is. `rules` says per token which alignment rule carried the distribution.
     """
     return pa.schema(
         [
@@ -76,6 +92,7 @@ def select_schema(vocab_size: int) -> pa.Schema:
             pa.field("mode", pa.string(), nullable=False),
             pa.field("category", pa.string()),
             pa.field("teacher", pa.string(), nullable=False),
+            pa.field("sample", pa.int32(), nullable=False),
             pa.field("advantages", pa.list_(pa.float64()), nullable=False),
             pa.field("prompt_ids", pa.list_(_id_type(vocab_size)), nullable=False),
             pa.field("response_ids", pa.list_(_id_type(vocab_size)), nullable=False),

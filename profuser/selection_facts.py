@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float, Int
 
 from profuser.artifacts import Artifact
+from profuser.engines.signal_tables import candidate_answers
 from profuser.recipe.rewards import RewardConfig, VoteConfig
 from profuser.rewards.agreement import NAN, Agreement, longer_wins, spearman
 from profuser.rewards.voting import RewardScale, distinct, standardised, vote
@@ -125,15 +127,27 @@ def read_rows(
             teachers[row, MODES.index(example["mode"])] = names.index(example["teacher"])
             if example["mode"] == "training":
                 surprise[row] = example["advantages"]
-    columns = [
-        [text for table in source.tables(["inference_text"]) for text in table["inference_text"].to_pylist()]
-        for source in collected
-    ]
+    tables = [pa.concat_tables(source.tables(["answers"])) for source in collected]
     scores = [
         np.array([row for table in reward.tables(["scores"]) for row in table["scores"].to_pylist()], dtype=np.float64)
         for reward in rewards
     ]
-    return SelectionRows(teachers, surprise, list(zip(*columns, strict=True)), np.stack(scores, axis=2))
+    return SelectionRows(teachers, surprise, *_best_samples(tables, np.stack(scores, axis=2)))
+
+
+def _best_samples(
+    tables: Sequence[pa.Table], scores: Float[np.ndarray, "N C R"]
+) -> tuple[list[list[str | None]], Float[np.ndarray, "N M R"]]:
+    """Of several answers of a source to a row the one with the highest mean standardised reward stands for the source."""
+    num_samples = scores.shape[1] // len(tables)
+    answers = candidate_answers(tables, num_samples)
+    if num_samples == 1:
+        return answers, scores
+    scales = [RewardScale.of(scores[:, :, judge]) for judge in range(scores.shape[2])]
+    mean = np.nan_to_num(standardised(scores, scales).mean(axis=2), nan=-np.inf)
+    best = mean.reshape(len(scores), len(tables), num_samples).argmax(axis=2) + np.arange(len(tables)) * num_samples
+    picked = [[row[place] for place in places] for row, places in zip(answers, best.tolist(), strict=True)]
+    return picked, np.take_along_axis(scores, best[:, :, None], axis=1)
 
 
 def selection_facts(

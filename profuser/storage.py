@@ -79,8 +79,14 @@ class Folder:
 
     def names(self) -> list[str]:
         """Sorted names of the files and folders directly inside; empty where the folder is not there."""
-        infos = self._patiently("", lambda fs, root: fs.get_file_info(pafs.FileSelector(root, allow_not_found=True)))
-        return sorted(info.base_name for info in infos)
+        return sorted(info.base_name for info in self._entries())
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the files directly inside, by name; empty where the folder is not there."""
+        return {entry.base_name: entry.size for entry in self._entries() if entry.type == pafs.FileType.File}
+
+    def _entries(self) -> list[pafs.FileInfo]:
+        return self._patiently("", lambda fs, root: fs.get_file_info(pafs.FileSelector(root, allow_not_found=True)))
 
     def clock(self) -> float:
         """The storage's own time in seconds, from a file that is written and deleted: the one clock that all machines share."""

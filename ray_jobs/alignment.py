@@ -39,12 +39,14 @@ def read_pairs(run: FusionRun) -> Pairs:
     """
     recipe = run.recipe
     tokenizer, tokens = _read(run, "target.model", recipe.target)
-    projections = []
-    for source in recipe.sources:
-        table = _read(run, f"sources.{source.name}.model", source)[1]
-        config = recipe.select
-        projections.append(VocabProjection.build(table, tokens, config.vocab_fallback, config.map_specials))
-    return Pairs(Target(tokenizer, tokens, recipe.template), tuple(projections))
+    how = (recipe.select.vocab_fallback, recipe.select.map_specials)
+    projections = tuple(VocabProjection.build(table, tokens, *how) for table in read_tokens(run))
+    return Pairs(Target(tokenizer, tokens, recipe.template), projections)
+
+
+def read_tokens(run: FusionRun) -> list[TokenBytes]:
+    """What bytes the tokens of each source stand for; UserError as in `read_pairs`."""
+    return [_read(run, f"sources.{source.name}.model", source)[1] for source in run.recipe.sources]
 
 
 def print_pairs(run: FusionRun) -> None:

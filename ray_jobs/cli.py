@@ -103,11 +103,24 @@ def demo(
 
 
 @app.command()
-def plan(recipe: RecipePath, settings: Settings = None) -> None:
-    """Print stages, rows, estimated tokens, disk and devices, without starting anything."""
-    from ray_jobs.plan import print_plan
+def plan(
+    recipe: RecipePath,
+    settings: Settings = None,
+    num_probed: Annotated[
+        int | None,
+        typer.Option(
+            "--probe", metavar="N", help="Start every source, put N rows to it, and extrapolate with error bars."
+        ),
+    ] = None,
+) -> None:
+    """Print stages, rows, estimated tokens, disk and devices, without starting anything; with --probe, from a measurement."""
+    from ray_jobs.plan import print_plan, print_probe
 
-    print_plan(load(recipe, settings))
+    loaded = load(recipe, settings)
+    if num_probed is None:
+        print_plan(loaded)
+    else:
+        print_probe(loaded, num_probed)
 
 
 @app.command()
@@ -137,11 +150,13 @@ def status(
 @app.command()
 def report(name: RunName, storage: Storage = "runs") -> None:
     """Print a finished run's tables, and write its report anew."""
+    from profuser.run_lock import RunLock
     from ray_jobs.pipeline import find_run
     from ray_jobs.report import print_report, write_run_report
 
     found = find_run(name, storage)
-    write_run_report(found)
+    with RunLock(found.folder):
+        write_run_report(found)
     print_report(found)
 
 

@@ -22,6 +22,8 @@ MIN_LOGICAL_CPUS = 4
 LOG_LEVELS = {
     "ray.data._internal.execution": logging.WARNING,
     "ray.data._internal.progress": logging.ERROR,
+    # Stages of several sources log at one time.
+    "ray.data._internal.logging": logging.WARNING,
     # What an actor raises is raised here too: Ray's own account of it would only come before.
     "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
     "ray.data.exceptions": logging.CRITICAL,

@@ -5,25 +5,26 @@ from typing import Any
 import pyarrow as pa
 
 from profuser.artifacts import Artifact, Manifest
+from profuser.engines.base import Reading
+from profuser.engines.crash_guard import Attempt
 from profuser.evaluation.heldout import evaluate_table, score
 from profuser.recipe.models import EvaluateConfig, ModelConfig
 from profuser.run import FUSED, TARGET, FusionRun
 from ray_jobs.cluster import gpus_for
-from ray_jobs.collect import make_reader
+from ray_jobs.collect import EngineWorker, read_guarded
 from ray_jobs.shards import finish, run_shards
 
 
-class EvaluateWorker:
-    """One engine; turns held-out shards into shards of answers and scores."""
+class EvaluateWorker(EngineWorker):
+    """Turns held-out shards into shards of answers and scores."""
 
-    def __init__(self, heldout: Artifact, output: Artifact, reader: dict[str, Any], config: EvaluateConfig, seed: int):
-        self.heldout, self.output, self.config, self.seed = heldout, output, config, seed
-        self.reader = make_reader(**reader)
+    def __init__(self, source: Artifact, output: Artifact, reader: dict[str, Any], config: EvaluateConfig, seed: int):
+        super().__init__(source, output, reader)
+        self.config, self.how = config, Reading(config.generation, 0, seed)
 
-    def process(self, shard: int) -> dict[str, float]:
+    def make(self, shard: int, rows: pa.Table, attempt: Attempt) -> dict[str, float]:
         """Evaluates one shard."""
-        rows = self.heldout.read_shard(shard)
-        signals = self.reader.read(rows, self.config.generation, 1, self.seed)
+        signals = read_guarded(self.reader, rows, self.how, attempt)
         table = evaluate_table(rows, signals, self.config.answer_pattern)
         counts: dict[str, float] = {"rows": len(table), "refused": sum(s.refused is not None for s in signals)}
         self.output.write_shard(shard, table, counts)
@@ -45,14 +46,20 @@ def evaluate(run: FusionRun, name: str) -> Manifest:
     output = run.evaluate(name)
     path, config = model_of(run, name)
     arguments = {
-        "heldout": run.heldout(),
+        "source": run.heldout(),
         "output": output,
         "reader": {"path": path, "config": config, "template": run.recipe.template},
         "config": run.recipe.evaluate,
         "seed": run.recipe.seed,
     }
     counts, seconds = run_shards(
-        output, run.heldout(), EvaluateWorker, arguments, config.pool, gpus_for(config, config.pool)
+        output,
+        run.heldout(),
+        EvaluateWorker,
+        arguments,
+        config.pool,
+        gpus_for(config, config.pool),
+        config.engine.shards_in_flight,
     )
     table = pa.concat_tables(output.tables())
     known = {row["row_id"] for row in table.to_pylist() if row["refused"] is None}

@@ -1,7 +1,11 @@
 """The main job: all stages in order, each skipped where its artifact is finished and still fits."""
 
 import os
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +13,11 @@ import yaml
 
 from profuser.artifacts import Artifact, Manifest, read_manifest
 from profuser.config import identity
-from profuser.errors import UserError
+from profuser.errors import StorageError, UserError
 from profuser.recipe.loading import parse_recipe
 from profuser.recipe.models import Recipe
 from profuser.run import STAGES, FusionRun
+from profuser.run_lock import RunLock
 from profuser.storage import Folder
 from profuser.tracking import RunHandle, Tracker, tracking_uri
 from ray_jobs.cluster import connected
@@ -21,8 +26,11 @@ from ray_jobs.progress import console
 RECIPE, SUMMARY = "recipe.yaml", "summary.json"
 JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """What Ray sets in the environment of a submitted job."""
-Job = tuple[Artifact, Callable[[RunHandle], Manifest]]
-"""An artifact and what makes it, given the MLflow run of its stage."""
+SIDE_BY_SIDE = ("collect", "signals")
+"""Stages whose parts may run at one time; other stages' begin when the one before is done."""
+Draining = Callable[[], None]
+Job = tuple[Artifact, Callable[[RunHandle, Draining], Manifest]]
+"""An artifact and what makes it, given the MLflow run of its stage, and what to call once its last rows are being worked on."""
 
 
 def run_pipeline(recipe: Recipe, redo: Sequence[str] = (), until: str = STAGES[-1]) -> FusionRun:
@@ -34,36 +42,45 @@ def run_pipeline(recipe: Recipe, redo: Sequence[str] = (), until: str = STAGES[-
         until: last stage to run; a later call goes on from there.
 
     Raises:
-        UserError: an input is missing, a stage has no such name, a tokenizer cannot be aligned, or the recipe no longer fits
-            what was made.
-        ProfuserError: a stage failed.
+        UserError: an input is missing, a stage has no such name, a tokenizer cannot be aligned, the recipe no longer fits
+            what was made, the storage cannot be written, or another driver is at work on the run.
+        ProfuserError: a stage failed, or another driver has taken the run over.
     """
     run = FusionRun(recipe)
     last = stage_index(until, "--until")
     check_storage(recipe.storage)
     run.check_inputs()
-    delete_stages(run, redo)
-    check_fits_recipe(run)
-    if run.select().manifest() is None:
-        check_tokenizers(run)
+    with RunLock(run.folder) as lock:
+        delete_stages(run, redo)
+        check_fits_recipe(run)
+        if run.select().manifest() is None:
+            check_tokenizers(run)
+        _run_stages(run, lock, last)
+    return run
+
+
+def _run_stages(run: FusionRun, lock: RunLock, last: int) -> None:
+    recipe = run.recipe
     run.folder.write_bytes(RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).encode())
     uri = tracking_uri(recipe.storage)
     artifact_root = (Folder.at(recipe.storage) / "mlflow-artifacts").uri
     console.print(f"run {recipe.name}: {run.folder.uri}", markup=False)
     tracker = Tracker.open(uri, recipe.tracking.experiment, recipe.name, identity(recipe), artifact_root)
-    summary = Summary(run)
+    summary = Summary(run, lock)
+    from ray_jobs.side_by_side import run_side_by_side, sources_at_once
+
     try:
         with connected():
-            for artifact, job in jobs(run):
-                if STAGES.index(artifact.stage.split("/")[0]) <= last:
-                    _run_stage(tracker, summary, artifact, job)
+            for stage, parts in groupby(jobs(run), lambda job: job[0].stage.split("/")[0]):
+                if STAGES.index(stage) <= last:
+                    works = [partial(_run_part, tracker, summary, *part) for part in parts]
+                    run_side_by_side(works, sources_at_once(recipe) if stage in SIDE_BY_SIDE else 1)
     except BaseException:
         summary.end("failed")
         tracker.end(failed=True)
         raise
-    summary.end("finished" if until == STAGES[-1] else "stopped")
+    summary.end("finished" if last == len(STAGES) - 1 else "stopped")
     tracker.end()
-    return run
 
 
 def check_storage(storage: str) -> None:
@@ -92,17 +109,27 @@ def jobs(run: FusionRun) -> list[Job]:
     from ray_jobs.report import report
     from ray_jobs.rewards import score_answers
     from ray_jobs.selection import select
+    from ray_jobs.signals import signals
 
     recipe = run.recipe
-    out: list[Job] = [(run.corpus(), lambda _: prepare(run))]
-    out += [(run.collect(source), lambda _, s=source: collect(run, s)) for source in recipe.sources]
-    out += [(run.rewards(reward), lambda _, r=reward: score_answers(run, r)) for reward in recipe.rewards]
-    out += [(run.select(), lambda _: select(run)), (run.fuse(), lambda handle: fuse(run, handle))]
-    out += [(run.evaluate(name), lambda _, n=name: evaluate(run, n)) for name in run.evaluated()]
-    return [*out, (run.report(), lambda handle: report(run, handle))]
+    lazy = recipe.sources if recipe.collect.signals == "lazy" else ()
+    out: list[Job] = [(run.corpus(), lambda *_: prepare(run))]
+    out += [(run.collect(source), lambda _, draining, s=source: collect(run, s, draining)) for source in recipe.sources]
+    out += [(run.rewards(reward), lambda *_, r=reward: score_answers(run, r)) for reward in recipe.rewards]
+    out += [(run.signals(source), lambda _, draining, s=source: signals(run, s, draining)) for source in lazy]
+    out += [(run.select(), lambda *_: select(run)), (run.fuse(), lambda handle, _: fuse(run, handle))]
+    out += [(run.evaluate(name), lambda *_, n=name: evaluate(run, n)) for name in run.evaluated()]
+    return [*out, (run.report(), lambda handle, _: report(run, handle))]
 
 
-def _run_stage(tracker: Tracker, summary: "Summary", artifact: Artifact, job: Callable[[RunHandle], Manifest]) -> None:
+def _run_part(
+    tracker: Tracker,
+    summary: "Summary",
+    artifact: Artifact,
+    job: Callable[[RunHandle, Draining], Manifest],
+    draining: Draining,
+) -> None:
+    """Makes one artifact, unless it is there."""
     manifest = artifact.manifest()
     if manifest is not None:
         console.print(f"{artifact.stage}: done before", markup=False)
@@ -111,7 +138,7 @@ def _run_stage(tracker: Tracker, summary: "Summary", artifact: Artifact, job: Ca
     summary.stage(artifact.stage, "running")
     with tracker.stage(artifact.stage) as handle:
         try:
-            manifest = job(handle)
+            manifest = job(handle, draining)
         except BaseException:
             summary.stage(artifact.stage, "failed")
             raise
@@ -153,8 +180,8 @@ def check_fits_recipe(run: FusionRun) -> None:
 class Summary:
     """`summary.json`: the state of every stage, for people and programs that watch a run."""
 
-    def __init__(self, run: FusionRun):
-        self.run = run
+    def __init__(self, run: FusionRun, lock: RunLock):
+        self.run, self.lock, self.writing = run, lock, threading.Lock()
         stages = {artifact.stage: {"state": "waiting"} for artifact, _ in jobs(run)}
         self.content: dict[str, Any] = {"run": run.recipe.name, "state": "running", "stages": stages}
 
@@ -164,16 +191,25 @@ class Summary:
         if manifest:
             entry |= {"seconds": manifest.seconds, "counts": manifest.counts, "metrics": manifest.metrics}
             entry["fingerprint"] = manifest.fingerprint
-        self.content["stages"][name] = entry
-        self._write()
+        with self.writing:
+            self.content["stages"][name] = entry
+            self._write(state)
 
     def end(self, state: str) -> None:
         """Sets the state of the run: `finished`, `stopped` (before the last stage, as asked) or `failed`."""
         self.content["state"] = state
-        self._write()
+        self._write(state)
 
-    def _write(self) -> None:
-        self.run.folder.write_json(SUMMARY, self.content)
+    def _write(self, state: str) -> None:
+        # Every stage begins and ends here: a driver that was taken for dead meanwhile goes no further.
+        if state != "failed":
+            self.lock.check()
+            self.run.folder.write_json(SUMMARY, self.content)
+            return
+        # What failed may be the storage: then that is the error to show, and there was enough waiting.
+        with suppress(StorageError):
+            self.lock.check(patience_seconds=0.0)
+            self.run.folder.at_once().write_json(SUMMARY, self.content)
 
 
 def find_run(name: str, storage: str) -> FusionRun:
@@ -182,12 +218,13 @@ def find_run(name: str, storage: str) -> FusionRun:
     Raises:
         UserError: there is no such run.
     """
-    for folder in (Folder.at(storage) / name, Folder.at(name)):
+    # A storage that is mistyped is said at once.
+    for folder in (Folder.at(storage).at_once() / name, Folder.at(name).at_once()):
         if folder.exists(RECIPE):
             recipe = parse_recipe(yaml.safe_load(folder.read_bytes(RECIPE)), folder.path(RECIPE))
             parent = folder.uri.rpartition("/")[0]
             return FusionRun(recipe.model_copy(update={"storage": parent}))
-    known = [entry for entry in Folder.at(storage).names() if (Folder.at(storage) / entry).exists(RECIPE)]
+    known = [entry for entry in Folder.at(storage).at_once().names() if (Folder.at(storage) / entry).exists(RECIPE)]
     there = f"there are: {', '.join(known)}" if known else f"there is none in {Folder.at(storage).uri}"
     raise UserError(f"run {name!r} not found; {there} (see --storage)")
 

@@ -1,6 +1,7 @@
 """Progress of long work: a bar on a terminal, plain lines in a log; with counts, rate and time left."""
 
 import sys
+import threading
 import time
 from types import TracebackType
 
@@ -11,8 +12,39 @@ console = Console(highlight=False, soft_wrap=True)
 LINE_EVERY_SECONDS = 10.0
 
 
+class _Bars:
+    """The bars of all counters that are at work: a terminal has one live display."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.progress: Progress | None = None
+        self.users = 0
+
+    def join(self) -> Progress:
+        """The display, started by the first counter."""
+        with self.lock:
+            if self.progress is None:
+                rate = TextColumn("{task.fields[rate]}")
+                columns = (BarColumn(), MofNCompleteColumn(), rate, TimeElapsedColumn(), TimeRemainingColumn())
+                self.progress = Progress(TextColumn("{task.description}"), *columns, console=console)
+                self.progress.start()
+            self.users += 1
+            return self.progress
+
+    def leave(self) -> None:
+        """Ends the display with the last counter; its bars stay on the screen."""
+        with self.lock:
+            self.users -= 1
+            if self.users == 0 and self.progress is not None:
+                self.progress.stop()
+                self.progress = None
+
+
+_bars = _Bars()
+
+
 class Counter:
-    """Counts units of work towards a total.
+    """Counts units of work towards a total. Several may count at one time.
 
     Args:
         title: what is being done, e.g. `collect/llama`.
@@ -25,15 +57,11 @@ class Counter:
         self.title, self.total, self.unit, self.done, self.before = title, total, unit, done, done
         self.start = self.last_line = time.monotonic()
         self.bar: Progress | None = None
-        if sys.stdout.isatty():
-            rate = TextColumn("{task.fields[rate]}")
-            columns = (BarColumn(), MofNCompleteColumn(), rate, TimeElapsedColumn(), TimeRemainingColumn())
-            self.bar = Progress(TextColumn("{task.description}"), *columns, console=console)
-            self.task = self.bar.add_task(title, total=total, completed=done, rate="")
 
     def __enter__(self) -> "Counter":
-        if self.bar:
-            self.bar.start()
+        if sys.stdout.isatty():
+            self.bar = _bars.join()
+            self.task = self.bar.add_task(self.title, total=self.total, completed=self.done, rate="")
         elif self.before:
             self._line(f"{self.before:,} of {self.total:,} {self.unit} were done before")
         return self
@@ -42,7 +70,7 @@ class Counter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.bar:
-            self.bar.stop()
+            _bars.leave()
 
     def add(self, count: int) -> None:
         """Counts more units as done."""

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from profuser.artifacts import Artifact, Manifest
+from profuser.engines.signal_tables import candidate_answers
 from profuser.recipe.rewards import RewardConfig, RewardModelConfig
 from profuser.rewards.judges import load_judge
 from profuser.run import FusionRun
@@ -15,23 +16,29 @@ from ray_jobs.shards import finish, run_shards
 
 
 class RewardWorker:
-    """One reward model or verifier; turns shards of answers into shards of scores, one per source (NaN where it has none)."""
+    """One reward model or verifier; turns shards of answers into shards of scores, one per answer, NaN where there is none."""
 
     def __init__(
-        self, corpus: Artifact, collected: list[Artifact], output: Artifact, reward: RewardConfig, path: str | None
+        self,
+        corpus: Artifact,
+        collected: list[Artifact],
+        output: Artifact,
+        reward: RewardConfig,
+        path: str | None,
+        num_samples: int,
     ):
-        self.corpus, self.collected, self.output = corpus, collected, output
+        self.corpus, self.collected, self.output, self.num_samples = corpus, collected, output, num_samples
         self.judge = load_judge(reward, path)
 
     def process(self, shard: int) -> dict[str, float]:
         """Scores one shard."""
         rows = self.corpus.read_shard(shard).to_pylist()
-        column = "inference_text"
-        answers = [artifact.read_shard(shard, [column])[column].to_pylist() for artifact in self.collected]
-        scores = np.full((len(rows), len(answers)), math.nan)
-        places = [(row, source) for source, texts in enumerate(answers) for row, text in enumerate(texts) if text]
+        tables = [artifact.read_shard(shard, ["answers"]) for artifact in self.collected]
+        answers = candidate_answers(tables, self.num_samples)
+        scores = np.full((len(rows), len(tables) * self.num_samples), math.nan)
+        places = [(row, place) for row, texts in enumerate(answers) for place, text in enumerate(texts) if text]
         if places:
-            texts = [answers[source][row] for row, source in places]
+            texts = [answers[row][place] or "" for row, place in places]
             scores[tuple(zip(*places, strict=True))] = self.judge.score([rows[row] for row, _ in places], texts)
         table = pa.table({"row_id": [r["row_id"] for r in rows], "scores": list(scores)}, schema=REWARDS)
         counts: dict[str, float] = {"rows": len(rows), "answers": len(places)}
@@ -50,6 +57,7 @@ def score_answers(run: FusionRun, reward: RewardConfig) -> Manifest:
         "output": output,
         "reward": reward,
         "path": run.model(reward).path if is_model else None,
+        "num_samples": run.recipe.collect.samples_per_source,
     }
     counts, seconds = run_shards(output, run.corpus(), RewardWorker, arguments, reward.pool, num_gpus)
     return finish(output, counts, seconds)

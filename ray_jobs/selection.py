@@ -1,10 +1,14 @@
 """Stage `select`: joins the sources' shards, chooses teachers in both modes, and writes the training examples."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import ray
 
+from profuser.alignment.token_bytes import TokenBytes
 from profuser.artifacts import Artifact, Manifest
+from profuser.choosing import Chooser
 from profuser.recipe.models import Recipe
 from profuser.recipe.pools import PoolConfig
 from profuser.rewards.voting import RewardScale
@@ -22,23 +26,16 @@ class SelectWorker:
         corpus: Artifact,
         collected: list[Artifact],
         rewards: list[Artifact],
+        lazy: list[Artifact],
         output: Artifact,
         recipe: Recipe,
         pairs: ray.ObjectRef,
         scales: list[RewardScale],
     ):
-        self.corpus, self.collected, self.rewards, self.output = corpus, collected, rewards, output
+        self.corpus, self.collected, self.rewards, self.lazy, self.output = corpus, collected, rewards, lazy, output
         read: Pairs = ray.get(pairs)
-        self.selector = Selector(
-            names=[source.name for source in recipe.sources],
-            teachers=[teacher.name for teacher in recipe.teachers],
-            projections=read.projections,
-            target=read.target,
-            config=recipe.select,
-            scales=scales,
-            top_k=recipe.collect.top_k,
-            weights=[reward.weight for reward in recipe.rewards],
-        )
+        chooser = make_chooser(recipe, [projection.source for projection in read.projections], scales)
+        self.selector = Selector(chooser, read.projections, read.target, recipe.collect.top_k)
 
     def process(self, shard: int) -> dict[str, float]:
         """Selects one shard."""
@@ -46,19 +43,32 @@ class SelectWorker:
             self.corpus.read_shard(shard),
             [artifact.read_shard(shard) for artifact in self.collected],
             [artifact.read_shard(shard) for artifact in self.rewards],
+            [artifact.read_shard(shard) for artifact in self.lazy] or None,
         )
         self.output.write_shard(shard, table, counts)
         return counts
 
 
+def make_chooser(recipe: Recipe, tokens: Sequence[TokenBytes], scales: Sequence[RewardScale]) -> Chooser:
+    """What chooses the teachers of a run."""
+    return Chooser(
+        names=[source.name for source in recipe.sources],
+        teachers=[teacher.name for teacher in recipe.teachers],
+        tokens=tokens,
+        config=recipe.select,
+        scales=scales,
+        weights=[reward.weight for reward in recipe.rewards],
+        num_samples=recipe.collect.samples_per_source,
+    )
+
+
 def reward_scales(rewards: list[Artifact]) -> list[RewardScale]:
     """Mean and spread of each reward over all the answers of the run."""
-    out = []
-    for artifact in rewards:
-        columns = [table["scores"].combine_chunks().flatten() for table in artifact.tables()]
-        scores = pa.chunked_array(columns).to_numpy() if columns else np.zeros(0)
-        out.append(RewardScale.of(np.asarray(scores, dtype=np.float64)))
-    return out
+    return [RewardScale.over(map(_scores, artifact.tables(["scores"]))) for artifact in rewards]
+
+
+def _scores(table: pa.Table) -> np.ndarray:
+    return table["scores"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
 
 
 def select(run: FusionRun) -> Manifest:
@@ -69,6 +79,7 @@ def select(run: FusionRun) -> Manifest:
         "corpus": run.corpus(),
         "collected": run.artifacts("collect"),
         "rewards": rewards,
+        "lazy": run.artifacts("signals"),
         "output": output,
         "recipe": recipe,
         "pairs": ray.put(pairs),

@@ -5,7 +5,7 @@ only counts come back to the driver. A shard is done when its file is there, so 
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,9 @@ from profuser.errors import ProfuserError
 from profuser.recipe.models import PoolConfig
 from ray_jobs.cluster import check_fits, own_cause
 from ray_jobs.progress import Counter, clock, console
+
+Draining = Callable[[], None]
+"""Called when the last shards of a stage are being worked on: what comes next may begin to load."""
 
 
 class ShardWorker(Protocol):
@@ -52,6 +55,8 @@ def run_shards(
     arguments: dict[str, Any],
     pool: PoolConfig,
     num_gpus: float,
+    in_flight: int = 1,
+    draining: Draining | None = None,
 ) -> tuple[list[Mapping[str, float]], float]:
     """Makes all shards of an artifact that are not there yet.
 
@@ -62,6 +67,8 @@ def run_shards(
         arguments: of the worker's constructor.
         pool: size of the pool and CPUs of an actor.
         num_gpus: GPUs of an actor.
+        in_flight: shards that an actor works on at one time, in as many threads.
+        draining: called once, when no shard is left that an actor has not begun.
 
     Returns:
         Counts of every shard, and the seconds that this attempt took.
@@ -76,7 +83,10 @@ def run_shards(
     with Counter(artifact.stage, total, "rows", done) as counter:
         if left:
             check_fits(artifact.stage, pool.num_cpus, num_gpus)
-            _stream(left, worker, arguments, pool, num_gpus, counter)
+            dataset = _dataset(left, worker, arguments, pool, num_gpus, in_flight)
+            _stream(dataset, counter, len(left) - in_flight * min(pool.max_actors, len(left)), draining)
+    if draining and not left:
+        draining()
     finished = artifact.finished_shards()
     missing = [shard for shard in wanted if shard not in finished]
     if missing:
@@ -84,27 +94,41 @@ def run_shards(
     return list(finished.values()), time.monotonic() - start
 
 
-def _stream(
+def _dataset(
     shards: list[int],
     worker: type[ShardWorker],
     arguments: dict[str, Any],
     pool: PoolConfig,
     num_gpus: float,
-    counter: Counter,
-) -> None:
+    in_flight: int,
+) -> ray.data.Dataset:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    dataset = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map_batches(
+    resources: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": num_gpus}
+    if pool.accelerator_type:
+        resources["accelerator_type"] = pool.accelerator_type
+    return ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map_batches(
         _Actor,
         fn_constructor_args=(worker, arguments),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(min_size=pool.min_actors, max_size=min(pool.max_actors, len(shards))),
-        num_cpus=pool.num_cpus,
-        num_gpus=num_gpus,
+        compute=ray.data.ActorPoolStrategy(
+            min_size=pool.min_actors,
+            max_size=max(pool.min_actors, min(pool.max_actors, len(shards))),
+            max_tasks_in_flight_per_actor=2 * in_flight,
+            max_concurrent_calls_per_actor=in_flight,
+            enable_true_multi_threading=in_flight > 1,
+        ),
+        **resources,
     )
+
+
+def _stream(dataset: ray.data.Dataset, counter: Counter, num_unbegun: int, draining: Draining | None) -> None:
+    """Counts shards as they are done; `num_unbegun` of them are more than the actors have in flight."""
     try:
-        for row in dataset.iter_rows():
+        for done, row in enumerate(dataset.iter_rows(), 1):
             counter.add(int(row["rows"]))
+            if draining and done == max(1, num_unbegun):
+                draining()
     except RayTaskError as error:
         raise own_cause(error) from None
 

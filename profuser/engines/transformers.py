@@ -1,6 +1,6 @@
 """The Transformers engine: for architectures that vLLM does not know, and the oracle for the vLLM engine in tests."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 
 from profuser.engines.base import Request, Response
 from profuser.errors import EngineError
-from profuser.recipe.models import EngineConfig, GenerationConfig
+from profuser.recipe.models import EngineConfig
 from profuser.signals.codec import TopK
 
 BATCH_TOKENS = 4096
@@ -37,21 +37,22 @@ class TransformersEngine:
         own_end = self.model.generation_config.eos_token_id
         own = own_end if isinstance(own_end, list) else [own_end] if own_end is not None else []
         self.end_ids = sorted({*end_ids, *own})
+        self.waiting: dict[int, Request] = {}
         self.pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
 
+    def add(self, number: int, request: Request) -> None:
+        """See `SourceEngine.add`."""
+        self.waiting[number] = request
+
     @torch.inference_mode()
-    def run(self, requests: Sequence[Request], generation: GenerationConfig, top_k: int, seed: int) -> list[Response]:
-        """See `SourceEngine.run`. Greedy answers do not depend on the batch; sampled ones do."""
-        torch.manual_seed(seed)
-        out: list[Response | None] = [None] * len(requests)
-        for forced in (True, False):
-            chosen = [i for i, r in enumerate(requests) if (r.response_ids is not None) == forced]
-            for batch in _batches(chosen, requests):
-                part = [requests[i] for i in batch]
-                responses = self._force(part, top_k) if forced else self._generate(part, generation, top_k)
-                for index, response in zip(batch, responses, strict=True):
-                    out[index] = response
-        return [response for response in out if response is not None]
+    def step(self) -> list[tuple[int, Response]]:
+        """See `SourceEngine.step`: one batch of like requests. Greedy answers do not depend on the batch; sampled ones do."""
+        batch = _batch(self.waiting)
+        requests = [self.waiting.pop(number) for number in batch]
+        if not requests:
+            return []
+        forced = requests[0].response_ids is not None
+        return list(zip(batch, self._force(requests) if forced else self._generate(requests), strict=True))
 
     def _padded(self, sequences: list[list[int]], left: bool) -> dict[str, torch.Tensor]:
         width = max(map(len, sequences))
@@ -63,22 +64,30 @@ class TransformersEngine:
             mask[row, place] = 1
         return {"input_ids": ids.to(self.model.device), "attention_mask": mask.to(self.model.device)}
 
-    def _force(self, requests: list[Request], top_k: int) -> Iterator[Response]:
+    def _force(self, requests: list[Request]) -> Iterator[Response]:
         sequences = [r.prompt_ids + (r.response_ids or []) for r in requests]
         logits = self.model(**self._padded(sequences, left=False)).logits
         for row, request in enumerate(requests):
             ids = np.asarray(request.response_ids, dtype=np.int64)
             first = len(request.prompt_ids) - 1
-            yield _response(logits[row, first : first + len(ids)], ids, top_k, "given")
+            yield _response(logits[row, first : first + len(ids)], ids, request.top_k, "given")
 
-    def _generate(self, requests: list[Request], generation: GenerationConfig, top_k: int) -> Iterator[Response]:
-        sampling = {"temperature": generation.temperature, "top_p": generation.top_p, "top_k": 0}
+    def _generate(self, requests: list[Request]) -> Iterator[Response]:
+        generation = requests[0].generation
+        torch.manual_seed(requests[0].seed)
+        sampling = {
+            "temperature": generation.temperature,
+            "top_p": generation.top_p,
+            "top_k": generation.top_k or 0,
+            "min_p": generation.min_p,
+        }
         inputs = self._padded([r.prompt_ids for r in requests], left=True)
         done = self.model.generate(
             **inputs,
             max_new_tokens=max(r.max_tokens for r in requests),
             do_sample=generation.temperature > 0,
             **(sampling if generation.temperature > 0 else {}),
+            repetition_penalty=generation.repetition_penalty,
             eos_token_id=self.end_ids or None,
             pad_token_id=self.pad_id,
             output_logits=True,
@@ -90,7 +99,7 @@ class TransformersEngine:
             ids = answers[row][: request.max_tokens]
             ends = np.flatnonzero(np.isin(ids, self.end_ids))
             ids = ids[: ends[0] + 1] if len(ends) else ids
-            yield _response(logits[row, : len(ids)], ids, top_k, "stop" if len(ends) else "length")
+            yield _response(logits[row, : len(ids)], ids, request.top_k, "stop" if len(ends) else "length")
 
     def close(self) -> None:
         """Frees the model's memory."""
@@ -106,18 +115,23 @@ def _response(logits: torch.Tensor, ids: np.ndarray, top_k: int, reason: str) ->
     return Response(np.asarray(ids, dtype=np.int64), own.cpu().numpy(), topk, reason)
 
 
-def _batches(indices: list[int], requests: Sequence[Request]) -> Iterator[list[int]]:
-    """Indices in batches of requests of like length, about `BATCH_TOKENS` padded tokens each."""
+def _batch(waiting: Mapping[int, Request]) -> list[int]:
+    """Numbers of requests of one kind and of like length, the shortest first, about `BATCH_TOKENS` padded tokens in all."""
 
-    def length(index: int) -> int:
-        request = requests[index]
+    def kind(request: Request) -> tuple:
+        return request.response_ids is None, request.generation.model_dump_json()
+
+    def length(number: int) -> int:
+        request = waiting[number]
         return len(request.prompt_ids) + len(request.response_ids or []) + request.max_tokens
 
+    first = next(iter(waiting), None)
+    if first is None:
+        return []
+    alike = sorted((n for n, request in waiting.items() if kind(request) == kind(waiting[first])), key=length)
     batch: list[int] = []
-    for index in sorted(indices, key=length):
-        if batch and length(index) * (len(batch) + 1) > BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+    for number in alike:
+        if batch and length(number) * (len(batch) + 1) > BATCH_TOKENS:
+            break
+        batch.append(number)
+    return batch

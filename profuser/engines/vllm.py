@@ -8,7 +8,7 @@ import numpy as np
 
 from profuser.engines.base import Request, Response
 from profuser.errors import EngineError
-from profuser.recipe.models import EngineConfig, GenerationConfig
+from profuser.recipe.models import EngineConfig
 from profuser.signals.codec import TopK
 
 # One process per actor: simpler to kill, and nothing is copied between an engine core and us.
@@ -45,7 +45,7 @@ class VllmEngine:
         on_gpu = torch.cuda.is_available()
         on_device: dict[str, Any] = (
             {"gpu_memory_utilization": config.gpu_memory_utilization} if on_gpu else {"enforce_eager": True}
-        )
+        ) | {"quantization": config.quantization, **config.options}
         dtype = "float32" if config.dtype == "auto" and not on_gpu else config.dtype
         try:
             self.llm = LLM(
@@ -54,43 +54,59 @@ class VllmEngine:
                 dtype=dtype,
                 max_model_len=config.max_model_len,
                 tensor_parallel_size=config.tensor_parallel_size,
+                pipeline_parallel_size=config.pipeline_parallel_size,
                 max_num_seqs=config.max_num_seqs,
                 trust_remote_code=config.trust_remote_code,
                 max_logprobs=64,
                 disable_log_stats=True,
                 **on_device,
             )
-        except (RuntimeError, ValueError, OSError, AssertionError, NotImplementedError) as error:
+        except (RuntimeError, ValueError, TypeError, OSError, AssertionError, NotImplementedError) as error:
             raise EngineError(_load_failure(path, error)) from error
         self.tokenizer: Any = self.llm.get_tokenizer()
         model_config = self.llm.llm_engine.model_config
         self.max_model_len = int(model_config.max_model_len)
         self.vocab_size = int(model_config.get_vocab_size())
         self.end_ids = sorted(set(end_ids))
+        self.requests: dict[str, Request] = {}
 
-    def run(self, requests: Sequence[Request], generation: GenerationConfig, top_k: int, seed: int) -> list[Response]:
-        """See `SourceEngine.run`. All requests are handed over at once: the scheduler mixes both kinds."""
+    def add(self, number: int, request: Request) -> None:
+        """See `SourceEngine.add`. The scheduler mixes both kinds of requests."""
         from vllm import TokensPrompt
 
-        prompts = [TokensPrompt(prompt_token_ids=r.prompt_ids + (r.response_ids or [])) for r in requests]
-        parameters = [self._parameters(request, generation, top_k, seed) for request in requests]
-        outputs = self.llm.generate(prompts, parameters, use_tqdm=False)
-        return [_response(*pair, top_k) for pair in zip(requests, outputs, strict=True)]
+        self.requests[str(number)] = request
+        prompt = TokensPrompt(prompt_token_ids=request.prompt_ids + (request.response_ids or []))
+        self.llm.llm_engine.add_request(str(number), prompt, self._parameters(request))
 
-    def _parameters(self, request: Request, generation: GenerationConfig, top_k: int, seed: int) -> Any:
+    def step(self) -> list[tuple[int, Response]]:
+        """See `SourceEngine.step`: one step of the scheduler."""
+        outputs = [output for output in self.llm.llm_engine.step() if output.finished]
+        return [(int(output.request_id), _response(self.requests.pop(output.request_id), output)) for output in outputs]
+
+    def _parameters(self, request: Request) -> Any:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
+        # Text would be made of every candidate, and parts of answers handed out: neither is wanted.
+        common: dict[str, Any] = {
+            "flat_logprobs": True,
+            "detokenize": False,
+            "output_kind": RequestOutputKind.FINAL_ONLY,
+        }
         if request.response_ids is not None:
-            return SamplingParams(max_tokens=1, prompt_logprobs=top_k, flat_logprobs=True, detokenize=False)
+            return SamplingParams(max_tokens=1, prompt_logprobs=request.top_k, **common)
+        generation = request.generation
         return SamplingParams(
             max_tokens=request.max_tokens,
             temperature=generation.temperature,
             top_p=generation.top_p,
-            seed=seed,
+            top_k=generation.top_k or 0,
+            min_p=generation.min_p,
+            repetition_penalty=generation.repetition_penalty,
+            seed=request.seed,
             stop_token_ids=self.end_ids,
-            logprobs=top_k,
-            flat_logprobs=True,
-            detokenize=False,
+            logprobs=request.top_k,
+            **common,
         )
 
     def close(self) -> None:
@@ -98,7 +114,7 @@ class VllmEngine:
         del self.llm
 
 
-def _response(request: Request, output: Any, top_k: int) -> Response:
+def _response(request: Request, output: Any) -> Response:
     """Takes a request's response positions out of vLLM's flat log-probabilities."""
     if request.response_ids is not None:
         ids, reason, flat = request.response_ids, "given", output.prompt_logprobs
@@ -108,8 +124,8 @@ def _response(request: Request, output: Any, top_k: int) -> Response:
         first = 0
     # K + 1 entries a position: the token itself, then ranks 1..K. Only a prompt's first position has none.
     start = flat.start_indices[first] if len(ids) else 0
-    shape = (len(ids), top_k + 1)
-    token_ids = np.asarray(flat.token_ids[start:], dtype=np.int64).reshape(shape)
+    shape = (len(ids), request.top_k + 1)
+    token_ids = np.asarray(flat.token_ids[start:], dtype=np.int32).reshape(shape)
     logprobs = np.asarray(flat.logprobs[start:], dtype=np.float32).reshape(shape)
     return Response(
         ids=np.asarray(ids, dtype=np.int64),

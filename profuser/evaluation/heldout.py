@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from profuser.advantage import bits_per_byte
 from profuser.engines.collecting import RowSignals
+from profuser.engines.signal_tables import nats
 from profuser.rewards.verifiers import exact_match
 from profuser.schemas import EVALUATE
 
@@ -23,7 +24,7 @@ def evaluate_table(rows: pa.Table, signals: Sequence[RowSignals], answer_pattern
     records = []
     for row, signal in zip(rows.to_pylist(), signals, strict=True):
         refused = signal.refused is not None
-        text = signal.inference_text
+        text = signal.texts[0] if signal.texts else None
         records.append(
             {
                 "row_id": row["row_id"],
@@ -31,7 +32,7 @@ def evaluate_table(rows: pa.Table, signals: Sequence[RowSignals], answer_pattern
                 "refused": signal.refused,
                 "prediction": text,
                 "correct": None if refused else exact_match(text, row["response"], answer_pattern),
-                "nats": float(-signal.training.logprobs.astype(np.float64).sum()) if signal.training else None,
+                "nats": nats(signal.training) if signal.training else None,
                 "response_bytes": signal.response_bytes,
             }
         )

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from profuser.config import Config, execution_field
 from profuser.recipe.fusing import FuseConfig
 from profuser.recipe.pools import PoolConfig
+from profuser.recipe.prices import PlanConfig
 from profuser.recipe.rewards import RewardConfig, VoteConfig
 from profuser.recipe.values import Name, Pattern
 
@@ -20,7 +21,7 @@ class CorpusConfig(Config):
     format: Literal["auto", "alpaca", "qa", "messages", "sharegpt"] = "auto"
     """Shape of a record; `auto` looks at the first usable one."""
     category_field: str | None = None
-    """A field of the records (a skill, a topic) by which results are broken down."""
+    """A field of the records (a skill, a topic) by which results are broken down. A record may lack it, but not all of them."""
     max_rows: int | None = Field(default=None, gt=0)
     """Read at most this many usable rows."""
     heldout: str | None = None
@@ -70,6 +71,12 @@ class GenerationConfig(Config):
     """0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling: the smallest set of tokens with this mass."""
+    top_k: int | None = Field(default=None, gt=0)
+    """Sample from the so many most probable tokens only."""
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    """Sample from tokens at least this share as probable as the most probable one."""
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    """Above 1, tokens that occurred already become less probable."""
 
 
 class EngineConfig(Config):
@@ -81,16 +88,32 @@ class EngineConfig(Config):
     """`auto`: the checkpoint's type on a GPU, float32 on a CPU."""
     max_model_len: int | None = Field(default=None, gt=0)
     """Longest prompt plus response in tokens; by default what the model allows."""
+    quantization: str | None = None
+    """A method of quantisation that vLLM knows (`fp8`, `awq` ...); by default what the checkpoint says."""
     tensor_parallel_size: int = execution_field(1, gt=0)
-    """GPUs over which one engine is spread."""
+    """GPUs over which each layer of one engine is spread."""
+    pipeline_parallel_size: int = execution_field(1, gt=0)
+    """Groups of such GPUs over which the layers of one engine are spread."""
     gpu_memory_utilization: float = execution_field(0.85, gt=0, le=1)
     """Share of a GPU's memory that the engine may take."""
     max_num_seqs: int = execution_field(128, gt=0)
     """Requests that the engine runs at once."""
     kv_cache_gib: float = execution_field(1.0, gt=0)
     """On a CPU: memory for the KV cache."""
+    shards_in_flight: int = execution_field(3, gt=0)
+    """Shards that an engine works on at one time: while one ends, rows of the next are in the batch."""
+    options: dict[str, bool | int | float | str] = execution_field({})
+    """More of vLLM's engine arguments, by name, e.g. `{max_num_batched_tokens: 8192}`."""
     trust_remote_code: bool = False
     """Run code that ships with the model."""
+
+    @field_validator("options")
+    @classmethod
+    def _no_setting_twice(cls, value: dict[str, bool | int | float | str]) -> dict[str, bool | int | float | str]:
+        own = {"model", "revision", "max_logprobs", *cls.model_fields} & value.keys()
+        if own:
+            raise ValueError(f"{sorted(own)[0]!r} is set by the recipe itself, not in options")
+        return value
 
 
 class ModelConfig(Config):
@@ -123,6 +146,18 @@ class CollectConfig(Config):
     top_k: int = Field(default=10, ge=1, le=64)
     """Log-probabilities kept per position (FuseLLM keeps 10)."""
     generation: GenerationConfig = GenerationConfig()
+    samples_per_source: int = Field(default=1, ge=1)
+    """Answers that every source gives to a row; more than one needs a temperature above 0."""
+    signals: Literal["eager", "lazy"] = "eager"
+    """`eager` keeps the distributions of all that is read and generated; `lazy` first scores and answers alone, and goes back to
+    the chosen teachers for theirs: a share of the disk, for one more pass over the chosen responses."""
+    sources_at_once: int | None = execution_field(None, gt=0)
+    """Sources that are collected side by side; by default as many as the cluster has room for when the stage begins."""
+
+    @property
+    def stored_top_k(self) -> int:
+        """K of what the first pass keeps; 0 where signals are lazy."""
+        return self.top_k if self.signals == "eager" else 0
 
 
 class SelectConfig(Config):
@@ -133,6 +168,8 @@ class SelectConfig(Config):
     vote: VoteConfig = VoteConfig()
     exclude_target: bool = False
     """Leave the target itself out of the teachers."""
+    incomplete_rows: Literal["keep", "drop"] = "keep"
+    """A row that a source refused (too long for its context ...): taught by the others, or left out altogether."""
     alignment_rules: tuple[Literal["project", "condition", "chain", "end"], ...] = (
         "project",
         "condition",
@@ -185,6 +222,7 @@ class Recipe(Config):
     fuse: FuseConfig = FuseConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     tracking: TrackingConfig = TrackingConfig()
+    plan: PlanConfig = execution_field(PlanConfig())
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
@@ -194,6 +232,13 @@ class Recipe(Config):
                 raise ValueError(f"{what}: the name {twice[0]!r} is used twice")
         if not any(reward.weight for reward in self.rewards):
             raise ValueError("rewards: every weight is 0, so nothing could be voted; give one a weight above 0")
+        for source in self.sources:
+            generation = source.generation or self.collect.generation
+            if self.collect.samples_per_source > 1 and generation.temperature == 0:
+                raise ValueError(
+                    f"collect.samples_per_source is {self.collect.samples_per_source}, but {source.name} samples at temperature 0, "
+                    "which gives the same answer each time; set generation.temperature"
+                )
         if self.select.exclude_target and not self.teachers:
             raise ValueError("select.exclude_target leaves no teacher: the only source is the target")
         return self

@@ -15,7 +15,9 @@ class PoolConfig(Config):
     num_cpus: float = execution_field(1.0, ge=0)
     """CPUs an actor reserves."""
     num_gpus: float | None = execution_field(None, ge=0)
-    """GPUs an actor reserves; by default what its model needs where the cluster has GPUs, and none elsewhere."""
+    """GPUs an actor reserves, or a share of one; by default what its model needs where the cluster has GPUs, and none elsewhere."""
+    accelerator_type: str | None = execution_field(None)
+    """Only nodes with this accelerator, by Ray's name for it (`H100`, `A10G` ...)."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "PoolConfig":

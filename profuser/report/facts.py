@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from profuser.evaluation.heldout import Score
+from profuser.plan_file import PlanError
 from profuser.run import TARGET
 from profuser.schedule import SchedulePiece
 from profuser.schemas import MODES
@@ -58,7 +59,7 @@ class PairCoverage:
     vocabulary: Mapping[str, int]
     """Tokens of its vocabulary, by the rule that finds their counterpart (`ProjectionRule`)."""
     misspelt: int
-    """Rows refused because its tokens spell other bytes than the response, both modes."""
+    """Rows refused because its tokens spell other bytes than the ground truth."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class RunFacts:
     schedule: tuple[SchedulePiece, ...] = ()
     selection_counts: Mapping[str, float] = field(default_factory=dict)
     """Counts and metrics of the select stage: `wins/MODE/SOURCE`, `rule/NAME`, `alignment/SOURCE/NAME`,
-    `vocabulary/SOURCE/NAME`, `misspelt/MODE/SOURCE`, `rows`, `examples`, `tokens`, `not_aligned`."""
+    `vocabulary/SOURCE/NAME`, `misspelt/SOURCE`, `rows`, `examples`, `tokens`, `not_aligned`."""
     quarantined: Sequence[Mapping[str, Any]] = ()
     """Refused corpus rows, all or the first ones: `file`, `line`, `reason`, `excerpt`."""
     samples: Sequence[Mapping[str, Any]] = ()
@@ -90,6 +91,8 @@ class RunFacts:
     """Of the votes cast, the share that went to the answer that won, 0 to 1."""
     selection: SelectionFacts | None = None
     """Who beats whom, and who agrees with whom."""
+    plan_errors: Sequence[PlanError] = ()
+    """What a probe had planned and what came of it; empty for a run that was not probed."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -160,7 +163,7 @@ class RunFacts:
             prefix = f"vocabulary/{source}/"
             found = self.selection_counts.items()
             vocabulary = {name.removeprefix(prefix): int(n) for name, n in found if name.startswith(prefix)}
-            misspelt = sum(int(self.selection_counts.get(f"misspelt/{mode}/{source}", 0)) for mode in MODES)
+            misspelt = int(self.selection_counts.get(f"misspelt/{source}", 0))
             if sum(rules.values()):
                 out.append(PairCoverage(source, rules, vocabulary, misspelt))
         return out

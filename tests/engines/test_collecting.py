@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from profuser.engines.base import Response
-from profuser.engines.collecting import SourceReader, collect_table, count
+from profuser.engines.base import Reading, Response
+from profuser.engines.collecting import SourceReader
+from profuser.engines.signal_tables import collect_table, count, read_signals
 from profuser.recipe.models import GenerationConfig, OwnTemplate
 from profuser.schemas import CORPUS
 from profuser.signals.codec import TopK
@@ -25,13 +26,17 @@ class Scripted:
     tokenizer: Any = field(default_factory=byte_level_tokenizer)
     max_model_len: int = 128
     vocab_size: int = 400
+    done: list = field(default_factory=list)
 
-    def run(self, requests, generation, top_k, seed):
-        answers = iter(self.answers)
-        return [
-            self.respond(r.response_ids, "given") if r.response_ids else self.respond(next(answers), self.reason)
-            for r in requests
-        ]
+    def add(self, number, request):
+        if request.response_ids:
+            self.done.append((number, self.respond(request.response_ids, "given")))
+        else:
+            self.done.append((number, self.respond(self.answers.pop(0), self.reason)))
+
+    def step(self):
+        done, self.done = self.done, []
+        return done
 
     def respond(self, ids, reason):
         topk = TopK(np.tile(np.arange(K), (len(ids), 1)), np.full((len(ids), K), -1.5))
@@ -56,8 +61,9 @@ def corpus(*responses):
     return pa.Table.from_pylist(rows, schema=CORPUS)
 
 
-def read(engine, *responses):
-    return SourceReader(engine, OwnTemplate()).read(corpus(*responses), GenerationConfig(), K, 0)
+def read(engine, *responses, num_samples=1):
+    how = Reading(GenerationConfig(), K, 0, num_samples)
+    return SourceReader(engine, OwnTemplate()).read(corpus(*responses), how)
 
 
 def byte_ids(tokenizer, text):
@@ -69,17 +75,18 @@ def test_an_answer_cut_inside_a_character_loses_the_tokens_of_that_character():
     ids = byte_ids(byte_level_tokenizer(), "ok \u6f22")
     for cut in (1, 2):
         (entry,) = read(Scripted([ids[:-cut]], "length"), "Sort.")
-        assert entry.inference_text == "ok "
-        assert entry.inference.ids.tolist() == ids[:-3]
-        assert entry.inference.topk.num_positions == len(entry.inference.logprobs) == len(ids) - 3
+        assert entry.texts == ["ok "]
+        (answer,) = entry.answers
+        assert answer.ids.tolist() == ids[:-3]
+        assert answer.topk.num_positions == len(answer.logprobs) == len(ids) - 3
     (entry,) = read(Scripted([ids], "length"), "Sort.")
-    assert entry.inference_text == "ok \u6f22"
+    assert entry.texts == ["ok \u6f22"]
 
 
 def test_an_answer_that_is_no_text_is_counted_and_no_candidate():
     ids = byte_ids(byte_level_tokenizer(), "\u6f22 ok")
     signals = read(Scripted([ids[1:], ids, [2]], "stop"), "Sort.", "Say 7.", "Say 3.")
-    assert [entry.inference_text for entry in signals] == [None, "\u6f22 ok", None]
+    assert [entry.texts for entry in signals] == [[None], ["\u6f22 ok"], [None]]
     counts = count(signals)
     assert counts["unreadable_answers"] == 2
     assert len(collect_table(signals, 400, K)) == 3
@@ -90,5 +97,19 @@ def test_a_row_that_is_too_long_for_a_source_is_refused_for_it_with_the_reason()
     assert "this source takes fewer than 40" in signals[0].refused
     assert signals[1].refused is None
     table = collect_table(signals, 400, K)
-    assert table["training_ids"].to_pylist()[0] is None
+    assert table["training_ids"].to_pylist()[0] == []
     assert count(signals)["refused"] == 1
+
+
+def test_several_answers_of_a_row_are_read_back_one_by_one():
+    ids = [byte_ids(byte_level_tokenizer(), text) for text in ("ok", "Sort it.", "7", "Say nothing.")]
+    signals = read(Scripted(list(ids), "stop"), "Sort.", "Say 7.", num_samples=2)
+    assert [entry.texts for entry in signals] == [["ok", "Sort it."], ["7", "Say nothing."]]
+    table = collect_table(signals, 400, K)
+    for samples in ((0, 1), (1, 0)):
+        found = read_signals(table, "inference", samples, 400, K)
+        wanted = [ids[samples[0]], ids[2 + samples[1]]]
+        assert [found.ids.row(row).tolist() for row in range(2)] == wanted
+        assert found.topk.num_positions == len(found.logprobs) == sum(map(len, wanted))
+    training = read_signals(table, "training", (0, 0), 400, K)
+    assert [len(training.ids.row(row)) for row in range(2)] == [len(entry.training.ids) for entry in signals]

@@ -5,6 +5,7 @@ import pytest
 
 from profuser.engines.base import Request
 from profuser.engines.loading import load_engine
+from profuser.engines.loop import EngineLoop
 from profuser.recipe.models import EngineConfig, GenerationConfig
 from tests import tiny
 
@@ -19,14 +20,15 @@ K = 6
 def test_vllm_equals_transformers(make, tmp_path):
     path = make(tmp_path / "model")
     rng = np.random.default_rng(0)
-    forced = [Request(rng.integers(5, 300, 9).tolist(), rng.integers(5, 300, n).tolist()) for n in (1, 7, 30)]
-    generated = [Request(r.prompt_ids, max_tokens=12) for r in forced]
+    forced = [Request(rng.integers(5, 300, 9).tolist(), K, rng.integers(5, 300, n).tolist()) for n in (1, 7, 30)]
+    generated = [Request(r.prompt_ids, K, generation=GREEDY, max_tokens=12) for r in forced]
     results = {}
     for kind in ("transformers", "vllm"):
         engine = load_engine(path, None, EngineConfig(kind=kind, **ENGINE))
-        results[kind] = engine.run([*forced, *generated], GREEDY, K, seed=0)
+        loop = EngineLoop(engine)
+        results[kind] = loop.run([*forced, *generated])
         assert engine.max_model_len == 128
-        engine.close()
+        loop.close()
     for mine, oracle in zip(results["vllm"], results["transformers"], strict=True):
         assert mine.ids.tolist() == oracle.ids.tolist()
         assert mine.finish_reason == oracle.finish_reason

@@ -97,7 +97,7 @@ def facts(**changes: Any) -> RunFacts:
             if k.startswith("rule/")
         }
         counts |= {f"vocabulary/{name}/exact": 617, f"vocabulary/{name}/first_token": 380, f"vocabulary/{name}/tail": 3}
-    counts["misspelt/training/neox"] = 7
+    counts["misspelt/neox"] = 7
     stages = [("prepare/train", 8.2, 1800, 0)]
     stages += [(f"collect/{name}", 70.5, 1800, 40321) for name in wins]
     stages += [(f"rewards/{name}", 12.0, 5400, 0) for name in ("brisk", "candid", "dapper")]

@@ -130,9 +130,11 @@ def artifact(folder, stage, table, per_shard=2):
 
 def test_rows_are_read_back_as_they_were_written(tmp_path):
     ids = ["p", "q", "r"]
-    texts = pa.schema([("row_id", pa.string()), ("inference_text", pa.string()), ("training_ids", pa.list_(pa.int8()))])
+    texts = pa.schema(
+        [("row_id", pa.string()), ("answers", pa.list_(pa.string())), ("training_ids", pa.list_(pa.int8()))]
+    )
     collected = [
-        artifact(tmp_path, name, pa.table([ids, answers, [[1]] * 3], schema=texts))
+        artifact(tmp_path, name, pa.table([ids, [[text] for text in answers], [[1]] * 3], schema=texts))
         for name, answers in (("a", ["x", None, "z"]), ("b", ["x", "y", "w"]))
     ]
     scores = [[[1.0, 2.0], [NAN, 0.0], [3.0, 4.0]], [[0.5, 0.5], [NAN, 1.0], [0.0, 1.0]]]
@@ -147,3 +149,16 @@ def test_rows_are_read_back_as_they_were_written(tmp_path):
     np.testing.assert_equal(found.surprise, [[0.9, 0.4], [NAN, NAN], [0.1, NAN]])
     assert [list(texts) for texts in found.answers] == [["x", "x"], [None, "y"], ["z", "w"]]
     np.testing.assert_equal(found.scores, np.stack([np.array(s) for s in scores], axis=2))
+
+
+def test_of_several_answers_the_one_with_the_highest_mean_reward_stands_for_its_source(tmp_path):
+    texts = pa.schema([("row_id", pa.string()), ("answers", pa.list_(pa.string()))])
+    collected = [
+        artifact(tmp_path, name, pa.table([["p"], [answers]], schema=texts), 1)
+        for name, answers in (("a", ["bad", "good"]), ("b", [None, "only"]))
+    ]
+    reward = artifact(tmp_path, "r", pa.table([["p"], [[0.0, 2.0, NAN, 1.0]]], schema=REWARDS), 1)
+    example = {"row_id": "p", "mode": "inference", "teacher": "a", "advantages": [0.0, 1.0, 0.0, 0.0]}
+    found = read_rows(artifact(tmp_path, "select", pa.Table.from_pylist([example]), 1), collected, [reward], ["a", "b"])
+    assert found.answers == [["good", "only"]]
+    assert found.scores.tolist() == [[[2.0], [1.0]]]

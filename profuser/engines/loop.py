@@ -1,0 +1,66 @@
+"""One thread that drives an engine for many callers: their requests share its batches, so that it never runs dry."""
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+
+from profuser.engines.base import Request, Response, SourceEngine
+from profuser.engines.crash_guard import EngineDeadError
+
+
+class EngineLoop:
+    """Runs an engine in a thread of its own. `run` may be called from several threads at one time.
+
+    A caller that works on a shard waits for its own requests alone; while one shard ends, those of the next are in the batch.
+    """
+
+    def __init__(self, engine: SourceEngine):
+        self.engine = engine
+        self._incoming: queue.SimpleQueue[tuple[Request, Future[Response]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    def run(self, requests: Sequence[Request]) -> list[Response]:
+        """Runs requests of both kinds, mixed, and gives their responses in order.
+
+        Raises:
+            EngineDeadError: the engine failed; it runs nothing more after that.
+        """
+        futures: list[Future[Response]] = [Future() for _ in requests]
+        for pair in zip(requests, futures, strict=True):
+            self._incoming.put(pair)
+        return [future.result() for future in futures]
+
+    def close(self) -> None:
+        """Ends the thread once all is done, and frees the model."""
+        self._incoming.put(None)
+        self._thread.join()
+        self.engine.close()
+
+    def _work(self) -> None:
+        owners: dict[int, Future[Response]] = {}
+        try:
+            for number, (request, future) in enumerate(self._requests(owners)):
+                owners[number] = future
+                self.engine.add(number, request)
+        except Exception as error:  # whatever it is, the callers raise it: nobody waits for this thread
+            died = EngineDeadError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            died.__cause__ = error
+            for future in owners.values():
+                future.set_exception(died)
+            while (pair := self._incoming.get()) is not None:
+                pair[1].set_exception(died)
+
+    def _requests(self, owners: dict[int, Future[Response]]) -> Iterator[tuple[Request, Future[Response]]]:
+        """Requests as they come; between them, while there is something to do, the engine goes on."""
+        while True:
+            try:
+                pair = self._incoming.get(block=not owners)
+            except queue.Empty:
+                for number, response in self.engine.step():
+                    owners.pop(number).set_result(response)
+                continue
+            if pair is None:
+                return
+            yield pair

@@ -1,0 +1,143 @@
+"""What a source says of a shard, as a table, and back: responses laid end to end with their top-k distributions.
+
+Legend: S answers per row, K top-k.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from profuser.alignment.transport import SourceSignals
+from profuser.engines.base import Response
+from profuser.engines.collecting import RowSignals
+from profuser.schemas import collect_schema, signals_schema
+from profuser.signals.codec import TopK, from_columns, from_list_column, to_columns
+from profuser.signals.ragged import Ragged
+
+
+def collect_table(signals: Sequence[RowSignals], vocab_size: int, top_k: int) -> pa.Table:
+    """Signals as a table of the collect schema for this vocabulary; without top-k columns where `top_k` is 0."""
+    columns: dict[str, Any] = {
+        "row_id": [s.row_id for s in signals],
+        "refused": [s.refused for s in signals],
+        "response_bytes": [s.response_bytes for s in signals],
+        "training_nats": [None if s.training is None else nats(s.training) for s in signals],
+        "inference_nats": [[nats(answer) for answer in s.answers] for s in signals],
+        "answers": [s.texts for s in signals],
+        "finish_reasons": [[answer.finish_reason for answer in s.answers] for s in signals],
+        "answer_tokens": [[len(answer.ids) for answer in s.answers] for s in signals],
+    }
+    for mode, responses in (
+        ("training", [[s.training] if s.training else [] for s in signals]),
+        ("inference", [s.answers for s in signals]),
+    ):
+        columns |= _response_columns(mode, responses, vocab_size, top_k)
+    return _table(columns, collect_schema(vocab_size, with_topk=top_k > 0))
+
+
+def signals_table(row_ids: Sequence[str], mode: str, responses: Sequence[Response], vocab_size: int) -> pa.Table:
+    """Teacher-forced responses of one mode as a table of the signals schema."""
+    columns: dict[str, Any] = {"row_id": list(row_ids), "mode": [mode] * len(row_ids)}
+    columns |= _response_columns("response", [[r] for r in responses], vocab_size, max(1, responses[0].topk.top_k))
+    return _table(columns, signals_schema(vocab_size))
+
+
+def read_signals(table: pa.Table, prefix: str, samples: Sequence[int], vocab_size: int, top_k: int) -> SourceSignals:
+    """The distributions along one response of each row.
+
+    Args:
+        table: rows of the collect schema (`prefix` is the mode), or of the signals schema (`response`).
+        prefix: begins the names of the columns.
+        samples: which of a row's answers is meant, one number per row; 0 for the ground truth.
+        vocab_size: width of the source's logits.
+        top_k: K of the table.
+    """
+    ids, logprobs = (from_list_column(table[f"{prefix}_{name}"]) for name in ("ids", "logprobs"))
+    topk = from_columns(table, f"{prefix}_topk", top_k, vocab_size).topk
+    bounds = _bounds(table, prefix, ids, samples)
+    flat = np.concatenate([np.arange(*pair) for pair in bounds]) if bounds else np.zeros(0, dtype=np.int64)
+    kept = Ragged.from_rows([ids.values[slice(*pair)] for pair in bounds], dtype=ids.values.dtype)
+    return SourceSignals(kept, logprobs.values[flat], TopK(topk.ids[flat], topk.logprobs[flat]))
+
+
+def read_own_ids(table: pa.Table, mode: str, samples: Sequence[int]) -> list[list[int]]:
+    """The tokens of one response of each row of the collect schema; arguments as in `read_signals`."""
+    ids = from_list_column(table[f"{mode}_ids"])
+    return [ids.values[slice(*pair)].tolist() for pair in _bounds(table, mode, ids, samples)]
+
+
+def _bounds(table: pa.Table, prefix: str, ids: Ragged, samples: Sequence[int]) -> list[tuple[int, int]]:
+    """Where each row's response lies among all tokens."""
+    if prefix != "inference":
+        return list(zip(ids.offsets[:-1].tolist(), ids.offsets[1:].tolist(), strict=True))
+    out = []
+    for start, sizes, sample in zip(
+        ids.offsets[:-1].tolist(), table["answer_tokens"].to_pylist(), samples, strict=True
+    ):
+        begin = start + sum(sizes[:sample])
+        out.append((begin, begin + sizes[sample]))
+    return out
+
+
+def candidate_answers(tables: Sequence[pa.Table], num_samples: int) -> list[list[str | None]]:
+    """All answers to each row, source by source, `[N][M * S]`; None where a source has none, or one that is no text.
+
+    Args:
+        tables: of each source, the same rows; the column `answers` is enough.
+        num_samples: S.
+    """
+    columns = [table["answers"].to_pylist() for table in tables]
+    missing = [None] * num_samples
+    return [[answer for answers in row for answer in answers or missing] for row in zip(*columns, strict=True)]
+
+
+def count(signals: Sequence[RowSignals]) -> dict[str, float]:
+    """Rows, refusals and tokens of a shard, for its metadata."""
+    answers = [answer for s in signals for answer in s.answers]
+    return {
+        "rows": len(signals),
+        "refused": sum(s.refused is not None for s in signals),
+        "training_tokens": sum(len(s.training.ids) for s in signals if s.training),
+        "inference_tokens": sum(len(answer.ids) for answer in answers),
+        "unreadable_answers": sum(text is None for s in signals for text in s.texts),
+        "cut_answers": sum(answer.finish_reason == "length" for answer in answers),
+    }
+
+
+def nats(response: Response) -> float:
+    """Negative log-likelihood of a response in float64: cross-entropies that are summed in half precision would tie."""
+    return float(-response.logprobs.astype(np.float64).sum())
+
+
+def _response_columns(
+    prefix: str, rows: Sequence[Sequence[Response]], vocab_size: int, top_k: int
+) -> dict[str, pa.Array | list]:
+    """Columns of each row's responses, one after another."""
+    none = np.zeros(0, dtype=np.int64)
+    columns: dict[str, Any] = {
+        f"{prefix}_ids": [np.concatenate([r.ids for r in row]) if row else none for row in rows],
+        f"{prefix}_logprobs": [
+            np.concatenate([r.logprobs for r in row]).astype(np.float16) if row else none for row in rows
+        ],
+    }
+    if top_k:
+        columns |= to_columns(f"{prefix}_topk", [_joined([r.topk for r in row], top_k) for row in rows], vocab_size)
+    return columns
+
+
+def _joined(parts: Sequence[TopK], top_k: int) -> TopK:
+    if not parts:
+        return TopK(np.zeros((0, top_k), np.int32), np.zeros((0, top_k), np.float32))
+    if len(parts) == 1:
+        return parts[0]
+    return TopK(np.concatenate([part.ids for part in parts]), np.concatenate([part.logprobs for part in parts]))
+
+
+def _table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
+    return pa.table({f.name: _array(columns[f.name], f.type) for f in schema}, schema=schema)
+
+
+def _array(values: Any, kind: pa.DataType) -> pa.Array:
+    return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, type=kind)

@@ -1,0 +1,95 @@
+"""Processes that really die: the note that they leave leads to the guilty rows, and to no other."""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from profuser.engines.crash_guard import MOST_DEATHS, CrashGuard, EngineDeadError, SharedLock
+from profuser.errors import EngineError
+from profuser.storage import Folder
+
+NUM_ROWS = 40
+
+
+def attempt(folder, guilty, fatal, results):
+    """What a process does with a shard whose engine some rows kill, by a signal or by an exception."""
+
+    def work(rows):
+        found = guilty & set(rows)
+        if found and fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if found:
+            raise EngineDeadError(f"row {min(found)} is poison")
+        return [row * 10 for row in rows]
+
+    guard = CrashGuard(Folder.at(folder))
+    with guard.shard(0, NUM_ROWS) as one:
+        results.put(one.run(work))
+
+
+def until_done(folder, guilty, fatal):
+    """Starts one process after another, as Ray does; gives the result and how many died."""
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    for deaths in range(MOST_DEATHS + 3):
+        process = context.Process(target=attempt, args=(folder, guilty, fatal, results))
+        process.start()
+        process.join()
+        if process.exitcode == 0:
+            return *results.get(), deaths
+    return None, None, MOST_DEATHS + 3
+
+
+@pytest.mark.parametrize("fatal", [True, False], ids=["killed", "exception"])
+@pytest.mark.parametrize("guilty", [set(), {0}, {39}, {17, 18}, {3, 30}])
+def test_guilty_rows_are_found_and_the_others_done(tmp_path, guilty, fatal):
+    values, found, deaths = until_done(tmp_path, guilty, fatal)
+    assert values == [row * 10 for row in range(NUM_ROWS) if row not in guilty]
+    assert found.keys() == guilty
+    assert all(("is poison" in words) != fatal for words in found.values())
+    assert deaths <= 2 + 8 * len(guilty)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_death_searches_nothing(tmp_path):
+    (tmp_path / "shard-00000.json").write_text(json.dumps({"deaths": 0}))
+    calls = []
+    with CrashGuard(Folder.at(tmp_path)).shard(0, 5) as one:
+        assert not one.searching
+        one.run(lambda rows: calls.append(rows) or rows)
+    assert calls == [[0, 1, 2, 3, 4]]
+
+
+def test_a_shard_that_always_dies_is_given_up_with_the_last_words(tmp_path):
+    (tmp_path / "shard-00000.json").write_text(json.dumps({"deaths": MOST_DEATHS, "last_words": "no memory"}))
+    with (
+        pytest.raises(EngineError, match=rf"died {MOST_DEATHS} times over shard 0 \(last words: no memory\)"),
+        CrashGuard(Folder.at(tmp_path)).shard(0, 5),
+    ):
+        pass
+
+
+def test_who_searches_is_alone_in_the_engine():
+    lock, inside, most = SharedLock(), [], []
+
+    def enter(kind):
+        with getattr(lock, kind)():
+            inside.append(kind)
+            most.append(list(inside))
+            time.sleep(0.02)
+            inside.remove(kind)
+
+    kinds = ["shared", "shared", "alone", "shared", "alone", "shared"]
+    threads = [threading.Thread(target=enter, args=(kind,)) for kind in kinds]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == len(kinds)
+    assert all(len(together) == 1 for together in most if "alone" in together)
+    assert ["shared", "shared"] in most

@@ -1,0 +1,105 @@
+"""Collect and select as a user may set them up: eager or lazy signals, several answers, several nodes, one of which vanishes."""
+
+import time
+
+import numpy as np
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from profuser.errors import UserError
+from ray_jobs.cluster import connected
+from ray_jobs.collect import collect
+from ray_jobs.prepare import prepare
+from ray_jobs.side_by_side import sources_at_once
+from tests.ray import stages
+
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(900)]
+SAMPLED = {"top_k": 6, "samples_per_source": 3, "generation": {"max_tokens": 24, "temperature": 0.8, "top_p": 0.95}}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    file = tmp_path_factory.mktemp("corpus") / "data.jsonl"
+    stages.write_corpus(file)
+    return file
+
+
+def test_lazy_signals_make_the_same_examples_from_less_on_disk(tmp_path, corpus):
+    with connected():
+        runs = {}
+        for signals in ("eager", "lazy"):
+            collect = {"top_k": 6, "signals": signals, "generation": {"max_tokens": 24}}
+            runs[signals] = stages.make_run(tmp_path / signals, corpus, collect=collect)
+            stages.run_until_select(runs[signals])
+        assert sources_at_once(runs["eager"].recipe) == 1  # one node without a GPU
+    eager, lazy = (stages.whole(run.select()) for run in runs.values())
+    stages.check_same(lazy, eager)
+    same = np.mean([a["topk_ids"] == b["topk_ids"] for a, b in zip(lazy, eager, strict=True)])
+    assert same > 0.8  # but for candidates of nearly the same probability
+    for run, names in ((runs["eager"], {"collect"}), (runs["lazy"], {"collect", "signals"})):
+        teachers = [source.name for source in run.recipe.sources]
+        assert {
+            stage for stage in names for name in teachers if (run.folder / stage / name).exists("manifest.json")
+        } == names
+    assert "training_topk_ids" not in runs["lazy"].collect(runs["lazy"].recipe.sources[0]).schema.names
+    kept = [sum(map(len, artifact.tables(["row_id"]))) for artifact in runs["lazy"].artifacts("signals")]
+    assert sum(kept) == len(lazy)
+
+
+def test_several_answers_of_each_source_stand_for_election(tmp_path, corpus):
+    with connected():
+        reward = {"kind": "reward_model", "name": "brisk", "model": "lab://rewards/brisk"}
+        run = stages.make_run(tmp_path, corpus, collect=SAMPLED, rewards=[reward])
+        stages.run_until_select(run)
+    for artifact in run.artifacts("collect"):
+        answers = [row["answers"] for row in stages.whole(artifact)]
+        assert {len(texts) for texts in answers} == {3}
+        assert any(len(set(texts)) > 1 for texts in answers), "every sample is the same"
+    (scores,) = (stages.whole(artifact) for artifact in run.artifacts("rewards"))
+    assert {len(row["scores"]) for row in scores} == {6}
+    texts = {source.name: stages.whole(run.collect(source)) for source in run.recipe.sources}
+    chosen = [row for row in stages.whole(run.select()) if row["mode"] == "inference"]
+    assert {row["sample"] for row in chosen} > {0}
+    places = {row["row_id"]: place for place, row in enumerate(texts["llama"])}
+    names = [source.name for source in run.recipe.sources]
+    for row in chosen:
+        assert len(row["advantages"]) == 6
+        winner = names.index(row["teacher"]) * 3 + row["sample"]
+        assert row["advantages"][winner] == max(row["advantages"])
+        assert texts[row["teacher"]][places[row["row_id"]]]["answers"][row["sample"]]
+
+
+def test_samples_that_cannot_differ_are_refused(tmp_path, corpus):
+    with pytest.raises(UserError, match=r"samples_per_source is 3, but llama samples at temperature 0"):
+        stages.make_run(tmp_path, corpus, collect=SAMPLED | {"generation": {"max_tokens": 24}})
+
+
+def test_a_node_that_vanishes_takes_no_row_with_it(tmp_path, monkeypatch):
+    stages.write_corpus(tmp_path / "more.jsonl", 200)
+    # One actor fits on each of the two nodes beside the head; when one vanishes, the other does what is left.
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        doomed = cluster.add_node(num_cpus=1)
+        cluster.add_node(num_cpus=1)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        with connected():
+            assert len(ray.nodes()) == 3
+            run = stages.make_run(tmp_path / "runs", tmp_path / "more.jsonl", pool={"min_actors": 2, "max_actors": 2})
+            assert sources_at_once(run.recipe) == 2
+            prepare(run)
+            source = run.recipe.sources[0]
+            output = run.collect(source)
+            vanish = lambda: cluster.remove_node(doomed, allow_graceful=False)  # noqa: E731
+            with stages.Meanwhile(lambda: len(output.shards()) >= 1 and len(stages.actors()) == 2, vanish):
+                collect(run, source)
+            deadline = time.monotonic() + 60
+            while sum(node["Alive"] for node in ray.nodes()) == 3:
+                assert time.monotonic() < deadline, "the node did not vanish"
+                time.sleep(0.5)
+    finally:
+        cluster.shutdown()
+    found = stages.whole(output)
+    assert [row["row_id"] for row in found] == sorted(row["row_id"] for row in stages.whole(run.corpus()))
+    assert all(row["answers"] and row["training_ids"] for row in found)
+    assert not (output.folder / "attempts").names()

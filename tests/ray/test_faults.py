@@ -1,0 +1,148 @@
+"""What dies, vanishes or lies in the middle of a stage: afterwards every row is there once, and as in an undisturbed run."""
+
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from profuser.errors import ArtifactError, UserError
+from profuser.lab import assets_path
+from ray_jobs.cluster import connected, gpus_for
+from ray_jobs.collect import collect
+from ray_jobs.prepare import prepare
+from ray_jobs.shards import finish, run_shards
+from tests.ray import stages
+
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_here():
+    with connected():
+        yield
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    file = tmp_path_factory.mktemp("corpus") / "data.jsonl"
+    stages.write_corpus(file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, corpus):
+    """A run whose sources were collected, and whose examples were selected, without a fault."""
+    run = stages.make_run(tmp_path_factory.mktemp("undisturbed"), corpus)
+    stages.run_until_select(run)
+    return run
+
+
+@pytest.fixture
+def prepared(tmp_path, corpus):
+    run = stages.make_run(tmp_path / "runs", corpus)
+    prepare(run)
+    return run
+
+
+def with_engine(run, kind):
+    """The same run on another engine: that is execution, and decides nothing."""
+    return stages.make_run(run.recipe.storage, run.recipe.corpus.path, kind=kind)
+
+
+def llama(run):
+    return run.recipe.sources[0]
+
+
+def expected(undisturbed):
+    return stages.whole(undisturbed.collect(llama(undisturbed)))
+
+
+def test_an_engine_actor_that_is_killed_loses_and_doubles_nothing(prepared, undisturbed):
+    output = prepared.collect(llama(prepared))
+    with stages.Meanwhile(lambda: len(output.shards()) >= 1, stages.kill_an_actor):
+        collect(prepared, llama(prepared))
+    stages.check_same(stages.whole(output), expected(undisturbed))
+    assert not (output.folder / "attempts").names()
+
+
+@pytest.mark.parametrize(("fatal", "kind"), [(True, "vllm"), (False, "transformers")], ids=["killed", "exception"])
+def test_a_row_that_crashes_the_engine_is_refused_with_the_reason_and_the_rest_goes_on(
+    prepared, undisturbed, fatal, kind
+):
+    prepared = with_engine(prepared, kind)
+    source = llama(prepared)
+    output, corpus = prepared.collect(source), prepared.corpus()
+    victim = corpus.read_shard(2).to_pylist()[3]
+    arguments = {
+        "source": corpus,
+        "output": output,
+        "reader": {"path": prepared.model(source).path, "config": source, "template": prepared.recipe.template},
+        "how": prepared.reading(source),
+        "poison": victim["messages"][0]["content"],
+        "fatal": fatal,
+    }
+    counts, seconds = run_shards(
+        output, corpus, stages.PoisonedWorker, arguments, source.pool, gpus_for(source, source.pool), 2
+    )
+    finish(output, counts, seconds)
+    found, wanted = stages.whole(output), expected(undisturbed)
+    assert [row["row_id"] for row in found] == [row["row_id"] for row in wanted]
+    (refused,) = (row for row in found if row["refused"])
+    assert refused["row_id"] == victim["row_id"]
+    words = "its process died" if fatal else "RuntimeError: device-side assert triggered"
+    assert refused["refused"] == f"it crashes the engine: {words}"
+    assert refused["answers"] == [] == refused["training_ids"]
+    stages.check_same(
+        [row for row in found if not row["refused"]], [r for r in wanted if r["row_id"] != victim["row_id"]]
+    )
+    assert output.manifest().counts["refused"] == 1
+
+
+def test_a_storage_that_is_read_only_for_a_while_is_waited_for(tmp_path, corpus, undisturbed):
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "none", str(folder)], capture_output=True).returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    try:
+        run = stages.make_run(folder, corpus)
+        prepare(run)
+        output = run.collect(llama(run))
+
+        def read_only_for_a_while():
+            subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+            threading.Event().wait(4)
+            subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
+
+        with stages.Meanwhile(lambda: len(output.shards()) >= 1, read_only_for_a_while):
+            collect(run, llama(run))
+        stages.check_same(stages.whole(output), expected(undisturbed))
+    finally:
+        subprocess.run(["umount", str(folder)], check=False)
+
+
+def test_a_truncated_shard_is_done_again_and_no_other(prepared, undisturbed):
+    output = prepared.collect(llama(prepared))
+    collect(prepared, llama(prepared))
+    files = {number: Path(output.folder.path(f"shard-{number:05d}.parquet")) for number in output.shards()}
+    before = {number: file.stat().st_mtime_ns for number, file in files.items()}
+    Path(output.folder.path("manifest.json")).unlink()
+    files[3].write_bytes(files[3].read_bytes()[:-100])
+    collect(prepared, llama(prepared))
+    after = {number: file.stat().st_mtime_ns for number, file in files.items()}
+    assert {number for number in files if after[number] != before[number]} == {3}
+    stages.check_same(stages.whole(output), expected(undisturbed))
+
+
+def test_signals_of_another_tokenizer_are_refused_by_name(tmp_path, corpus, undisturbed):
+    other = tmp_path / "other"
+    shutil.copytree(assets_path() / "sources" / "llama", other)
+    config = other / "tokenizer_config.json"
+    config.write_text(config.read_text().replace("{", '{"padding_side": "left", ', 1))
+    storage = undisturbed.recipe.storage
+    run = stages.make_run(storage, corpus, stages.MODELS | {"llama": str(other)})
+    with pytest.raises(UserError, match="tokenizer: "):
+        run.collect(llama(run)).is_complete()
+    with pytest.raises(ArtifactError, match=r"shard-00000.parquet is not of this run \(.*tokenizer: "):
+        run.collect(llama(run)).read_shard(0)
