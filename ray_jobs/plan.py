@@ -1,6 +1,7 @@
 """`profuser plan`: stages, rows, estimated tokens, disk and devices of a recipe, without starting anything.
 
 Rough on purpose: tokens from bytes, disk from the codec's measured size. It reads the corpus, and of a model only its config.
+With `--probe` the sources are started and measured instead (`probe`).
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from rich.table import Table
 from profuser.artifacts import read_manifest
 from profuser.corpus import QuarantinedRow, prepare_rows, read_corpus
 from profuser.errors import UserError
+from profuser.plan_file import PLAN
 from profuser.recipe.models import ModelConfig, Recipe
 from profuser.recipe.rewards import RewardConfig, RewardModelConfig
 from profuser.run import FusionRun
@@ -133,6 +135,19 @@ def print_plan(recipe: Recipe) -> None:
             f"inference {piece.inference:g}, training {piece.training:g}{to}"
         )
         start = piece.until
+
+
+def print_probe(recipe: Recipe, num_rows: int) -> None:
+    """Probes the sources with so many rows, and prints what the whole corpus will take of them."""
+    from profuser.report.plan_tables import plan_table, plan_words
+    from ray_jobs.probe import probe
+
+    run = FusionRun(recipe)
+    found = probe(run, num_rows)
+    console.print(plan_table(found))
+    for sentence in plan_words(found):
+        console.print(sentence, markup=False)
+    console.print(f"plan: {run.folder.path(PLAN)}; the finished run's report says how far off it was", markup=False)
 
 
 def _line(run: FusionRun, stage: str, rows: int, tokens: float, disk: float, devices: str) -> StagePlan:

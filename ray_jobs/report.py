@@ -8,12 +8,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from profuser.artifacts import Artifact, Manifest, git_commit, read_manifest, versions
+from profuser.artifacts import SHARD_NAME, Artifact, Manifest, git_commit, read_manifest, versions
 from profuser.errors import UserError
 from profuser.evaluation.heldout import scores
+from profuser.plan_file import PlanError, compare, read_plan
 from profuser.report.facts import RunFacts, StageFact
 from profuser.report.model_card import model_card
 from profuser.report.page import write_report
+from profuser.report.plan_tables import plan_error_table
 from profuser.report.selection_tables import agreement_table, judges_table, selection_words, win_rates_table
 from profuser.report.tables import render_scores, who_wins_table
 from profuser.run import STAGES, FusionRun
@@ -55,6 +57,8 @@ def print_report(run: FusionRun) -> None:
     for sentence in selection_words(facts):
         console.print(sentence, markup=False)
     console.print(render_scores(facts))
+    if facts.plan_errors:
+        console.print(plan_error_table(facts))
     console.print(f"report: {run.report().folder.path(PAGE)}", markup=False)
 
 
@@ -88,7 +92,21 @@ def gather(run: FusionRun) -> RunFacts:
         samples=_samples(run, tables),
         vote_agreement=_vote_agreement(run.select()),
         selection=_selection(run),
+        plan_errors=plan_errors(run),
     )
+
+
+def plan_errors(run: FusionRun) -> list[PlanError]:
+    """The plan of a run that was probed, against its manifests and files; a stage planned under other settings is left out."""
+    plan = read_plan(run.folder)
+    fingerprints = {stage.stage: stage.fingerprint for stage in plan.stages} if plan else {}
+    measured: dict[str, dict[str, float]] = {}
+    for artifact in (*run.artifacts("collect"), *run.artifacts("signals")):
+        manifest = artifact.manifest()
+        if manifest and fingerprints.get(artifact.stage) == manifest.fingerprint:
+            size = sum(size for name, size in artifact.folder.sizes().items() if SHARD_NAME.match(name))
+            measured[artifact.stage] = manifest.counts | {"seconds": manifest.seconds, "disk_bytes": float(size)}
+    return compare(plan, measured) if plan else []
 
 
 def _selection(run: FusionRun) -> SelectionFacts:

@@ -135,6 +135,14 @@ def test_the_plan_counts_rows_updates_and_all_stages(monkeypatch, capsys, recipe
     assert "10 updates of 4 rows" in out
 
 
+@pytest.mark.parametrize("num_rows", ["0", "-3"])
+def test_a_probe_of_no_rows_is_the_users_mistake(monkeypatch, capsys, recipe, tmp_path, num_rows):
+    code, out, err = profuser(monkeypatch, capsys, "plan", recipe, "--probe", num_rows)
+    assert (code, out) == (2, "")
+    assert err == f"profuser: --probe {num_rows}: give the number of rows to put to every source, at least 1\n"
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("option", ["--until", "--redo"])
 def test_an_unknown_stage_is_named_with_those_that_there_are(monkeypatch, capsys, recipe, option):
     code, _, err = profuser(monkeypatch, capsys, "run", recipe, option, "colect")

@@ -9,8 +9,8 @@ from profuser.report.facts import RunFacts
 from profuser.report.headline import headline
 from profuser.report.metrics import METRICS, Change
 
-NOT_IN_CARD = ("storage", "lab", "tracking")
-"""Sections of a recipe that speak of the machine that ran it."""
+NOT_IN_CARD = ("storage", "lab", "tracking", "plan")
+"""Sections of a recipe that speak of the machine that ran it, and of what it cost."""
 LIMITS = (
     "One run with one seed: the scores carry no interval.",
     "The scores are of the run's own held-out rows; they say nothing of other tasks or languages.",

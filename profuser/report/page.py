@@ -11,6 +11,7 @@ from profuser.report.facts import RULES, RunFacts, StageFact
 from profuser.report.headline import headline
 from profuser.report.metrics import METRICS, Change, Metric
 from profuser.report.pictures import Picture, pictures
+from profuser.report.plan_tables import COVERED, plan_error_lines
 from profuser.report.selection_tables import KAPPA, LENGTH_RHO, LONGER_WINS, selection_words, share, signed
 from profuser.report.tables import csv_text, percent, score_table
 from profuser.run import FUSED, TARGET
@@ -70,6 +71,8 @@ def render_page(facts: RunFacts, drawn: Mapping[str, Picture]) -> str:
         pictures=drawn,
         score_tables={metric: score_lines(facts, metric) for metric in METRICS},
         selection_words=selection_words(facts),
+        plan_errors=plan_error_lines(facts),
+        plan_covered=COVERED,
         meanings={"longer wins": LONGER_WINS, "length rho": LENGTH_RHO, "kappa": KAPPA},
         win_totals={mode: sum(getattr(row, mode) for row in facts.wins()) for mode in MODES},
         other_counts={stage.name: other_counts(stage) for stage in facts.stages},

@@ -71,6 +71,13 @@ def test_the_papers_recipe_has_its_trio_schedule_and_metric():
         ("fuse.batch_rows", "expected key.path=value"),
         ("name.x=1", "'name' is a value"),
         ("corpus={}", "corpus.path: is required"),
+        ("plan.price_per_device_hour=-1", "price_per_device_hour: input should be greater than or equal to 0"),
+        ("plan.prize_per_device_hour=1", "did you mean 'price_per_device_hour'?"),
+        ("plan.accelerators=[{accelerator: H100}]", "price_per_device_hour: is required"),
+        (
+            "plan.accelerators=[{accelerator: T4, price_per_device_hour: 1}, {accelerator: T4, price_per_device_hour: 2}]",
+            "accelerators: 'T4' has two prices",
+        ),
         ("sources.a.pool={min_actors: 3, max_actors: 2}", "min_actors=3 is more than max_actors=2"),
     ],
 )
@@ -97,10 +104,18 @@ def test_execution_settings_are_no_part_of_identity(small):
             "sources.a.pool.max_actors=9",
             "fuse.workers.num_workers=8",
             "fuse.micro_batch_tokens=1",
+            "plan.price_per_device_hour=2.5",
         ],
     )
     assert identity(moved) == plain
     assert identity(load_recipe(small, ["collect.top_k=11"])) != plain
+
+
+def test_an_accelerator_with_a_price_of_its_own_has_that(small):
+    prices = "{currency: EUR, price_per_device_hour: 2, accelerators: [{accelerator: H100, price_per_device_hour: 4}]}"
+    recipe = load_recipe(small, [f"plan={prices}", "sources.a.pool.accelerator_type=H100"])
+    assert [recipe.plan.price(source.pool) for source in recipe.sources] == [4, 2]
+    assert load_recipe(small).plan.price(recipe.sources[0].pool) is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,168 @@
+"""Extrapolation from a probe: against loops over rows, tables of Student's t, and draws from a corpus whose total is known."""
+
+import math
+
+import numpy as np
+import pytest
+
+from profuser.errors import ArtifactError
+from profuser.plan_file import PLAN, PlanError, ProbedPlan, StagePlan, compare, read_plan, write_plan
+from profuser.planning import (
+    Estimate,
+    FileSize,
+    Probe,
+    Setting,
+    add_costs,
+    collect_cost,
+    disk_costs,
+    estimate,
+    extrapolate,
+    signals_cost,
+    student_quantile,
+)
+from profuser.storage import Folder
+
+NUM_ROWS = 50
+PROMPT, TRAINING, INFERENCE = [10, 20, 30, 0], [5, 7, 9, 0], [8, 4, 12, 0]
+
+
+def made_probe(**changes):
+    """Four rows, of which the last was refused."""
+    whole = {
+        "prompt_tokens": np.array(PROMPT),
+        "training_tokens": np.array(TRAINING),
+        "inference_tokens": np.array(INFERENCE),
+        "seconds": 16.0,
+        "with_topk": FileSize(1000.0, 40.0),
+        "without_topk": FileSize(800.0, 10.0),
+        "distributions": FileSize(500.0, 33.0),
+        "signals_seconds": 6.0,
+        "start_seconds": 90.0,
+    }
+    return Probe(**(whole | changes))
+
+
+def made_setting(**changes):
+    whole = {
+        "num_shards": 5,
+        "num_samples": 2,
+        "num_actors": 3,
+        "devices": 4.0,
+        "price": 2.5,
+        "share": 0.5,
+        "lazy": False,
+    }
+    return Setting(**(whole | changes))
+
+
+@pytest.mark.parametrize(
+    ("freedom", "expected"),
+    [(1, 6.3138), (2, 2.9200), (3, 2.3534), (4, 2.1318), (7, 1.8946), (15, 1.7531), (30, 1.6973), (120, 1.6577)],
+)
+def test_the_quantiles_are_those_of_the_tables(freedom, expected):
+    assert student_quantile(0.95, freedom) == pytest.approx(expected, rel=3e-3)
+
+
+def test_a_total_and_its_margin_by_hand():
+    found = extrapolate(np.array([1.0, 2.0, 3.0, 4.0]), 10, once=100.0)
+    assert found.value == 100 + 10 * 2.5
+    spread = math.sqrt(sum((x - 2.5) ** 2 for x in (1, 2, 3, 4)) / 3)
+    assert found.margin == pytest.approx(2.3534 * 10 * spread / 2 * math.sqrt(1 - 4 / 10), rel=3e-3)
+
+
+def test_a_corpus_that_is_probed_whole_is_known_and_one_row_knows_no_interval():
+    whole = extrapolate(np.array([1.0, 5.0]), 2)
+    assert (whole.value, whole.low, whole.high) == (6, 6, 6)
+    assert whole.covers(6)
+    assert not whole.covers(7)
+    single = extrapolate(np.array([3.0]), 9)
+    assert (single.value, single.low, single.high, single.covers(27)) == (27, None, None, None)
+
+
+def test_no_total_is_below_zero():
+    assert Estimate(3.0, 5.0).low == 0
+    assert Estimate(3.0, 5.0).high == 8
+
+
+@pytest.mark.parametrize("num_probed", [16, 64])
+def test_the_interval_holds_the_truth_about_as_often_as_it_says(num_probed):
+    draw = np.random.default_rng(0)
+    rows = draw.lognormal(4.0, 0.5, 400)
+    held = [extrapolate(rows[draw.choice(400, num_probed, replace=False)], 400).covers(rows.sum()) for _ in range(1500)]
+    assert 0.86 < np.mean(held) < 0.94  # lengths lean to one side: with few rows somewhat less than 0.9
+
+
+def test_the_cost_of_collecting_equals_a_loop_over_rows():
+    probe, setting = made_probe(), made_setting()
+    found = estimate(collect_cost(probe, setting), NUM_ROWS)
+    tokens = [3 * p + t + i for p, t, i in zip(PROMPT, TRAINING, INFERENCE, strict=True)]
+    busy = sum(16.0 * mine / sum(tokens) for mine in tokens) / 4 * NUM_ROWS  # seconds of one actor
+    assert found["prompt_tokens"].value == pytest.approx(sum(PROMPT) / 4 * NUM_ROWS)
+    assert found["training_tokens"].value == pytest.approx(sum(TRAINING) / 4 * NUM_ROWS)
+    assert found["inference_tokens"].value == pytest.approx(sum(INFERENCE) / 4 * NUM_ROWS)
+    assert found["seconds"].value == pytest.approx(90 + busy / 3)
+    assert found["device_hours"].value == pytest.approx(4 * (3 * 90 + busy) / 3600)
+    assert found["money"].value == pytest.approx(2.5 * 4 * (3 * 90 + busy) / 3600)
+    assert found["disk_bytes"].value == pytest.approx(5 * 1000 + 40 * (21 + 24) / 4 * NUM_ROWS)
+    assert "money" not in estimate(collect_cost(probe, made_setting(price=None)), NUM_ROWS)
+
+
+def test_lazy_signals_cost_their_share_of_one_answer_per_row():
+    found = estimate(signals_cost(made_probe(), made_setting()), NUM_ROWS)
+    busy = 0.5 * 6.0 / 4 * NUM_ROWS
+    assert found["seconds"].value == pytest.approx(90 + busy / 3)
+    assert found["disk_bytes"].value == pytest.approx(5 * 500 + 0.5 * 33 * (21 + 24 / 2) / 4 * NUM_ROWS)
+    nothing = estimate(signals_cost(made_probe(), made_setting(share=0.0)), NUM_ROWS)
+    assert nothing["disk_bytes"].value == 5 * 500
+
+
+def test_the_disk_of_what_is_planned_is_that_of_its_stages():
+    probe = made_probe()
+    for kind, costs in (("eager", [collect_cost]), ("lazy", [collect_cost, signals_cost])):
+        setting = made_setting(lazy=kind == "lazy")
+        stages = estimate(add_costs([cost(probe, setting) for cost in costs]), NUM_ROWS)
+        found = estimate(disk_costs(probe, setting)[kind], NUM_ROWS)
+        assert found["disk_bytes"].value == pytest.approx(stages["disk_bytes"].value)
+
+
+def test_errors_of_sources_that_see_the_same_rows_add_up():
+    cost = collect_cost(made_probe(), made_setting())
+    one, two = estimate(cost, NUM_ROWS), estimate(add_costs([cost, cost]), NUM_ROWS)
+    for name in one:
+        assert two[name].value == pytest.approx(2 * one[name].value)
+        assert two[name].margin == pytest.approx(2 * one[name].margin)
+
+
+def test_a_file_size_is_the_line_through_two_files():
+    assert FileSize.through((10, 1200), (110, 3200)) == FileSize(1000.0, 20.0)
+    assert FileSize.through((50, 3000), (50, 3000)) == FileSize(0.0, 60.0)
+    assert FileSize.through((1, 900), (2, 5000)) == FileSize(0.0, 4100.0)
+
+
+def made_plan():
+    quantities = {"training_tokens": Estimate(100.0, 8.0), "seconds": Estimate(50.0, None)}
+    stage = StagePlan("collect/a", "f00d", quantities)
+    disk = {"eager": Estimate(9.0, 1.0), "lazy": Estimate(4.0, 1.0)}
+    return ProbedPlan(4, 50, 0, "USD", (stage,), quantities, disk, ("a note",))
+
+
+def test_a_plan_is_read_back_as_it_was_written(tmp_path):
+    folder = Folder.at(tmp_path / "run")
+    assert read_plan(folder) is None
+    write_plan(folder, made_plan())
+    assert read_plan(folder) == made_plan()
+
+
+def test_a_plan_of_another_version_is_named(tmp_path):
+    (tmp_path / PLAN).write_text('{"num_probed": 4}')
+    with pytest.raises(ArtifactError, match=r"plan\.json: not a plan of this version \(num_rows\)"):
+        read_plan(Folder.at(tmp_path))
+
+
+def test_only_what_was_measured_is_compared():
+    measured = {"collect/a": {"training_tokens": 90.0, "rows": 50.0}, "collect/b": {"training_tokens": 1.0}}
+    (found,) = compare(made_plan(), measured)
+    assert (found.stage, found.quantity, found.measured) == ("collect/a", "training_tokens", 90.0)
+    assert found.error == pytest.approx(1 / 9)
+    assert found.planned.covers(found.measured) is False
+    assert math.isnan(PlanError("collect/a", "seconds", Estimate(1.0, 1.0), 0.0).error)

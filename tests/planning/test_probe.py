@@ -1,0 +1,81 @@
+"""Which rows a probe takes, at random from those that the run collects; and the plan of a run whose sources were measured."""
+
+import numpy as np
+import pytest
+
+from profuser.planning import FileSize, Probe
+from ray_jobs.probe import draw, make_plan
+from tests.ray.stages import make_run
+
+NUM_ROWS, HELDOUT = 100, 4
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Sorted by length, as corpora often are."""
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(f'{{"question": "{n}", "answer": "{"x" * (n + 1)}"}}\n' for n in range(NUM_ROWS)))
+    return file
+
+
+def lengths(drawn):
+    return [len(text) for text in drawn.rows["response"].to_pylist()]
+
+
+def test_rows_are_drawn_from_the_whole_corpus_without_the_held_out_ones(tmp_path, corpus):
+    run = make_run(tmp_path / "runs", corpus)
+    drawn = draw(run, 20)
+    assert (len(drawn.rows), drawn.num_rows, drawn.num_shards) == (20, NUM_ROWS - HELDOUT, 12)
+    assert len(set(lengths(drawn))) == 20
+    assert min(lengths(drawn)) < 25
+    assert max(lengths(drawn)) > 75
+    assert draw(run, 20).rows == drawn.rows
+    assert lengths(draw(make_run(tmp_path / "runs", corpus, seed=1), 20)) != lengths(drawn)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_corpus_that_is_too_small_is_taken_whole(tmp_path, corpus):
+    drawn = draw(make_run(tmp_path / "runs", corpus), 1000)
+    assert len(drawn.rows) == drawn.num_rows == NUM_ROWS - HELDOUT
+    assert len(set(lengths(drawn))) == NUM_ROWS - HELDOUT
+
+
+def made_probe(num_rows):
+    tokens = np.arange(1, num_rows + 1)
+    return Probe(tokens, tokens, tokens, 36.0, FileSize(0.0, 10.0), FileSize(0.0, 2.0), FileSize(0.0, 9.0), 0.0, 60.0)
+
+
+@pytest.mark.parametrize("signals", ["eager", "lazy"])
+def test_a_plan_reckons_with_the_pools_of_the_run(tmp_path, corpus, signals):
+    run = make_run(
+        tmp_path / "runs",
+        corpus,
+        pool={"min_actors": 1, "max_actors": 99, "num_gpus": 0, "num_cpus": 2},
+        plan={"price_per_device_hour": 3.0, "currency": "EUR"},
+        collect={"signals": signals, "generation": {"max_tokens": 8}},
+        select={"exclude_target": True},
+    )
+    drawn = draw(run, 16)
+    plan = make_plan(run, drawn, {source.name: made_probe(16) for source in run.recipe.sources})
+    by_name = {stage.stage: stage for stage in plan.stages}
+    collected = by_name["collect/neox"]
+    assert collected.fingerprint == run.artifacts("collect")[1].fingerprint
+    actors = drawn.num_shards  # not 99: no actor is without a shard
+    busy = 36.0 / 16 * drawn.num_rows
+    assert collected.quantities["seconds"].value == pytest.approx(60 + busy / actors)
+    assert collected.quantities["device_hours"].value == pytest.approx(2 * (60 * actors + busy) / 3600)
+    assert plan.total["money"].value == pytest.approx(3 * plan.total["device_hours"].value)
+    assert plan.total["disk_bytes"].value == pytest.approx(plan.disk_bytes[signals].value)
+    assert plan.disk_bytes["lazy"].value < plan.disk_bytes["eager"].value
+    assert ("signals/neox" in by_name) == (signals == "lazy")
+    if signals == "lazy":  # the target does not teach, so the other teaches all
+        taught = {name: by_name[f"signals/{name}"].quantities["disk_bytes"].value for name in ("llama", "neox")}
+        assert taught == {"llama": 0, "neox": pytest.approx(9 * 2 * 8.5 * drawn.num_rows)}
+
+
+def test_a_probe_too_small_for_its_engines_says_so(tmp_path, corpus):
+    run = make_run(tmp_path / "runs", corpus, pool={"num_gpus": 0})
+    for num_rows, note in ((16, "--probe 32 would tell better"), (32, None)):
+        probes = {source.name: made_probe(num_rows) for source in run.recipe.sources}
+        notes = make_plan(run, draw(run, num_rows), probes).notes
+        assert (not notes) if note is None else note in notes[0]

@@ -1,0 +1,106 @@
+"""What a probe measures of a source, with an engine whose answers have lengths of their own."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from profuser.artifacts import Artifact
+from profuser.engines.base import Reading, Response
+from profuser.engines.collecting import SourceReader
+from profuser.engines.signal_tables import collect_table, count
+from profuser.errors import UserError
+from profuser.probing import probe_rows
+from profuser.recipe.models import GenerationConfig, OwnTemplate
+from profuser.schemas import CORPUS, collect_schema, signals_schema
+from profuser.signals.codec import TopK
+from profuser.storage import Folder
+from tests.tiny import byte_level_tokenizer
+
+K, VOCABULARY = 6, 400
+
+
+@dataclass
+class Rambling:
+    """An engine whose answers are as long as they come, with distributions that zstd cannot foresee."""
+
+    tokenizer: Any = field(default_factory=byte_level_tokenizer)
+    max_model_len: int = 200
+    vocab_size: int = VOCABULARY
+    draw: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    done: list = field(default_factory=list)
+
+    def add(self, number, request):
+        ids = request.response_ids or self.draw.integers(60, VOCABULARY, self.draw.integers(1, 24)).tolist()
+        topk = TopK(
+            self.draw.integers(0, VOCABULARY, (len(ids), request.top_k)),
+            -np.sort(self.draw.random((len(ids), request.top_k))).astype(np.float32),
+        )
+        self.done.append((number, Response(np.array(ids), -self.draw.random(len(ids)), topk, "stop")))
+
+    def step(self):
+        done, self.done = self.done, []
+        return done
+
+    def close(self):
+        pass
+
+
+def corpus(num_rows):
+    draw = np.random.default_rng(1)
+    rows = [
+        {
+            "row_id": str(number),
+            "messages": [{"role": "user", "content": f"Say {number}."}],
+            "response": "".join(draw.choice(list("abcdefgh "), 5 + 9 * (number % 7))),
+            "category": None,
+            "source_file": "f",
+            "source_line": number,
+        }
+        for number in range(num_rows)
+    ]
+    return pa.Table.from_pylist(rows, schema=CORPUS)
+
+
+def artifacts(folder, top_k):
+    collect = Artifact(Folder.at(folder), "collect/a", collect_schema(VOCABULARY, with_topk=top_k > 0), {"x": "y" * 99})
+    return collect, Artifact(Folder.at(folder), "signals/a", signals_schema(VOCABULARY))
+
+
+def reading(top_k, num_samples=1):
+    return Reading(GenerationConfig(max_tokens=32, temperature=1.0), top_k, 0, num_samples)
+
+
+@pytest.mark.parametrize("top_k", [K, 0], ids=["eager", "lazy"])
+def test_files_are_as_large_as_the_probe_foretells(tmp_path, top_k):
+    source, (collect, signals) = SourceReader(Rambling(), OwnTemplate()), artifacts(tmp_path, top_k)
+    probe = probe_rows(source, corpus(64), reading(top_k), K, collect, signals)
+    assert not list(tmp_path.iterdir())
+    assert (probe.signals_seconds > 0) == (top_k == 0)
+    found = source.read(corpus(200), reading(top_k))
+    collect.write_shard(0, collect_table(found, VOCABULARY, top_k), count(found))
+    tokens = count(found)["training_tokens"] + count(found)["inference_tokens"]
+    (size,) = collect.folder.sizes().values()
+    file = probe.with_topk if top_k else probe.without_topk
+    assert file.fixed + file.per_token * tokens == pytest.approx(size, rel=0.1)
+    assert probe.with_topk.per_token > probe.distributions.per_token > 2 * probe.without_topk.per_token
+
+
+def test_tokens_are_counted_row_by_row_and_a_refused_row_has_none(tmp_path):
+    engine = Rambling()
+    source = SourceReader(engine, OwnTemplate())
+    rows = corpus(3)
+    long = corpus(1).to_pylist()[0] | {"row_id": "long", "response": "x" * 300}
+    rows = pa.concat_tables([rows, pa.Table.from_pylist([long], schema=CORPUS)])
+    probe = probe_rows(source, rows, reading(K, num_samples=3), K, *artifacts(tmp_path, K))
+    responses = [len(engine.tokenizer.encode(text)) + 1 for text in rows["response"].to_pylist()[:3]]
+    assert probe.training_tokens.tolist() == [*responses, 0]
+    assert (probe.prompt_tokens[:3] > 0).all()
+    assert probe.prompt_tokens[3] == probe.inference_tokens[3] == 0
+    assert (probe.inference_tokens[:3] >= 3).all()
+    with pytest.raises(
+        UserError, match=r"collect/a: it takes none of the 1 rows of the probe: prompt and response are"
+    ):
+        probe_rows(source, rows.slice(3), reading(K), K, *artifacts(tmp_path, K))
