@@ -80,10 +80,10 @@ def total_gpus() -> float:
 
 
 def gpus_for(model: ModelConfig | RewardModelConfig, pool: PoolConfig) -> float:
-    """GPUs that an actor of this model reserves: as configured, else what its tensor parallelism needs where there are GPUs."""
+    """GPUs that an actor of this model reserves: as configured, else what its parallelism needs where there are GPUs."""
     if pool.num_gpus is not None:
         return pool.num_gpus
-    return float(model.engine.tensor_parallel_size) if total_gpus() else 0.0
+    return float(model.engine.num_devices) if total_gpus() else 0.0
 
 
 def check_fits(what: str, num_cpus: float, num_gpus: float, count: int = 1) -> None:

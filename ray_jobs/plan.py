@@ -160,4 +160,4 @@ def _devices(model: ModelConfig | RewardConfig) -> str:
     actors = f"{pool.min_actors}" if pool.min_actors == pool.max_actors else f"{pool.min_actors}-{pool.max_actors}"
     if not isinstance(model, (ModelConfig, RewardModelConfig)):
         return f"{actors} x {pool.num_cpus:g} CPU"
-    return f"{actors} x ({model.engine.tensor_parallel_size} GPU, or {pool.num_cpus:g} CPU)"
+    return f"{actors} x ({model.engine.num_devices} GPU, or {pool.num_cpus:g} CPU)"

@@ -107,6 +107,11 @@ class EngineConfig(Config):
     trust_remote_code: bool = False
     """Run code that ships with the model."""
 
+    @property
+    def num_devices(self) -> int:
+        """GPUs of one engine."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
     @field_validator("options")
     @classmethod
     def _no_setting_twice(cls, value: dict[str, bool | int | float | str]) -> dict[str, bool | int | float | str]:

@@ -30,6 +30,11 @@ class RewardEngineConfig(Config):
     gpu_memory_utilization: float = execution_field(0.85, gt=0, le=1)
     """vLLM: share of a GPU's memory that the engine may take."""
 
+    @property
+    def num_devices(self) -> int:
+        """GPUs of one engine."""
+        return self.tensor_parallel_size
+
 
 class RewardModelConfig(_Judge):
     """A sequence classifier with one label, over the rendered conversation."""
