@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -55,9 +57,27 @@ def connected() -> Iterator[None]:
         where = os.environ.get("RAY_ADDRESS", "this machine")
         raise UserError(f"Ray: cannot connect to {where}: {' '.join(str(error).split())[:200]}") from None
     try:
-        yield
+        with _ended_by_sigterm():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM (`ray job stop`, a preempted pod) unwinds the driver as Ctrl-C does; Ray's own handler would abort it on the spot."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 @contextmanager

@@ -10,6 +10,8 @@ ENVIRONMENT = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     # Otherwise an error of ours comes back from an actor as Ray's own, and its one line is lost in a traceback.
     "RAY_DATA_RAISE_ORIGINAL_MAP_EXCEPTION": "1",
+    # A thread that outlives the connection to Ray would start a Ray of its own.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     # Ray's C++ parts write remarks for Ray's makers at level error.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "VLLM_LOGGING_LEVEL": "ERROR",

@@ -1,8 +1,10 @@
 """Jobs of one stage in threads of the driver: as many at one time as there is room for, the next beginning while one drains."""
 
+import ctypes
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from dataclasses import dataclass
 
 import ray
 
@@ -10,6 +12,8 @@ from profuser.recipe.models import Recipe
 from ray_jobs.cluster import gpus_for, total_gpus
 from ray_jobs.shards import Draining
 
+END_SECONDS = 20.0
+"""How long an interrupted job may take to let go."""
 Work = Callable[[Draining], None]
 """Does a job; calls what it is given once nothing of it is left to begin."""
 
@@ -17,49 +21,75 @@ Work = Callable[[Draining], None]
 def run_side_by_side(works: Sequence[Work], at_once: int) -> None:
     """Does all jobs, begun in order, at most `at_once` of them at one time; one that drains makes room for the next.
 
-    The first that fails ends the wait at once; the others go down with the connection to Ray.
+    The first that fails, or an interruption of the driver, ends the others too. A single job is done in the driver's own thread.
 
     Raises:
         Exception: whatever a job raised first.
     """
-    room = threading.Semaphore(at_once)
-    stopped = threading.Event()
-    futures: list[Future[None]] = []
-    for work in works:
-        future: Future[None] = Future()
-        futures.append(future)
-        threading.Thread(target=_run, args=(work, _Turn(room), future, stopped), daemon=True).start()
+    if len(works) == 1:
+        works[0](lambda: None)
+        return
+    turns = _Turns(threading.Semaphore(at_once))
+    jobs = [_Job(work, turns) for work in works]
+    for job in jobs:
+        job.start()
     try:
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        done, _ = wait([job.future for job in jobs], return_when=FIRST_EXCEPTION)
         for future in done:
             future.result()
     finally:
-        stopped.set()
+        turns.end(len(jobs))
+        for job in jobs:
+            job.interrupt()
+        for job in jobs:
+            job.join(END_SECONDS)
 
 
-class _Turn:
-    """A job's place among those that may run at one time; it is taken once, and given up once."""
+@dataclass
+class _Turns:
+    """Places for those that may run at one time."""
 
-    def __init__(self, room: threading.Semaphore):
-        self.room, self._given_up = room, threading.Event()
+    room: threading.Semaphore
+    ended: bool = False
 
-    def give_up(self) -> None:
-        """Lets the next job begin."""
-        if not self._given_up.is_set():
-            self._given_up.set()
-            self.room.release()
+    def end(self, count: int) -> None:
+        """Lets all that wait go, without a turn."""
+        self.ended = True
+        self.room.release(count)
 
 
-def _run(work: Work, turn: _Turn, future: Future[None], stopped: threading.Event) -> None:
-    turn.room.acquire()
-    try:
-        if not stopped.is_set():
-            work(turn.give_up)
-        future.set_result(None)
-    except BaseException as error:  # whatever it is, the driver's own thread raises it
-        future.set_exception(error)
-    finally:
-        turn.give_up()
+class _Job(threading.Thread):
+    """A job that waits for its turn; it takes its place once, and gives it up once."""
+
+    def __init__(self, work: Work, turns: _Turns):
+        super().__init__(daemon=True)
+        self.work, self.turns = work, turns
+        self.future: Future[None] = Future()
+        self._given_up = self._running = False
+
+    def run(self) -> None:
+        self.turns.room.acquire()
+        try:
+            if not self.turns.ended:
+                self._running = True
+                self.work(self._give_up)
+            self._running = False
+            self.future.set_result(None)
+        except BaseException as error:  # whatever it is, the driver's own thread raises it
+            self._running = False
+            self.future.set_exception(error)
+        finally:
+            self._give_up()
+
+    def interrupt(self) -> None:
+        """Interrupts it where it is at work, as Ctrl-C would, so that it lets go of its actors before Ray is disconnected."""
+        if self._running and self.ident is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(SystemExit))
+
+    def _give_up(self) -> None:
+        if not self._given_up:
+            self._given_up = True
+            self.turns.room.release()
 
 
 def sources_at_once(recipe: Recipe) -> int:

@@ -53,3 +53,22 @@ def test_the_first_failure_is_raised_and_nothing_more_begins():
         run_side_by_side([log.job("first", fails=True), *(log.job(n) for n in range(3))], 1)
     time.sleep(0.3)
     assert len(log.begun) <= 2
+
+
+def test_a_failure_interrupts_what_still_runs():
+    ended = threading.Event()
+
+    def endless(_):
+        try:
+            while True:
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    def fails(_):
+        time.sleep(0.05)
+        raise ValueError("second")
+
+    with pytest.raises(ValueError, match="second"):
+        run_side_by_side([endless, fails], 2)
+    assert ended.is_set()
