@@ -8,7 +8,7 @@ STAMP := $(VENV)/.ready-$(BUILD)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup demo check format test test-fast test-lab bench clean
+.PHONY: help setup demo check format test test-fast test-lab bench bench-scale clean
 
 help: ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,9 @@ test-lab: $(STAMP) ## Build the whole laboratory anew, and hold it against the s
 
 bench: $(STAMP) ## The benchmarks, side by side in one run
 	$(BIN)/python -m tests.benchmarks
+
+bench-scale: $(STAMP) ## Time and memory over 100,000 and 1,000,000 synthetic rows, apart from the others (some forty minutes)
+	$(BIN)/python -m tests.benchmarks scale
 
 clean: ## Take away what was built
 	rm -rf $(VENV) dist .pytest_cache .ruff_cache

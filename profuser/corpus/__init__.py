@@ -2,7 +2,7 @@
 
 from profuser.corpus.formats import CorpusFormat, Message
 from profuser.corpus.locations import corpus_files
-from profuser.corpus.prepare import CorpusRow, QuarantinedRow, Summary, check_quarantine, prepare_rows, split_heldout
+from profuser.corpus.prepare import CorpusRow, QuarantinedRow, Summary, check_quarantine, choose_heldout, prepare_rows
 from profuser.corpus.readers import read_corpus
 from profuser.corpus.rows import RawRow
 from profuser.corpus.template import EncodedExample, encode_example, end_token_id, render_prompt
@@ -16,11 +16,11 @@ __all__ = [
     "RawRow",
     "Summary",
     "check_quarantine",
+    "choose_heldout",
     "corpus_files",
     "encode_example",
     "end_token_id",
     "prepare_rows",
     "read_corpus",
     "render_prompt",
-    "split_heldout",
 ]

@@ -87,7 +87,7 @@ def parse_detected(record: Mapping[str, Any]) -> tuple[CorpusFormat, Example]:
             return format, parse_record(record, format)
         except RowFault as fault:
             faults.append(fault)
-    raise faults[0] if faults else RowFault(f"{UNKNOWN_SHAPE} ({_fields(record)}{_records_inside(record)})")
+    raise faults[0] if faults else RowFault(f"{UNKNOWN_SHAPE} ({named_fields(record)}{_records_inside(record)})")
 
 
 def _records_inside(record: Mapping[str, Any]) -> str:
@@ -122,14 +122,14 @@ def _qa_fields(record: Mapping[str, Any]) -> tuple[str, str]:
     for question, answer in QA_FIELDS:
         if question in record and answer in record:
             return question, answer
-    raise RowFault(f"no question with an answer ({_fields(record)})")
+    raise RowFault(f"no question with an answer ({named_fields(record)})")
 
 
 def _conversation(record: Mapping[str, Any], field: str) -> Example:
     """The last turn is the response, and what comes before it the prompt."""
     turns = record.get(field)
     if field not in record:
-        raise RowFault(f"no field {field!r} ({_fields(record)})")
+        raise RowFault(f"no field {field!r} ({named_fields(record)})")
     if isinstance(turns, str) or not isinstance(turns, Sequence):
         raise RowFault(f"{field} is {kind_of(turns)}, expected a list of turns")
     messages = [_turn(turn, number) for number, turn in enumerate(turns, 1)]
@@ -151,7 +151,7 @@ def _turn(turn: Any, number: int) -> Message:
         raise RowFault(f"a turn is {kind_of(turn)}, expected an object (turn {number})")
     role_field, text_field = next((pair for pair in TURN_FIELDS if pair[0] in turn), TURN_FIELDS[0])
     if role_field not in turn:
-        raise RowFault(f"a turn has no role (turn {number}; {_fields(turn)})")
+        raise RowFault(f"a turn has no role (turn {number}; {named_fields(turn)})")
     role = turn[role_field]
     if not isinstance(role, str) or role not in ROLES:
         raise RowFault(f"unknown role {repr(role)[:40]} (turn {number})")
@@ -160,7 +160,7 @@ def _turn(turn: Any, number: int) -> Message:
 
 def _text(record: Mapping[str, Any], field: str, details: str = "") -> str:
     if field not in record:
-        raise RowFault(f"no field {field!r}{details or f' ({_fields(record)})'}")
+        raise RowFault(f"no field {field!r}{details or f' ({named_fields(record)})'}")
     return clean_text(record[field], field, details)
 
 
@@ -170,7 +170,8 @@ def _optional_text(record: Mapping[str, Any], field: str) -> str:
     return "" if value is None or (isinstance(value, str) and not value.strip()) else clean_text(value, field)
 
 
-def _fields(record: Mapping[str, Any]) -> str:
+def named_fields(record: Mapping[str, Any]) -> str:
+    """A record's fields as a reason shows them: the first few, in ASCII where they would not print."""
     names = [name if name.isprintable() else ascii(name) for name in sorted(map(str, record))]
     return f"fields: {_shortened(names)}"
 

@@ -1,13 +1,14 @@
 """From records to corpus rows: validated, with stable ids, without duplicates; what cannot be used is quarantined."""
 
 import hashlib
+import heapq
 import json
-import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from profuser.corpus.category import category_of
 from profuser.corpus.formats import (
     KNOWN_SHAPES,
     UNKNOWN_SHAPE,
@@ -15,11 +16,11 @@ from profuser.corpus.formats import (
     Example,
     Message,
     RowFault,
-    clean_text,
     parse_detected,
     parse_record,
 )
 from profuser.corpus.rows import RawRow, Unit, excerpt_of
+from profuser.corpus.seen import SeenRows
 from profuser.errors import UserError
 
 DUPLICATE = "duplicate"
@@ -83,6 +84,7 @@ def prepare_rows(
     format: CorpusFormat = "auto",
     category_field: str | None = None,
     max_row_bytes: int = 1_000_000,
+    seen: SeenRows | None = None,
 ) -> Iterator[CorpusRow | QuarantinedRow]:
     """Validates records, each of which comes out once, in order: accepted or quarantined.
 
@@ -91,8 +93,9 @@ def prepare_rows(
         format: shape of all of them; `auto` settles on that of the first usable one.
         category_field: field of a record that is its category; a record may lack it.
         max_row_bytes: a larger row (prompt and response, UTF-8) is refused.
+        seen: takes the accepted rows, and has those that count as duplicates from the start.
     """
-    places: dict[str, tuple[str, int]] = {}
+    seen = SeenRows() if seen is None else seen
     for raw in rows:
         try:
             if raw.record is None:
@@ -101,14 +104,12 @@ def prepare_rows(
                 parse_detected(raw.record) if format == "auto" else (format, parse_record(raw.record, format))
             )
             row = _corpus_row(raw, raw.record, example, category_field, max_row_bytes)
-            if row.row_id in places:
-                file, line = places[row.row_id]
-                raise RowFault(f"{DUPLICATE} of {file}:{line}")
+            if first := seen.add(row.row_id, raw.file, raw.line):
+                raise RowFault(f"{DUPLICATE} of {first}")
         except RowFault as fault:
             yield QuarantinedRow(raw.file, raw.line, str(fault), raw.excerpt or excerpt_of(raw.record), raw.unit)
             continue
         format = shape
-        places[row.row_id] = (raw.file, raw.line)
         yield row
 
 
@@ -118,26 +119,25 @@ def example_id(example: Example) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def split_heldout(rows: Sequence[CorpusRow], heldout_rows: int, seed: int) -> tuple[list[CorpusRow], list[CorpusRow]]:
-    """Keeps rows apart to evaluate on: those with the smallest hash of seed and id, so that order in the file does not matter.
+def choose_heldout(row_ids: Collection[str], heldout_rows: int, seed: int) -> set[str]:
+    """The rows to keep apart to evaluate on: those with the smallest hash of seed and id, whatever their order in the file.
 
-    Returns:
-        The rest and the held-out rows, each in the order of the corpus.
+    Args:
+        row_ids: of all rows.
+        heldout_rows: how many of them.
+        seed: another one gives other rows.
 
     Raises:
         UserError: nothing would be left to learn from.
     """
-    if heldout_rows >= len(rows):
+    if heldout_rows >= len(row_ids):
         raise UserError(
-            f"corpus: {len(rows)} usable rows, of which corpus.heldout_rows={heldout_rows} are kept apart: none is left to "
+            f"corpus: {len(row_ids)} usable rows, of which corpus.heldout_rows={heldout_rows} are kept apart: none is left to "
             "learn from; lower corpus.heldout_rows"
         )
-
-    def rank(row: CorpusRow) -> bytes:
-        return hashlib.sha256(f"{seed}:{row.row_id}".encode()).digest()
-
-    kept = {row.row_id for row in sorted(rows, key=rank)[:heldout_rows]}
-    return [row for row in rows if row.row_id not in kept], [row for row in rows if row.row_id in kept]
+    return set(
+        heapq.nsmallest(heldout_rows, row_ids, lambda row_id: hashlib.sha256(f"{seed}:{row_id}".encode()).digest())
+    )
 
 
 def check_quarantine(location: str, summary: Summary, max_fraction: float) -> None:
@@ -167,15 +167,5 @@ def _corpus_row(
     size = len(example.response.encode()) + sum(len(message.content.encode()) for message in example.messages)
     if size > max_row_bytes:
         raise RowFault(f"larger than corpus.max_row_bytes={max_row_bytes} ({size} bytes)")
-    category = _category(record, category_field) if category_field else None
+    category = category_of(record, category_field) if category_field else None
     return CorpusRow(example_id(example), example.messages, example.response, category, raw.file, raw.line)
-
-
-def _category(record: Mapping[str, Any], name: str) -> str | None:
-    """A category as text; null, blank and NaN (a table's missing value) are none."""
-    value = record.get(name)
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, (bool, int, float)):
-        return str(value)
-    return None if isinstance(value, str) and not value.strip() else clean_text(value, name)

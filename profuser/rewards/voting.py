@@ -6,13 +6,17 @@ reward (weighted as the votes are) or skipped.
 Legend: N rows, M sources, R reward models.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from profuser.recipe.rewards import VoteConfig
+
+ROUNDING = 1e-12
+"""Relative size of what rounding makes of a spread of zero, at most."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,22 @@ class RewardScale:
     @classmethod
     def of(cls, scores: Float[np.ndarray, "..."]) -> "RewardScale":
         """The scale of an array of scores, NaN left out; a constant reward has scale 1."""
-        known = scores[~np.isnan(scores)]
-        if known.size == 0:
-            return cls(0.0, 1.0)
-        return cls(float(known.mean()), float(known.std()) or 1.0)
+        return cls.over([scores])
+
+    @classmethod
+    def over(cls, parts: Iterable[Float[np.ndarray, "..."]]) -> "RewardScale":
+        """The scale of arrays of scores as of one, of which only one is held at a time (Chan, Golub and LeVeque, 1979)."""
+        num, mean, squares = 0, 0.0, 0.0
+        for part in parts:
+            known = part[~np.isnan(part)]
+            if known.size:
+                num += known.size
+                share, step = known.size / num, float(known.mean()) - mean
+                mean += share * step
+                squares += known.size * (float(known.var()) + (1 - share) * step**2)
+        std = math.sqrt(squares / num) if num else 0.0
+        # A constant is not quite one after rounding.
+        return cls(mean, std if std > ROUNDING * abs(mean) else 1.0)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from profuser.corpus import (
     QuarantinedRow,
     Summary,
     check_quarantine,
+    choose_heldout,
     prepare_rows,
     read_corpus,
-    split_heldout,
 )
 from profuser.corpus.rows import RawRow
 from profuser.errors import UserError
@@ -31,6 +31,10 @@ BROKEN = ("{", "[]", '{"question": "a"}', "null", '{"question": "a", "answer": 1
 
 def raw(records):
     return [RawRow("data.jsonl", line, record) for line, record in enumerate(records, 1)]
+
+
+def heldout(rows, heldout_rows, seed):
+    return choose_heldout([row.row_id for row in rows], heldout_rows, seed)
 
 
 def turns(*pairs, role="role", text="content"):
@@ -90,7 +94,7 @@ def test_the_same_content_has_the_same_ids_and_the_same_heldout_rows_in_every_co
     for name in ("a.json", "b.jsonl", "c.jsonl", "d.parquet", "e.parquet"):
         rows = list(prepare_rows(read_corpus(str(tmp_path / name))))
         assert len({row.row_id for row in rows if isinstance(row, CorpusRow)}) == 30, name
-        kept.append({row.row_id for row in split_heldout(rows, 10, seed=0)[1]})
+        kept.append(heldout(rows, 10, seed=0))
     assert all(ids == kept[0] for ids in kept)
     records_again = [*prepare_rows(read_corpus(str(tmp_path / "[ad].*")))][30:]
     assert [row.reason for row in records_again] == [f"duplicate of {tmp_path / 'a.json'}:{n}" for n in range(1, 31)]
@@ -196,28 +200,27 @@ def forty():
 
 
 @settings(max_examples=30)
-@given(order=st.permutations(range(40)), heldout=st.integers(0, 39), seed=st.integers(0, 3))
-def test_the_heldout_rows_are_the_same_whatever_the_order(forty, order, heldout, seed):
-    rest, held = split_heldout(forty, heldout, seed)
-    assert len(held) == heldout
-    assert {row.row_id for row in rest} | {row.row_id for row in held} == {row.row_id for row in forty}
-    assert not {row.row_id for row in rest} & {row.row_id for row in held}
-    _, again = split_heldout([forty[index] for index in order], heldout, seed)
-    assert {row.row_id for row in again} == {row.row_id for row in held}
+@given(order=st.permutations(range(40)), number=st.integers(0, 39), seed=st.integers(0, 3))
+def test_the_heldout_rows_are_the_same_whatever_the_order(forty, order, number, seed):
+    held = heldout(forty, number, seed)
+    assert len(held) == number
+    assert held < {row.row_id for row in forty}
+    assert heldout([forty[index] for index in order], number, seed) == held
 
 
-def test_a_split_keeps_the_order_of_the_corpus_and_another_seed_gives_another(forty):
-    rest, held = split_heldout(forty, 10, 0)
-    assert [row.source_line for row in rest] == sorted(row.source_line for row in rest)
-    assert [row.source_line for row in held] == sorted(row.source_line for row in held)
-    assert split_heldout(forty, 10, 1)[1] != held
-    assert {*held} < {*split_heldout(forty, 20, 0)[1]}
+def test_more_heldout_rows_are_the_same_and_others_and_another_seed_gives_another_choice(forty):
+    assert heldout(forty, 10, 1) != heldout(forty, 10, 0) < heldout(forty, 20, 0)
 
 
-def test_a_split_that_leaves_nothing_is_refused():
+def test_the_heldout_rows_are_never_others_in_a_later_version(forty):
+    # What was kept apart before must not be learnt from after.
+    assert [row.source_line for row in forty if row.row_id in heldout(forty, 4, 0)] == [5, 11, 19, 30]
+
+
+def test_a_choice_that_leaves_nothing_is_refused():
     rows = list(prepare_rows(raw([{"question": f"{n}", "answer": "a"} for n in range(3)])))
     with pytest.raises(UserError, match="none is left to learn from; lower"):
-        split_heldout(rows, 3, 0)
+        heldout(rows, 3, 0)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the shared data is not here")

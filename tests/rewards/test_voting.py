@@ -64,6 +64,23 @@ def test_scale_leaves_out_what_is_missing():
     assert RewardScale.of(np.array([2.0, 2.0])).std == 1.0
 
 
+@pytest.mark.parametrize("num_parts", [1, 2, 7, 200])
+@pytest.mark.parametrize("mean", [0.0, -1.0e6])
+def test_a_scale_over_parts_is_that_of_the_whole(num_parts, mean):
+    whole = np.random.default_rng(0).normal(mean, 3.0, (100, 2))
+    whole[::7] = np.nan
+    scale = RewardScale.over(np.array_split(whole, num_parts))
+    assert scale.mean == pytest.approx(np.nanmean(whole), rel=1e-12)
+    assert scale.std == pytest.approx(np.nanstd(whole), rel=1e-9)
+
+
+@pytest.mark.parametrize("value", [0.1, 1.0e6 / 3])
+def test_a_constant_reward_has_scale_one_however_it_is_cut(value):
+    parts = [np.full(size, value) for size in (3, 7, 10, 11)]
+    assert RewardScale.over(parts).std == 1.0
+    assert RewardScale.over([]) == RewardScale(0.0, 1.0)
+
+
 @pytest.mark.parametrize(
     ("text", "pattern", "expected"),
     [

@@ -1,0 +1,125 @@
+"""A corpus becomes its artifacts: rows to learn from, rows to evaluate on, and rows that were refused.
+
+The corpus is read once and never held: rows wait on disk until it is known which of them are kept apart.
+"""
+
+from collections.abc import Container, Iterable
+
+import numpy as np
+import pyarrow as pa
+
+from profuser.artifacts import Artifact
+from profuser.corpus.category import CategoryField
+from profuser.corpus.prepare import CorpusRow, Summary, check_quarantine, choose_heldout, prepare_rows
+from profuser.corpus.readers import read_corpus
+from profuser.corpus.rows import RawRow
+from profuser.corpus.seen import SeenRows
+from profuser.corpus.spool import ShardWriter, Spool
+from profuser.recipe.models import CorpusConfig
+from profuser.schemas import CORPUS, QUARANTINE
+
+BOTH = "held-out row is in the corpus too"
+
+
+def write_corpus(
+    config: CorpusConfig,
+    path: str,
+    heldout_path: str | None,
+    seed: int,
+    corpus: Artifact,
+    heldout: Artifact,
+    quarantine: Artifact,
+) -> list[dict[str, float]]:
+    """Reads everything, checks it, and writes the shards of three artifacts; none where the corpus is refused.
+
+    Args:
+        config: the recipe's section.
+        path: the corpus, see `read_corpus`.
+        heldout_path: a corpus of its own to evaluate on; without it, rows of the corpus are kept apart.
+        seed: decides which.
+        corpus: takes the rows to learn from.
+        heldout: takes the rows to evaluate on.
+        quarantine: takes the refused rows.
+
+    Returns:
+        Counts of the three, in this order.
+
+    Raises:
+        UserError: the corpus cannot be read, too much of it is refused, no record has the category's field, or no row would be
+            left to learn from.
+        ProfuserError: the temporary folder is full.
+    """
+    rows_per_shard = config.rows_per_shard
+    kept, refused, seen = Spool(CORPUS, rows_per_shard), Spool(QUARANTINE, rows_per_shard), SeenRows()
+    category = CategoryField(config.category_field)
+    _read(path, category.watch(read_corpus(path)), config, config.max_rows, kept, refused, seen)
+    category.check(path)
+    for artifact in (corpus, heldout, quarantine):
+        artifact.finished_shards()  # Puts aside what an attempt with other settings left, which may be more shards.
+    train, held, bad = (ShardWriter(artifact, rows_per_shard) for artifact in (corpus, heldout, quarantine))
+    if heldout_path is None:
+        chosen = choose_heldout(seen, config.heldout_rows, seed)
+        for table in kept.tables():
+            rest, known = _split(table, chosen)
+            train.add(rest)
+            held.add(known)
+        _write(bad, refused.tables())
+    else:
+        apart = Spool(CORPUS, rows_per_shard)
+        limit = config.heldout_rows or None
+        _read(heldout_path, read_corpus(heldout_path), config, limit, apart, refused, SeenRows())
+        _write(train, kept.tables())
+        _write(bad, refused.tables())
+        for table in apart.tables():
+            rest, known = _split(table, seen)
+            held.add(rest)
+            bad.add(_both(known))
+    for writer in (train, held, bad):
+        writer.close()
+    counts: dict[str, float] = {"rows": train.num_rows, "quarantined": bad.num_rows}
+    return [counts, {"rows": held.num_rows}, {"rows": bad.num_rows}]
+
+
+def _read(
+    path: str,
+    raws: Iterable[RawRow],
+    config: CorpusConfig,
+    limit: int | None,
+    kept: Spool,
+    refused: Spool,
+    seen: SeenRows,
+) -> None:
+    """Sorts records into usable rows, at most so many, and the refused ones met on the way."""
+    summary = Summary()
+    for row in prepare_rows(raws, config.format, config.category_field, config.max_row_bytes, seen):
+        summary.add(row)
+        if isinstance(row, CorpusRow):
+            kept.add(vars(row) | {"messages": [message._asdict() for message in row.messages]})
+        else:
+            refused.add(vars(row))
+        if summary.accepted == limit:
+            break
+    check_quarantine(path, summary, config.max_quarantined_fraction)
+
+
+def _write(writer: ShardWriter, tables: Iterable[pa.Table]) -> None:
+    for table in tables:
+        writer.add(table)
+
+
+def _split(rows: pa.Table, wanted: Container[str]) -> tuple[pa.Table, pa.Table]:
+    """The rows whose ids are not wanted, and those whose are."""
+    is_wanted = np.array([row_id in wanted for row_id in rows["row_id"].to_pylist()])
+    return rows.filter(~is_wanted), rows.filter(is_wanted)
+
+
+def _both(rows: pa.Table) -> pa.Table:
+    """Rows of the held-out corpus as refused ones."""
+    num = rows.num_rows
+    columns = [
+        rows["source_file"],
+        rows["source_line"],
+        pa.array([BOTH] * num, pa.string()),
+        pa.array([""] * num, pa.string()),
+    ]
+    return pa.table(columns, schema=QUARANTINE)

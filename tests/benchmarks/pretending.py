@@ -1,0 +1,58 @@
+"""A source without a model: answers and distributions out of a hat, in the shape that a real engine gives, as fast as can be."""
+
+from typing import Any
+
+import numpy as np
+
+import ray_jobs.collect
+from profuser.engines.base import Request, Response
+from profuser.signals.codec import TopK
+from ray_jobs.collect import CollectWorker
+
+NUM_ANSWERS, POOL_TOKENS, LONGEST = 16, 4096, 64
+
+
+class PretendingEngine:
+    """Stands in for `load_engine`: a model's tokenizer and vocabulary, and nothing else of it."""
+
+    def __init__(self, path: str, revision: str | None, config: Any, end_ids: list[int]):
+        from transformers import AutoConfig, AutoTokenizer
+
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        self.vocab_size = AutoConfig.from_pretrained(path).vocab_size
+        self.max_model_len, self.end_ids = config.max_model_len, list(end_ids)
+        texts = [f"{95 + number}" for number in range(NUM_ANSWERS)]
+        encoded = [[*self.tokenizer.encode(text, add_special_tokens=False), *self.end_ids[:1]] for text in texts]
+        self._answers = [np.array(ids, dtype=np.int64) for ids in encoded]
+        random = np.random.default_rng(0)
+        self._ids = random.integers(0, self.vocab_size, (POOL_TOKENS, LONGEST))
+        self._logprobs = np.sort(-1 - random.exponential(3, (POOL_TOKENS, LONGEST)).astype(np.float32))[:, ::-1]
+        self._waiting: list[tuple[int, Request]] = []
+
+    def add(self, number: int, request: Request) -> None:
+        self._waiting.append((number, request))
+
+    def step(self) -> list[tuple[int, Response]]:
+        waiting, self._waiting = self._waiting, []
+        return [(number, self._respond(request)) for number, request in waiting]
+
+    def close(self) -> None:
+        pass
+
+    def _respond(self, request: Request) -> Response:
+        place = sum(request.prompt_ids)
+        given = request.response_ids
+        ids = self._answers[place % NUM_ANSWERS] if given is None else np.array(given, dtype=np.int64)
+        start = place % (POOL_TOKENS - len(ids))
+        part = slice(start, start + len(ids)), slice(0, request.top_k)
+        candidates, logprobs = self._ids[part].copy(), self._logprobs[part]
+        candidates[:, 0] = ids
+        return Response(ids, logprobs[:, 0], TopK(candidates, logprobs), "stop" if given is None else "given")
+
+
+class PretendingWorker(CollectWorker):
+    """The actor of `collect`, with that engine."""
+
+    def __init__(self, **arguments: Any):
+        ray_jobs.collect.load_engine = PretendingEngine
+        super().__init__(**arguments)
