@@ -12,7 +12,7 @@ from profuser.alignment.token_bytes import TokenBytes
 from profuser.alignment.transport import SourceSignals, TransportedRows, transport_rows
 from profuser.alignment.vocab_projection import VocabProjection
 from profuser.choosing import Choice, Chooser, add_counts
-from profuser.corpus import Message, encode_example
+from profuser.corpus import Message, encode_examples
 from profuser.engines.signal_tables import read_signals
 from profuser.errors import ArtifactError
 from profuser.recipe.models import TemplateConfig
@@ -108,7 +108,7 @@ class Selector:
     ) -> pa.Table:
         """The examples of one teacher and mode, with its distributions in the target's vocabulary."""
         teacher = choices[0].teacher
-        encoded = [self._encode(rows[choice.row], choice) for choice in choices]
+        encoded = self._encode(rows, choices)
         target_ids = Ragged.from_rows([response for _, response in encoded], dtype=np.int64)
         responses = [choice.response.encode() for choice in choices]
         carried = transport_rows(signals, target_ids, responses, self.projections[teacher], self.rules, self.top_k)
@@ -117,11 +117,17 @@ class Selector:
         add_counts(counts, {"not_aligned": len(carried.refused), "tokens": len(target_ids.values)})
         return self._table(rows, choices, encoded, carried)
 
-    def _encode(self, row: dict, choice: Choice) -> tuple[list[int], list[int]]:
-        messages = [Message(m["role"], m["content"]) for m in row["messages"]]
-        example = encode_example(self.target.tokenizer, messages, choice.response, self.target.template)
-        response = example.response_ids[:-1] if choice.cut else example.response_ids
-        return example.prompt_ids, response
+    def _encode(self, rows: list[dict], choices: list[Choice]) -> list[tuple[list[int], list[int]]]:
+        """Prompt and response in the target's tokens; an answer that was cut does not end its turn."""
+        examples = [
+            ([Message(m["role"], m["content"]) for m in rows[choice.row]["messages"]], choice.response)
+            for choice in choices
+        ]
+        encoded = encode_examples(self.target.tokenizer, examples, self.target.template)
+        return [
+            (example.prompt_ids, example.response_ids[:-1] if choice.cut else example.response_ids)
+            for example, choice in zip(encoded, choices, strict=True)
+        ]
 
     def _table(
         self,

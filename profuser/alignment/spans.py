@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int, Integer, UInt8
+from jaxtyping import Bool, Int, Integer
 
 from profuser.alignment.token_bytes import Role, TokenBytes
 from profuser.errors import AlignmentError
@@ -64,7 +64,7 @@ def byte_spans(tokens: TokenBytes, token_ids: Ragged, responses: Sequence[bytes]
     offsets = offsets_of(lengths)
     row_offsets = offsets[token_ids.offsets]
     refused = _misplaced(tokens, token_ids, flat, known)
-    stream = _spell(tokens, flat, lengths, offsets).tobytes()
+    stream = tokens.spell(flat)
     leads = np.zeros(len(responses), dtype=np.int64)
     for row, (begin, end, response) in enumerate(
         zip(row_offsets[:-1].tolist(), row_offsets[1:].tolist(), responses, strict=True)
@@ -77,14 +77,6 @@ def byte_spans(tokens: TokenBytes, token_ids: Ragged, responses: Sequence[bytes]
             refused.setdefault(row, _difference(spelt, response))
     starts = offsets[:-1] - np.repeat(row_offsets[:-1] + leads, token_ids.lengths)
     return Spans(starts=starts, ends=starts + lengths, refused=refused)
-
-
-def _spell(
-    tokens: TokenBytes, flat: Int[np.ndarray, "N"], lengths: Int[np.ndarray, "N"], offsets: Int[np.ndarray, "N+1"]
-) -> UInt8[np.ndarray, "bytes"]:
-    """The bytes of all tokens, one after another."""
-    shift = np.repeat(tokens.starts[flat] - offsets[:-1], lengths)
-    return tokens.blob[shift + np.arange(offsets[-1])]
 
 
 def _misplaced(

@@ -128,6 +128,13 @@ class TokenBytes:
         start, length = int(self.starts[token_id]), int(self.lengths[token_id])
         return self.blob[start : start + length].tobytes() if length else None
 
+    def spell(self, token_ids: Int[np.ndarray, "T"]) -> bytes:
+        """The bytes of tokens, one after another."""
+        lengths = self.lengths[token_ids]
+        offsets = offsets_of(lengths)
+        shift = np.repeat(self.starts[token_ids] - offsets[:-1], lengths)
+        return self.blob[shift + np.arange(offsets[-1])].tobytes()
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the table, for manifests: the same exactly where ids stand for the same bytes and roles."""

@@ -5,7 +5,7 @@ from profuser.corpus.locations import corpus_files
 from profuser.corpus.prepare import CorpusRow, QuarantinedRow, Summary, check_quarantine, choose_heldout, prepare_rows
 from profuser.corpus.readers import read_corpus
 from profuser.corpus.rows import RawRow
-from profuser.corpus.template import EncodedExample, encode_example, end_token_id, render_prompt
+from profuser.corpus.template import EncodedExample, encode_example, encode_examples, end_token_id, render_prompt
 
 __all__ = [
     "CorpusFormat",
@@ -19,6 +19,7 @@ __all__ = [
     "choose_heldout",
     "corpus_files",
     "encode_example",
+    "encode_examples",
     "end_token_id",
     "prepare_rows",
     "read_corpus",

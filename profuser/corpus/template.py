@@ -26,24 +26,42 @@ class EncodedExample:
 def encode_example(
     tokenizer: Any, messages: Sequence[Message], response: str, template: TemplateConfig
 ) -> EncodedExample:
-    """Tokenises a prompt and a response under a template.
+    """`encode_examples` for one."""
+    return encode_examples(tokenizer, [(messages, response)], template)[0]
 
-    The whole conversation is tokenised as the model would have seen it in training; where that begins with the prompt's tokens,
+
+def encode_examples(
+    tokenizer: Any, examples: Sequence[tuple[Sequence[Message], str]], template: TemplateConfig
+) -> list[EncodedExample]:
+    """Tokenises prompts and the responses to them under a template, all in one go.
+
+    A whole conversation is tokenised as the model would have seen it in training; where that begins with the prompt's tokens,
     the rest is the response. Elsewhere (a merge over the boundary; a template that puts more than a space before an answer, as
     Qwen3's empty thinking, or changes it) the response is tokenised apart, as text that continues. Either way its tokens spell
     the response's bytes, or these after one space of the template's or tokenizer's convention.
+
+    Raises:
+        UserError: the template refuses a conversation, or there is none.
     """
-    prompt = _render(tokenizer, messages, template, True)
-    prompt_ids = _encode(tokenizer, prompt)
-    turn = Message("assistant", response)
-    full = _render(tokenizer, [*messages, turn], template, False)
+    if not examples:
+        return []
     end = end_token_id(tokenizer, template)
-    lead = next((lead for lead in ("", " ") if full.startswith(prompt + lead + response)), None)
-    if lead is not None:
-        full_ids = _encode(tokenizer, prompt + lead + response)
-        if full_ids[: len(prompt_ids)] == prompt_ids:
-            return EncodedExample(prompt_ids, [*full_ids[len(prompt_ids) :], end])
-    return EncodedExample(prompt_ids, [*_encode(tokenizer, (lead or "") + response), end])
+    prompts = _render_all(tokenizer, [messages for messages, _ in examples], template, True)
+    turns = [[*messages, Message("assistant", response)] for messages, response in examples]
+    responses = [response for _, response in examples]
+    fulls = _render_all(tokenizer, turns, template, False)
+    leads = [
+        next((lead for lead in ("", " ") if full.startswith(prompt + lead + response)), None)
+        for prompt, full, response in zip(prompts, fulls, responses, strict=True)
+    ]
+    texts = [p + (lead or "") + r for p, lead, r in zip(prompts, leads, responses, strict=True)]
+    ids = _encode_all(tokenizer, [*prompts, *texts])
+    out = []
+    for prompt, full, lead, response in zip(ids[: len(prompts)], ids[len(prompts) :], leads, responses, strict=True):
+        follows = lead is not None and full[: len(prompt)] == prompt
+        rest = full[len(prompt) :] if follows else _encode(tokenizer, (lead or "") + response)
+        out.append(EncodedExample(prompt, [*rest, end]))
+    return out
 
 
 def render_prompt(tokenizer: Any, messages: Sequence[Message], template: TemplateConfig) -> list[int]:
@@ -102,6 +120,19 @@ def _render(tokenizer: Any, messages: Sequence[Message], template: TemplateConfi
         raise UserError(f"{where}: {' '.join(str(error).split())} (for turns of {roles})") from None
 
 
+def _render_all(
+    tokenizer: Any, conversations: Sequence[Sequence[Message]], template: TemplateConfig, add_generation_prompt: bool
+) -> list[str]:
+    """Each conversation as text. A model's own template renders a batch in one call, whose preparation costs as much as a row."""
+    if not isinstance(template, JinjaTemplate) and tokenizer.chat_template:
+        batch = [[message._asdict() for message in messages] for messages in conversations]
+        try:
+            return tokenizer.apply_chat_template(batch, tokenize=False, add_generation_prompt=add_generation_prompt)
+        except jinja2.TemplateError:
+            pass  # one by one, to say which
+    return [_render(tokenizer, messages, template, add_generation_prompt) for messages in conversations]
+
+
 @lru_cache(maxsize=8)
 def _compiled(text: str) -> jinja2.Template:
     return ImmutableSandboxedEnvironment().from_string(text)
@@ -110,3 +141,8 @@ def _compiled(text: str) -> jinja2.Template:
 def _encode(tokenizer: Any, text: str) -> list[int]:
     """Tokenises rendered text, which has its own special tokens in it."""
     return tokenizer.encode(text, add_special_tokens=False)
+
+
+def _encode_all(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """The same for many texts: outside Python's lock, where the tokenizer is a fast one."""
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]

@@ -7,12 +7,10 @@ pass that generated them.
 import hashlib
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import pyarrow as pa
-from jaxtyping import Int
 
 from profuser.alignment.token_bytes import Role, TokenBytes
-from profuser.corpus import EncodedExample, Message, encode_example
+from profuser.corpus import EncodedExample, Message, encode_examples
 from profuser.engines.base import Reading, Request, Response, SourceEngine
 from profuser.engines.loop import EngineLoop
 from profuser.recipe.models import TemplateConfig
@@ -55,8 +53,8 @@ class SourceReader:
             One entry per row, in order; a row that does not fit into the source's context is refused with the reason.
         """
         signals, requests, owners = [], [], []
-        for row in rows.to_pylist():
-            encoded = self._encode(row, row["response"])
+        records = rows.to_pylist()
+        for row, encoded in zip(records, self._encode(records), strict=True):
             entry = RowSignals(row["row_id"], len(row["response"].encode()), self._refusal(encoded))
             signals.append(entry)
             if entry.refused is None:
@@ -72,13 +70,12 @@ class SourceReader:
 
     def force(self, rows: list[dict], response_ids: list[list[int]], top_k: int) -> list[Response]:
         """Teacher-forces given responses, in the source's own tokens, to the prompts of corpus rows."""
-        prompts = [self._encode(row, row["response"]).prompt_ids for row in rows]
-        pairs = zip(prompts, response_ids, strict=True)
-        return self.loop.run([Request(prompt, top_k, response) for prompt, response in pairs])
+        pairs = zip(self._encode(rows), response_ids, strict=True)
+        return self.loop.run([Request(encoded.prompt_ids, top_k, response) for encoded, response in pairs])
 
-    def _encode(self, row: dict, response: str) -> EncodedExample:
-        messages = [Message(m["role"], m["content"]) for m in row["messages"]]
-        return encode_example(self.engine.tokenizer, messages, response, self.template)
+    def _encode(self, rows: list[dict]) -> list[EncodedExample]:
+        examples = [([Message(m["role"], m["content"]) for m in row["messages"]], row["response"]) for row in rows]
+        return encode_examples(self.engine.tokenizer, examples, self.template)
 
     def _questions(self, row_id: str, prompt_ids: list[int], how: Reading) -> list[Request]:
         limit = min(how.generation.max_tokens, self.engine.max_model_len - len(prompt_ids))
@@ -97,7 +94,7 @@ class SourceReader:
         """An answer without the tokens of its last character, where the limit of length has cut it inside that."""
         for dropped in range(LONGEST_CHARACTER if response.finish_reason == "length" else 0):
             kept = slice(0, max(0, len(response.ids) - dropped))
-            if _decoded(self._spelt(response.ids[kept])) is not None:
+            if _decoded(self.tokens.spell(response.ids[kept])) is not None:
                 return replace(
                     response, ids=response.ids[kept], logprobs=response.logprobs[kept], topk=response.topk[kept]
                 )
@@ -109,11 +106,8 @@ class SourceReader:
         ended = bool(len(roles)) and roles[-1] == Role.END
         if (roles[: len(roles) - ended] != Role.TEXT).any():
             return None
-        text = _decoded(self._spelt(response.ids))
+        text = _decoded(self.tokens.spell(response.ids))
         return text.removeprefix(" ") if text and text.strip() else None
-
-    def _spelt(self, ids: Int[np.ndarray, "T"]) -> bytes:
-        return b"".join(self.tokens[int(token)] or b"" for token in ids)
 
 
 def _decoded(spelt: bytes) -> str | None:
