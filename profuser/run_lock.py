@@ -28,6 +28,7 @@ HEARTBEAT_SECONDS, STALE_SECONDS, SETTLE_SECONDS = 10.0, 60.0, 2.0
 TAKING = f".{LOCK}.taking.tmp"
 """Made by exactly one of several drivers: only that one looks at the lock and writes it."""
 TERMINATED = 128 + signal.SIGTERM
+TAKEN_OVER = signal.SIGUSR2
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,9 @@ class RunLock:
         # Without this, SIGTERM ends the process on the spot; whoever has set a handler of his own has thought of that.
         if self._in_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, _terminate)
+        if self._in_main:
+            # Not SIGINT, which a driver that was started in the background of a script ignores.
+            self._handler = signal.signal(TAKEN_OVER, _interrupted)
         self._thread.start()
         return self
 
@@ -75,6 +79,8 @@ class RunLock:
     ) -> None:
         self._ended.set()
         self._thread.join(self.heartbeat_seconds)
+        if self._in_main:
+            signal.signal(TAKEN_OVER, self._handler)
         if self._in_main and signal.getsignal(signal.SIGTERM) is _terminate:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if self._is_lost and (error is None or isinstance(error, KeyboardInterrupt)):
@@ -189,7 +195,11 @@ class RunLock:
         main = threading.main_thread().ident
         if self._in_main and main and not self._ended.is_set():
             # A real signal: it ends a wait inside of C code too.
-            signal.pthread_kill(main, signal.SIGINT)
+            signal.pthread_kill(main, TAKEN_OVER)
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _terminate(*_: object) -> None:

@@ -10,7 +10,6 @@ from profuser.alignment.token_bytes import TokenBytes
 from profuser.artifacts import Artifact, Manifest
 from profuser.choosing import Chooser
 from profuser.recipe.models import Recipe
-from profuser.recipe.pools import PoolConfig
 from profuser.rewards.voting import RewardScale
 from profuser.run import FusionRun
 from profuser.selection import Selector
@@ -85,7 +84,7 @@ def select(run: FusionRun) -> Manifest:
         "pairs": ray.put(pairs),
         "scales": reward_scales(rewards),
     }
-    counts, seconds = run_shards(output, run.corpus(), SelectWorker, arguments, PoolConfig(), 0.0)
+    counts, seconds = run_shards(output, run.corpus(), SelectWorker, arguments, recipe.select.pool, 0.0)
     vocabulary = {
         f"vocabulary/{source.name}/{rule}": float(number)
         for source, projection in zip(recipe.sources, pairs.projections, strict=True)

@@ -187,6 +187,7 @@ class SelectConfig(Config):
     them; to the target's token at the smallest edit distance (FuseLLM's); or to the `tail`, so that only the same bytes count."""
     map_specials: bool = True
     """A source's end of turn goes to the target's; otherwise its mass goes to the tail."""
+    pool: PoolConfig = execution_field(PoolConfig())
 
 
 class EvaluateConfig(Config):
