@@ -22,13 +22,13 @@ from profuser.storage import Folder
 from profuser.tracking import RunHandle, Tracker, tracking_uri
 from ray_jobs.cluster import connected
 from ray_jobs.progress import console
+from ray_jobs.shards import Draining
 
 RECIPE, SUMMARY = "recipe.yaml", "summary.json"
 JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """What Ray sets in the environment of a submitted job."""
 SIDE_BY_SIDE = ("collect", "signals")
 """Stages whose parts may run at one time; other stages' begin when the one before is done."""
-Draining = Callable[[], None]
 Job = tuple[Artifact, Callable[[RunHandle, Draining], Manifest]]
 """An artifact and what makes it, given the MLflow run of its stage, and what to call once its last rows are being worked on."""
 
