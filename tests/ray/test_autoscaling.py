@@ -27,14 +27,16 @@ SCHEMA = pa.schema([pa.field("row_id", pa.string(), nullable=False)])
 RAY = str(Path(sys.executable).parent / "ray")
 NUM_SHARDS, MAX_NODES = 40, 3
 
-# Of `ray.cluster_utils.AutoscalingCluster`, whose file is not in the wheel, and which stops every Ray of the machine.
+# As `ray.cluster_utils.AutoscalingCluster` has it, which reads a file that is not in the wheel and stops every Ray of the machine. The provider
+# is named as an external one because `fake_multinode` wants such a file too.
 CONFIG = {
     "cluster_name": "autoscaling",
     "max_workers": MAX_NODES,
     "idle_timeout_minutes": 0.1,
     "upscaling_speed": 1.0,
     "provider": {
-        "type": "fake_multinode",
+        "type": "external",
+        "module": "tests.ray.local_nodes.LocalNodes",
         "use_node_id_as_ip": True,
         "disable_node_updaters": True,
         "disable_launch_config_check": True,
@@ -43,7 +45,7 @@ CONFIG = {
     },
     "available_node_types": {
         "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-        "cpu": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": MAX_NODES},
+        "cpu": {"resources": {"CPU": 2, "memory": 1 << 30}, "node_config": {}, "min_workers": 0, "max_workers": MAX_NODES},
     },
     "head_node_type": "ray.head.default",
     "auth": {},
@@ -82,12 +84,14 @@ def autoscaling(monkeypatch):
         "RAY_AUTH_MODE": "disabled",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_FAKE_CLUSTER": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
         "RAY_enable_autoscaler_v2": "1",
         "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
     }
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(CONFIG, file)
+        provider = CONFIG["provider"] | {"gcs_address": f"{ray.util.get_node_ip_address()}:{gcs}"}
+        json.dump(CONFIG | {"provider": provider}, file)
         file.flush()
         ports = [f"--port={gcs}", f"--dashboard-port={board}", f"--ray-client-server-port={client}"]
         ports += [f"--dashboard-agent-listen-port={agent}"]
