@@ -27,8 +27,8 @@ SCHEMA = pa.schema([pa.field("row_id", pa.string(), nullable=False)])
 RAY = str(Path(sys.executable).parent / "ray")
 NUM_SHARDS, MAX_NODES = 40, 3
 
-# As `ray.cluster_utils.AutoscalingCluster` has it, which reads a file that is not in the wheel and stops every Ray of the machine. The provider
-# is named as an external one because `fake_multinode` wants such a file too.
+# As `ray.cluster_utils.AutoscalingCluster` has it, which reads a file that is not in the wheel and stops every Ray of the machine.
+# The provider is named as an external one because `fake_multinode` wants such a file too.
 CONFIG = {
     "cluster_name": "autoscaling",
     "max_workers": MAX_NODES,
