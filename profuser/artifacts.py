@@ -49,7 +49,11 @@ class Manifest:
     metrics: dict[str, float] = field(default_factory=dict)
     """Key results of the stage."""
     seconds: float = 0.0
-    """Wall time of the stage, over all the attempts that it took."""
+    """Wall time of the stage over all its attempts; of one that failed or was killed, up to what its processes noted last (see
+    `stage_time`): actors note every shard. `fuse` notes nothing, and counts its last attempt alone."""
+    device_seconds: float = 0.0
+    """Seconds that its actors held devices, times the devices of each: GPUs, or CPUs where it holds no GPU. Over all attempts, from
+    when an actor begins to load to its last shard; how long it was idle after that is not known. 0 for a stage without actors."""
     versions: dict[str, str] = field(default_factory=dict)
     """Versions of this package and what it stands on."""
     commit: str | None = None
@@ -162,7 +166,11 @@ class Artifact:
         ]
 
     def finish(
-        self, counts: Sequence[Mapping[str, float]], seconds: float, metrics: Mapping[str, float] = {}
+        self,
+        counts: Sequence[Mapping[str, float]],
+        seconds: float,
+        metrics: Mapping[str, float] = {},
+        device_seconds: float = 0.0,
     ) -> Manifest:
         """Writes the manifest, the mark of completeness, with the shards' counts summed; nothing half-written stays beside it."""
         manifest = Manifest(
@@ -173,6 +181,7 @@ class Artifact:
             counts=sum_counts(counts),
             metrics=dict(metrics),
             seconds=round(seconds, 3),
+            device_seconds=round(device_seconds, 3),
             versions=versions(),
             commit=git_commit(),
         )

@@ -15,8 +15,9 @@ from profuser.alignment.spans import byte_spans
 from profuser.alignment.token_bytes import TokenBytes
 from profuser.engines.signal_tables import candidate_answers
 from profuser.errors import ArtifactError
-from profuser.recipe.models import SelectConfig
+from profuser.recipe.selecting import AVERAGE, SelectConfig
 from profuser.rewards.voting import RewardScale, vote
+from profuser.schemas import MODES
 from profuser.signals.codec import from_list_column
 
 LIGHT_COLUMNS = (
@@ -38,6 +39,7 @@ class Choice:
     row: int
     mode: str
     teacher: int
+    """The source that is best in this mode; in training mode with `training_teacher: average` the others teach beside it."""
     sample: int
     """Which of the teacher's answers; 0 in training mode."""
     advantages: list[float]
@@ -75,7 +77,8 @@ class Chooser:
             rewards: what each reward says of the sources' answers, `[R]`.
 
         Returns:
-            The choices, and counts: rows, those that were left out, rows that a source misspells, wins.
+            The choices, and counts: rows, those that were left out, rows that a source misspells, wins (where all teach together,
+            the win is that of `average`).
 
         Raises:
             ArtifactError: the tables are not of the same rows.
@@ -88,14 +91,25 @@ class Chooser:
             incomplete = _incomplete(collected)
             counts["incomplete_rows"] = int(incomplete.sum())
             choices = [choice for choice in choices if not incomplete[choice.row]]
-        for mode in ("training", "inference"):
-            for source, name in enumerate(self.names):
-                counts[f"wins/{mode}/{name}"] = sum(c.teacher == source and c.mode == mode for c in choices)
+        taught = [(choice.mode, self.teacher_of(choice)) for choice in choices]
+        for mode in MODES:
+            for name in (*self.names, *([AVERAGE] if self.averages else [])):
+                counts[f"wins/{mode}/{name}"] = taught.count((mode, name))
         counts["examples"] = len(choices)
         return choices, counts
 
     @property
-    def _allowed(self) -> Bool[np.ndarray, "M"]:
+    def averages(self) -> bool:
+        """Whether all sources together teach the ground truth."""
+        return self.config.training_teacher == AVERAGE
+
+    def teacher_of(self, choice: Choice) -> str:
+        """Name of the source that teaches an example, or `average`."""
+        return AVERAGE if self.averages and choice.mode == "training" else self.names[choice.teacher]
+
+    @property
+    def allowed(self) -> Bool[np.ndarray, "M"]:
+        """Which sources may teach."""
         return np.array([name in self.teachers for name in self.names])
 
     def _training(self, rows: list[dict], collected: Sequence[pa.Table], counts: dict[str, float]) -> list[Choice]:
@@ -111,7 +125,7 @@ class Chooser:
             nats[taken[sorted(spans.refused)], source] = np.nan
             counts[f"misspelt/{self.names[source]}"] = len(spans.refused)
         advantages = training_advantage(nats, num_tokens, num_bytes, self.config.training_metric)
-        teachers = min_ce(np.where(self._allowed, advantages, np.nan))
+        teachers = min_ce(np.where(self.allowed, advantages, np.nan))
         return [
             Choice(row, "training", int(teacher), 0, advantages[row].tolist(), rows[row]["response"], False)
             for row, teacher in enumerate(teachers)
@@ -120,7 +134,7 @@ class Chooser:
 
     def _inference(self, collected: Sequence[pa.Table], rewards: Sequence[pa.Table]) -> list[Choice]:
         """The answer that most rewards vote for."""
-        allowed = np.repeat(self._allowed, self.num_samples)
+        allowed = np.repeat(self.allowed, self.num_samples)
         answers = [
             [answer if may else None for answer, may in zip(row, allowed, strict=True)]
             for row in candidate_answers(collected, self.num_samples)

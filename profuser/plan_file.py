@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from profuser.artifacts import Manifest
 from profuser.errors import ArtifactError
 from profuser.planning import Estimate
 from profuser.storage import Folder
@@ -59,6 +60,19 @@ class PlanError:
     def error(self) -> float:
         """How far the plan was above what came, as a share of that; NaN where nothing came."""
         return self.planned.value / self.measured - 1 if self.measured else math.nan
+
+
+def measure(manifest: Manifest, disk_bytes: int, price: float | None) -> dict[str, float]:
+    """What a finished stage took, in a plan's quantities.
+
+    Args:
+        manifest: of the stage.
+        disk_bytes: of its shards' files.
+        price: of a device-hour; without it there is no sum of money.
+    """
+    hours = manifest.device_seconds / 3600
+    found = manifest.counts | {"seconds": manifest.seconds, "device_hours": hours, "disk_bytes": float(disk_bytes)}
+    return found if price is None else found | {"money": price * hours}
 
 
 def compare(plan: ProbedPlan, measured: Mapping[str, Mapping[str, float]]) -> list[PlanError]:

@@ -1,12 +1,15 @@
 """Progressive schedules: the weights of the two modes as a function of training progress.
 
 A schedule is data: pieces over progress 0..1, each with the weights `(w1, w2)` of inference and training mode at its start
-and end. Paper: `L = w1 * L_infer + w2 * L_train`, first `(1, 0)`, then `(0.1, 1)` (arXiv 2408.04998).
+and end. Paper: `L = w1 * L_infer + w2 * L_train`, first `(1, 0)`, then `(0.1, 1)` (arXiv 2408.04998). A piece may also end
+before its time, when the target has stopped improving (ours); `Schedule` keeps track of that.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from statistics import fmean
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -27,6 +30,15 @@ class Weights(Config):
     training: float = Field(ge=0)
 
 
+class Plateau(Config):
+    """Where the inference-mode loss has stopped improving: the target is as competent in that mode as it will soon be."""
+
+    window_steps: int = Field(default=20, gt=0)
+    """Updates in each of the two windows that are compared: the latest ones, and those before them."""
+    min_gain: float = Field(default=0.01, ge=0, lt=1)
+    """The piece ends when the mean loss has fallen by less than this share from one window to the next."""
+
+
 class SchedulePiece(Config):
     """A stretch of the run: it ends where `until` says and starts where the piece before it ended."""
 
@@ -40,6 +52,8 @@ class SchedulePiece(Config):
     """How the weights move towards `to`."""
     to: Weights | None = None
     """Weights at the end of a moving piece."""
+    moves_on: Plateau | None = None
+    """End before `until` once the inference-mode loss stops improving; the pieces after it then share the updates left."""
 
 
 PROGRESSIVE: tuple[SchedulePiece, ...] = (
@@ -60,11 +74,15 @@ def check_pieces(pieces: Sequence[SchedulePiece]) -> None:
             raise ValueError(f"schedule[{index}]: shape {piece.shape!r} {'takes no' if piece.to else 'needs a'} `to`")
         if piece.inference + piece.training == 0 and (piece.to is None or piece.to.inference + piece.to.training == 0):
             raise ValueError(f"schedule[{index}]: both weights are 0: nothing would be learnt")
+        if piece.moves_on and index == len(pieces) - 1:
+            raise ValueError(f"schedule[{index}]: the last piece has none to move on to: it takes no `moves_on`")
+        if piece.moves_on and piece.inference == 0 and (piece.to is None or piece.to.inference == 0):
+            raise ValueError(f"schedule[{index}]: `moves_on` watches the inference-mode loss, whose weight is 0 here")
         start = piece.until
 
 
 def weights_at(pieces: Sequence[SchedulePiece], progress: float) -> ModeWeights:
-    """The weights at a progress in [0, 1); a piece covers `[start, until)`.
+    """The weights at a progress in [0, 1) where no piece ends early; a piece covers `[start, until)`.
 
     A moving piece goes from its own weights to `to`: `w = a + (b - a) * f(x)` with x the share of the piece that is done,
     `f(x) = x` (linear) or `(1 - cos(pi x)) / 2` (cosine).
@@ -72,18 +90,125 @@ def weights_at(pieces: Sequence[SchedulePiece], progress: float) -> ModeWeights:
     start = 0.0
     for piece in pieces:
         if progress < piece.until or piece.until == 1.0:
-            if piece.to is None:
-                return ModeWeights(piece.inference, piece.training)
-            done = min(1.0, (progress - start) / (piece.until - start))
-            share = done if piece.shape == "linear" else (1 - math.cos(math.pi * done)) / 2
-            return ModeWeights(
-                piece.inference + (piece.to.inference - piece.inference) * share,
-                piece.training + (piece.to.training - piece.training) * share,
-            )
+            return _within(piece, start, piece.until, progress)
         start = piece.until
     raise ValueError("a schedule has no pieces")
 
 
+def _within(piece: SchedulePiece, start: float, until: float, progress: float) -> ModeWeights:
+    if piece.to is None:
+        return ModeWeights(piece.inference, piece.training)
+    done = min(1.0, (progress - start) / (until - start))
+    share = done if piece.shape == "linear" else (1 - math.cos(math.pi * done)) / 2
+    return ModeWeights(
+        piece.inference + (piece.to.inference - piece.inference) * share,
+        piece.training + (piece.to.training - piece.training) * share,
+    )
+
+
 def stage_boundaries(pieces: Sequence[SchedulePiece]) -> list[float]:
-    """Progress values at which one piece gives way to the next, for plots."""
+    """Progress values at which one piece gives way to the next where none ends early, for plots."""
     return [piece.until for piece in pieces[:-1]]
+
+
+class Schedule:
+    """A schedule over the updates of a run, which knows the pieces that have ended early so far.
+
+    A piece ends early after the update at which `before - latest < min_gain * before`, with `latest` the mean of its last
+    `window_steps` inference-mode losses and `before` that of as many before them. The pieces after it are then stretched over
+    the updates that are left, in their proportions. A moving piece that is cut short has kept its pace: it does not reach `to`.
+
+    Args:
+        pieces: of a recipe, checked.
+        num_steps: updates of the run.
+    """
+
+    def __init__(self, pieces: Sequence[SchedulePiece], num_steps: int):
+        self.pieces, self.num_steps = tuple(pieces), num_steps
+        self.load_state_dict({"ended_early": [], "piece": 0, "losses": []})
+
+    def weights(self, step: int) -> ModeWeights:
+        """The weights of an update, under the boundaries known so far; those of updates gone by do not change."""
+        progress = step / self.num_steps
+        index = self._index(progress)
+        return _within(self.pieces[index], self._start(index), self._planned[index], progress)
+
+    def piece(self, step: int) -> tuple[int, int, int]:
+        """The piece that an update lies in: its index, its first update, and one past its last as known so far."""
+        index = self._index(step / self.num_steps)
+        return index, self._first_step(self._start(index)), self._first_step(self._ends[index])
+
+    def observe(self, step: int, ce_inference_nats: float | None) -> bool:
+        """Takes in the loss of an update that has been made.
+
+        Args:
+            step: the update's number; they come in order.
+            ce_inference_nats: mean cross-entropy of the inference mode in nats per token; None where the update had none of it.
+                A value that is not finite counts as none.
+
+        Returns:
+            Whether the piece was ended early by it: update `step + 1` is the next piece's first.
+        """
+        index, _, end = self.piece(step)
+        plateau = self.pieces[index].moves_on
+        if plateau is None or step + 1 >= end:
+            return False
+        if index != self._watched:
+            self._watched, self._losses = index, []
+        if ce_inference_nats is None or not math.isfinite(ce_inference_nats):
+            return False
+        self._losses = [*self._losses, ce_inference_nats][-2 * plateau.window_steps :]
+        if not _has_stopped(self._losses, plateau):
+            return False
+        self._end_early(index, step + 1)
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that was learnt from losses, in JSON form: `ended_early` as pairs of a piece and the update it ended before."""
+        return {
+            "ended_early": [list(pair) for pair in self._early],
+            "piece": self._watched,
+            "losses": list(self._losses),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state of a schedule with the same pieces and updates."""
+        # As written in the recipe: stretched in binary fractions, 0.8 would end an update too late.
+        self._exact = [Fraction(repr(piece.until)) for piece in self.pieces]
+        self._ends = [float(end) for end in self._exact]
+        # A moving piece moves by these: an early end leaves them as they were.
+        self._planned = list(self._ends)
+        self._early: list[list[int]] = []
+        for index, step in state["ended_early"]:
+            self._end_early(index, step)
+        self._watched, self._losses = state["piece"], list(state["losses"])
+
+    def _end_early(self, index: int, step: int) -> None:
+        """Ends a piece before an update, and stretches those after it."""
+        self._early.append([index, step])
+        start, stretched = Fraction(step, self.num_steps), 1 - self._exact[index]
+        for later in range(index + 1, len(self.pieces)):
+            self._exact[later] = 1 - (1 - self._exact[later]) * (1 - start) / stretched
+            self._ends[later] = self._planned[later] = float(self._exact[later])
+        self._exact[index], self._ends[index] = start, float(start)
+
+    def _index(self, progress: float) -> int:
+        return next((i for i, end in enumerate(self._ends) if progress < end), len(self.pieces) - 1)
+
+    def _start(self, index: int) -> float:
+        return self._ends[index - 1] if index else 0.0
+
+    def _first_step(self, progress: float) -> int:
+        """The first update at or after a progress. A product may be rounded past the update whose quotient is the progress."""
+        step = max(0, math.ceil(progress * self.num_steps) - 1)
+        while step / self.num_steps < progress:
+            step += 1
+        return step
+
+
+def _has_stopped(losses: Sequence[float], plateau: Plateau) -> bool:
+    """Whether two whole windows are there, and the later one gains too little on the earlier one."""
+    if len(losses) < 2 * plateau.window_steps:
+        return False
+    before, latest = (fmean(part) for part in (losses[: plateau.window_steps], losses[plateau.window_steps :]))
+    return before - latest < plateau.min_gain * before

@@ -96,6 +96,7 @@ def select_schema(vocab_size: int) -> pa.Schema:
             pa.field("advantages", pa.list_(pa.float64()), nullable=False),
             pa.field("prompt_ids", pa.list_(_id_type(vocab_size)), nullable=False),
             pa.field("response_ids", pa.list_(_id_type(vocab_size)), nullable=False),
+            pa.field("response_bytes", pa.int32(), nullable=False),
             *topk_fields("topk", vocab_size, nullable=False),
             pa.field("rules", pa.list_(pa.uint8()), nullable=False),
         ]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from profuser.alignment.averaging import average_rows, spread_rows
 from profuser.alignment.matching import AlignmentRules, coverage
 from profuser.alignment.token_bytes import TokenBytes
 from profuser.alignment.transport import SourceSignals, TransportedRows, transport_rows
@@ -68,6 +69,9 @@ class Selector:
         choices, counts = self.chooser.choose(corpus, collected, rewards)
         rows = corpus.to_pylist()
         tables = []
+        if self.chooser.averages and (chosen := [choice for choice in choices if choice.mode == "training"]):
+            choices = [choice for choice in choices if choice.mode != "training"]
+            tables.append(self._average(rows, chosen, collected, counts))
         for teacher in range(len(self.chooser.names)):
             for mode in MODES:
                 chosen = [choice for choice in choices if choice.teacher == teacher and choice.mode == mode]
@@ -107,15 +111,47 @@ class Selector:
         self, rows: list[dict], choices: list[Choice], signals: SourceSignals, counts: dict[str, float]
     ) -> pa.Table:
         """The examples of one teacher and mode, with its distributions in the target's vocabulary."""
-        teacher = choices[0].teacher
+        encoded = self._encode(rows, choices)
+        carried = self._transport(choices[0].teacher, signals, choices, [ids for _, ids in encoded], counts)
+        return self._table(rows, choices, encoded, carried, counts)
+
+    def _average(
+        self, rows: list[dict], choices: list[Choice], collected: Sequence[pa.Table], counts: dict[str, float]
+    ) -> pa.Table:
+        """The training-mode examples with the mean distributions of all sources that may teach and took the row."""
         encoded = self._encode(rows, choices)
         target_ids = Ragged.from_rows([response for _, response in encoded], dtype=np.int64)
+        advantages = np.array([choice.advantages for choice in choices])
+        advantages[:, ~self.chooser.allowed] = np.nan
+        # NaN comes last, and of equal ones the first source is first, as in Min-CE.
+        ranks = advantages.argsort(axis=1, kind="stable").argsort(axis=1)
+        parts, sources = [], np.flatnonzero(~np.isnan(advantages).all(axis=0))
+        for source in sources.tolist():
+            taken = np.flatnonzero(~np.isnan(advantages[:, source]))
+            own = [choices[place] for place in taken]
+            table = collected[source].take([choice.row for choice in own])
+            vocab_size = self.projections[source].source.vocab_size
+            signals = read_signals(table, "training", [0] * len(own), vocab_size, self.top_k)
+            carried = self._transport(source, signals, own, [encoded[place][1] for place in taken], counts)
+            parts.append(spread_rows(carried, taken, target_ids.offsets))
+        carried = average_rows(parts, ranks[:, sources], self.top_k)
+        return self._table(rows, choices, encoded, carried, counts)
+
+    def _transport(
+        self,
+        source: int,
+        signals: SourceSignals,
+        choices: list[Choice],
+        target_ids: list[list[int]],
+        counts: dict[str, float],
+    ) -> TransportedRows:
+        """One source's distributions along responses, carried over to the target's tokens."""
+        ids = Ragged.from_rows(target_ids, dtype=np.int64)
         responses = [choice.response.encode() for choice in choices]
-        carried = transport_rows(signals, target_ids, responses, self.projections[teacher], self.rules, self.top_k)
-        for name, number in coverage(carried.rules.values).items():
-            add_counts(counts, {f"rule/{name}": number, f"alignment/{self.chooser.names[teacher]}/{name}": number})
-        add_counts(counts, {"not_aligned": len(carried.refused), "tokens": len(target_ids.values)})
-        return self._table(rows, choices, encoded, carried)
+        carried = transport_rows(signals, ids, responses, self.projections[source], self.rules, self.top_k)
+        found = coverage(carried.rules.values)
+        add_counts(counts, {f"alignment/{self.chooser.names[source]}/{rule}": number for rule, number in found.items()})
+        return carried
 
     def _encode(self, rows: list[dict], choices: list[Choice]) -> list[tuple[list[int], list[int]]]:
         """Prompt and response in the target's tokens; an answer that was cut does not end its turn."""
@@ -135,16 +171,22 @@ class Selector:
         choices: list[Choice],
         encoded: list[tuple[list[int], list[int]]],
         carried: TransportedRows,
+        counts: dict[str, float],
     ) -> pa.Table:
+        """The examples as a table of the select schema, and counted: tokens, by rule too, and rows that could not be aligned."""
+        used = coverage(carried.rules.values)
+        add_counts(counts, {f"rule/{rule}": number for rule, number in used.items()})
+        add_counts(counts, {"not_aligned": len(carried.refused), "tokens": len(carried.rules.values)})
         columns: dict[str, Any] = {
             "row_id": [rows[c.row]["row_id"] for c in choices],
             "mode": [c.mode for c in choices],
             "category": [rows[c.row]["category"] for c in choices],
-            "teacher": [self.chooser.names[c.teacher] for c in choices],
+            "teacher": [self.chooser.teacher_of(c) for c in choices],
             "sample": [c.sample for c in choices],
             "advantages": [c.advantages for c in choices],
             "prompt_ids": [prompt for prompt, _ in encoded],
             "response_ids": [response for _, response in encoded],
+            "response_bytes": [len(c.response.encode()) for c in choices],
             **to_columns("topk", carried.topk, self.target.tokens.vocab_size),
             "rules": [carried.rules.row(index) for index in range(len(choices))],
         }

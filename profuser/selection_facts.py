@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from profuser.artifacts import Artifact
 from profuser.engines.signal_tables import candidate_answers
 from profuser.recipe.rewards import RewardConfig, VoteConfig
+from profuser.recipe.selecting import AVERAGE
 from profuser.rewards.agreement import NAN, Agreement, longer_wins, spearman
 from profuser.rewards.voting import RewardScale, distinct, standardised, vote
 from profuser.schemas import MODES
@@ -26,7 +27,7 @@ class SelectionRows:
     """What `select` had before it and what it made of it, for every corpus row."""
 
     teachers: Int[np.ndarray, "N 2"]
-    """The source chosen in training mode and in inference mode; -1 where none was."""
+    """The source chosen in training mode and in inference mode; -1 where none was, or where all teach together."""
     surprise: Float[np.ndarray, "N M"]
     """Bits per byte (or nats per token, as the recipe says) of the ground truth under each source; NaN where it refused the row."""
     answers: Sequence[Sequence[str | None]]
@@ -124,7 +125,8 @@ def read_rows(
     for table in selected.tables(["row_id", "mode", "teacher", "advantages"]):
         for example in table.to_pylist():
             row = place[example["row_id"]]
-            teachers[row, MODES.index(example["mode"])] = names.index(example["teacher"])
+            if example["teacher"] != AVERAGE:
+                teachers[row, MODES.index(example["mode"])] = names.index(example["teacher"])
             if example["mode"] == "training":
                 surprise[row] = example["advantages"]
     tables = [pa.concat_tables(source.tables(["answers"])) for source in collected]

@@ -36,6 +36,10 @@ class RunHandle:
         """Logs numbers, e.g. of one training step."""
         self._client().log_batch(self.run_id, metrics=_metrics(metrics, step))
 
+    def last_step(self, name: str) -> int:
+        """The last step at which a metric was logged; -1 before any."""
+        return max((metric.step for metric in self._client().get_metric_history(self.run_id, name)), default=-1)
+
     def log_artifacts(self, folder: Path, to: str | None = None) -> None:
         """Logs all files in a local folder."""
         self._client().log_artifacts(self.run_id, str(folder), to)

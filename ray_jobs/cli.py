@@ -33,28 +33,26 @@ Settings = Annotated[
         "--set", metavar="KEY.PATH=VALUE", help="Override a setting; list items by number or name. Repeatable."
     ),
 ]
+Arm = Annotated[
+    str | None,
+    typer.Option("--arm", metavar="NAME", help="Run the recipe as this arm of an experiment: a schedule, a baseline."),
+]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or its folder.")]
 Storage = Annotated[str, typer.Option(help="Folder or URI that holds the runs.")]
 
 
-def load(recipe: str, settings: list[str] | None):
-    """A recipe by path or by the name of a shipped one."""
-    from profuser.recipe import load_recipe
+def load(recipe: str, settings: list[str] | None, arm: str | None = None):
+    """A recipe by path or by the name of a shipped one, as it is or as an arm of it."""
+    from profuser.recipe import find_arm, load_recipe
 
-    shipped = RECIPES / f"{recipe.removesuffix('.yaml')}.yaml"
-    path = Path(recipe)
-    if not path.exists() and "/" not in recipe and shipped.exists():
-        path = shipped
-    if not path.exists():
-        names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
-        raise UserError(f"recipe {recipe}: no such file; shipped recipes: {names}")
-    return load_recipe(path, settings or ())
+    return load_recipe(recipe, settings or (), RECIPES, None if arm is None else find_arm(arm, RECIPES))
 
 
 @app.command()
 def run(
     recipe: RecipePath,
     settings: Settings = None,
+    arm: Arm = None,
     redo: Annotated[
         list[str] | None,
         typer.Option(
@@ -71,7 +69,7 @@ def run(
     """Run a fusion, or what is left of it."""
     from profuser.run import STAGES, FusionRun
 
-    loaded = load(recipe, settings)
+    loaded = load(recipe, settings, arm)
     if dry_run:
         from ray_jobs.alignment import print_pairs
 
@@ -106,6 +104,7 @@ def demo(
 def plan(
     recipe: RecipePath,
     settings: Settings = None,
+    arm: Arm = None,
     num_probed: Annotated[
         int | None,
         typer.Option(
@@ -116,7 +115,7 @@ def plan(
     """Print stages, rows, estimated tokens, disk and devices, without starting anything; with --probe, from a measurement."""
     from ray_jobs.plan import print_plan, print_probe
 
-    loaded = load(recipe, settings)
+    loaded = load(recipe, settings, arm)
     if num_probed is None:
         print_plan(loaded)
     else:

@@ -12,11 +12,11 @@ from profuser.artifacts import read_manifest
 from profuser.corpus import QuarantinedRow, prepare_rows, read_corpus
 from profuser.errors import UserError
 from profuser.plan_file import PLAN
+from profuser.recipe.fusing import Epochs
 from profuser.recipe.models import ModelConfig, Recipe
 from profuser.recipe.rewards import RewardConfig, RewardModelConfig
+from profuser.report.schedule_drawing import ScheduleDrawing
 from profuser.run import FusionRun
-from profuser.schedule import weights_at
-from profuser.training.examples import count_steps
 from ray_jobs.progress import console
 
 BYTES_PER_TOKEN = 4.0
@@ -87,10 +87,7 @@ def plan_stages(run: FusionRun, size: CorpusSize) -> list[StagePlan]:
         answers = rows * len(recipe.sources)
         out.append(_line(run, f"rewards/{reward.name}", rows, answers * per_row, answers * 8, _devices(reward)))
     out.append(_line(run, "select", rows, 2 * rows * size.response_tokens, signal_bytes, "1 CPU"))
-    steps, workers = count_steps(recipe.fuse, rows), recipe.fuse.workers.num_workers
-    moments = [weights_at(recipe.fuse.schedule, step / steps) for step in range(steps)]
-    modes = sum((w.inference > 0) + (w.training > 0) for w in moments) / steps
-    tokens = steps * recipe.fuse.batch_rows * modes * per_row
+    tokens, workers = num_updates(recipe, rows, size) * recipe.fuse.batch_tokens, recipe.fuse.workers.num_workers
     out.append(
         _line(run, "fuse", rows, tokens, 0, f"{workers} GPUs, or {workers * recipe.fuse.workers.num_cpus:g} CPUs")
     )
@@ -98,6 +95,14 @@ def plan_stages(run: FusionRun, size: CorpusSize) -> list[StagePlan]:
     for name in run.evaluated():
         out.append(_line(run, f"evaluate/{name}", heldout, 2 * heldout * per_row, heldout * per_row, "as its source"))
     return out
+
+
+def num_updates(recipe: Recipe, rows: int, size: CorpusSize) -> int:
+    """Updates of the target, estimated where they follow from epochs: answers are taken to be as long as the ground truth."""
+    # The module loads torch, and all else here is there at once.
+    from profuser.training.batches import count_steps
+
+    return count_steps(recipe.fuse, round(2 * rows * (size.prompt_tokens + size.response_tokens)))
 
 
 def print_plan(recipe: Recipe) -> None:
@@ -125,16 +130,10 @@ def print_plan(recipe: Recipe) -> None:
         disk = f"{line.disk_bytes / 1e6:,.1f} MB" if line.disk_bytes else ""
         table.add_row(line.stage, f"{line.rows:,}", f"{line.tokens:,.0f}", disk, line.devices, line.state)
     console.print(table)
-    steps = count_steps(recipe.fuse, stages[0].rows)
-    console.print(f"fuse: {steps:,} updates of {recipe.fuse.batch_rows} rows; schedule:")
-    start = 0.0
-    for piece in recipe.fuse.schedule:
-        to = f" -> {piece.to.inference:g}, {piece.to.training:g} ({piece.shape})" if piece.to else ""
-        console.print(
-            f"  updates {round(start * steps):>6,} to {round(piece.until * steps):>6,}: "
-            f"inference {piece.inference:g}, training {piece.training:g}{to}"
-        )
-        start = piece.until
+    steps = num_updates(recipe, stages[0].rows, size)
+    about = "about " if isinstance(recipe.fuse.duration, Epochs) else ""
+    console.print(f"fuse: {about}{steps:,} updates of {recipe.fuse.batch_tokens:,} tokens; weights of the two modes:\n")
+    console.print(ScheduleDrawing(recipe.fuse.schedule, steps))
 
 
 def print_probe(recipe: Recipe, num_rows: int) -> None:

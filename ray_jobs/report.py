@@ -11,7 +11,7 @@ import pyarrow as pa
 from profuser.artifacts import SHARD_NAME, Artifact, Manifest, git_commit, read_manifest, versions
 from profuser.errors import UserError
 from profuser.evaluation.heldout import scores
-from profuser.plan_file import PlanError, compare, read_plan
+from profuser.plan_file import PlanError, compare, measure, read_plan
 from profuser.report.facts import RunFacts, StageFact
 from profuser.report.model_card import model_card
 from profuser.report.page import write_report
@@ -21,7 +21,7 @@ from profuser.report.tables import render_scores, who_wins_table
 from profuser.run import STAGES, FusionRun
 from profuser.selection_facts import SelectionFacts, read_rows, selection_facts
 from profuser.tracking import RunHandle
-from ray_jobs.fuse import METRICS, MODEL
+from ray_jobs.fuse_worker import METRICS, MODEL
 from ray_jobs.progress import console
 from ray_jobs.shards import finish
 
@@ -101,11 +101,12 @@ def plan_errors(run: FusionRun) -> list[PlanError]:
     plan = read_plan(run.folder)
     fingerprints = {stage.stage: stage.fingerprint for stage in plan.stages} if plan else {}
     measured: dict[str, dict[str, float]] = {}
-    for artifact in (*run.artifacts("collect"), *run.artifacts("signals")):
+    parts = [(made(source), source) for made in (run.collect, run.signals) for source in run.recipe.sources]
+    for artifact, source in parts:
         manifest = artifact.manifest()
         if manifest and fingerprints.get(artifact.stage) == manifest.fingerprint:
             size = sum(size for name, size in artifact.folder.sizes().items() if SHARD_NAME.match(name))
-            measured[artifact.stage] = manifest.counts | {"seconds": manifest.seconds, "disk_bytes": float(size)}
+            measured[artifact.stage] = measure(manifest, size, run.recipe.plan.price(source.pool))
     return compare(plan, measured) if plan else []
 
 

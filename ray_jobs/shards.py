@@ -15,6 +15,7 @@ from ray.exceptions import RayTaskError
 from profuser.artifacts import Artifact, Manifest
 from profuser.errors import ProfuserError
 from profuser.recipe.models import PoolConfig
+from profuser.stage_time import DeviceClock, clear_notes, stage_time
 from ray_jobs.cluster import check_fits, own_cause
 from ray_jobs.progress import Counter, clock, console
 
@@ -31,20 +32,23 @@ class ShardWorker(Protocol):
 
 
 class _Actor:
-    """Adapts a worker to Ray Data's batches."""
+    """Adapts a worker to Ray Data's batches, and notes how long it holds its devices."""
 
-    def __init__(self, worker: type[ShardWorker], arguments: dict[str, Any]):
+    def __init__(self, worker: type[ShardWorker], arguments: dict[str, Any], held: dict[str, Any]):
+        self.clock = DeviceClock(**held)
         self.failure: ProfuserError | None = None
         try:
             self.worker = worker(**arguments)
         except ProfuserError as error:
             # Raised in `__call__`: a constructor that fails is retried by Ray, and its message is lost.
             self.failure = error
+        self.clock.note()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         if self.failure:
             raise self.failure
         counts = [self.worker.process(int(shard)) for shard in batch["shard"]]
+        self.clock.note()
         return {"rows": [c["rows"] for c in counts]}
 
 
@@ -73,7 +77,7 @@ def run_shards(
     Returns:
         Counts of every shard, and the seconds that this attempt took.
     """
-    start = time.monotonic()
+    start, began = time.monotonic(), time.time()
     finished = artifact.finished_shards()
     wanted = source.shards()
     manifest = source.manifest()
@@ -83,7 +87,8 @@ def run_shards(
     with Counter(artifact.stage, total, "rows", done) as counter:
         if left:
             check_fits(artifact.stage, pool.num_cpus, num_gpus)
-            dataset = _dataset(left, worker, arguments, pool, num_gpus, in_flight)
+            held = {"artifact": artifact, "num_devices": num_gpus or pool.num_cpus, "began": began}
+            dataset = _dataset(left, (worker, arguments, held), pool, num_gpus, in_flight)
             _stream(dataset, counter, len(left) - in_flight * min(pool.max_actors, len(left)), draining)
     if draining and not left:
         draining()
@@ -95,12 +100,7 @@ def run_shards(
 
 
 def _dataset(
-    shards: list[int],
-    worker: type[ShardWorker],
-    arguments: dict[str, Any],
-    pool: PoolConfig,
-    num_gpus: float,
-    in_flight: int,
+    shards: list[int], arguments: tuple[Any, ...], pool: PoolConfig, num_gpus: float, in_flight: int
 ) -> ray.data.Dataset:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -109,7 +109,7 @@ def _dataset(
         resources["accelerator_type"] = pool.accelerator_type
     return ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map_batches(
         _Actor,
-        fn_constructor_args=(worker, arguments),
+        fn_constructor_args=arguments,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
             min_size=pool.min_actors,
@@ -134,8 +134,10 @@ def _stream(dataset: ray.data.Dataset, counter: Counter, num_unbegun: int, drain
 
 
 def finish(artifact: Artifact, counts: list[Mapping[str, float]], seconds: float, **metrics: float) -> Manifest:
-    """Writes the manifest and says what the stage did."""
-    manifest = artifact.finish(counts, seconds, metrics)
+    """Writes the manifest, with the time of earlier attempts added to the `seconds` of this one, and says what the stage did."""
+    spent = stage_time(artifact, seconds)
+    manifest = artifact.finish(counts, spent.seconds, metrics, spent.device_seconds)
+    clear_notes(artifact)
     shown = {name.replace("_", " "): value for name, value in manifest.counts.items() if value and "/" not in name}
     if shown or seconds:
         text = ", ".join(f"{value:,.0f} {name}" for name, value in shown.items()) or "done"

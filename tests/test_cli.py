@@ -29,7 +29,7 @@ def recipe(tmp_path, model):
         "sources": [{"name": "a", "model": model}, {"name": "b", "model": model}],
         "target": {"model": model},
         "rewards": [{"kind": "answer_match", "name": "match", "pattern": "is (.+)"}],
-        "fuse": {"batch_rows": 4},
+        "fuse": {"batch_tokens": 64},
     }
     file = tmp_path / "small.yaml"
     file.write_text(yaml.safe_dump(content))
@@ -132,7 +132,31 @@ def test_the_plan_counts_rows_updates_and_all_stages(monkeypatch, capsys, recipe
     assert "30 rows" in out
     for stage in ("prepare/train", "collect/a", "collect/b", "rewards/match", "select", "fuse", "evaluate/fused"):
         assert stage in out
-    assert "10 updates of 4 rows" in out
+    # 20 rows of some 5 tokens, in both modes, twice.
+    assert "about 7 updates of 64 tokens" in out
+
+
+def test_an_arm_has_its_own_name_and_schedule(monkeypatch, capsys, recipe):
+    settings = ("--set", "fuse.duration={kind: steps, value: 90}")
+    code, out, _ = profuser(monkeypatch, capsys, "plan", recipe, "--arm", "reversed", *settings)
+    assert code == 0
+    assert "small-reversed: 30 rows" in out
+    assert [line.split() for line in out.splitlines()[-2:]] == [
+        ["1", "0", "45", "0", "1"],
+        ["2", "45", "45", "1", "0.1"],
+    ]
+    code, out, _ = profuser(monkeypatch, capsys, "plan", recipe, "--arm", "reversed", "--set", "name=mine")
+    assert code == 0
+    assert "mine: 30 rows" in out
+
+
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_a_misspelt_arm_is_one_line_with_those_that_there_are(monkeypatch, capsys, recipe, tmp_path, verb):
+    code, out, err = profuser(monkeypatch, capsys, verb, recipe, "--arm", "revesed")
+    assert (code, out) == (2, "")
+    assert err.startswith("profuser: --arm revesed: no such arm; there are: average-teacher, competence,")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("num_rows", ["0", "-3"])

@@ -51,7 +51,8 @@ def signals(tokenizer, nats):
 
 
 @pytest.fixture(scope="module")
-def selected():
+def select():
+    """Selects over the shard, with settings and teachers to choose."""
     tokenizers = {name: make() for name, make in SOURCES.items()}
     tables = [TokenBytes.from_tokenizer(tokenizer, WIDTH) for tokenizer in tokenizers.values()]
     # The lossy source is always less surprised.
@@ -64,9 +65,17 @@ def selected():
         byte_level_tokenizer(480), TokenBytes.from_tokenizer(byte_level_tokenizer(480), WIDTH), OwnTemplate()
     )
     projections = [VocabProjection.build(table, target.tokens) for table in tables]
-    names = list(SOURCES)
-    chooser = Chooser(names, names, tables, SelectConfig(), [RewardScale(0.0, 1.0)])
-    return Selector(chooser, projections, target, K).select(corpus(*TEXTS), collected, rewards)
+
+    def run(teachers=tuple(SOURCES), **settings):
+        chooser = Chooser(list(SOURCES), teachers, tables, SelectConfig(**settings), [RewardScale(0.0, 1.0)])
+        return Selector(chooser, projections, target, K).select(corpus(*TEXTS), collected, rewards)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def selected(select):
+    return select()
 
 
 def test_a_source_does_not_teach_a_ground_truth_that_its_tokens_do_not_spell(selected):
@@ -87,3 +96,46 @@ def test_every_position_is_counted_once_per_pair_and_rule(selected):
     topk = from_columns(table, "topk", K, WIDTH)
     taught = np.isfinite(topk.topk.logprobs[:, 0].astype(np.float32))
     assert taught.sum() == tokens - counts["rule/none"]
+
+
+def by_row(table, mode):
+    """Per row its example in a mode, and the masses of its distributions by id, position by position."""
+    topk = from_columns(table, "topk", K, WIDTH)
+    out = {}
+    for place, row in enumerate(table.to_pylist()):
+        if row["mode"] == mode:
+            ids, mass = topk.row(place).ids.tolist(), np.exp(topk.row(place).logprobs.astype(np.float64)).tolist()
+            out[row["row_id"]] = row, [dict(zip(*pair, strict=True)) for pair in zip(ids, mass, strict=True)]
+    return out
+
+
+def test_the_average_teacher_is_the_mean_of_what_each_source_would_teach(select):
+    alone = [by_row(select([name])[0], "training") for name in SOURCES]
+    table, counts = select(training_teacher="average")
+    found = by_row(table, "training")
+    assert {row["teacher"] for row, _ in found.values()} == {"average"}
+    assert found.keys() == {"0", "1", "2"}
+    for row_id, (row, taught) in found.items():
+        for place, mean in enumerate(taught):
+            parts = [one[row_id][1][place] for one in alone if row_id in one]
+            parts = [part for part in parts if sum(part.values()) > 0]
+            wanted = {token: sum(p.get(token, 0) for p in parts) / len(parts) for p in parts for token in p}
+            largest = sorted(wanted.values(), reverse=True)[:K]
+            # Both sides were rounded to half precision.
+            assert sorted(mean.values(), reverse=True)[: len(largest)] == pytest.approx(largest, rel=5e-3, abs=1e-6)
+            assert (row["rules"][place] == 0) == (not parts)
+    assert (counts["wins/training/average"], counts["wins/inference/average"]) == (3, 0)
+    assert counts["wins/training/lossy"] == counts["wins/training/plain"] == 0
+
+
+def test_the_average_teacher_leaves_the_answers_to_their_authors(select, selected):
+    averaged, chosen = (by_row(table, "inference") for table, _ in (select(training_teacher="average"), selected))
+    assert averaged == chosen
+
+
+def test_only_those_that_may_teach_are_averaged(select):
+    table, _ = select(["plain"], training_teacher="average")
+    mean, alone = by_row(table, "training"), by_row(select(["plain"])[0], "training")
+    assert {row_id: taught for row_id, (_, taught) in mean.items()} == {
+        row_id: taught for row_id, (_, taught) in alone.items()
+    }

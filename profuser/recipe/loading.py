@@ -1,4 +1,4 @@
-"""Reading a recipe: YAML, `--set key.path=value`, shipped recipes by name, and errors in one line each."""
+"""Reading a recipe: by file or shipped name, in layers, `--set key.path=value`, and errors in one line each."""
 
 import difflib
 from collections.abc import Sequence
@@ -9,33 +9,32 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from profuser.errors import UserError
+from profuser.recipe.layers import find_recipe, merge, models_in, read_layers, read_tree
 from profuser.recipe.models import Recipe
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads and validates a recipe file.
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), shipped: Path | None = None, arm: Path | None = None
+) -> Recipe:
+    """Reads and validates a recipe: its base, its own settings, an arm, and overrides, each over what stands before it.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, or the name of a shipped recipe.
         overrides: `key.path=value` settings; the value is read as YAML.
+        shipped: folder of the recipes that go by name.
+        arm: file of an arm; the run is then called `{name}-{arm}`.
 
     Raises:
-        UserError: the file is missing or no YAML, or a setting is wrong; the message names file and key.
+        UserError: a file is missing or no YAML, or a setting is wrong; the message names file and key.
     """
-    file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"recipe {file}: cannot be read: {reason}") from None
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {file}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"recipe {file}: expected a mapping of settings, found {type(tree).__name__}")
+    file = find_recipe(str(path), Path(), shipped, f"recipe {path}")
+    tree = read_layers(file, shipped)
+    if arm:
+        tree = merge(tree, read_tree(arm))
+        if isinstance(tree.get("name"), str):
+            tree["name"] += f"-{arm.stem}"
     apply_overrides(tree, overrides)
-    return parse_recipe(tree, str(file))
+    return parse_recipe(tree, f"{file} --arm {arm.stem}" if arm else str(file))
 
 
 def parse_recipe(tree: dict[str, Any], where: str) -> Recipe:
@@ -115,7 +114,7 @@ def _keys_at(model: type[BaseModel], location: Sequence[str]) -> set[str]:
         inside: set[type[BaseModel]] = set()
         for owner in models:
             field = owner.model_fields.get(part)
-            inside |= _models_in(field.annotation) if field else set()
+            inside |= models_in(field.annotation) if field else set()
         models = inside or models
     return {name for owner in models for name in owner.model_fields}
 
@@ -124,9 +123,3 @@ def _kinds(model: type[BaseModel]) -> tuple[Any, ...]:
     """The values of a model's `kind`, by which a union tells it from others."""
     field = model.model_fields.get("kind")
     return get_args(field.annotation) if field else ()
-
-
-def _models_in(annotation: Any) -> set[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return {annotation}
-    return {found for argument in get_args(annotation) for found in _models_in(argument)}

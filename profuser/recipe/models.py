@@ -9,7 +9,8 @@ from profuser.config import Config, execution_field
 from profuser.recipe.fusing import FuseConfig
 from profuser.recipe.pools import PoolConfig
 from profuser.recipe.prices import PlanConfig
-from profuser.recipe.rewards import RewardConfig, VoteConfig
+from profuser.recipe.rewards import RewardConfig
+from profuser.recipe.selecting import AVERAGE, SelectConfig
 from profuser.recipe.values import Name, Pattern
 
 
@@ -165,31 +166,6 @@ class CollectConfig(Config):
         return self.top_k if self.signals == "eager" else 0
 
 
-class SelectConfig(Config):
-    """Who teaches what."""
-
-    training_metric: Literal["bits_per_byte", "nats_per_token"] = "bits_per_byte"
-    """What Min-CE minimises: comparable across tokenizers, or the paper's."""
-    vote: VoteConfig = VoteConfig()
-    exclude_target: bool = False
-    """Leave the target itself out of the teachers."""
-    incomplete_rows: Literal["keep", "drop"] = "keep"
-    """A row that a source refused (too long for its context ...): taught by the others, or left out altogether."""
-    alignment_rules: tuple[Literal["project", "condition", "chain", "end"], ...] = (
-        "project",
-        "condition",
-        "chain",
-        "end",
-    )
-    """Rules by which distributions reach the target's positions; a position that none fits carries CE only."""
-    vocab_fallback: Literal["first_token", "min_edit", "tail"] = "first_token"
-    """Where a source token whose bytes are no token of the target's goes: to the `first_token` of the target's tokenization of
-    them; to the target's token at the smallest edit distance (FuseLLM's); or to the `tail`, so that only the same bytes count."""
-    map_specials: bool = True
-    """A source's end of turn goes to the target's; otherwise its mass goes to the tail."""
-    pool: PoolConfig = execution_field(PoolConfig())
-
-
 class EvaluateConfig(Config):
     """What is measured on the held-out rows, for the target before, every source and the fused model."""
 
@@ -247,6 +223,15 @@ class Recipe(Config):
                 )
         if self.select.exclude_target and not self.teachers:
             raise ValueError("select.exclude_target leaves no teacher: the only source is the target")
+        if self.select.training_teacher == AVERAGE:
+            if self.collect.signals == "lazy":
+                raise ValueError(
+                    "select.training_teacher: average needs the distributions of all sources; set collect.signals: eager"
+                )
+            if AVERAGE in (source.name for source in self.sources):
+                raise ValueError(
+                    "sources: with select.training_teacher: average no source may itself be called 'average'"
+                )
         return self
 
     def is_target(self, source: SourceConfig) -> bool:

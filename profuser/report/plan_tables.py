@@ -24,7 +24,8 @@ QUANTITIES = {
 COVERED = (
     "Intervals are of 90 %: how far the rows that were drawn may differ from the others in length. They do not cover the speed "
     "of a full queue (fewer rows at once are slower) or of a busy machine, waiting for nodes, work done twice after a failure, "
-    "and that files of other sizes compress otherwise."
+    "and that files of other sizes compress otherwise. Device hours, planned and measured, are without the time "
+    "that actors are idle while the last ones finish; those of an actor that died are measured up to its last shard."
 )
 INSIDE = {True: "yes", False: "no", None: "-"}
 
@@ -74,7 +75,8 @@ def plan_words(plan: ProbedPlan) -> list[str]:
 
 def plan_error_lines(facts: RunFacts) -> list[PlanErrorLine]:
     """Every quantity that was both planned and measured."""
-    return [_line(error) for error in facts.plan_errors]
+    currency = facts.recipe.get("plan", {}).get("currency", QUANTITIES["money"])
+    return [_line(error, currency) for error in facts.plan_errors]
 
 
 def plan_error_table(facts: RunFacts) -> Table:
@@ -108,7 +110,11 @@ def _scaled(value: float, units: tuple[tuple[str, float], ...], enough: float) -
 
 
 def _heading(quantity: str, currency: str) -> Text:
-    return Text(currency if quantity == "money" else QUANTITIES[quantity].replace(" ", "\n"))
+    return Text(_title(quantity, currency).replace(" ", "\n"))
+
+
+def _title(quantity: str, currency: str) -> str:
+    return currency if quantity == "money" else QUANTITIES[quantity]
 
 
 def _cells(quantities: Mapping[str, Estimate], names: list[str]) -> list[str]:
@@ -124,12 +130,12 @@ def _margin(estimate: Estimate) -> str:
     return f"+-{100 * estimate.margin / estimate.value:.2g} %" if estimate.margin else "exact"
 
 
-def _line(error: PlanError) -> PlanErrorLine:
+def _line(error: PlanError, currency: str) -> PlanErrorLine:
     planned = error.planned
     ends = [amount(error.quantity, end) for end in (planned.low, planned.high) if end is not None]
     return PlanErrorLine(
         error.stage,
-        QUANTITIES[error.quantity],
+        _title(error.quantity, currency),
         amount(error.quantity, planned.value),
         " to ".join(ends) or "-",
         amount(error.quantity, error.measured),

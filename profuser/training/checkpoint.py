@@ -1,68 +1,90 @@
-"""Checkpoints of a running fusion (sharded, by torch.distributed.checkpoint), and the Hugging Face folder at its end."""
+"""Checkpoints of a running fusion, sharded by torch.distributed.checkpoint, written while training goes on."""
 
 import json
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_state_dict,
-    set_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from profuser.errors import ArtifactError
 from profuser.training.loop import Trainer
 
 PROGRESS = "progress.json"
+COUNTERS = ("step", "cursor", "skipped", "consecutive_skips")
+OPTIONS = StateDictOptions(ignore_frozen_params=True, strict=False)
+"""Frozen weights (LoRA) are those of the target: only the adapters are saved."""
 
 
-def save_checkpoint(trainer: Trainer, folder: Path) -> None:
-    """Writes this worker's part of model and optimizer; the first worker adds the step and the history."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model, optimizer = get_state_dict(trainer.module, trainer.optimizer)
-    dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        progress = {"step": trainer.step, "skipped": trainer.skipped, "history": trainer.history}
-        (folder / PROGRESS).write_text(json.dumps(progress))
+class Checkpointer:
+    """Writes checkpoints in the background, one at a time."""
+
+    def __init__(self) -> None:
+        # Training's own collectives and those of saving must not meet in one gloo group.
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._last: Future[Any] | None = None
+
+    def save(self, trainer: Trainer, folder: Path) -> Callable[[], None]:
+        """Takes this worker's part of model and optimizer as they are now, and writes it in the background.
+
+        The first worker adds the place in the plan and the history.
+
+        Returns:
+            Waits until it is written; raises what went wrong.
+        """
+        if self._last is not None:
+            self._last.result()
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = {"process_group": self._group} if self._group else {"no_dist": True}
+        last: Any = dcp.async_save(_state(trainer), checkpoint_id=str(folder), **settings)
+        self._last = last
+        if trainer.rank == 0:
+            state = {name: getattr(trainer, name) for name in COUNTERS} | {
+                "schedule": trainer.schedule.state_dict(),
+                "spikes": trainer.spikes.state_dict(),
+                "history": trainer.history,
+            }
+            (folder / PROGRESS).write_text(json.dumps(state))
+        return lambda: last.result() and None
 
 
-def load_checkpoint(trainer: Trainer, folder: Path) -> None:
-    """Brings model, optimizer and position back; the number of workers may differ from when it was saved."""
+def load_checkpoint(trainer: Trainer, folder: Path, weights_only: bool = False) -> None:
+    """Brings model, optimizer and place back; the number of workers may differ from when it was saved.
+
+    Args:
+        trainer: of the same target and recipe.
+        folder: that a checkpoint was saved to.
+        weights_only: leave optimizer and place as they are.
+
+    Raises:
+        ArtifactError: the folder holds no whole checkpoint, or one of another model.
+    """
     try:
         progress = json.loads((folder / PROGRESS).read_text())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"checkpoint {folder}: {error}") from None
-    model, optimizer = get_state_dict(trainer.module, trainer.optimizer)
-    state: dict[str, Any] = {"model": model, "optimizer": optimizer}
-    dcp.load(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
+        state = _state(trainer)
+        dcp.load(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
+    except (OSError, ValueError, RuntimeError, dcp.api.CheckpointException) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ArtifactError(f"checkpoint {folder}: {reason}; make the stage anew with --redo fuse") from None
     set_state_dict(
-        trainer.module, trainer.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+        trainer.module,
+        [] if weights_only else trainer.optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict={} if weights_only else state["optimizer"],
+        options=OPTIONS,
     )
-    trainer.step, trainer.skipped, trainer.history = progress["step"], progress["skipped"], progress["history"]
-
-
-def export(trainer: Trainer, target: str, revision: str | None, folder: Path) -> None:
-    """Writes the fused model as a plain Hugging Face folder: weights in the target's own type, tokenizer, generation settings.
-
-    Every worker takes part in gathering the weights; the first one writes.
-    """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(trainer.module, options=options)
-    if dist.is_initialized() and dist.get_rank() != 0:
+    if weights_only:
         return
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    for name in COUNTERS:
+        setattr(trainer, name, progress[name])
+    trainer.schedule.load_state_dict(progress["schedule"])
+    trainer.spikes.load_state_dict(progress["spikes"])
+    trainer.history = progress["history"]
 
-    model = AutoModelForCausalLM.from_pretrained(target, revision=revision)
-    own = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
-    with torch.no_grad():
-        model.load_state_dict(own, strict=False)
-    missing = set(model.state_dict()) - set(own)
-    tied = set(model.all_tied_weights_keys or ())
-    if missing - tied:
-        raise ArtifactError(f"fused model: no weights for {sorted(missing - tied)[:3]}")
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(target, revision=revision).save_pretrained(folder)
+
+def _state(trainer: Trainer) -> dict[str, Any]:
+    model, optimizer = get_state_dict(trainer.module, trainer.optimizer, options=OPTIONS)
+    return {"model": model, "optimizer": optimizer}

@@ -1,32 +1,37 @@
-"""Training examples as they lie in the select artifact, and their order: which rows make up which update.
+"""Training examples as they lie in the select artifact: where each is and how long, and reading them.
 
-Everything about an update follows from its number: a restarted run needs to remember nothing but the step it had reached.
+Legend: R corpus rows that have an example, K top-k, T response tokens. Columns `[R, 2]` are by mode, in the order of `MODES`.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int, Integer
 
 from profuser.errors import ArtifactError
-from profuser.recipe.fusing import Epochs, FuseConfig
-from profuser.schedule import ModeWeights, weights_at
 from profuser.schemas import MODES
 from profuser.signals.codec import TopK, from_columns, from_list_column
 
+LIGHT_COLUMNS = ("row_id", "mode", "teacher", "prompt_ids", "response_ids")
+"""What the index needs to read."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Example:
-    """One mode of one corpus row, in the target's tokens. T response tokens, K top-k."""
+    """One mode of one corpus row, in the target's tokens, cut to `max_tokens`."""
 
     row_id: str
-    mode: str
+    mode: int
+    """Index into `MODES`."""
     teacher: str
-    prompt_ids: np.ndarray
-    response_ids: np.ndarray
+    prompt_ids: Integer[np.ndarray, "P"]
+    response_ids: Integer[np.ndarray, "T"]
     topk: TopK
+    response_bytes: float
+    """UTF-8 bytes of the response; of one that was cut, its share."""
 
     @property
     def num_tokens(self) -> int:
@@ -34,107 +39,125 @@ class Example:
         return len(self.prompt_ids) + len(self.response_ids)
 
 
-class ExampleStore:
-    """All examples of a run, by row and mode, each cut to `max_tokens`.
+@dataclass(frozen=True, eq=False)
+class ExampleIndex:
+    """Where every row's examples are, and how long: 24 bytes a row, for planning without reading them."""
 
-    Args:
-        tables: shards of the select artifact.
-        top_k: K of its distributions.
-        vocab_size: width of the target's logits.
-        max_tokens: longest example, prompt and response.
+    shards: Int[np.ndarray, "R"]
+    ordinals: Int[np.ndarray, "R"]
+    """Place of the row among its shard's rows, in the order in which they first occur."""
+    tokens: Int[np.ndarray, "R 2"]
+    """Prompt and response tokens; 0 where the row has no example in this mode."""
+    responses: Int[np.ndarray, "R 2"]
+    """Response tokens alone."""
+    num_cut: int
+    """Examples that were longer than `max_tokens`."""
+    num_left_out: int
+    """Examples whose prompt leaves no room for a response."""
+    teachers: dict[str, int]
+    """Examples by teacher."""
 
-    Raises:
-        ArtifactError: there is no example, or the distributions are of another K.
-    """
+    @classmethod
+    def build(cls, shards: Iterable[tuple[int, pa.Table]], max_tokens: int) -> "ExampleIndex":
+        """Reads the light columns of all shards, given as number and table.
 
-    def __init__(self, tables: Iterable[pa.Table], top_k: int, vocab_size: int, max_tokens: int):
-        self.examples: list[Example] = []
-        self.num_cut = 0
-        for table in tables:
-            self._add(table, top_k, vocab_size, max_tokens)
-        if not self.examples:
+        Raises:
+            ArtifactError: there is no example.
+        """
+        parts = [_index_shard(number, table, max_tokens) for number, table in shards]
+        parts = [part for part in parts if len(part.shards)]
+        if not parts:
             raise ArtifactError("the select artifact holds no training example: every row was refused or skipped")
-        self.row_ids = sorted({example.row_id for example in self.examples})
-        self._by_key = {(example.row_id, example.mode): index for index, example in enumerate(self.examples)}
+        teachers: dict[str, int] = {}
+        for part in parts:
+            teachers = {name: teachers.get(name, 0) + part.teachers.get(name, 0) for name in teachers | part.teachers}
+        arrays = {
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in ("shards", "ordinals", "tokens", "responses")
+        }
+        cut, left_out = (sum(getattr(part, name) for part in parts) for name in ("num_cut", "num_left_out"))
+        return cls(**arrays, num_cut=cut, num_left_out=left_out, teachers=teachers)
 
-    def _add(self, table: pa.Table, top_k: int, vocab_size: int, max_tokens: int) -> None:
-        topk = from_columns(table, "topk", top_k, vocab_size)
-        prompts, responses = (
-            from_list_column(table[name].cast(pa.list_(pa.int64()))) for name in ("prompt_ids", "response_ids")
-        )
-        names = [table[name].to_pylist() for name in ("row_id", "mode", "teacher")]
-        for index, (row_id, mode, teacher) in enumerate(zip(*names, strict=True)):
-            prompt, response = prompts.row(index), responses.row(index)
-            num = min(len(response), max_tokens - len(prompt))
-            self.num_cut += num < len(response)
-            if num > 0:
-                kept = topk.row(index)[:num]
-                self.examples.append(Example(row_id, mode, teacher, prompt, response[:num], kept))
+    def split(self, num_validation: int, seed: int) -> tuple[Int[np.ndarray, "R1"], Int[np.ndarray, "R2"]]:
+        """Rows to train on, and rows kept apart: as many as asked for, but at most a tenth. Both ascend."""
+        num = min(num_validation, len(self.shards) // 10)
+        apart = np.random.default_rng([seed, len(self.shards)]).permutation(len(self.shards))[:num]
+        return np.setdiff1d(np.arange(len(self.shards)), apart), np.sort(apart)
 
-    def find(self, row_ids: Sequence[str], mode: str) -> list[int]:
-        """Indices of the examples of these rows in this mode; a row without one is passed over."""
-        return [self._by_key[row, mode] for row in row_ids if (row, mode) in self._by_key]
+
+def _index_shard(number: int, table: pa.Table, max_tokens: int) -> ExampleIndex:
+    ids = table["row_id"].combine_chunks().dictionary_encode()
+    ordinals = ids.indices.to_numpy(zero_copy_only=False)
+    mode = np.array([MODES.index(name) for name in table["mode"].to_pylist()], dtype=np.int64)
+    prompt, response = (
+        pc.list_value_length(table[name]).to_numpy().astype(np.int32)  # type: ignore[attr-defined]
+        for name in ("prompt_ids", "response_ids")
+    )
+    kept = np.clip(max_tokens - prompt, 0, response)
+    tokens, responses = (np.zeros((len(ids.dictionary), len(MODES)), dtype=np.int32) for _ in range(2))
+    tokens[ordinals, mode] = np.where(kept > 0, prompt + kept, 0)
+    responses[ordinals, mode] = kept
+    there = np.flatnonzero(tokens.any(axis=1))
+    names = [name for name, left in zip(table["teacher"].to_pylist(), kept, strict=True) if left]
+    return ExampleIndex(
+        shards=np.full(len(there), number, dtype=np.int32),
+        ordinals=there.astype(np.int32),
+        tokens=tokens[there],
+        responses=responses[there],
+        num_cut=int(((kept > 0) & (kept < response)).sum()),
+        num_left_out=int((kept == 0).sum()),
+        teachers={name: names.count(name) for name in sorted(set(names))},
+    )
 
 
 @dataclass(frozen=True)
-class Update:
-    """What one update of the target learns from."""
+class ExampleReader:
+    """Reads examples shard by shard."""
 
-    step: int
-    weights: ModeWeights
-    num_tokens: dict[str, int]
-    """Response tokens of the whole batch, per mode: the denominators of the loss."""
-    micro_batches: list[list[int]]
-    """Example indices that this worker runs, one list per forward pass; every worker has as many lists."""
+    read_shard: Callable[[int], pa.Table]
+    """A shard of the select artifact by its number."""
+    top_k: int
+    vocab_size: int
+    """Width of the target's logits."""
+    max_tokens: int
 
+    def read(self, index: ExampleIndex, wanted: Iterable[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], Example]]:
+        """The wanted examples, each given as (row of the index, mode), in the order of their shards.
 
-class UpdatePlan:
-    """Which examples make up each update, for one worker of several."""
+        Raises:
+            ArtifactError: a shard is not what the index was made of, or has another top-k.
+        """
+        by_shard: dict[int, list[tuple[int, int]]] = {}
+        for row, mode in wanted:
+            by_shard.setdefault(int(index.shards[row]), []).append((row, mode))
+        for shard, keys in sorted(by_shard.items()):
+            places, read = self._open(shard)
+            for row, mode in keys:
+                place = places.get((int(index.ordinals[row]), mode))
+                if place is None:
+                    raise ArtifactError(f"select shard {shard} has changed since training began; run again")
+                yield (row, mode), read(place)
 
-    def __init__(self, store: ExampleStore, config: FuseConfig, seed: int, world_size: int = 1, rank: int = 0):
-        self.store, self.config, self.seed = store, config, seed
-        self.world_size, self.rank = world_size, rank
-        self.num_steps = count_steps(config, len(store.row_ids))
+    def _open(self, shard: int) -> tuple[dict[tuple[int, int], int], Callable[[int], Example]]:
+        """Places of a shard's examples by (ordinal, mode), and how to read the one at a place."""
+        table = self.read_shard(shard)
+        ordinals = table["row_id"].combine_chunks().dictionary_encode().indices.to_pylist()
+        modes = [MODES.index(name) for name in table["mode"].to_pylist()]
+        row_ids, teachers, num_bytes = (table[name].to_pylist() for name in ("row_id", "teacher", "response_bytes"))
+        topk = from_columns(table, "topk", self.top_k, self.vocab_size)
+        prompts, responses = (from_list_column(table[name]) for name in ("prompt_ids", "response_ids"))
 
-    def rows(self, step: int) -> list[str]:
-        """Ids of the rows of an update. Epochs follow on each other without a gap, each in an order of its own."""
-        size, num_rows = self.config.batch_rows, len(self.store.row_ids)
-        positions = range(step * size, (step + 1) * size)
-        orders = {e: self._order(e) for e in {p // num_rows for p in positions}}
-        return [self.store.row_ids[orders[p // num_rows][p % num_rows]] for p in positions]
+        def read(place: int) -> Example:
+            prompt, response = prompts.row(place), responses.row(place)
+            num = min(len(response), self.max_tokens - len(prompt))
+            return Example(
+                row_ids[place],
+                modes[place],
+                teachers[place],
+                prompt,
+                response[:num],
+                topk.row(place)[:num],
+                num_bytes[place] * num / len(response),
+            )
 
-    def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.store.row_ids))
-
-    def update(self, step: int) -> Update:
-        """The update of this number; a mode with zero weight is not in it."""
-        weights = weights_at(self.config.schedule, step / self.num_steps)
-        rows = self.rows(step)
-        per_mode = {mode: self.store.find(rows, mode) if getattr(weights, mode) > 0 else [] for mode in MODES}
-        num_tokens = {
-            mode: sum(len(self.store.examples[i].response_ids) for i in indices) for mode, indices in per_mode.items()
-        }
-        batches = self._cut([i for indices in per_mode.values() for i in indices])
-        return Update(step, weights, num_tokens, batches[self.rank :: self.world_size])
-
-    def _cut(self, indices: list[int]) -> list[list[int]]:
-        """Micro-batches of examples of like length within the token budget, as many for every worker (some may be empty)."""
-        batches: list[list[int]] = []
-        for index in sorted(indices, key=lambda i: (-self.store.examples[i].num_tokens, i)):
-            width = self.store.examples[batches[-1][0]].num_tokens if batches else 0
-            if not batches or width * (len(batches[-1]) + 1) > self.config.micro_batch_tokens:
-                batches.append([])
-            batches[-1].append(index)
-        while not batches or len(batches) % self.world_size:
-            largest = max(batches, key=len, default=[])
-            half = len(largest) // 2
-            batches.append(largest[half:] if half else [])
-            del largest[half or len(largest) :]
-        return batches
-
-
-def count_steps(config: FuseConfig, num_rows: int) -> int:
-    """Updates of a run over so many rows: as configured, or enough for the epochs."""
-    if isinstance(config.duration, Epochs):
-        return max(1, math.ceil(config.duration.value * num_rows / config.batch_rows))
-    return config.duration.value
+        return {key: place for place, key in enumerate(zip(ordinals, modes, strict=True))}, read

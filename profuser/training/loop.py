@@ -2,45 +2,235 @@
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from profuser.errors import TrainingError
 from profuser.recipe.fusing import FuseConfig, OptimizerConfig
+from profuser.schedule import Schedule
 from profuser.schemas import MODES
-from profuser.training.examples import ExampleStore, Update, UpdatePlan
-from profuser.training.output_head import check_head
-from profuser.training.step import FusionModule, MicroBatch, collate
+from profuser.training.batches import Update, UpdatePlan
+from profuser.training.guards import SpikeWatch, memory_named, worst_rows
+from profuser.training.metrics import ModelFlops, StepMetrics, peak_memory_gib, peak_tflops
+from profuser.training.step import FusionModule, PackedExamples
+
+Record = dict[str, float]
+"""What an update did, by name; at a checkpoint held-out bits per byte besides."""
+Stream = Callable[["Trainer"], Iterator[tuple[Update, list[PackedExamples]]]]
+"""The updates that are left of a trainer's plan, with this worker's micro-batches."""
+HELDOUT = "heldout_bits_per_byte"
 
 
 @dataclass(frozen=True)
-class StepMetrics:
-    """What one update did. Losses are in nats per response token of their mode; None for a mode without weight."""
+class Hooks:
+    """What the loop calls; on every worker."""
 
-    step: int
-    num_steps: int
-    learning_rate: float
-    weight_inference: float
-    weight_training: float
-    ce_inference_nats: float | None
-    kl_inference_nats: float | None
-    ce_training_nats: float | None
-    kl_training_nats: float | None
-    grad_norm: float
-    tokens: int
-    tokens_per_second: float
-    skipped_steps: int
+    on_step: Callable[[Record], None] = lambda record: None
+    on_checkpoint: Callable[["Trainer"], None] = lambda trainer: None
+    wants_stop: Callable[[], bool] = lambda: False
+    """Asked on every worker after each update; if any says yes, all write a checkpoint and stop."""
 
-    def known(self) -> dict[str, float]:
-        """The values that there are, by name."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+
+class Trainer:
+    """The target, its optimizer and its place in the plan.
+
+    Args:
+        module: the target, sharded where there are several workers.
+        plan: which rows make up which update.
+        config: how it is trained.
+        seed: of what is random within a step (dropout).
+        validation: this worker's micro-batches of the rows that are kept apart; every worker has as many.
+    """
+
+    def __init__(
+        self,
+        module: FusionModule,
+        plan: UpdatePlan,
+        config: FuseConfig,
+        seed: int,
+        validation: Sequence[PackedExamples] = (),
+    ):
+        self.module, self.plan, self.config, self.seed, self.validation = module, plan, config, seed, validation
+        self.world_size, self.rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+        self.device = next(module.buffers(), next(module.parameters())).device
+        self.schedule = Schedule(config.schedule, plan.num_steps)
+        self.optimizer = make_optimizer(module, config.optimizer)
+        self.spikes = SpikeWatch(config.guards.spike_deviations)
+        self.flops, self.peak_tflops = ModelFlops.of(module.model), peak_tflops(self.device)
+        self.step = self.cursor = self.skipped = self.consecutive_skips = 0
+        self.history: list[Record] = []
+
+    def run(self, stream: Stream, hooks: Hooks) -> bool:
+        """Runs the updates that are left; False if it was stopped before the last one.
+
+        A stage that ends early makes what the stream had prepared void: a new stream begins.
+
+        Raises:
+            TrainingError: too many steps in a row had a gradient that is not finite, or memory ran out.
+        """
+        with memory_named(self.config, self.device):
+            while self.step < self.plan.num_steps:
+                for update, batches in stream(self):
+                    moved_on, stopped = self._advance(update, batches, hooks)
+                    if stopped:
+                        return False
+                    if moved_on:
+                        break
+        return True
+
+    def _advance(self, update: Update, batches: list[PackedExamples], hooks: Hooks) -> tuple[bool, bool]:
+        """One update and what follows from it: whether the stage has ended early, and whether training was told to stop."""
+        metrics, stopped = self.train_step(update, batches, hooks.wants_stop())
+        self.step, self.cursor = update.step + 1, update.end
+        moved_on = self.schedule.observe(update.step, metrics.ce_inference_nats)
+        due = self.step % self.config.checkpoint_every_steps == 0 or self.step == self.plan.num_steps
+        record = metrics.known() | (self.validate() if due else {})
+        self.history.append(record)
+        hooks.on_step(record)
+        if due or stopped:
+            hooks.on_checkpoint(self)
+        return moved_on, stopped and self.step < self.plan.num_steps
+
+    def train_step(
+        self, update: Update, batches: Sequence[PackedExamples], wants_stop: bool = False
+    ) -> tuple[StepMetrics, bool]:
+        """One update: all micro-batches, clipping, and the optimizer, unless the gradient is not finite.
+
+        Returns:
+            What it did, and whether any worker wants to stop.
+        """
+        start = time.perf_counter()
+        torch.manual_seed(hash((self.seed, update.step, self.rank)) % 2**63)
+        rate = self._learning_rate(update.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        scale = torch.tensor(
+            [getattr(update.weights, m) / max(1, n) for m, n in zip(MODES, update.num_tokens, strict=True)]
+        )
+        scale = scale.to(self.device)
+        sums = torch.zeros(2 * len(MODES) + 1, device=self.device)
+        ce_nats = []
+        for each in batches:
+            batch = each.tensors(self.device)
+            losses = self.module(batch, scale)
+            # FSDP averages gradients over the workers; the denominators are already those of the whole batch.
+            (losses.total * self.world_size).backward()
+            for part, values in enumerate((losses.ce_nats, losses.kl_nats)):
+                sums[part * len(MODES) :].index_add_(0, batch.mode, values.float())
+            ce_nats.append(losses.ce_nats)
+        norm: Any = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optimizer.clip_norm)
+        grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        sums[-1] = float(wants_stop)
+        if self.world_size > 1:
+            dist.all_reduce(sums)
+        finite = self._apply(update.step, grad_norm)
+        metrics = self._metrics(update, sums.tolist(), rate, grad_norm, time.perf_counter() - start)
+        self._watch(metrics, finite, batches, ce_nats)
+        return metrics, bool(sums[-1] > 0)
+
+    @torch.no_grad()
+    def validate(self) -> Record:
+        """Bits per byte of the rows that are kept apart, by mode: `sum(CE) / (ln 2 * bytes of the responses)`.
+
+        The one without a mode's name is that of the ground truth; of the sources' answers where there is no ground truth.
+        """
+        if len(self.plan.apart) == 0:
+            return {}
+        self.module.eval()
+        sums = torch.zeros(2, len(MODES), dtype=torch.float64, device=self.device)
+        for each in self.validation:
+            batch = each.tensors(self.device)
+            losses = self.module(batch, torch.ones(len(MODES), device=self.device))
+            sums[0].index_add_(0, batch.mode, losses.ce_nats.double())
+            sizes = torch.from_numpy(each.response_bytes).to(self.device)
+            sums[1].index_add_(0, torch.from_numpy(each.mode).to(self.device, torch.int64), sizes)
+        self.module.train()
+        self.module.let_go()
+        if self.world_size > 1:
+            dist.all_reduce(sums)
+        nats, num_bytes = sums.tolist()
+        found = {m: n / (math.log(2) * b) for m, n, b in zip(MODES, nats, num_bytes, strict=True) if b}
+        return {HELDOUT: next(iter(found.values()))} | {f"{HELDOUT}_{mode}": value for mode, value in found.items()}
+
+    def _learning_rate(self, step: int) -> float:
+        config = self.config.optimizer
+        if config.decay == "run":
+            return learning_rate(config, step, self.plan.num_steps)
+        _, first, end = self.schedule.piece(step)
+        return learning_rate(config, step - first, end - first)
+
+    def _apply(self, step: int, grad_norm: float) -> bool:
+        """Steps the optimizer; False where the gradient is not finite and nothing was done."""
+        finite = math.isfinite(grad_norm)
+        if finite:
+            self.optimizer.step()
+            self.consecutive_skips = 0
+        else:
+            self.skipped += 1
+            self.consecutive_skips += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        return finite
+
+    def _watch(self, metrics: StepMetrics, finite: bool, batches: Sequence[PackedExamples], ce_nats: list[Any]) -> None:
+        """Names the rows of an update that is not finite or whose loss spikes. All workers see the same numbers."""
+        losses = {"inference": metrics.ce_inference_nats, "training": metrics.ce_training_nats}
+        spikes = self.spikes.observe(losses)
+        if finite and not spikes:
+            return
+        rows = ", ".join(f"{row} ({mean:.2f})" for mean, row in worst_rows(batches, ce_nats))
+        what = (
+            f"cross-entropy spikes ({', '.join(spikes)})" if finite else f"gradient norm {metrics.grad_norm}; skipped"
+        )
+        line = f"step {metrics.step}: {what}; highest nats per token: {rows}"
+        if self.rank == 0:
+            print(line, flush=True)
+        if self.consecutive_skips >= self.config.guards.max_consecutive_skips:
+            raise TrainingError(
+                f"fuse: {self.consecutive_skips} steps in a row without a finite gradient, the last is {line}; "
+                "lower fuse.optimizer.learning_rate or look at these rows"
+            )
+
+    def _metrics(self, update: Update, sums: list[float], rate: float, grad_norm: float, seconds: float) -> StepMetrics:
+        nats: dict[str, float | None] = {}
+        for index, mode in enumerate(MODES):
+            count = update.num_tokens[index]
+            for part, name in enumerate(("ce", "kl")):
+                nats[f"{name}_{mode}_nats"] = sums[part * len(MODES) + index] / count if count else None
+        lengths = np.array([self.plan.index.tokens[key] for key in update.keys])
+        tflops = self.flops.update(lengths, sum(update.num_tokens)) / seconds / self.world_size / 1e12
+        return StepMetrics(
+            step=update.step,
+            num_steps=self.plan.num_steps,
+            learning_rate=rate,
+            weight_inference=update.weights.inference,
+            weight_training=update.weights.training,
+            grad_norm=grad_norm,
+            tokens=sum(update.num_tokens),
+            sequence_tokens=update.sequence_tokens,
+            tokens_per_second=update.sequence_tokens / seconds,
+            model_tflops=tflops,
+            model_flops_utilisation=tflops / self.peak_tflops if self.peak_tflops else None,
+            memory_gib=peak_memory_gib(self.device),
+            skipped_steps=self.skipped,
+            **nats,
+        )
+
+
+def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Fused AdamW over what is trained."""
+    return torch.optim.AdamW(
+        [parameter for parameter in module.parameters() if parameter.requires_grad],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
 
 
 def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
@@ -51,134 +241,3 @@ def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
     done = (step - warmup) / max(1, num_steps - warmup)
     share = config.final_fraction + (1 - config.final_fraction) * (1 + math.cos(math.pi * done)) / 2
     return config.learning_rate * share
-
-
-def load_target(path: str, revision: str | None) -> Any:
-    """The target in float32, as its master weights; UserError where the fusion loss does not know its output layer."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=torch.float32)
-    check_head(model, path)
-    return model
-
-
-class Trainer:
-    """The target, sharded over the workers where there are several, its optimizer and its place in the plan."""
-
-    def __init__(self, model: Any, store: ExampleStore, config: FuseConfig, seed: int, top_k: int, device: str = "cpu"):
-        distributed = dist.is_initialized()
-        self.world_size = dist.get_world_size() if distributed else 1
-        rank = dist.get_rank() if distributed else 0
-        self.config, self.store, self.top_k, self.device = config, store, top_k, torch.device(device)
-        self.plan = UpdatePlan(store, config, seed, self.world_size, rank)
-        if config.activation_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.pad_id = model.config.get_text_config().pad_token_id or 0
-        self.module: nn.Module = FusionModule(model.to(self.device).train(), config)
-        if distributed:
-            shard(self.module, config, self.device)
-        opt = config.optimizer
-        self.optimizer = torch.optim.AdamW(
-            self.module.parameters(),
-            lr=opt.learning_rate,
-            betas=(opt.beta1, opt.beta2),
-            weight_decay=opt.weight_decay,
-            fused=True,
-        )
-        self.step = 0
-        self.skipped = 0
-        self.consecutive_skips = 0
-        self.history: list[dict[str, float]] = []
-
-    def run(self, on_step: Callable[[StepMetrics], None], on_checkpoint: Callable[["Trainer"], None]) -> None:
-        """Runs the updates that are left; `on_checkpoint` is called every so many of them and after the last.
-
-        Raises:
-            TrainingError: too many steps in a row had a gradient that is not finite.
-        """
-        while self.step < self.plan.num_steps:
-            metrics = self.train_step(self.plan.update(self.step))
-            self.step += 1
-            self.history.append(metrics.known())
-            on_step(metrics)
-            if self.step % self.config.checkpoint_every_steps == 0 or self.step == self.plan.num_steps:
-                on_checkpoint(self)
-
-    def train_step(self, update: Update) -> StepMetrics:
-        """One update: all micro-batches, clipping, and the optimizer, unless the gradient is not finite."""
-        start = time.perf_counter()
-        rate = learning_rate(self.config.optimizer, update.step, self.plan.num_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        sums = torch.zeros(2, len(MODES), device=self.device)
-        for indices in update.micro_batches:
-            batch = self._collate(update, indices)
-            losses = self.module(batch)
-            # FSDP averages gradients over the workers; the denominators are already those of the whole batch.
-            (losses.total * self.world_size).backward()
-            for part, values in enumerate((losses.ce_nats, losses.kl_nats)):
-                sums[part].index_add_(0, batch.mode, values.float())
-        norm: Any = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optimizer.clip_norm)
-        grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        self._apply(update, grad_norm)
-        if self.world_size > 1:
-            dist.all_reduce(sums)
-        return self._metrics(update, sums, rate, grad_norm, time.perf_counter() - start)
-
-    def _collate(self, update: Update, indices: list[int]) -> MicroBatch:
-        examples = [self.store.examples[index] for index in indices]
-        batch = collate(examples, update.weights, update.num_tokens, self.config.beta, self.pad_id, self.top_k)
-        return MicroBatch(*(tensor.to(self.device) for tensor in batch))
-
-    def _apply(self, update: Update, grad_norm: float) -> None:
-        if math.isfinite(grad_norm):
-            self.optimizer.step()
-            self.consecutive_skips = 0
-        else:
-            self.skipped += 1
-            self.consecutive_skips += 1
-            rows = ", ".join(self.plan.rows(update.step)[:8])
-            print(f"step {update.step}: gradient norm {grad_norm}; skipped; rows {rows} ...", flush=True)
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.consecutive_skips >= self.config.max_consecutive_skips:
-            raise TrainingError(
-                f"fuse: {self.consecutive_skips} steps in a row without a finite gradient, the last is step {update.step}; "
-                "lower fuse.optimizer.learning_rate or look at the rows named above"
-            )
-
-    def _metrics(
-        self, update: Update, sums: torch.Tensor, rate: float, grad_norm: float, seconds: float
-    ) -> StepMetrics:
-        nats: dict[str, float | None] = {}
-        for part, name in enumerate(("ce", "kl")):
-            for index, mode in enumerate(MODES):
-                count = update.num_tokens[mode]
-                nats[f"{name}_{mode}_nats"] = float(sums[part, index]) / count if count else None
-        tokens = sum(update.num_tokens.values())
-        return StepMetrics(
-            step=update.step,
-            num_steps=self.plan.num_steps,
-            learning_rate=rate,
-            weight_inference=update.weights.inference,
-            weight_training=update.weights.training,
-            grad_norm=grad_norm,
-            tokens=tokens,
-            tokens_per_second=tokens / seconds,
-            skipped_steps=self.skipped,
-            **nats,
-        )
-
-
-def shard(module: nn.Module, config: FuseConfig, device: torch.device) -> None:
-    """Shards parameters over all workers with FSDP2: each block by itself, the rest with the root."""
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    low = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
-    dtype = torch.bfloat16 if low else torch.float32
-    # The root's parameters (output weight) stay whole between forward and backward by FSDP2's own default.
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    model: Any = module.model
-    blocks = set(model._no_split_modules or ())
-    for child in model.modules():
-        if type(child).__name__ in blocks:
-            fully_shard(child, mesh=mesh, mp_policy=policy)
-    fully_shard(module, mesh=mesh, mp_policy=policy)

@@ -1,90 +1,129 @@
-"""One forward pass of the fusion: a micro-batch as tensors, and the module that turns it into the loss.
+"""One forward pass of the fusion: packed examples as arrays, and the module that turns them into the loss.
 
-Legend: B examples, S tokens of the longest, N response tokens of the micro-batch, K top-k.
+Legend: B sequences, S tokens of the longest, E examples, N response tokens of the micro-batch, K top-k.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from profuser.recipe.fusing import FuseConfig
-from profuser.schedule import ModeWeights
-from profuser.schemas import MODES
 from profuser.training.examples import Example
 from profuser.training.losses import Tail, TokenLosses, fusion_loss
 from profuser.training.output_head import OutputHead
 
 
 class MicroBatch(NamedTuple):
-    """Padded examples and what is to be learnt at each response token."""
+    """Sequences of examples that lie end to end, and what is to be learnt at each response token."""
 
     input_ids: Int[Tensor, "B S"]
-    attention_mask: Int[Tensor, "B S"]
-    positions: Int[Tensor, "N"]
-    """Places in the flattened `[B * S]` whose hidden states predict the targets: one before each response token."""
+    position_ids: Int[Tensor, "B S"]
+    """They begin at 0 with each example, and with the padding."""
+    places: Int[Tensor, "N"]
+    """In the flattened `[B * S]`: those whose hidden states predict the targets, one before each response token."""
     targets: Int[Tensor, "N"]
     topk_ids: Int[Tensor, "N K"]
     topk_logprobs: Float[Tensor, "N K"]
-    ce_weight: Float[Tensor, "N"]
-    kl_weight: Float[Tensor, "N"]
     mode: Int[Tensor, "N"]
-    """Index into `MODES` of each token's example."""
+    """Index into `MODES`."""
 
 
-def collate(
-    examples: Sequence[Example],
-    weights: ModeWeights,
-    num_tokens: dict[str, int],
-    beta: float,
-    pad_id: int,
-    top_k: int,
-) -> MicroBatch:
-    """Pads examples on the right and lays out their response tokens one after another.
+@dataclass(frozen=True, eq=False)
+class PackedExamples:
+    """A micro-batch as it is prepared and sent to a worker: arrays of the smallest types, and whose they are."""
+
+    input_ids: Int[np.ndarray, "B S"]
+    position_ids: Int[np.ndarray, "B S"]
+    places: Int[np.ndarray, "N"]
+    targets: Int[np.ndarray, "N"]
+    topk_ids: Int[np.ndarray, "N K"]
+    topk_logprobs: Float[np.ndarray, "N K"]
+    example: Int[np.ndarray, "N"]
+    """The example that each response token is of."""
+    mode: Int[np.ndarray, "E"]
+    response_bytes: Float[np.ndarray, "E"]
+    row_ids: list[str]
+    teachers: list[str]
+
+    def tensors(self, device: torch.device) -> MicroBatch:
+        """What the model reads, on its device."""
+        wide = {"topk_logprobs": torch.float32}
+        arrays = {name: getattr(self, name) for name in MicroBatch._fields} | {"mode": self.mode[self.example]}
+        return MicroBatch(
+            **{name: torch.from_numpy(a).to(device, wide.get(name, torch.int64)) for name, a in arrays.items()}
+        )
+
+    def to_table(self) -> pa.Table:
+        """One row of a table, every array a flat list."""
+        columns: dict[str, Any] = {"shape": pa.array([list(self.input_ids.shape)], pa.list_(pa.int32()))}
+        for name in (each.name for each in fields(self)):
+            value = getattr(self, name)
+            flat = pa.array(value.reshape(-1) if isinstance(value, np.ndarray) else value)
+            columns[name] = pa.ListArray.from_arrays(pa.array([0, len(flat)], pa.int32()), flat)
+        return pa.table(columns)
+
+    @classmethod
+    def from_table(cls, table: pa.Table, row: int, top_k: int) -> "PackedExamples":
+        """What `to_table` wrote; arrays are views where Arrow can."""
+        shape = tuple(table["shape"][row].as_py())
+        shapes = {"input_ids": shape, "position_ids": shape, "topk_ids": (-1, top_k), "topk_logprobs": (-1, top_k)}
+        values: dict[str, Any] = {}
+        for name in (each.name for each in fields(cls)):
+            flat = table[name][row].values
+            text = pa.types.is_string(flat.type) or pa.types.is_null(flat.type)
+            values[name] = flat.to_pylist() if text else np.array(flat).reshape(shapes.get(name, (-1,)))
+        return cls(**values)
+
+
+def collate(packs: Sequence[Sequence[Example]], pad_id: int, top_k: int) -> PackedExamples:
+    """Lays the examples of each pack end to end, pads on the right, and lays out their response tokens one after another.
 
     Args:
-        examples: of one micro-batch; with none, a batch without any response token is made, so that a worker that has
-            nothing to learn still takes part in the collectives of sharded parameters.
-        weights: of both modes at this update.
-        num_tokens: response tokens per mode in the whole update, over all workers: the denominators.
-        beta: weight of the KL against the cross-entropy.
+        packs: of one micro-batch; with none, a batch without any response token is made, so that a worker that has nothing to
+            learn still takes part in the collectives of sharded parameters.
         pad_id: any valid token id.
-        top_k: width of the top-k.
+        top_k: K.
     """
-    width = max((example.num_tokens for example in examples), default=1)
-    input_ids = np.full((max(1, len(examples)), width), pad_id, dtype=np.int64)
-    mask = np.zeros_like(input_ids)
-    mask[:, 0] = 1
-    positions: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
-    scale: list[np.ndarray] = [np.zeros(0, dtype=np.float32)]
-    for row, example in enumerate(examples):
-        length, first = example.num_tokens, len(example.prompt_ids)
-        input_ids[row, :length] = np.concatenate([example.prompt_ids, example.response_ids])
-        mask[row, :length] = 1
-        positions.append(row * width + np.arange(first - 1, length - 1))
-        share = getattr(weights, example.mode) / num_tokens[example.mode]
-        scale.append(np.full(length - first, share, dtype=np.float32))
-    ce_weight = torch.from_numpy(np.concatenate(scale))
-    modes = [np.full(len(e.response_ids), MODES.index(e.mode)) for e in examples]
-    return MicroBatch(
-        input_ids=torch.from_numpy(input_ids),
-        attention_mask=torch.from_numpy(mask),
-        positions=torch.from_numpy(np.concatenate(positions)),
-        targets=_stack([e.response_ids for e in examples], (0,), torch.int64),
-        topk_ids=_stack([e.topk.ids for e in examples], (0, top_k), torch.int64),
-        topk_logprobs=_stack([e.topk.logprobs for e in examples], (0, top_k), torch.float32),
-        ce_weight=ce_weight,
-        kl_weight=ce_weight * beta,
-        mode=_stack(modes, (0,), torch.int64),
+    width = max((sum(e.num_tokens for e in each) for each in packs), default=1)
+    input_ids = np.full((max(1, len(packs)), width), pad_id, dtype=np.int32)
+    position_ids = np.zeros_like(input_ids)
+    places = [np.zeros(0, dtype=np.int32)]
+    examples = [example for each in packs for example in each]
+    for row, each in enumerate(packs):
+        start = 0
+        for example in each:
+            end, first = start + example.num_tokens, start + len(example.prompt_ids)
+            input_ids[row, start:end] = np.concatenate([example.prompt_ids, example.response_ids])
+            position_ids[row, start:end] = np.arange(end - start)
+            places.append(row * width + np.arange(first - 1, end - 1, dtype=np.int32))
+            start = end
+        position_ids[row, start:] = np.arange(width - start)
+    counts = [len(example.response_ids) for example in examples]
+    return PackedExamples(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        places=np.concatenate(places),
+        targets=_end_to_end([e.response_ids for e in examples], (0,), np.int32),
+        topk_ids=_end_to_end([e.topk.ids for e in examples], (0, top_k), np.int32),
+        topk_logprobs=_end_to_end([e.topk.logprobs for e in examples], (0, top_k), np.float16),
+        example=np.repeat(np.arange(len(examples), dtype=np.int32), counts),
+        mode=np.array([e.mode for e in examples], dtype=np.int8),
+        response_bytes=np.array([e.response_bytes for e in examples], dtype=np.float64),
+        row_ids=[e.row_id for e in examples],
+        teachers=[e.teacher for e in examples],
     )
 
 
-def _stack(parts: Sequence[np.ndarray], empty: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    whole = np.concatenate(parts) if parts else np.zeros(empty)
-    return torch.from_numpy(whole).to(dtype)
+def _end_to_end(parts: Sequence[np.ndarray], empty: tuple[int, ...], dtype: Any) -> np.ndarray:
+    return (np.concatenate(parts) if parts else np.zeros(empty)).astype(dtype)
 
 
 class FusionModule(nn.Module):
@@ -96,24 +135,68 @@ class FusionModule(nn.Module):
     def __init__(self, model: Any, config: FuseConfig):
         super().__init__()
         self.model = model
-        self.temperature, self.chunk_tokens = config.temperature, config.loss_chunk_tokens
+        self.beta, self.temperature, self.chunk_tokens = config.beta, config.temperature, config.loss_chunk_tokens
         self.tail: Tail = config.tail
+        self.packing = config.packing
+        self.takes = set(inspect.signature(model.base_model.forward).parameters)
 
-    def forward(self, batch: MicroBatch) -> TokenLosses:
-        """Weighted loss of a micro-batch, with CE and KL per response token in nats."""
-        output = self.model.base_model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, return_dict=True
-        )
-        hidden = output.last_hidden_state.flatten(0, 1)[batch.positions]
+    def forward(self, batch: MicroBatch, scale: Float[Tensor, "2"]) -> TokenLosses:
+        """Weighted loss of a micro-batch, with CE and KL per response token in nats.
+
+        Args:
+            batch: of packed examples.
+            scale: per mode, its weight over its response tokens in the whole update.
+        """
+        hidden = self.hidden(batch.input_ids, batch.position_ids).flatten(0, 1)[batch.places]
+        ce_weight = scale[batch.mode]
         return fusion_loss(
             hidden,
             OutputHead.of(self.model),
             batch.targets,
             batch.topk_ids,
             batch.topk_logprobs,
-            batch.ce_weight,
-            batch.kl_weight,
+            ce_weight,
+            ce_weight * self.beta,
             self.temperature,
             self.tail,
             self.chunk_tokens,
         )
+
+    def check(self, test: Callable[["FusionModule"], None]) -> None:
+        """Runs a test of the model while the parameters of its root are whole; `let_go` afterwards."""
+        test(self)
+
+    def let_go(self) -> None:
+        """Frees what sharded parameters have gathered. A forward pass without a backward leaves it, and the optimizer and
+        checkpoints would take it for the parameters themselves.
+        """
+        for module in self.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    def hidden(self, input_ids: Int[Tensor, "B S"], position_ids: Int[Tensor, "B S"]) -> Float[Tensor, "B S D"]:
+        """Last hidden states; no example sees another where they are packed.
+
+        Where the architecture takes positions, Transformers sees from their restarts where examples begin. Others (MPT) get the
+        mask itself: ALiBi's biases count from the key's place, and a softmax does not mind what they all share.
+        """
+        settings: dict[str, Any] = {}
+        if self.packing and "position_ids" in self.takes:
+            settings["position_ids"] = position_ids
+        elif self.packing:
+            settings["attention_mask"] = block_diagonal_mask(position_ids, next(self.parameters()).dtype)
+        if "use_cache" in self.takes:
+            settings["use_cache"] = False
+        if "flash" in str(self.model.config._attn_implementation) and self.packing:
+            # Its kernels find the examples in one long sequence only.
+            input_ids, settings["position_ids"] = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
+        return self.model.base_model(input_ids=input_ids, **settings).last_hidden_state
+
+
+def block_diagonal_mask(position_ids: Int[Tensor, "B S"], dtype: torch.dtype) -> Float[Tensor, "B 1 S S"]:
+    """Additive causal mask within each example: 0 where a token may be seen, the type's smallest number elsewhere."""
+    example = (position_ids == 0).cumsum(dim=1)
+    size = position_ids.shape[1]
+    causal = torch.ones(size, size, dtype=torch.bool, device=position_ids.device).tril()
+    seen = (example[:, :, None] == example[:, None, :]) & causal
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]

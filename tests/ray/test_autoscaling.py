@@ -45,7 +45,12 @@ CONFIG = {
     },
     "available_node_types": {
         "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-        "cpu": {"resources": {"CPU": 2, "memory": 1 << 30}, "node_config": {}, "min_workers": 0, "max_workers": MAX_NODES},
+        "cpu": {
+            "resources": {"CPU": 2, "memory": 1 << 30},
+            "node_config": {},
+            "min_workers": 0,
+            "max_workers": MAX_NODES,
+        },
     },
     "head_node_type": "ray.head.default",
     "auth": {},
@@ -153,6 +158,7 @@ def test_nodes_come_with_the_work_and_go_with_it(autoscaling, tmp_path):
             time.sleep(1)
         ended.set()
         watcher.join()
+        counts.append(alive())
     assert output.shards() == list(range(NUM_SHARDS))
     assert counts[0] == 0
     assert max(counts) == MAX_NODES

@@ -45,12 +45,16 @@ def test_a_run_takes_about_what_its_probe_foretold(tmp_path, corpus):
         assert found["training_tokens"].low > 0
         assert found["money"].value == pytest.approx(2.5 * found["device_hours"].value)
     errors = {(error.stage, error.quantity): error for error in plan_errors(run)}
-    assert {quantity for _, quantity in errors} == {"training_tokens", "inference_tokens", "seconds", "disk_bytes"}
+    measured = {"training_tokens", "inference_tokens", "seconds", "device_hours", "disk_bytes", "money"}
+    assert {quantity for _, quantity in errors} == measured
     for source in run.recipe.sources:
         disk = errors[f"collect/{source.name}", "disk_bytes"]
         files = [file for file in (tmp_path / "runs/tiny/collect" / source.name).iterdir() if file.suffix == ".parquet"]
         assert disk.measured == sum(file.stat().st_size for file in files)
         assert disk.planned.value == pytest.approx(disk.measured, rel=0.3)
+        hours, money = (errors[f"collect/{source.name}", quantity] for quantity in ("device_hours", "money"))
+        assert 0 < hours.measured * 3600 == manifests[source.name].device_seconds < manifests[source.name].seconds
+        assert money.measured == pytest.approx(2.5 * hours.measured)
     assert len(plan_error_lines(RunFacts("tiny", {}, plan_errors=plan_errors(run)))) == len(errors)
     other = stages.make_run(tmp_path / "runs", corpus, collect={"top_k": 5, "generation": {"max_tokens": 24}})
     for source in other.recipe.sources:

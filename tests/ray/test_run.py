@@ -62,7 +62,7 @@ def command(storage):
         "corpus.rows_per_shard": "12",
         "corpus.max_quarantined_fraction": "0.1",
         "fuse.duration": f"{{kind: steps, value: {NUM_STEPS}}}",
-        "fuse.batch_rows": "16",
+        "fuse.batch_tokens": "1024",
         "fuse.checkpoint_every_steps": "3",
         "evaluate.sources": "false",
     }
@@ -190,6 +190,9 @@ def check_results(run):
     names = sorted(found.info.run_name for found in runs)
     assert names == sorted(["demo", *summary["stages"]])
     assert {found.info.status for found in runs} == {"FINISHED"}
+    (fuse,) = (found.info.run_id for found in runs if found.info.run_name == "fuse")
+    rates = client.get_metric_history(fuse, "learning_rate")
+    assert sorted(rate.step for rate in rates) == list(range(NUM_STEPS))
 
 
 def test_a_corpus_without_a_usable_row_stops_the_run_with_one_line(tmp_path, command):

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from profuser.config import identity
+from profuser.config import flatten, identity
 from profuser.errors import UserError
 from profuser.recipe import load_recipe
+from profuser.schedule import PROGRESSIVE, weights_at
 
 SHIPPED = sorted((Path(__file__).parents[2] / "ray_jobs" / "recipes").glob("*.yaml"))
+ARMS = sorted((SHIPPED[0].parent / "arms").glob("*.yaml"))
 
 SMALL = {
     "name": "small",
@@ -30,6 +32,42 @@ def small(tmp_path):
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_shipped_recipe_is_valid_and_named_like_its_file(file):
     assert load_recipe(file).name == file.stem
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=lambda file: file.stem)
+def test_every_arm_fits_every_shipped_recipe_and_changes_only_what_it_says(arm):
+    says = yaml.safe_load(arm.read_text())
+    assert arm.read_text().startswith("# ")
+    for file in SHIPPED:
+        plain, recipe = load_recipe(file), load_recipe(file, arm=arm)
+        assert recipe.name == f"{plain.name}-{arm.stem}"
+        before, after = (flatten(r.model_dump(mode="json", exclude={"name"})) for r in (plain, recipe))
+        changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+        assert all(any(key == told or key.startswith(f"{told}.") for told in told_keys(says)) for key in changed)
+
+
+def told_keys(tree):
+    """Settings that a fragment gives, as dotted paths."""
+    return {".".join(key.split(".")[:2]) for key in flatten(tree)}
+
+
+def test_the_arms_are_those_that_the_ablation_needs():
+    schedules = {arm.stem: load_recipe(SHIPPED[0], arm=arm) for arm in ARMS}
+    assert schedules.keys() == {
+        *("progressive", "simultaneous", "reversed", "inference-only", "training-only", "sft-gt", "sft-voted"),
+        *("average-teacher", "linear-ramp", "cosine-ramp", "competence"),
+    }
+    assert schedules["progressive"].fuse.schedule == PROGRESSIVE
+    used = {
+        name: tuple(
+            any(weights) for weights in zip(*(weights_at(r.fuse.schedule, n / 9) for n in range(9)), strict=True)
+        )
+        for name, r in schedules.items()
+    }
+    assert [name for name, modes in used.items() if modes == (True, False)] == ["inference-only", "sft-voted"]
+    assert [name for name, modes in used.items() if modes == (False, True)] == ["sft-gt", "training-only"]
+    assert [name for name, r in schedules.items() if r.fuse.beta == 0] == ["sft-gt", "sft-voted"]
+    assert [name for name, r in schedules.items() if r.select.training_teacher == "average"] == ["average-teacher"]
 
 
 def test_the_papers_recipe_has_its_trio_schedule_and_metric():
@@ -67,8 +105,16 @@ def test_the_papers_recipe_has_its_trio_schedule_and_metric():
         ("template={kind: jinja, text: '{% for %}'}", "text: line 1: Expected an expression"),
         ('template={kind: jinja, text: "{{ bos_token }}\\n{{ 1 }"}', "text: line 2: "),
         ("fuse.schedule=[{until: 0.5, inference: 1, training: 0}]", "the last piece must have until: 1.0"),
+        (
+            "fuse.schedule=[{until: 1, inference: 1, training: 0, moves_on: {}}]",
+            "schedule[0]: the last piece has none to move on to",
+        ),
+        (
+            "fuse.schedule=[{until: 1, inference: 1, training: 0, moves_on: {window: 9}}]",
+            "did you mean 'window_steps'?",
+        ),
         ("sources.c.model=x", "no item 'c'; there are: a, b"),
-        ("fuse.batch_rows", "expected key.path=value"),
+        ("fuse.batch_tokens", "expected key.path=value"),
         ("name.x=1", "'name' is a value"),
         ("corpus={}", "corpus.path: is required"),
         ("plan.price_per_device_hour=-1", "price_per_device_hour: input should be greater than or equal to 0"),
@@ -86,6 +132,19 @@ def test_a_mistake_is_one_line_that_says_how_to_mend_it(small, override, expecte
         load_recipe(small, [override])
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("collect.signals=lazy", "select.training_teacher: average needs the distributions of all sources"),
+        ("sources.a.name=average", "no source may itself be called 'average'"),
+    ],
+)
+def test_an_average_teacher_needs_eager_signals_and_the_name(small, override, expected):
+    assert load_recipe(small, ["select.training_teacher=average"]).select.training_teacher == "average"
+    with pytest.raises(UserError, match=expected):
+        load_recipe(small, ["select.training_teacher=average", override])
 
 
 def test_overrides_reach_mappings_lists_and_new_sections(small):

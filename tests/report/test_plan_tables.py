@@ -16,6 +16,8 @@ ERRORS = (
     PlanError("collect/llama", "training_tokens", Estimate(52_000.0, 4_000.0), 50_000.0),
     PlanError("collect/llama", "seconds", Estimate(9_000.0, 900.0), 7_200.0),
     PlanError("collect/<b>mpt</b>", "disk_bytes", Estimate(3.0e9, None), 2.5e9),
+    PlanError("collect/llama", "device_hours", Estimate(11.0, 1.5), 10.0),
+    PlanError("collect/llama", "money", Estimate(27.5, 3.75), 25.0),
 )
 
 
@@ -79,7 +81,12 @@ def test_the_terminal_says_how_far_off_a_plan_was():
     assert max(len(line) for line in text.splitlines()) <= 100
     for part in ("52,000", "48,000 to 56,000", "50,000", "+4.0 %", "yes", "2.5 h", "2 h", "+25.0 %", "no", "2.5 GB"):
         assert part in text
-    assert [line.inside for line in plan_error_lines(made_up.facts(plan_errors=ERRORS))] == ["yes", "no", "-"]
+    assert "9.50 to 12.50" in text
+    assert "23.75 to 31.25" in text
+    priced = made_up.facts(plan_errors=ERRORS, recipe=made_up.recipe() | {"plan": {"currency": "EUR"}})
+    lines = plan_error_lines(priced)
+    assert [line.inside for line in lines] == ["yes", "no", "-", "yes", "yes"]
+    assert [line.quantity for line in lines][3:] == ["device hours", "EUR"]
 
 
 def test_the_page_says_how_far_off_a_plan_was_where_there_is_one():

@@ -151,6 +151,20 @@ def test_rows_are_read_back_as_they_were_written(tmp_path):
     np.testing.assert_equal(found.scores, np.stack([np.array(s) for s in scores], axis=2))
 
 
+def test_an_example_that_all_sources_teach_has_no_chosen_one(tmp_path):
+    texts = pa.schema([("row_id", pa.string()), ("answers", pa.list_(pa.string()))])
+    collected = [artifact(tmp_path, name, pa.table([["p"], [["x"]]], schema=texts), 1) for name in ("a", "b")]
+    reward = artifact(tmp_path, "r", pa.table([["p"], [[1.0, 0.0]]], schema=REWARDS), 1)
+    examples = [
+        {"row_id": "p", "mode": "training", "teacher": "average", "advantages": [0.2, 0.1]},
+        {"row_id": "p", "mode": "inference", "teacher": "a", "advantages": [1.0, 0.0]},
+    ]
+    selected = artifact(tmp_path, "select", pa.Table.from_pylist(examples), 1)
+    found = read_rows(selected, collected, [reward], ["a", "b"])
+    assert found.teachers.tolist() == [[-1, 0]]
+    np.testing.assert_equal(found.surprise, [[0.2, 0.1]])
+
+
 def test_of_several_answers_the_one_with_the_highest_mean_reward_stands_for_its_source(tmp_path):
     texts = pa.schema([("row_id", pa.string()), ("answers", pa.list_(pa.string()))])
     collected = [

@@ -20,7 +20,7 @@ from transformers import (
 
 from profuser.errors import UserError
 from profuser.training.output_head import OutputHead, check_head
-from tests.training.test_plan_and_loop import llama, other_models
+from tests.training.made import model as tiny_model
 
 SHAPE = {
     "vocab_size": 50,
@@ -35,8 +35,7 @@ SHAPE = {
 
 def models():
     torch.manual_seed(0)
-    yield llama()
-    yield from other_models()
+    yield from map(tiny_model, ("llama", "gpt_neox", "mpt"))
     yield Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=True))
     yield Gemma2ForCausalLM(Gemma2Config(**SHAPE, head_dim=16, final_logit_softcapping=0.1))
     yield CohereForCausalLM(CohereConfig(**SHAPE, logit_scale=0.25))
@@ -70,7 +69,7 @@ def test_a_head_that_the_loss_does_not_know_is_refused():
             out.logits = out.logits * 1.1
             return out
 
-    model = llama()
+    model = tiny_model()
     model.__class__ = Odd
     with pytest.raises(UserError, match="Odd changes its logits"):
         check_head(model, "path")

@@ -1,63 +1,120 @@
-"""The loss on sharded parameters: two processes with FSDP2 give the gradients of one."""
+"""Sharded parameters: two processes with FSDP2 give what one gives, from loading through checkpoints to the export."""
 
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from transformers import AutoModelForCausalLM
 
-from profuser.training.examples import ExampleStore
-from profuser.training.loop import Trainer
-from tests.training.test_plan_and_loop import K, V, config, llama, make_table, other_models
+from profuser.training.batches import read_packs
+from profuser.training.checkpoint import Checkpointer, load_checkpoint
+from profuser.training.export import whole_weights
+from profuser.training.loop import Hooks, Trainer
+from profuser.training.target import load_target
+from tests.training.made import Setting, config, curve, model
 
-WORLD = 2
-
-
-def tied():
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    heads = {"num_key_value_heads": 1, "head_dim": 16, "final_logit_softcapping": 2.0}
-    return Gemma2ForCausalLM(Gemma2Config(vocab_size=V, max_position_embeddings=64, pad_token_id=0, **shape, **heads))
-
-
-MODELS = {"llama": llama, "gemma2, tied and capped": tied, "mpt, tied": lambda: list(other_models())[1]}
-
-
-def gradients(name: str, checkpointing: bool) -> dict[str, torch.Tensor]:
-    """Of one update, whole, by parameter; on as many processes as there are."""
-    store = ExampleStore([make_table()], K, V, 64)
-    trainer = Trainer(MODELS[name](), store, config(activation_checkpointing=checkpointing), 0, K)
-    update = trainer.plan.update(5)
-    for indices in update.micro_batches:
-        (trainer.module(trainer._collate(update, indices)).total * trainer.world_size).backward()
-    whole = {}
-    for key, parameter in trainer.module.named_parameters():
-        grad = parameter.grad
-        whole[key] = grad.full_tensor() if hasattr(grad, "full_tensor") else grad
-    return whole
+pytestmark = pytest.mark.slow
+CPU = torch.device("cpu")
+LORA = {"rank": 2}
+VARIANTS = {
+    "whole": {},
+    "full checkpointing": {"memory": {"activation_checkpointing": "full"}},
+    "selective checkpointing, not resharded": {
+        "memory": {"activation_checkpointing": "selective", "reshard_after_forward": False}
+    },
+    "adapters": {"lora": LORA},
+    "unpacked": {"packing": False},
+}
 
 
-def worker(rank: int, name: str, file: str, folder: str) -> None:
+def make_trainer(setting, folder):
+    """Of this process, with its own share of everything."""
+    world_size, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    module = load_target(str(folder), None, setting.config, CPU)
+    packs = setting.plan.deal_validation(world_size, rank)
+    validation = list(read_packs(setting.index, setting.reader, packs, 0))
+    return Trainer(module, setting.plan, setting.config, 0, validation), setting.stream(world_size, rank)
+
+
+def train(settings, folder, start=None, save=None):
+    """Trains from a checkpoint on, or from the start; the curve and the weights at the end."""
+    trainer, stream = make_trainer(Setting(config(**settings)), folder)
+    if start:
+        load_checkpoint(trainer, Path(start))
+    checkpointer = Checkpointer()
+
+    def on_checkpoint(trainer):
+        if save:
+            checkpointer.save(trainer, Path(save) / str(trainer.step))()
+
+    trainer.run(stream, Hooks(on_checkpoint=on_checkpoint))
+    weights = {name: weight.clone() for name, weight in whole_weights(trainer.module.model)}
+    return curve(trainer), weights
+
+
+def worker(rank, world_size, port_file, result, jobs):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=WORLD)
-    found = {checkpointing: gradients(name, checkpointing) for checkpointing in (False, True)}
+    dist.init_process_group("gloo", init_method=f"file://{port_file}", rank=rank, world_size=world_size)
+    found = [train(*job) for job in jobs]
     if rank == 0:
-        with open(f"{folder}/gradients.pkl", "wb") as stream:
-            pickle.dump(found, stream)
+        Path(result).write_bytes(pickle.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
-def test_gradients_on_two_workers_equal_those_on_one(name, tmp_path):
-    mp.spawn(worker, (name, str(tmp_path / "rendezvous"), str(tmp_path)), nprocs=WORLD)
-    found = pickle.loads((tmp_path / "gradients.pkl").read_bytes())
-    alone = gradients(name, checkpointing=False)
-    for checkpointing in (False, True):
-        assert found[checkpointing].keys() == alone.keys()
-        for key, grad in alone.items():
-            torch.testing.assert_close(found[checkpointing][key], grad, rtol=1e-4, atol=1e-6)
+def on_workers(world_size, tmp_path, *jobs):
+    """What each job gives on so many processes."""
+    number = len(list(tmp_path.iterdir()))
+    result = tmp_path / f"result{number}"
+    mp.spawn(worker, (world_size, str(tmp_path / f"meet{number}"), str(result), jobs), nprocs=world_size)
+    return pickle.loads(result.read_bytes())
+
+
+def check_close(found, wanted):
+    """Curves and weights of two trainings."""
+    for mine, other in zip(found[0], wanted[0], strict=True):
+        assert mine == pytest.approx(other, rel=1e-4, abs=1e-5)
+    assert found[1].keys() == wanted[1].keys()
+    for key, weight in wanted[1].items():
+        torch.testing.assert_close(found[1][key], weight, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2, tied and capped", "mpt"])
+def test_two_workers_learn_what_one_does(name, tmp_path):
+    model(name).save_pretrained(tmp_path / "target")
+    gentle = {"optimizer": {"learning_rate": 1.0e-4}}
+    found = on_workers(2, tmp_path, *[({**gentle, **each}, tmp_path / "target") for each in VARIANTS.values()])
+    for variant, result in zip(VARIANTS.values(), found, strict=True):
+        alone = {key: value for key, value in variant.items() if key != "memory"}
+        check_close(result, train({**gentle, **alone}, tmp_path / "target"))
+
+
+@pytest.mark.parametrize("variant", [{}, {"lora": LORA}], ids=["whole", "adapters"])
+def test_a_run_goes_on_with_another_number_of_workers(variant, tmp_path):
+    settings = {"duration": {"kind": "steps", "value": 9}, "optimizer": {"learning_rate": 1.0e-4}, **variant}
+    target, saved = tmp_path / "target", tmp_path / "saved"
+    model().save_pretrained(target)
+    ((curve, weights),) = on_workers(2, tmp_path, (settings, target, None, saved))
+    same, fewer = (
+        on_workers(2, tmp_path, (settings, target, saved / "3"))[0],
+        train(settings, target, saved / "3", tmp_path / "fewer"),
+    )
+    assert same[0] == curve
+    assert all(torch.equal(same[1][key], weight) for key, weight in weights.items())
+    check_close(fewer, (curve, weights))
+    check_close(on_workers(2, tmp_path, (settings, target, tmp_path / "fewer" / "6"))[0], (curve, weights))
+
+
+def test_a_target_of_pickled_weights_is_loaded_too(tmp_path):
+    target = model()
+    target.save_pretrained(tmp_path / "plain")
+    target.save_pretrained(tmp_path / "pickled")
+    torch.save(target.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
+    (tmp_path / "pickled" / "model.safetensors").unlink()
+    settings = {"duration": {"kind": "steps", "value": 1}}
+    plain, pickled = on_workers(2, tmp_path, (settings, tmp_path / "plain"), (settings, tmp_path / "pickled"))
+    assert plain[0] == pickled[0]
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "pickled") is not None

@@ -1,0 +1,226 @@
+"""Which examples make up each update, and how they are packed and dealt to workers.
+
+Everything follows from the seed, the schedule and the place in the stream of rows (the *cursor*): a restarted run needs to remember
+no more, and a run with another number of workers makes the same updates. Legend: R training rows of the index.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from profuser.errors import TrainingError
+from profuser.recipe.fusing import Epochs, FuseConfig
+from profuser.schedule import ModeWeights, Schedule
+from profuser.schemas import MODES
+from profuser.training.examples import ExampleIndex, ExampleReader
+from profuser.training.step import PackedExamples, collate
+
+Key = tuple[int, int]
+"""An example: row of the index, and index into `MODES`."""
+Pack = list[Key]
+"""Examples that lie end to end in one sequence."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one update of the target learns from."""
+
+    step: int
+    cursor: int
+    """Rows of the stream that were taken before this update."""
+    end: int
+    """Rows of the stream that are taken after it."""
+    weights: ModeWeights
+    num_tokens: tuple[int, ...]
+    """Response tokens of the whole batch, per mode: the denominators of the loss."""
+    sequence_tokens: int
+    """Prompt and response tokens of the whole batch."""
+    keys: list[Key]
+    """Its examples."""
+
+
+class UpdatePlan:
+    """The updates of a run. Rows follow on each other epoch by epoch without a gap, each epoch in an order of its own.
+
+    An epoch takes its shards in a random order, and within every `shuffle_rows` of them the rows in a random order, so that it
+    can be read from one end to the other.
+
+    Args:
+        index: all examples.
+        config: batch, duration and packing.
+        seed: of the order, and of which rows are kept apart.
+    """
+
+    def __init__(self, index: ExampleIndex, config: FuseConfig, seed: int):
+        self.index, self.config, self.seed = index, config, seed
+        self.rows, self.apart = index.split(config.validation_rows, seed)
+        self.num_steps = count_steps(config, int(index.tokens[self.rows].sum()))
+        self._epoch = lru_cache(maxsize=2)(self._order)
+        self._sizes = lru_cache(self._sizes_of)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What is kept of orders and sizes is worked out anew elsewhere."""
+        return UpdatePlan, (self.index, self.config, self.seed)
+
+    def update(self, step: int, cursor: int, weights: ModeWeights) -> Update:
+        """The update that takes the next rows until their tokens fill the batch; a mode with zero weight is not in it.
+
+        Raises:
+            TrainingError: no row has an example in the modes that are trained, or one is longer than a whole batch.
+        """
+        modes = tuple(place for place, mode in enumerate(MODES) if getattr(weights, mode) > 0)
+        sizes = self._sizes(modes)
+        taken: list[int] = []
+        size, end = 0, cursor
+        while size + sizes[row := self._row(end)] <= self.config.batch_tokens:
+            taken.append(row)
+            size += int(sizes[row])
+            end += 1
+        keys = [(row, mode) for row in taken for mode in modes if self.index.tokens[row, mode]]
+        num_tokens = self.index.responses[taken].sum(axis=0) * [mode in modes for mode in range(len(MODES))]
+        return Update(step, cursor, end, weights, tuple(int(n) for n in num_tokens), size, keys)
+
+    def window_end(self, cursor: int) -> int:
+        """Where in the stream the shuffled window ends that this place lies in."""
+        epoch, place = divmod(cursor, len(self.rows))
+        ends = self._epoch(epoch)[1]
+        return epoch * len(self.rows) + int(ends[np.searchsorted(ends, place, side="right")])
+
+    def deal(self, update: Update, world_size: int, rank: int) -> list[list[Pack]]:
+        """The micro-batches of one worker; every worker has as many (some may be empty)."""
+        return self._deal(update.keys, world_size, rank)
+
+    def deal_validation(self, world_size: int, rank: int) -> list[list[Pack]]:
+        """The micro-batches of one worker of the rows that are kept apart, both modes."""
+        keys = [(int(row), mode) for row in self.apart for mode in range(len(MODES)) if self.index.tokens[row, mode]]
+        return self._deal(keys, world_size, rank) if keys else []
+
+    def _deal(self, keys: Sequence[Key], world_size: int, rank: int) -> list[list[Pack]]:
+        lengths = {key: int(self.index.tokens[key]) for key in keys}
+        packs = pack(lengths, self.config.max_tokens) if self.config.packing else [[key] for key in lengths]
+        widths = [sum(lengths[key] for key in each) for each in packs]
+        return micro_batches(packs, widths, self.config.micro_batch_tokens, world_size)[rank::world_size]
+
+    def _row(self, place: int) -> int:
+        epoch, offset = divmod(place, len(self.rows))
+        return int(self._epoch(epoch)[0][offset])
+
+    def _order(self, epoch: int) -> tuple[Int[np.ndarray, "R"], Int[np.ndarray, "windows"]]:
+        """Rows in the order of an epoch, and where its windows end."""
+        rng = np.random.default_rng([self.seed, epoch])
+        shards, sizes = np.unique(self.index.shards[self.rows], return_counts=True)
+        parts = np.split(self.rows, np.cumsum(sizes)[:-1])
+        windows: list[np.ndarray] = []
+        waiting: list[np.ndarray] = []
+        for shard in rng.permutation(len(shards)):
+            waiting.append(parts[shard])
+            if sum(map(len, waiting)) >= self.config.shuffle_rows:
+                windows.append(rng.permutation(np.concatenate(waiting)))
+                waiting = []
+        if waiting:
+            windows.append(rng.permutation(np.concatenate(waiting)))
+        return np.concatenate(windows), np.cumsum([len(window) for window in windows])
+
+    def _sizes_of(self, modes: tuple[int, ...]) -> Int[np.ndarray, "all"]:
+        """Tokens of every row of the index in these modes."""
+        sizes = self.index.tokens[:, modes].sum(axis=1)
+        if not sizes[self.rows].any():
+            raise TrainingError("fuse: no example in the mode that the schedule trains; look at select's counts")
+        if sizes[self.rows].max() > self.config.batch_tokens:
+            raise TrainingError(
+                f"fuse.batch_tokens: {self.config.batch_tokens:,} is less than the examples of one row "
+                f"({sizes[self.rows].max():,} tokens); raise it, or lower fuse.max_tokens"
+            )
+        return sizes
+
+
+def count_steps(config: FuseConfig, num_tokens: int) -> int:
+    """Updates of a run over examples of so many tokens (both modes): as configured, or enough for the epochs."""
+    if isinstance(config.duration, Epochs):
+        return max(1, math.ceil(config.duration.value * num_tokens / config.batch_tokens))
+    return config.duration.value
+
+
+def pack(lengths: dict[Any, int], capacity: int) -> list[list[Any]]:
+    """Bins of at most `capacity` tokens, by first fit decreasing: at most 11/9 of the fewest possible bins, and 1 more."""
+    bins: list[list[Any]] = []
+    room: list[int] = []
+    for key in sorted(lengths, key=lambda key: (-lengths[key], key)):
+        place = next((place for place, left in enumerate(room) if left >= lengths[key]), len(bins))
+        if place == len(bins):
+            bins.append([])
+            room.append(capacity)
+        bins[place].append(key)
+        room[place] -= lengths[key]
+    return bins
+
+
+def micro_batches(packs: Sequence[Pack], widths: Sequence[int], max_tokens: int, world_size: int) -> list[list[Pack]]:
+    """Packs of like width, together within the token budget, as a multiple of the number of workers (some may be empty)."""
+    batches: list[list[Pack]] = []
+    width = 0
+    for place in sorted(range(len(packs)), key=lambda place: (-widths[place], place)):
+        if not batches or width * (len(batches[-1]) + 1) > max_tokens:
+            batches.append([])
+            width = widths[place]
+        batches[-1].append(packs[place])
+    while not batches or len(batches) % world_size:
+        largest = max(batches, key=len, default=[])
+        half = len(largest) // 2
+        batches.append(largest[half:] if half else [])
+        del largest[half or len(largest) :]
+    return batches
+
+
+def windows_from(plan: UpdatePlan, schedule: Schedule, step: int, cursor: int) -> Iterator[list[Update]]:
+    """The updates that are left, by the window of rows that each begins in, under the weights that are known so far."""
+    window: list[Update] = []
+    end = 0
+    for number in range(step, plan.num_steps):
+        update = plan.update(number, cursor, schedule.weights(number))
+        if window and cursor >= end:
+            yield window
+            window = []
+        if not window:
+            end = plan.window_end(cursor)
+        window.append(update)
+        cursor = update.end
+    if window:
+        yield window
+
+
+def read_updates(
+    plan: UpdatePlan, reader: ExampleReader, updates: Sequence[Update], world_size: int, rank: int, pad_id: int
+) -> Iterator[tuple[Update, list[PackedExamples]]]:
+    """One worker's micro-batches of the updates of a window. Of the examples only its own are kept in memory."""
+    dealt = [plan.deal(update, world_size, rank) for update in updates]
+    read = read_packs(plan.index, reader, [batch for batches in dealt for batch in batches], pad_id)
+    for update, batches in zip(updates, dealt, strict=True):
+        yield update, list(islice(read, len(batches)))
+
+
+def read_packs(
+    index: ExampleIndex, reader: ExampleReader, batches: Sequence[Sequence[Pack]], pad_id: int
+) -> Iterator[PackedExamples]:
+    """Micro-batches with their examples; all that they need is read at once, shard by shard."""
+    examples = dict(reader.read(index, {key for batch in batches for each in batch for key in each}))
+    for batch in batches:
+        yield collate([[examples[key] for key in each] for each in batch], pad_id, reader.top_k)
+
+
+def stream_from(
+    plan: UpdatePlan, reader: ExampleReader, world_size: int, rank: int, pad_id: int
+) -> Callable[[Any], Iterator[tuple[Update, list[PackedExamples]]]]:
+    """A trainer's stream without Ray: windows are read one after another, when they are wanted."""
+
+    def stream(trainer: Any) -> Iterator[tuple[Update, list[PackedExamples]]]:
+        for window in windows_from(plan, trainer.schedule, trainer.step, trainer.cursor):
+            yield from read_updates(plan, reader, window, world_size, rank, pad_id)
+
+    return stream

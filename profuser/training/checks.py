@@ -1,0 +1,48 @@
+"""What a target must be able to do, tried on a few tokens before anything is paid for."""
+
+from typing import Any
+
+import torch
+
+from profuser.errors import UserError
+from profuser.training.output_head import check_head
+from profuser.training.step import FusionModule
+
+PROBE_LENGTHS = (5, 7)
+MAX_DIFFERENCE = 1e-2
+"""Of hidden states, relative to their size: an architecture that mixes examples is off by far more, bfloat16 by less."""
+
+
+def check_target(module: FusionModule, path: str, packing: bool) -> None:
+    """Raises UserError where the fusion loss does not know the target's output layer, or packed examples would mix."""
+    check_head(module.model, path)
+    if packing:
+        check_packing(module, path)
+
+
+@torch.no_grad()
+def check_packing(module: FusionModule, path: str) -> None:
+    """Compares hidden states of two examples that lie end to end with those of each by itself.
+
+    Raises:
+        UserError: they differ: one example sees the other, or its positions count from the sequence's begin.
+    """
+    device, vocab_size = module.model.device, module.model.get_output_embeddings().weight.shape[0]
+    ids = torch.arange(sum(PROBE_LENGTHS), device=device)[None] * 11 % vocab_size
+    was_training = module.training
+    module.eval()
+    apart = [_hidden(module, part, [part.shape[1]]) for part in ids.split(PROBE_LENGTHS, dim=1)]
+    whole = torch.cat([part.reshape(-1, part.shape[-1]) for part in apart])
+    packed = _hidden(module, ids, PROBE_LENGTHS).reshape(whole.shape)
+    module.train(was_training)
+    difference = float((packed - whole).abs().max() / whole.abs().max())
+    if not difference < MAX_DIFFERENCE:
+        raise UserError(
+            f"target.model: {path}: {type(module.model).__name__} cannot keep packed examples apart (hidden states differ by "
+            f"{difference:.1%}); set fuse.packing: false"
+        )
+
+
+def _hidden(module: FusionModule, ids: torch.Tensor, lengths: Any) -> torch.Tensor:
+    positions = torch.cat([torch.arange(length, device=ids.device) for length in lengths])[None]
+    return module.hidden(ids, positions).float()

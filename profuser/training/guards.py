@@ -1,0 +1,100 @@
+"""Watching over an update: numbers that are not finite, spikes of the loss, memory that runs out; and whose rows it was."""
+
+import statistics
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from profuser.errors import TrainingError
+from profuser.recipe.fusing import FuseConfig
+from profuser.training.step import PackedExamples
+
+NUM_ROWS_NAMED = 5
+WINDOW = 100
+MIN_SEEN = 20
+"""Losses from which the median of late is worth something."""
+
+
+class SpikeWatch:
+    """Says when a loss is far above what it was of late: more than so many median absolute deviations above the median."""
+
+    def __init__(self, deviations: float):
+        self.deviations = deviations
+        self.seen: dict[str, deque[float]] = {}
+
+    def observe(self, losses: Mapping[str, float | None]) -> list[str]:
+        """The names of the losses that spike in this update."""
+        return [name for name, value in losses.items() if value is not None and self._spikes(name, value)]
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """The losses of late, for a checkpoint."""
+        return {name: list(values) for name, values in self.seen.items()}
+
+    def load_state_dict(self, state: Mapping[str, Sequence[float]]) -> None:
+        """Goes on where `state_dict` was taken."""
+        self.seen = {name: deque(values, WINDOW) for name, values in state.items()}
+
+    def _spikes(self, name: str, value: float) -> bool:
+        before = self.seen.setdefault(name, deque(maxlen=WINDOW))
+        spikes = not np.isfinite(value)
+        if len(before) >= MIN_SEEN and not spikes:
+            middle = statistics.median(before)
+            # A loss that hardly moves would make any step a spike: a hundredth of it is no deviation.
+            usual = max(statistics.median(abs(each - middle) for each in before), 0.01 * abs(middle))
+            spikes = value > middle + self.deviations * usual
+        if np.isfinite(value):
+            before.append(value)
+        return bool(spikes)
+
+
+def worst_rows(batches: Sequence[PackedExamples], ce_nats: Sequence[torch.Tensor]) -> list[tuple[float, str]]:
+    """The rows with the highest mean cross-entropy of an update, over all workers; those that are not finite come first.
+
+    Args:
+        batches: this worker's micro-batches.
+        ce_nats: of each, the cross-entropy per response token.
+    """
+    own: list[tuple[float, str]] = []
+    for batch, losses in zip(batches, ce_nats, strict=True):
+        sums = np.bincount(batch.example, weights=losses.float().cpu().numpy(), minlength=len(batch.row_ids))
+        counts = np.maximum(np.bincount(batch.example, minlength=len(batch.row_ids)), 1)
+        own += [(float(mean), row) for mean, row in zip(sums / counts, batch.row_ids, strict=True)]
+    everyone = [own]
+    if dist.is_initialized():
+        everyone = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(everyone, own)
+    found = [pair for part in everyone for pair in part]
+    return sorted(found, key=lambda pair: -pair[0] if np.isfinite(pair[0]) else -np.inf)[:NUM_ROWS_NAMED]
+
+
+@contextmanager
+def memory_named(config: FuseConfig, device: torch.device) -> Iterator[None]:
+    """Turns memory that runs out into a TrainingError that names the settings to turn."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # The device's own error is a RuntimeError, and that of the host's memory is nothing else.
+        known = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+        if not known:
+            raise
+        raise TrainingError(f"fuse: {device} ran out of memory; {remedy(config)}") from error
+
+
+def remedy(config: FuseConfig) -> str:
+    """The settings to turn against too little memory, the cheapest first, with their present values."""
+    memory = config.memory
+    ways = [
+        f"lower fuse.micro_batch_tokens ({config.micro_batch_tokens}) or fuse.loss_chunk_tokens ({config.loss_chunk_tokens})"
+    ]
+    if memory.activation_checkpointing != "full":
+        ways.append(f"set fuse.memory.activation_checkpointing: full ({memory.activation_checkpointing})")
+    ways.append(f"raise fuse.workers.num_workers ({config.workers.num_workers})")
+    if not memory.cpu_offload:
+        ways.append("set fuse.memory.cpu_offload: true")
+    if config.lora is None:
+        ways.append("train adapters only (fuse.lora)")
+    return "; or ".join(ways) + "; profuser plan prints what each part takes"

@@ -1,0 +1,64 @@
+"""Low-rank adapters (arXiv 2106.09685) on the target: adding them, and merging them into plain weights.
+
+    y = W x + (alpha / rank) * B A x        A random, B zero at first; W does not change
+
+Legend: r rank, D_in and D_out features of a layer.
+"""
+
+import math
+import zlib
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from profuser.recipe.fusing import LoraConfig
+
+ADAPTER = "default"
+MARK = "lora_"
+"""Begins the names of an adapter's parameters."""
+
+
+def add_adapters(model: Any, config: LoraConfig) -> None:
+    """Puts adapters beside linear layers, in place; only they will be trained."""
+    from peft import LoraConfig as Peft
+    from peft import inject_adapter_in_model
+
+    modules = list(config.modules) or "all-linear"
+    settings = Peft(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=modules)  # type: ignore[arg-type]
+    inject_adapter_in_model(settings, model, ADAPTER)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(MARK in name)
+
+
+@torch.no_grad()
+def fill_adapters(model: Any, seed: int) -> None:
+    """First values of adapters, the same for any number of workers: A uniform within 1 / sqrt(D_in), B zero."""
+    for name, layer in adapted_layers(model).items():
+        a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        bound = 1 / math.sqrt(a.shape[1])
+        random = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
+        first = torch.empty(a.shape, dtype=a.dtype).uniform_(-bound, bound, generator=random).to(a.device)
+        a.copy_(distribute_tensor(first, a.device_mesh, a.placements) if isinstance(a, DTensor) else first)
+        b.zero_()
+
+
+def adapted_layers(model: Any) -> dict[str, Any]:
+    """The layers that have adapters, by name."""
+    from peft.tuners.lora import LoraLayer
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def merged(layer: Any, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """A layer's whole weight with its adapter in it: `W + (alpha / rank) * B A`.
+
+    Args:
+        layer: the layer with its adapter.
+        weight: `[D_out, D_in]`, or the other way round where the layer keeps it so (GPT-2's).
+        a: `[r, D_in]`.
+        b: `[D_out, r]`.
+    """
+    delta = (b @ a) * layer.scaling[ADAPTER]
+    return weight + (delta.T if getattr(layer, "fan_in_fan_out", False) else delta)

@@ -1,0 +1,177 @@
+"""Bringing the target into memory: whole on one process, or each worker its own share of every parameter.
+
+Where there are several workers, the model is made without memory for its parameters, sharded, and only then filled: each worker
+reads from the checkpoint no more than its share.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from torch import nn
+from torch.distributed.checkpoint import HuggingFaceStorageReader
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+from profuser.recipe.fusing import FuseConfig
+from profuser.training.checks import check_target
+from profuser.training.lora import add_adapters, fill_adapters
+from profuser.training.step import FusionModule
+
+
+def load_target(
+    path: str, revision: str | None, config: FuseConfig, device: torch.device, seed: int = 0
+) -> FusionModule:
+    """The target with float32 master weights, ready to train: adapters, checkpointing, compiled blocks, shards.
+
+    Args:
+        path: a folder, or a name on the Hub.
+        revision: of the Hub.
+        config: what is trained, and how memory is used.
+        device: this worker's.
+        seed: of adapters' first values.
+
+    Raises:
+        UserError: the fusion loss does not know the target's output layer, or its architecture cannot be packed.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if dist.is_initialized():
+        module = FusionModule(_hollow(path, revision, config), config)
+        shard(module, config, device)
+        _fill(module, path, revision, device)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=torch.float32)
+        module = FusionModule(prepare(model, config).to(device), config)
+    if config.lora:
+        fill_adapters(module.model, seed)
+    module.check(partial(check_target, path=path, packing=config.packing))
+    module.let_go()
+    return module
+
+
+def prepare(model: Any, config: FuseConfig) -> Any:
+    """Adapters, activation checkpointing and compilation, before anything is sharded."""
+    model.train()
+    if config.lora:
+        add_adapters(model, config.lora)
+    if config.memory.activation_checkpointing != "none":
+        settings: dict[str, Any] = {"use_reentrant": False}
+        if config.memory.activation_checkpointing == "selective":
+            settings["context_fn"] = partial(create_selective_checkpoint_contexts, _Selective())
+        model.activation_checkpointing_enable(settings)
+    if config.memory.compile:
+        for block in blocks(model):
+            block.compile()
+    return model
+
+
+def blocks(model: Any) -> list[nn.Module]:
+    """The repeated blocks of a Hugging Face model: what it says must not be split."""
+    names = set(model._no_split_modules or ())
+    return [module for module in model.modules() if type(module).__name__ in names]
+
+
+class _Selective:
+    """Keeps the results of attention and of every second matrix product, as torchtitan does; the rest is computed again."""
+
+    KEPT = (
+        torch.ops.aten._scaled_dot_product_efficient_attention.default,
+        torch.ops.aten._scaled_dot_product_flash_attention.default,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+        torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    )
+
+    def __init__(self) -> None:
+        self.products = {False: 0, True: 0}
+
+    def __call__(self, ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        if op is torch.ops.aten.mm.default:
+            self.products[ctx.is_recompute] += 1
+            kept = self.products[ctx.is_recompute] % 2 == 1
+        else:
+            kept = op in self.KEPT
+        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def compute_dtype(config: FuseConfig, device: torch.device) -> torch.dtype:
+    """The type in which parameters are used: bfloat16 on GPUs unless the recipe says otherwise."""
+    low = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
+    return torch.bfloat16 if low else torch.float32
+
+
+def shard(module: FusionModule, config: FuseConfig, device: torch.device) -> None:
+    """Shards parameters over all workers with FSDP2: each block by itself, the rest with the root."""
+    memory = config.memory
+    # The root's parameters (output weight) stay whole between forward and backward by FSDP2's own default.
+    settings: dict[str, Any] = {
+        "mesh": init_device_mesh(device.type, (dist.get_world_size(),)),
+        "mp_policy": MixedPrecisionPolicy(param_dtype=compute_dtype(config, device), reduce_dtype=torch.float32),
+        "offload_policy": CPUOffloadPolicy() if memory.cpu_offload and device.type == "cuda" else OffloadPolicy(),
+    }
+    for block in blocks(module.model):
+        fully_shard(block, reshard_after_forward=memory.reshard_after_forward, **settings)
+    fully_shard(module, **settings)
+    register_fsdp_forward_method(module, "check")
+
+
+def _hollow(path: str, revision: str | None, config: FuseConfig) -> Any:
+    """The model without memory for its parameters; its buffers (rotary frequencies) are there."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(path, revision=revision), dtype=torch.float32
+        )
+        return prepare(model, config)
+
+
+def _fill(module: FusionModule, path: str, revision: str | None, device: torch.device) -> None:
+    """Gives sharded parameters memory and reads this worker's share of them."""
+    buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+    offloaded = any(isinstance(p, nn.Parameter) and p.device.type == "cpu" for p in module.parameters())
+    module.to_empty(device="cpu" if offloaded else device)
+    for name, buffer in module.named_buffers():
+        buffer.data = buffers[name].to(device)
+    model = module.model
+    model.tie_weights()
+    wanted = {name: parameter for name, parameter in model.named_parameters() if "lora_" not in name}
+    own = {name.replace(".base_layer.", "."): parameter.data for name, parameter in wanted.items()}
+    try:
+        dcp.load(own, storage_reader=HuggingFaceStorageReader(str(_folder(path, revision))))
+    except (RuntimeError, KeyError, AssertionError, SafetensorError, dcp.api.CheckpointException):
+        # A checkpoint that Transformers converts while loading (merged experts, pickled weights): the first worker loads it whole.
+        _broadcast(module, path, revision, set(wanted))
+
+
+def _folder(path: str, revision: str | None) -> Path:
+    """The folder of a checkpoint; one of the Hub is downloaded first."""
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(path, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
+
+
+def _broadcast(module: FusionModule, path: str, revision: str | None, names: set[str]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    weights: dict[str, Any] = {}
+    if dist.get_rank() == 0:
+        whole = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=torch.float32).state_dict()
+        weights = {name: whole[name.replace(".base_layer.", ".")] for name in names}
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+    set_model_state_dict(module.model, weights, options=options)

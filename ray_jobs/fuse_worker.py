@@ -1,0 +1,165 @@
+"""What every worker of stage `fuse` does: brings the target up, continues where the last checkpoint is, trains, exports."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.train
+import ray.train.torch
+from ray.train import Checkpoint, CheckpointUploadMode
+
+from profuser.recipe.models import Recipe
+from profuser.storage import Folder
+from profuser.tracking import RunHandle
+from profuser.training.examples import ExampleReader
+from ray_jobs.board import StopWish
+from ray_jobs.ingest import Ingest
+
+if TYPE_CHECKING:
+    from profuser.training.loop import Record, Trainer
+
+MODEL, METRICS = "model", "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """What the driver tells every worker."""
+
+    recipe: Recipe
+    plan: Any
+    """Reference to the UpdatePlan."""
+    reader: ExampleReader
+    target: str
+    """The target's folder, or its name on the Hub."""
+    output: Folder
+    handle: RunHandle
+    board: Any
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Runs on every worker of Ray Train."""
+    from profuser.training.export import export
+    from profuser.training.loop import Hooks
+
+    task: WorkerTask = config["task"]
+    trainer, ingest = _make_trainer(task)
+    first = trainer.rank == 0
+    if first:
+        task.board.begin.remote(trainer.step, trainer.plan.num_steps)
+    saver = _Saver(task, first)
+    hooks = Hooks(_Logger(task, first), saver, StopWish(task.board))
+    finished = trainer.run(ingest, hooks)
+    saver.wait()
+    if finished:
+        if task.recipe.fuse.export == "best":
+            _load_best(trainer)
+        with tempfile.TemporaryDirectory() as folder:
+            export(trainer.module, task.target, task.recipe.target.revision, Path(folder))
+            if first:
+                (task.output / MODEL).upload(Path(folder))
+    # The other workers wait for the first one to have written.
+    _barrier()
+
+
+def _make_trainer(task: WorkerTask) -> tuple["Trainer", Ingest]:
+    from profuser.training.batches import read_packs
+    from profuser.training.checkpoint import load_checkpoint
+    from profuser.training.guards import memory_named
+    from profuser.training.loop import Trainer
+    from profuser.training.target import load_target
+
+    recipe = task.recipe
+    plan: Any = ray.get(task.plan)
+    device = ray.train.torch.get_device()
+    with memory_named(recipe.fuse, device):
+        module = load_target(task.target, recipe.target.revision, recipe.fuse, device, recipe.seed)
+    context = ray.train.get_context()
+    world_size, rank = context.get_world_size(), context.get_world_rank()
+    pad_id = module.model.config.get_text_config().pad_token_id or 0
+    packs = plan.deal_validation(world_size, rank)
+    validation = list(read_packs(plan.index, task.reader, packs, pad_id))
+    trainer = Trainer(module, plan, recipe.fuse, recipe.seed, validation)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as folder:
+            load_checkpoint(trainer, Path(folder))
+    return trainer, Ingest(task.plan, task.reader, world_size, rank, pad_id)
+
+
+class _Saver:
+    """Hands checkpoints to Ray Train, which makes each visible once all workers' parts are there."""
+
+    def __init__(self, task: WorkerTask, first: bool):
+        from profuser.training.checkpoint import Checkpointer
+
+        self.task, self.first = task, first
+        self.checkpointer = Checkpointer()
+        self._waits: Callable[[], None] = lambda: None
+
+    def __call__(self, trainer: "Trainer") -> None:
+        """Begins to write a checkpoint; training goes on meanwhile."""
+        folder = tempfile.mkdtemp(prefix="profuser-checkpoint-")
+        wait = self._waits = self.checkpointer.save(trainer, Path(folder))
+        storage: Any = ray.train.get_context().get_storage()
+
+        def upload(checkpoint: Checkpoint, name: str) -> Checkpoint:
+            wait()
+            return storage.persist_current_checkpoint(checkpoint, name)
+
+        ray.train.report(
+            _scored(trainer.history[-1]),
+            checkpoint=Checkpoint.from_directory(folder),
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=upload,
+            delete_local_checkpoint_after_upload=True,
+        )
+        if self.first:
+            lines = "".join(json.dumps(record) + "\n" for record in trainer.history)
+            self.task.output.write_bytes(METRICS, lines.encode())
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint is written."""
+        self._waits()
+
+
+def _scored(record: "Record") -> "Record":
+    """A checkpoint out of turn has no held-out score: it counts as the worst."""
+    from profuser.training.loop import HELDOUT
+
+    return {HELDOUT: float("inf")} | record
+
+
+def _load_best(trainer: "Trainer") -> None:
+    from profuser.training.checkpoint import load_checkpoint
+    from profuser.training.loop import HELDOUT
+
+    reported = ray.train.get_all_reported_checkpoints()
+    best = min(reported, key=lambda each: each.metrics[HELDOUT])
+    with best.checkpoint.as_directory() as folder:
+        load_checkpoint(trainer, Path(folder), weights_only=True)
+
+
+def _barrier() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+
+
+class _Logger:
+    """Sends the first worker's metrics to MLflow and to the driver's progress line."""
+
+    def __init__(self, task: WorkerTask, active: bool):
+        self.handle, self.board, self.active = task.handle, task.board, active
+        self.logged = task.handle.last_step("learning_rate") if active else -1
+
+    def __call__(self, record: "Record") -> None:
+        """What a restarted run repeats was logged before."""
+        if self.active:
+            if record["step"] > self.logged:
+                self.handle.log_metrics(record, int(record["step"]))
+            self.board.post.remote(record)

@@ -1,0 +1,97 @@
+"""Teacher forcing with top-10 by one vLLM engine of a laboratory source, into arrays: our extraction, and from nested dicts.
+
+`python -m tests.benchmarks.bench_extraction` is the process of its own in which both ways run: vLLM binds its threads to cores.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from profuser.corpus import prepare_rows, read_corpus
+from profuser.engines.base import Request
+from profuser.engines.vllm import VllmEngine
+from profuser.lab import assets_path
+from profuser.recipe.models import EngineConfig
+from tests.benchmarks.measure import Row, by_turns
+
+K, NUM_REQUESTS, PROMPT_TOKENS, RESPONSE_TOKENS = 10, 128, 12, 240
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Log-probabilities of a response's tokens, candidates, and log-probabilities of these."""
+
+
+def flat(engine: VllmEngine, requests: Sequence[Request]) -> list[Arrays]:
+    """As `collect` does it."""
+    for number, request in enumerate(requests):
+        engine.add(number, request)
+    found: dict[int, Any] = {}
+    while len(found) < len(requests):
+        found.update(engine.step())
+    responses = [found[number] for number in range(len(requests))]
+    return [(response.logprobs, response.topk.ids, response.topk.logprobs) for response in responses]
+
+
+def nested(engine: VllmEngine, requests: Sequence[Request]) -> list[Arrays]:
+    """As vLLM's documentation has it: `generate`, and a loop over what it returns."""
+    from vllm import SamplingParams, TokensPrompt
+
+    prompts = [TokensPrompt(prompt_token_ids=request.prompt_ids + (request.response_ids or [])) for request in requests]
+    outputs = engine.llm.generate(prompts, SamplingParams(max_tokens=1, prompt_logprobs=K), use_tqdm=False)
+    return [
+        _from_dicts(request.response_ids or [], (output.prompt_logprobs or [])[len(request.prompt_ids) :])
+        for request, output in zip(requests, outputs, strict=True)
+    ]
+
+
+def _from_dicts(ids: list[int], positions: Sequence[Any]) -> Arrays:
+    own, candidates, logprobs = [], [], []
+    for token, position in zip(ids, positions, strict=True):
+        own.append(position[token].logprob)
+        best = sorted(position.items(), key=lambda item: item[1].rank)[:K]
+        candidates.append([candidate for candidate, _ in best])
+        logprobs.append([entry.logprob for _, entry in best])
+    return np.array(own, np.float32), np.array(candidates, np.int32), np.array(logprobs, np.float32)
+
+
+def measure() -> dict[str, float]:
+    """Response tokens per second of each way."""
+    path = str(assets_path() / "sources" / "llama")
+    engine = VllmEngine(path, None, EngineConfig(kind="vllm", max_model_len=256, max_num_seqs=64))
+    requests = make_requests(engine.tokenizer)
+    check_same(flat(engine, requests), nested(engine, requests))
+    ways = {"flat": lambda: flat(engine, requests), "nested": lambda: nested(engine, requests)}
+    return {name: NUM_REQUESTS * RESPONSE_TOKENS / seconds for name, seconds in by_turns(ways).items()}
+
+
+def make_requests(tokenizer: Any) -> list[Request]:
+    """The laboratory's rows end to end, cut into prompts and responses of equal length."""
+    rows = prepare_rows(read_corpus(str(assets_path() / "corpus" / "train.jsonl.gz")))
+    length, ids = PROMPT_TOKENS + RESPONSE_TOKENS, []
+    while len(ids) < NUM_REQUESTS * length:
+        row = next(rows)
+        ids += tokenizer.encode(f"{row.messages[-1].content}\n{row.response}\n", add_special_tokens=False)
+    parts = [ids[number * length :][:length] for number in range(NUM_REQUESTS)]
+    return [Request(part[:PROMPT_TOKENS], K, part[PROMPT_TOKENS:]) for part in parts]
+
+
+def check_same(ours: list[Arrays], theirs: list[Arrays]) -> None:
+    """Both ways give the same numbers; candidates of equal probability may change places."""
+    for mine, other in zip(ours, theirs, strict=True):
+        for number in (0, 2):
+            np.testing.assert_allclose(mine[number], other[number], atol=1e-3)
+        assert np.mean(mine[1] == other[1]) > 0.99
+
+
+def run() -> list[Row]:
+    command = [sys.executable, "-m", "tests.benchmarks.bench_extraction"]
+    # Before the last line, vLLM may have put some of its own.
+    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.splitlines()[-1])
+    title = "teacher forcing with top-10 into arrays, against vLLM's nested dicts"
+    return [Row(title, found["flat"], "tokens/s", found["nested"], ">= 3 x")]
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure()))

@@ -1,0 +1,35 @@
+"""A driver of stage `fuse` in a process of its own, to be killed: `python -m tests.ray.fuse_driver STORAGE SETTINGS`."""
+
+import json
+import sys
+from pathlib import Path
+
+from profuser.tracking import Tracker
+from ray_jobs.cluster import connected
+from ray_jobs.fuse import fuse
+from tests.ray.stages import make_run
+
+SETTINGS = {
+    "duration": {"kind": "steps", "value": 40},
+    "batch_tokens": 800,
+    "max_tokens": 128,
+    "micro_batch_tokens": 512,
+    "checkpoint_every_steps": 5,
+    "validation_rows": 6,
+    "optimizer": {"learning_rate": 1.0e-3},
+}
+
+
+def run_of(storage, **settings):
+    """The run whose stage this is."""
+    workers = {"num_workers": 2, "num_cpus": 0.5, **settings.pop("workers", {})}
+    fuse_settings = {**SETTINGS, "workers": workers, **settings}
+    return make_run(storage, storage / "corpus.jsonl", kind="transformers", fuse=fuse_settings)
+
+
+if __name__ == "__main__":
+    storage = Path(sys.argv[1])
+    with connected():
+        tracker = Tracker.open(f"sqlite:///{storage}/mlflow.db", "profuser", "tiny", {}, str(storage))
+        with tracker.stage("fuse") as handle:
+            fuse(run_of(storage, **json.loads(sys.argv[2])), handle)

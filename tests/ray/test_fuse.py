@@ -1,0 +1,136 @@
+"""Stage `fuse` through kills of workers and drivers: the curve and the weights of an undisturbed run, to the bit."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from safetensors.torch import load_file
+
+from ray_jobs.cluster import connected
+from tests.ray.fuse_driver import SETTINGS, run_of
+from tests.ray.stages import run_until_select, write_corpus
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+NUM_STEPS = SETTINGS["duration"]["value"]
+TIMED = {"tokens_per_second", "model_tflops", "memory_gib"}
+
+
+@pytest.fixture(scope="module")
+def selected(tmp_path_factory):
+    """A storage in which all is done up to `select`."""
+    storage = tmp_path_factory.mktemp("selected")
+    write_corpus(storage / "corpus.jsonl", 80)
+    with connected():
+        run_until_select(run_of(storage))
+    return storage
+
+
+@pytest.fixture(scope="module")
+def undisturbed(selected, tmp_path_factory):
+    storage = shutil.copytree(selected, tmp_path_factory.mktemp("undisturbed") / "storage")
+    assert Driver(storage).wait() == 0
+    return storage
+
+
+class Driver:
+    """A driver of the stage in a process of its own."""
+
+    def __init__(self, storage, **settings):
+        self.storage = storage
+        self.log = storage / f"driver-{time.monotonic_ns()}.log"
+        command = [sys.executable, "-m", "tests.ray.fuse_driver", str(storage), json.dumps(settings)]
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        with self.log.open("w") as output:
+            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+
+    def wait(self):
+        code = self.process.wait(300)
+        assert code in (0, 143), self.log.read_text()
+        return code
+
+    def when_checkpoints(self, number):
+        """Returns as soon as so many checkpoints have been begun since the start."""
+        deadline = time.monotonic() + 200
+        before = names(self.storage)
+        while len(names(self.storage) - before) < number:
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.02)
+        return self
+
+    def workers(self):
+        """Processes of Ray Train's workers below this driver."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+
+
+def names(storage):
+    return {folder.name for folder in (storage / "tiny" / "fuse").glob("train-*/checkpoint_2*")}
+
+
+def history(storage):
+    lines = (storage / "tiny" / "fuse" / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMED} for line in lines]
+
+
+def weights(storage):
+    return load_file(storage / "tiny" / "fuse" / "model" / "model.safetensors")
+
+
+def check_same_bits(storage, undisturbed):
+    assert [record["step"] for record in history(storage)] == list(range(NUM_STEPS))
+    assert history(storage) == history(undisturbed)
+    mine, other = weights(storage), weights(undisturbed)
+    assert mine.keys() == other.keys()
+    assert all(mine[name].equal(other[name]) for name in mine)
+
+
+def check_logged_once(storage):
+    """One MLflow run, each update in it once."""
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("profuser").experiment_id], "run_name = 'fuse'")
+    steps = [metric.step for metric in client.get_metric_history(runs[0].info.run_id, "learning_rate")]
+    assert (len(runs), sorted(steps)) == (1, list(range(NUM_STEPS)))
+
+
+def test_a_killed_worker_a_preempted_driver_and_a_killed_one_change_no_bit(selected, undisturbed, tmp_path):
+    storage = shutil.copytree(selected, tmp_path / "storage")
+    driver = Driver(storage).when_checkpoints(2)
+    driver.workers()[-1].send_signal(signal.SIGKILL)
+    driver.when_checkpoints(2).process.send_signal(signal.SIGTERM)
+    assert driver.wait() == 143
+    stopped = len(history(storage))
+    assert 0 < stopped < NUM_STEPS
+    half = shutil.copytree(storage, tmp_path / "half")
+
+    driver = Driver(storage).when_checkpoints(1)
+    assert f"{stopped} of {NUM_STEPS} steps were done before" in driver.log.read_text()
+    driver.process.send_signal(signal.SIGKILL)
+    driver.process.wait()
+    assert Driver(storage).wait() == 0
+    check_same_bits(storage, undisturbed)
+    check_logged_once(storage)
+
+    # The same half-way place, ended by one worker: sums in another order, no other number.
+    assert Driver(half, workers={"num_workers": 1}).wait() == 0
+    for mine, other in zip(history(half), history(undisturbed), strict=True):
+        assert mine == pytest.approx(other, rel=1e-3)
+
+
+def test_checkpoints_are_kept_by_held_out_bits_per_byte_and_the_best_is_exported(selected, tmp_path):
+    storage = shutil.copytree(selected, tmp_path / "storage")
+    # So large a rate that the last weights are not the best.
+    settings = {"export": "best", "optimizer": {"learning_rate": 0.05, "warmup_fraction": 0.5}}
+    assert Driver(storage, **settings, duration={"kind": "steps", "value": 15}).wait() == 0
+    scores = {r["step"] + 1: r["heldout_bits_per_byte"] for r in history(storage) if "heldout_bits_per_byte" in r}
+    assert set(scores) == {5, 10, 15}
+    assert min(scores, key=scores.get) != 15
+    kept = {json.loads(file.read_text())["step"] for file in (storage / "tiny" / "fuse").glob("train-*/*/progress.json")}
+    assert kept == {*sorted(scores, key=scores.get)[:2], 15}

@@ -1,0 +1,62 @@
+"""Time and device time of a stage whose actor is killed, whose driver gives up, and which is run again: all of it is counted."""
+
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from ray.exceptions import RayTaskError
+
+from profuser.artifacts import Artifact
+from profuser.errors import EngineError
+from profuser.recipe.pools import PoolConfig
+from profuser.schemas import QUARANTINE
+from profuser.storage import Folder
+from ray_jobs.cluster import connected
+from ray_jobs.shards import finish, run_shards
+from tests.ray import stages
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+ROWS = pa.table({"file": ["f"], "line": [3], "reason": ["r"], "excerpt": ["e"]}, schema=QUARANTINE)
+NUM_SHARDS, LOAD_SECONDS, SHARD_SECONDS, NUM_CPUS = 6, 1.0, 0.5, 2.0
+
+
+class TimedWorker:
+    """Takes so long to load and so long for each shard; gives up before one of them, once."""
+
+    def __init__(self, output, gave_up):
+        self.output, self.gave_up = output, Path(gave_up)
+        time.sleep(LOAD_SECONDS)
+
+    def process(self, shard):
+        if shard == 4 and not self.gave_up.exists():
+            self.gave_up.touch()
+            raise EngineError("enough")
+        time.sleep(SHARD_SECONDS)
+        self.output.write_shard(shard, ROWS, {"rows": 1})
+        return {"rows": 1}
+
+
+def test_all_attempts_count(tmp_path):
+    source, output = (Artifact(Folder.at(tmp_path / name), name, QUARANTINE) for name in ("x", "collect/a"))
+    for shard in range(NUM_SHARDS):
+        source.write_shard(shard, ROWS, {"rows": 1})
+    source.finish([{"rows": NUM_SHARDS}], 0.0)
+    arguments = {"output": output, "gave_up": str(tmp_path / "gave_up")}
+    stage = (output, source, TimedWorker, arguments, PoolConfig(num_cpus=NUM_CPUS), 0.0)
+    with connected():
+        start = time.monotonic()
+        with (
+            stages.Meanwhile(lambda: len(output.shards()) >= 1, stages.kill_an_actor),
+            pytest.raises((EngineError, RayTaskError), match="enough"),
+        ):
+            run_shards(*stage)
+        first_seconds = time.monotonic() - start
+        counts, seconds = run_shards(*stage)
+        manifest = finish(output, counts, seconds)
+    assert seconds < manifest.seconds < first_seconds + seconds
+    # The actor that was killed, the one that came after it, and that of the second attempt.
+    busy = 3 * LOAD_SECONDS + NUM_SHARDS * SHARD_SECONDS
+    assert NUM_CPUS * busy <= manifest.device_seconds < NUM_CPUS * (first_seconds + seconds)
+    assert manifest.seconds - seconds > 2 * LOAD_SECONDS + 4 * SHARD_SECONDS
+    assert sorted(output.folder.names()) == ["manifest.json", *(f"shard-{n:05d}.parquet" for n in range(NUM_SHARDS))]

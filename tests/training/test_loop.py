@@ -1,0 +1,192 @@
+"""A loop that continues where it stopped, skips what is not finite, and says whose rows they were."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from profuser.errors import ArtifactError, TrainingError
+from profuser.recipe.fusing import OptimizerConfig
+from profuser.training.checkpoint import Checkpointer, load_checkpoint
+from profuser.training.guards import SpikeWatch, memory_named
+from profuser.training.loop import HELDOUT, learning_rate
+from profuser.training.metrics import ModelFlops
+from tests.training.made import Setting, config, curve, model
+
+
+def saver(folder):
+    checkpointer = Checkpointer()
+    return lambda trainer: checkpointer.save(trainer, folder / str(trainer.step))()
+
+
+COMPETENCE = [
+    {"until": 0.8, "inference": 1.0, "training": 0.0, "moves_on": {"window_steps": 2, "min_gain": 0.5}},
+    {"until": 1.0, "inference": 0.1, "training": 1.0},
+]
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora": {"rank": 2, "dropout": 0.1}}, {"schedule": COMPETENCE}])
+def test_a_stopped_run_continues_to_the_same_bits(settings, tmp_path):
+    setting = Setting(config(duration={"kind": "steps", "value": 12}, **settings))
+    whole = setting.trainer()
+    assert setting.run(whole, on_checkpoint=saver(tmp_path))
+    assert sorted(int(f.name) for f in tmp_path.iterdir()) == [3, 6, 9, 12]
+    resumed = setting.trainer()
+    load_checkpoint(resumed, tmp_path / "6")
+    assert resumed.step == 6
+    setting.run(resumed)
+    for a, b in zip(whole.module.parameters(), resumed.module.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert curve(whole) == curve(resumed)
+
+
+def test_a_run_that_is_told_to_stop_writes_a_checkpoint_and_continues_from_it(tmp_path):
+    setting = Setting()
+    whole, told = setting.trainer(), setting.trainer()
+    setting.run(whole)
+    assert not setting.run(told, on_checkpoint=saver(tmp_path), wants_stop=lambda: told.step == 1)
+    assert (told.step, [f.name for f in tmp_path.iterdir()]) == (2, ["2"])
+    resumed = setting.trainer()
+    load_checkpoint(resumed, tmp_path / "2")
+    assert setting.run(resumed)
+    assert curve(resumed) == curve(whole)
+
+
+def test_a_stage_that_has_stopped_improving_gives_way_and_no_row_is_lost():
+    setting = Setting(config(duration={"kind": "steps", "value": 12}, schedule=COMPETENCE))
+    trainer = setting.trainer()
+    taken = []
+    inner = trainer.train_step
+    trainer.train_step = lambda update, batches, stop: taken.append(update) or inner(update, batches, stop)
+    setting.run(trainer)
+    stages = [record["weight_training"] for record in trainer.history]
+    assert 3 < stages.index(1.0) < 9
+    assert stages == sorted(stages)
+    assert all(a.end == b.cursor for a, b in pairwise(taken))
+
+
+def test_micro_batching_changes_no_gradient():
+    found = []
+    for tokens in (24, 1000):
+        setting = Setting(config(micro_batch_tokens=tokens))
+        trainer = setting.trainer()
+        setting.run(trainer)
+        found.append([record["ce_inference_nats"] for record in trainer.history])
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_learning_lowers_the_loss_and_held_out_bits_per_byte_are_those_of_the_model():
+    setting = Setting(config(duration={"kind": "steps", "value": 60}))
+    trainer = setting.trainer()
+    setting.run(trainer)
+    assert trainer.history[-1]["ce_training_nats"] < trainer.history[30]["ce_training_nats"] - 0.3
+    nats, size = [0.0, 0.0], [0.0, 0.0]
+    keys = [(int(row), mode) for row in setting.plan.apart for mode in (0, 1) if setting.index.tokens[row, mode]]
+    for (_, mode), example in setting.reader.read(setting.index, keys):
+        ids = torch.from_numpy(np.concatenate([example.prompt_ids, example.response_ids]).astype(np.int64))[None]
+        logprobs = trainer.module.model(ids).logits[0].log_softmax(-1)
+        first = len(example.prompt_ids)
+        nats[mode] -= float(logprobs[range(first - 1, ids.shape[1] - 1), ids[0, first:]].sum().detach())
+        size[mode] += example.response_bytes
+    last = trainer.history[-1]
+    for mode, name in enumerate(("training", "inference")):
+        assert last[f"{HELDOUT}_{name}"] == pytest.approx(nats[mode] / math.log(2) / size[mode], rel=1e-4)
+    assert last[HELDOUT] == last[f"{HELDOUT}_training"]
+    assert HELDOUT not in trainer.history[-2]
+
+
+def test_steps_without_a_finite_gradient_are_skipped_then_stop_the_run(capsys):
+    setting = Setting(config(guards={"max_consecutive_skips": 2}))
+    trainer = setting.trainer()
+    with torch.no_grad():
+        trainer.module.model.lm_head.weight[3] = float("nan")
+    before = [p.clone() for p in trainer.module.parameters()]
+    with pytest.raises(TrainingError, match=r"2 steps in a row .* row"):
+        setting.run(trainer)
+    assert trainer.skipped == 2
+    assert capsys.readouterr().out.startswith("step 0: gradient norm nan; skipped; highest nats per token: row")
+    for a, b in zip(trainer.module.parameters(), before, strict=True):
+        assert torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def test_a_spike_is_told_with_the_row_that_made_it(capsys):
+    setting = Setting(config(duration={"kind": "steps", "value": 40}, batch_tokens=200))
+    trainer = setting.trainer()
+    inner, poisoned = trainer.train_step, []
+
+    def train_step(update, batches, stop):
+        if update.step == 30:
+            # Answers that no model would give.
+            batches[0].targets[batches[0].example == 0] = int(batches[0].targets[0]) * 7 % 50
+            trainer.module.model.lm_head.weight.data.mul_(30)
+            poisoned.append(batches[0].row_ids[0])
+        return inner(update, batches, stop)
+
+    trainer.train_step = train_step
+    setting.run(trainer)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "spikes" in line]
+    assert lines[0].startswith("step 30: cross-entropy spikes")
+    assert "row" in lines[0].split("highest nats per token: ")[1]
+
+
+def test_spikes_are_what_is_far_from_the_median_of_late():
+    watch = SpikeWatch(8.0)
+    rng = np.random.default_rng(0)
+    steady = [2.0 + 0.1 * x for x in rng.standard_normal(200)]
+    assert not any(watch.observe({"training": value}) for value in steady)
+    again = SpikeWatch(8.0)
+    again.load_state_dict(watch.state_dict())
+    for each in (watch, again):
+        assert each.observe({"training": 4.0, "inference": None}) == ["training"]
+        assert each.observe({"training": float("nan")}) == ["training"]
+        assert each.observe({"training": 2.1}) == []
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: not enough memory")]
+)
+def test_memory_that_runs_out_names_the_settings_to_turn(error):
+    words = r"micro_batch_tokens \(48\).*activation_checkpointing: full.*cpu_offload"
+    with pytest.raises(TrainingError, match=words), memory_named(config(), torch.device("cpu")):
+        raise error
+    with pytest.raises(RuntimeError, match="another"), memory_named(config(), torch.device("cpu")):
+        raise RuntimeError("another")
+
+
+def test_a_checkpoint_of_another_model_or_none_is_refused(tmp_path):
+    setting = Setting()
+    setting.run(setting.trainer(), on_checkpoint=saver(tmp_path))
+    with pytest.raises(ArtifactError, match=r"checkpoint .*3: .*--redo fuse"):
+        load_checkpoint(setting.trainer(model("mpt")), tmp_path / "3")
+    with pytest.raises(ArtifactError, match="No such file"):
+        load_checkpoint(setting.trainer(), tmp_path / "4")
+
+
+def test_the_learning_rate_warms_up_and_decays_over_the_run_or_each_stage():
+    opt = OptimizerConfig(learning_rate=1.0, warmup_fraction=0.1, final_fraction=0.1)
+    rates = [learning_rate(opt, step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert max(rates) == 1.0
+    assert rates[-1] == pytest.approx(0.1, abs=1e-3)
+    settings = {"learning_rate": 1.0, "warmup_fraction": 0.34, "decay": "stage"}
+    setting = Setting(config(optimizer=settings))
+    trainer = setting.trainer()
+    setting.run(trainer)
+    rates = [record["learning_rate"] for record in trainer.history]
+    assert rates[:3] == rates[3:]
+    assert rates[0] < rates[1] >= rates[2]
+
+
+def test_model_flops_are_those_that_a_count_of_products_gives():
+    """By torch's own counter, which has no eye for norms, nor for attention in one kernel."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    target = model()
+    target.set_attn_implementation("eager")
+    ids = torch.arange(16)[None] % 50
+    with FlopCounterMode(display=False) as counter:
+        target(ids).logits.sum().backward()
+    ours = ModelFlops.of(target).update(np.array([16]), 16)
+    assert counter.get_total_flops() == pytest.approx(ours, rel=0.01)
