@@ -106,11 +106,6 @@ def _within(piece: SchedulePiece, start: float, until: float, progress: float) -
     )
 
 
-def stage_boundaries(pieces: Sequence[SchedulePiece]) -> list[float]:
-    """Progress values at which one piece gives way to the next where none ends early, for plots."""
-    return [piece.until for piece in pieces[:-1]]
-
-
 class Schedule:
     """A schedule over the updates of a run, which knows the pieces that have ended early so far.
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from profuser.training.loop import Record, Trainer
 
 MODEL, METRICS = "model", "metrics.jsonl"
+WORST = 1.0e9
 
 
 @dataclass(frozen=True)
@@ -46,26 +47,26 @@ def train_worker(config: dict[str, Any]) -> None:
     from profuser.training.loop import Hooks
 
     task: WorkerTask = config["task"]
-    trainer, ingest = _make_trainer(task)
+    trainer, ingest = make_trainer(task)
     first = trainer.rank == 0
     if first:
         task.board.begin.remote(trainer.step, trainer.plan.num_steps)
-    saver = _Saver(task, first)
-    hooks = Hooks(_Logger(task, first), saver, StopWish(task.board))
+    saver = Saver(task, first)
+    hooks = Hooks(Logger(task, first), saver, StopWish(task.board))
     finished = trainer.run(ingest, hooks)
     saver.wait()
     if finished:
         if task.recipe.fuse.export == "best":
             _load_best(trainer)
         with tempfile.TemporaryDirectory() as folder:
-            export(trainer.module, task.target, task.recipe.target.revision, Path(folder))
+            export(trainer.module, task.target, task.recipe.target, task.recipe.template, Path(folder))
             if first:
                 (task.output / MODEL).upload(Path(folder))
     # The other workers wait for the first one to have written.
     _barrier()
 
 
-def _make_trainer(task: WorkerTask) -> tuple["Trainer", Ingest]:
+def make_trainer(task: WorkerTask) -> tuple["Trainer", Ingest]:
     from profuser.training.batches import read_packs
     from profuser.training.checkpoint import load_checkpoint
     from profuser.training.guards import memory_named
@@ -90,7 +91,7 @@ def _make_trainer(task: WorkerTask) -> tuple["Trainer", Ingest]:
     return trainer, Ingest(task.plan, task.reader, world_size, rank, pad_id)
 
 
-class _Saver:
+class Saver:
     """Hands checkpoints to Ray Train, which makes each visible once all workers' parts are there."""
 
     def __init__(self, task: WorkerTask, first: bool):
@@ -127,10 +128,10 @@ class _Saver:
 
 
 def _scored(record: "Record") -> "Record":
-    """A checkpoint out of turn has no held-out score: it counts as the worst."""
+    """A checkpoint out of turn has no held-out score: it counts as the worst. (Ray Train's record of them loses an infinity.)"""
     from profuser.training.loop import HELDOUT
 
-    return {HELDOUT: float("inf")} | record
+    return {HELDOUT: WORST} | record
 
 
 def _load_best(trainer: "Trainer") -> None:
@@ -150,7 +151,7 @@ def _barrier() -> None:
         dist.barrier()
 
 
-class _Logger:
+class Logger:
     """Sends the first worker's metrics to MLflow and to the driver's progress line."""
 
     def __init__(self, task: WorkerTask, active: bool):

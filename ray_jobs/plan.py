@@ -1,6 +1,7 @@
 """`profuser plan`: stages, rows, estimated tokens, disk and devices of a recipe, without starting anything.
 
-Rough on purpose: tokens from bytes, disk from the codec's measured size. It reads the corpus, and of a model only its config.
+Rough on purpose: tokens from bytes, disk from the codec's measured size. It reads the corpus, and of a model only its config; the
+memory of training is exact to some per cent (`profuser.training.memory`).
 With `--probe` the sources are started and measured instead (`probe`).
 """
 
@@ -10,9 +11,9 @@ from rich.table import Table
 
 from profuser.artifacts import read_manifest
 from profuser.corpus import QuarantinedRow, prepare_rows, read_corpus
-from profuser.errors import UserError
+from profuser.errors import TrainingError, UserError
 from profuser.plan_file import PLAN
-from profuser.recipe.fusing import Epochs
+from profuser.recipe.fusing import Epochs, count_steps
 from profuser.recipe.models import ModelConfig, Recipe
 from profuser.recipe.rewards import RewardConfig, RewardModelConfig
 from profuser.report.schedule_drawing import ScheduleDrawing
@@ -99,9 +100,6 @@ def plan_stages(run: FusionRun, size: CorpusSize) -> list[StagePlan]:
 
 def num_updates(recipe: Recipe, rows: int, size: CorpusSize) -> int:
     """Updates of the target, estimated where they follow from epochs: answers are taken to be as long as the ground truth."""
-    # The module loads torch, and all else here is there at once.
-    from profuser.training.batches import count_steps
-
     return count_steps(recipe.fuse, round(2 * rows * (size.prompt_tokens + size.response_tokens)))
 
 
@@ -130,10 +128,39 @@ def print_plan(recipe: Recipe) -> None:
         disk = f"{line.disk_bytes / 1e6:,.1f} MB" if line.disk_bytes else ""
         table.add_row(line.stage, f"{line.rows:,}", f"{line.tokens:,.0f}", disk, line.devices, line.state)
     console.print(table)
+    print_memory(run)
     steps = num_updates(recipe, stages[0].rows, size)
     about = "about " if isinstance(recipe.fuse.duration, Epochs) else ""
     console.print(f"fuse: {about}{steps:,} updates of {recipe.fuse.batch_tokens:,} tokens; weights of the two modes:\n")
     console.print(ScheduleDrawing(recipe.fuse.schedule, steps))
+
+
+def print_memory(run: FusionRun) -> None:
+    """Prints what training will hold in each device's memory; no more than a line where the target's config is not here."""
+    from huggingface_hub import try_to_load_from_cache
+
+    recipe, ref = run.recipe, run.model(run.recipe.target)
+    if not ref.is_local and not isinstance(try_to_load_from_cache(ref.path, "config.json", revision=ref.revision), str):
+        console.print(f"fuse: memory per device is planned once {ref.path} is here", markup=False)
+        return
+    # All else is there at once; these take seconds.
+    from transformers import AutoConfig
+
+    from profuser.report.memory_table import memory_table, memory_words
+    from profuser.training.memory import estimate, on_other_devices
+
+    config = AutoConfig.from_pretrained(ref.path, revision=ref.revision, local_files_only=True)
+    dtype = recipe.fuse.dtype
+    if dtype == "auto":
+        dtype = "float32" if recipe.fuse.workers.use_gpu is False else "bfloat16"
+    try:
+        found = estimate(config, recipe.fuse, recipe.fuse.workers.num_workers, dtype)
+    except TrainingError as error:
+        console.print(str(error), markup=False)
+        return
+    console.print(memory_table(found, dtype))
+    for sentence in memory_words(found, on_other_devices(found, recipe.fuse)):
+        console.print(sentence, markup=False)
 
 
 def print_probe(recipe: Recipe, num_rows: int) -> None:

@@ -86,7 +86,6 @@ def gather(run: FusionRun) -> RunFacts:
         scores=scores(tables),
         source_is_target=next((s.name for s in run.recipe.sources if run.recipe.is_target(s)), None),
         history=[json.loads(line) for line in history],
-        schedule=run.recipe.fuse.schedule,
         selection_counts=selected.counts | selected.metrics if selected else {},
         quarantined=_rows(run.quarantine(), MAX_QUARANTINED),
         samples=_samples(run, tables),

@@ -1,5 +1,6 @@
 """The section of a recipe that says how the target is trained."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -118,3 +119,10 @@ class FuseConfig(Config):
         if self.export == "best" and self.validation_rows == 0:
             raise ValueError("export: best needs validation_rows above 0, by which the best is known")
         return self
+
+
+def count_steps(config: FuseConfig, num_tokens: int) -> int:
+    """Updates of a run over examples of so many tokens (both modes): as configured, or enough for the epochs."""
+    if isinstance(config.duration, Epochs):
+        return max(1, math.ceil(config.duration.value * num_tokens / config.batch_tokens))
+    return config.duration.value

@@ -7,7 +7,6 @@ from typing import Any
 from profuser.evaluation.heldout import Score
 from profuser.plan_file import PlanError
 from profuser.run import TARGET
-from profuser.schedule import SchedulePiece
 from profuser.schemas import MODES
 from profuser.selection_facts import SelectionFacts
 
@@ -79,7 +78,6 @@ class RunFacts:
     """Name of the source that is the target."""
     history: Sequence[Mapping[str, float]] = ()
     """What each update did: `StepMetrics.known()`."""
-    schedule: tuple[SchedulePiece, ...] = ()
     selection_counts: Mapping[str, float] = field(default_factory=dict)
     """Counts and metrics of the select stage: `wins/MODE/SOURCE`, `rule/NAME`, `alignment/SOURCE/NAME`,
     `vocabulary/SOURCE/NAME`, `misspelt/SOURCE`, `rows`, `examples`, `tokens`, `not_aligned`."""

@@ -1,5 +1,7 @@
-"""Losses over the updates, with the schedule that weighs them beneath."""
+"""Losses over the updates, with held-out bits per byte and the weights of the modes beneath."""
 
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,6 @@ from matplotlib.figure import Figure
 
 from profuser.report.facts import RunFacts
 from profuser.report.style import LIGHT, Theme, new_figure, styled
-from profuser.schedule import stage_boundaries, weights_at
 from profuser.schemas import MODES
 
 PANELS = {"ce": "CE, nats/token", "kl": "KL, nats/token"}
@@ -19,25 +20,30 @@ MOST_POINTS = 2000
 
 
 def loss_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
-    """Cross-entropy and KL per mode, the mode weights, and dashed lines where one piece of the schedule gives way to the next."""
+    """Cross-entropy, KL and held-out bits per byte by mode, the modes' weights, and dashed lines where a stage of the schedule gave
+    way to the next.
+    """
     if not facts.history:
         return None
-    num_steps = int(facts.history[-1].get("num_steps", len(facts.history)))
+    heldout = any(_heldout(update, mode) is not None for update in facts.history for mode in MODES)
+    heights = [3, 3, *([2] if heldout else []), 1.3]
     with styled(theme):
-        figure = new_figure(5.4)
-        panels: Any = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1.3])
+        figure = new_figure(0.74 * sum(heights))
+        panels: Any = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
         window = max(1, round(SMOOTHED_SHARE * len(facts.history)))
         for axes, (part, label) in zip(panels, PANELS.items(), strict=False):
             _losses(axes, facts, part, window, theme)
             axes.set_ylabel(label)
-        _weights(panels[2], facts, num_steps, theme)
+        if heldout:
+            _heldout_bits(panels[2], facts, theme)
+        _weights(panels[-1], facts, theme)
         for axes in panels:
             axes.grid()
-            for boundary in stage_boundaries(facts.schedule):
-                axes.axvline(boundary * num_steps, color=theme.text, linestyle="--", linewidth=1)
-        panels[2].set_xlabel(f"update (bold: moving mean of {window})" if window > 1 else "update")
+            for boundary in stage_boundaries(facts.history):
+                axes.axvline(boundary, color=theme.text, linestyle="--", linewidth=1)
+        panels[-1].set_xlabel(f"update (bold: moving mean of {window})" if window > 1 else "update")
         figure.suptitle(f"Losses per response token, n = {len(facts.history):,} updates")
-        figure.legend(*panels[2].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -53,14 +59,29 @@ def _losses(axes: Axes, facts: RunFacts, part: str, window: int, theme: Theme) -
     axes.set_ylim(bottom=0)
 
 
-def _weights(axes: Axes, facts: RunFacts, num_steps: int, theme: Theme) -> None:
-    steps = np.unique(np.linspace(0, num_steps - 1, min(num_steps, MOST_POINTS)).round())
+def _heldout(update: Mapping[str, float], mode: str) -> float | None:
+    return update.get(f"heldout_bits_per_byte_{mode}")
+
+
+def _heldout_bits(axes: Axes, facts: RunFacts, theme: Theme) -> None:
     for mode in MODES:
-        if facts.schedule:
-            weights = [getattr(weights_at(facts.schedule, step / num_steps), mode) for step in steps]
-            axes.step(steps, weights, where="post", color=theme.modes[mode], linewidth=1.8, label=f"{mode} mode")
-        else:
-            axes.plot([], [], color=theme.modes[mode], label=f"{mode} mode")
+        known = [(update["step"], value) for update in facts.history if (value := _heldout(update, mode)) is not None]
+        axes.plot(*zip(*known, strict=True), color=theme.modes[mode], marker="o", markersize=3, linewidth=1.2)
+    axes.set_ylabel("held out, bits/byte")
+    axes.set_ylim(bottom=0)
+
+
+def stage_boundaries(history: Sequence[Mapping[str, float]]) -> list[float]:
+    """The first update of every stage but the first."""
+    return [after["step"] for before, after in pairwise(history) if after.get("stage") != before.get("stage")]
+
+
+def _weights(axes: Axes, facts: RunFacts, theme: Theme) -> None:
+    thin = facts.history[:: max(1, len(facts.history) // MOST_POINTS)]
+    steps = [update.get("step", index) for index, update in enumerate(thin)]
+    for mode in MODES:
+        weights = [update.get(f"weight_{mode}", np.nan) for update in thin]
+        axes.step(steps, weights, where="post", color=theme.modes[mode], linewidth=1.8, label=f"{mode} mode")
     axes.set_ylabel("weight")
     axes.set_ylim(bottom=-0.05)
 

@@ -4,7 +4,6 @@ Everything follows from the seed, the schedule and the place in the stream of ro
 no more, and a run with another number of workers makes the same updates. Legend: R training rows of the index.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from profuser.errors import TrainingError
-from profuser.recipe.fusing import Epochs, FuseConfig
+from profuser.recipe.fusing import FuseConfig, count_steps
 from profuser.schedule import ModeWeights, Schedule
 from profuser.schemas import MODES
 from profuser.training.examples import ExampleIndex, ExampleReader
@@ -138,13 +137,6 @@ class UpdatePlan:
                 f"({sizes[self.rows].max():,} tokens); raise it, or lower fuse.max_tokens"
             )
         return sizes
-
-
-def count_steps(config: FuseConfig, num_tokens: int) -> int:
-    """Updates of a run over examples of so many tokens (both modes): as configured, or enough for the epochs."""
-    if isinstance(config.duration, Epochs):
-        return max(1, math.ceil(config.duration.value * num_tokens / config.batch_tokens))
-    return config.duration.value
 
 
 def pack(lengths: dict[Any, int], capacity: int) -> list[list[Any]]:

@@ -1,22 +1,36 @@
-"""The fused model as a plain Hugging Face folder: weights in the target's own type, tokenizer, chat template, generation settings."""
+"""The fused model as a plain Hugging Face folder: the target's own, with other weights in the same type, and with the chat template
+and the end of a turn that it was trained on.
+"""
 
+import json
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from jinja2 import Environment
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from profuser.corpus.template import end_token_id
 from profuser.errors import ArtifactError
+from profuser.models import TOKENIZER_FILES
+from profuser.recipe.models import JinjaTemplate, TargetConfig, TemplateConfig
 from profuser.training.lora import ADAPTER, MARK, adapted_layers, merged
 from profuser.training.step import FusionModule
 
 SHARD_SIZE = "5GB"
+CONFIG, GENERATION = "config.json", "generation_config.json"
+TOKENIZER, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+KEPT = (CONFIG, GENERATION, *TOKENIZER_FILES, "vocab.txt", "*.model", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*")
+"""Files of the target that are copied as they are, so that whatever reads the target reads the fused model. Code is kept for the
+tokenizer that needs it, a licence because it may have to be passed on."""
 
 
-def export(module: FusionModule, target: str, revision: str | None, folder: Path) -> None:
+def export(module: FusionModule, target: str, config: TargetConfig, template: TemplateConfig, folder: Path) -> None:
     """Writes the fused model; adapters are merged into the weights.
 
     Every worker takes part in gathering the weights, one after another; the first one keeps them, in the checkpoint's type, and
@@ -25,40 +39,46 @@ def export(module: FusionModule, target: str, revision: str | None, folder: Path
     Args:
         module: the trained target.
         target: what it was loaded from: a folder, or a name on the Hub.
-        revision: of the Hub.
+        config: the target's section of the recipe.
+        template: by which the run has prompted it.
         folder: where to write to.
 
     Raises:
-        ArtifactError: a weight of the target's architecture is missing.
+        ArtifactError: the weights are not those of the target's architecture.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(target, revision=revision)
-    dtype = getattr(config.get_text_config(), "dtype", None) or torch.float32
+    settings = AutoConfig.from_pretrained(target, revision=config.revision)
+    dtype: Any = settings.dtype or settings.get_text_config().dtype or torch.float32
     first = not dist.is_initialized() or dist.get_rank() == 0
     weights: dict[str, Tensor] = {}
-    for name, weight in whole_weights(module.model):
+    for name, weight in whole_weights(module.model, dtype):
         if first:
-            weights[name] = weight.to("cpu", dtype)
+            weights[name] = weight.cpu()
     if not first:
         return
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    missing = {name for name, _ in model.named_parameters()} - weights.keys()
-    if missing:
-        raise ArtifactError(f"fused model: no weights for {sorted(missing)[:3]}")
-    try:
-        model.generation_config = GenerationConfig.from_pretrained(target, revision=revision)
-    except OSError:
-        pass  # It has none: what Transformers makes of the model's config is as good.
-    model.save_pretrained(folder, state_dict=weights, max_shard_size=SHARD_SIZE)
-    AutoTokenizer.from_pretrained(target, revision=revision).save_pretrained(folder)
+        plain = AutoModelForCausalLM.from_config(settings, dtype=dtype)
+    plain.tie_weights()  # which being empty has parted
+    wrong = weights.keys() ^ {name for name, _ in whole_weights(plain)}
+    if wrong:
+        raise ArtifactError(
+            f"fused model: weights that a {type(plain).__name__} lacks, or has not: {sorted(wrong)[:3]}"
+        )
+    plain.save_pretrained(folder, state_dict=weights, max_shard_size=SHARD_SIZE)
+    _keep_files(target, config.revision, folder)
+    _tell_turns(template, config.engine.trust_remote_code, folder)
 
 
 @torch.no_grad()
-def whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """The model's weights one after another, whole, by the names that they have without adapters."""
+def whole_weights(model: Any, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+    """The model's weights one after another, whole, by the names that they have without adapters.
+
+    Args:
+        model: on every worker.
+        dtype: that parameters are brought to; buffers (counts, biases of routers) keep their own.
+    """
     layers = adapted_layers(model)
     for name, parameter in model.named_parameters():
         if MARK in name:
@@ -68,10 +88,68 @@ def whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
         if layer in layers and rest == "weight":
             a, b = (_whole(getattr(layers[layer], part)[ADAPTER].weight) for part in ("lora_A", "lora_B"))
             weight = merged(layers[layer], weight, a, b)
-        yield (f"{layer}.{rest}" if layer else name), weight
+        yield (f"{layer}.{rest}" if layer else name), weight.to(dtype or weight.dtype)
     kept = model.state_dict().keys()
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
 
 
 def _whole(parameter: Tensor) -> Tensor:
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+
+
+def _keep_files(target: str, revision: str | None, folder: Path) -> None:
+    """Puts the target's own files in place of what Transformers has written anew."""
+    there = Path(target)
+    if not there.is_dir():
+        from huggingface_hub import snapshot_download
+
+        there = Path(snapshot_download(target, revision=revision, allow_patterns=list(KEPT)))
+    for file in (file for pattern in KEPT for file in there.glob(pattern) if file.is_file()):
+        shutil.copyfile(file, folder / file.name)
+    # The model was trained as Transformers' own class, not by code that ships with it; the other is a path of the past.
+    _edit(folder / CONFIG, auto_map=None, _name_or_path=None)
+
+
+def _tell_turns(template: TemplateConfig, trust_remote_code: bool, folder: Path) -> None:
+    """Writes the run's template where it is not the tokenizer's own, and lets generation stop where a turn ended in training."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if isinstance(template, JinjaTemplate):
+        (folder / TEMPLATE).write_text(as_chat_template(template.text), encoding="utf-8")
+        _edit(folder / TOKENIZER, chat_template=None)
+    end = end_token_id(tokenizer, template)
+    known = json.loads((folder / GENERATION).read_text()).get("eos_token_id")
+    ends = known if isinstance(known, list) else [] if known is None else [known]
+    if end not in ends:
+        _edit(folder / GENERATION, eos_token_id=[*ends, end])
+
+
+def _edit(file: Path, **settings: Any) -> None:
+    """Sets settings of a JSON file, or takes out those that are None."""
+    if file.is_file():
+        found = json.loads(file.read_text(encoding="utf-8")) | settings
+        text = json.dumps({key: found[key] for key in found if settings.get(key, key) is not None}, indent=2)
+        file.write_text(text + "\n", encoding="utf-8")
+
+
+def as_chat_template(template: str) -> str:
+    """A template of the recipe as Transformers must have it to render the same text.
+
+    Transformers drops the line's end after a block, and blanks between a line's beginning and a block; the run does not. Plus
+    signs keep both.
+    """
+    plain, transformers = Environment(), Environment(trim_blocks=True, lstrip_blocks=True)
+    if _data(plain, template) == _data(transformers, template):
+        return template
+    out = []
+    for _, kind, text in plain.lexer.tokeniter(template, None):
+        if kind.startswith(("block_", "comment_", "raw_")):
+            text = re.sub(r"^{([%#])(?![-+])", r"{\1+", text)
+            text = text if kind == "raw_begin" else re.sub(r"(?<![-+])([%#])}\Z", r"+\1}", text)
+        out.append(text)
+    return "".join(out) + "\n"  # which Jinja takes away again
+
+
+def _data(environment: Environment, template: str) -> list[str]:
+    return [text for _, kind, text in environment.lexer.tokeniter(template, None) if kind == "data"]

@@ -207,6 +207,7 @@ class Trainer:
         return StepMetrics(
             step=update.step,
             num_steps=self.plan.num_steps,
+            stage=self.schedule.piece(update.step)[0],
             learning_rate=rate,
             weight_inference=update.weights.inference,
             weight_training=update.weights.training,

@@ -7,12 +7,14 @@ Legend: r rank, D_in and D_out features of a layer.
 
 import math
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from profuser.errors import UserError
 from profuser.recipe.fusing import LoraConfig
 
 ADAPTER = "default"
@@ -21,15 +23,42 @@ MARK = "lora_"
 
 
 def add_adapters(model: Any, config: LoraConfig) -> None:
-    """Puts adapters beside linear layers, in place; only they will be trained."""
+    """Puts adapters beside linear layers, in place; only they will be trained.
+
+    Experts that Transformers keeps as one parameter are no linear layers and get none.
+
+    Raises:
+        UserError: a name of `fuse.lora.modules` is that of no linear layer, or of the output layer, whose weight the loss reads
+            by itself.
+    """
     from peft import LoraConfig as Peft
     from peft import inject_adapter_in_model
 
-    modules = list(config.modules) or "all-linear"
-    settings = Peft(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=modules)  # type: ignore[arg-type]
-    inject_adapter_in_model(settings, model, ADAPTER)
+    names = [f"model.{name}" for name in _layers_to_adapt(model, config.modules)]
+    settings = Peft(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=names)  # type: ignore[arg-type]
+    # Inside something else: of a Transformers model peft reads names as those of Transformers 4, and goes for the experts.
+    inject_adapter_in_model(settings, nn.ModuleDict({"model": model}), ADAPTER)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(MARK in name)
+
+
+def _layers_to_adapt(model: Any, modules: Sequence[str]) -> list[str]:
+    """Names of the linear layers whose last parts the recipe names; all but the output layer where it names none."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    layers = [
+        name for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, Conv1D)) and layer is not head
+    ]
+    chosen = {module: [name for name in layers if f".{name}".endswith(f".{module}")] for module in modules}
+    for module, names in chosen.items():
+        if not names:
+            there = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+            raise UserError(
+                f"fuse.lora.modules: {module!r} names no linear layer of {type(model).__name__} that can have an adapter; "
+                f"it has {there}"
+            )
+    return sorted({name for names in chosen.values() for name in names}) or layers
 
 
 @torch.no_grad()

@@ -35,6 +35,8 @@ class StepMetrics:
 
     step: int
     num_steps: int
+    stage: int
+    """Number of the schedule's piece, from 0."""
     learning_rate: float
     weight_inference: float
     weight_training: float

@@ -17,7 +17,7 @@ from rich.table import Table
 from profuser.artifacts import git_commit
 from tests.benchmarks.measure import Row
 
-NAMES = ("transport", "codec", "losses", "extraction", "collect")
+NAMES = ("transport", "codec", "losses", "fuse", "extraction", "collect")
 OUTPUT = Path("benchmarks.json")
 
 

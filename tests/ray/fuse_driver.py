@@ -1,4 +1,4 @@
-"""A driver of stage `fuse` in a process of its own, to be killed: `python -m tests.ray.fuse_driver STORAGE SETTINGS`."""
+"""A driver of stage `fuse` in a process of its own, to be killed: `python -m tests.ray.fuse_driver STORAGE CORPUS SETTINGS`."""
 
 import json
 import sys
@@ -20,16 +20,16 @@ SETTINGS = {
 }
 
 
-def run_of(storage, **settings):
+def run_of(storage, corpus, **settings):
     """The run whose stage this is."""
     workers = {"num_workers": 2, "num_cpus": 0.5, **settings.pop("workers", {})}
     fuse_settings = {**SETTINGS, "workers": workers, **settings}
-    return make_run(storage, storage / "corpus.jsonl", kind="transformers", fuse=fuse_settings)
+    return make_run(storage, corpus, kind="transformers", fuse=fuse_settings)
 
 
 if __name__ == "__main__":
-    storage = Path(sys.argv[1])
+    storage, corpus = map(Path, sys.argv[1:3])
     with connected():
         tracker = Tracker.open(f"sqlite:///{storage}/mlflow.db", "profuser", "tiny", {}, str(storage))
         with tracker.stage("fuse") as handle:
-            fuse(run_of(storage, **json.loads(sys.argv[2])), handle)
+            fuse(run_of(storage, corpus, **json.loads(sys.argv[3])), handle)

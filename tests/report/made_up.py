@@ -37,11 +37,14 @@ def history(num_steps: int = 224) -> list[dict[str, float]]:
     for step in range(num_steps):
         weights = weights_at(PROGRESSIVE, step / num_steps)
         update: dict[str, float] = {"step": step, "num_steps": num_steps, "learning_rate": 1e-3, "skipped_steps": 0}
+        update |= {"stage": int(step >= num_steps / 2), "weight_inference": weights[0], "weight_training": weights[1]}
         for mode, weight in zip(("inference", "training"), weights, strict=True):
             if weight:
                 fall = math.exp(-step / 60)
                 update[f"ce_{mode}_nats"] = 0.2 + fall * (1.0 if mode == "inference" else 4.0) + draw.uniform(0, 0.1)
                 update[f"kl_{mode}_nats"] = 0.1 + fall * (0.5 if mode == "inference" else 2.0) + draw.uniform(0, 0.05)
+            if step % 28 == 27:
+                update[f"heldout_bits_per_byte_{mode}"] = 0.3 + math.exp(-step / 60)
         out.append(update)
     return out
 
@@ -116,7 +119,6 @@ def facts(**changes: Any) -> RunFacts:
         "scores": scores(),
         "source_is_target": "llama",
         "history": history(),
-        "schedule": PROGRESSIVE,
         "selection_counts": counts,
         "quarantined": [
             {"file": "train.jsonl", "line": 17, "reason": "empty response", "excerpt": '{"instruction": "Sort'}

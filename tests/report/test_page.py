@@ -154,7 +154,6 @@ AFFECTED = {
     "scores": {"scores"},
     "recipe": {"who_wins"},
     "history": {"losses"},
-    "schedule": {"losses"},
 }
 """The plots that a field of the facts decides."""
 NOTHING_CHOSEN = made_up.selection(
@@ -190,7 +189,6 @@ UNKNOWN = {"all": dict.fromkeys(made_up.MODELS, Score(0, math.nan, math.nan))}
         ({"selection": made_up.selection(tuple(f"source-{i}" for i in range(9)))}, set()),
         ({"history": []}, {"losses"}),
         ({"history": [{"step": 0, "num_steps": 1, "ce_training_nats": math.nan}]}, set()),
-        ({"schedule": ()}, set()),
         ({"quarantined": [], "samples": [], "stages": (), "vote_agreement": None, "source_is_target": None}, set()),
         ({"selection_counts": {}, "commit": None, "versions": {}}, {"who_wins", "coverage"}),
         ({"selection_counts": {"wins/training/llama": 0, "wins/inference/llama": 0}}, {"who_wins", "coverage"}),

@@ -1,0 +1,215 @@
+"""The fuse stage (Ray Train, Ray Data, FSDP2, MLflow, a checkpoint) against plain loops on the same model, on Alpaca-like lengths."""
+
+import math
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from profuser.artifacts import Artifact
+from profuser.recipe.fusing import FuseConfig
+from profuser.recipe.loading import parse_recipe
+from profuser.schedule import ModeWeights
+from profuser.schemas import select_schema
+from profuser.storage import Folder
+from profuser.tracking import Tracker
+from profuser.training.batches import UpdatePlan, read_packs, stream_from
+from profuser.training.examples import ExampleIndex, ExampleReader
+from profuser.training.loop import Hooks, Trainer
+from profuser.training.step import FusionModule, collate
+from ray_jobs.board import Watch
+from ray_jobs.cluster import connected
+from tests.benchmarks.measure import Row, by_turns
+
+V, K, NUM_ROWS, ROWS_PER_SHARD = 4096, 10, 768, 64
+MAX_TOKENS, BATCH_TOKENS, NUM_STEPS = 512, 4096, 16
+BOTH = [{"until": 1.0, "inference": 1.0, "training": 1.0}]
+SHAPE = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
+
+
+def config(**settings) -> FuseConfig:
+    return FuseConfig.model_validate(
+        {
+            "schedule": BOTH,
+            "duration": {"kind": "steps", "value": NUM_STEPS},
+            "batch_tokens": BATCH_TOKENS,
+            "max_tokens": MAX_TOKENS,
+            "micro_batch_tokens": 2048,
+            "checkpoint_every_steps": NUM_STEPS // 2,
+            "validation_rows": 0,
+            **settings,
+        }
+    )
+
+
+def target() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(vocab_size=V, max_position_embeddings=MAX_TOKENS, **SHAPE))
+
+
+def table(shard: int) -> pa.Table:
+    """Examples with the lengths of Alpaca: log-normal, prompts of 31 tokens in the middle, responses of 42, some very long."""
+    rng = np.random.default_rng(shard)
+    records = []
+    for row in range(ROWS_PER_SHARD):
+        prompt = rng.integers(0, V, int(np.clip(rng.lognormal(3.45, 0.45), 8, 128)))
+        for mode in ("training", "inference"):
+            size = int(np.clip(rng.lognormal(3.75, 1.15), 2, MAX_TOKENS - len(prompt)))
+            logprobs = np.sort(rng.normal(-3, 1, (size, K)) - 2, axis=1)[:, ::-1]
+            records.append(
+                {
+                    "row_id": f"{shard}-{row}",
+                    "mode": mode,
+                    "category": None,
+                    "teacher": "a",
+                    "sample": 0,
+                    "advantages": [1.0],
+                    "prompt_ids": prompt,
+                    "response_ids": rng.integers(0, V, size),
+                    "response_bytes": 4 * size,
+                    "topk_ids": rng.integers(0, V, size * K),
+                    "topk_logprobs": logprobs.astype(np.float16).reshape(-1),
+                    "rules": np.ones(size, dtype=np.uint8),
+                }
+            )
+    return pa.Table.from_pylist(records, schema=select_schema(V))
+
+
+class Sft:
+    """Plain SFT as one writes it by hand: the model's own loss, AdamW, clipping."""
+
+    def __init__(self):
+        self.model = target()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+
+    def step(self, batches) -> None:
+        total = sum(len(batch.targets) for batch in batches)
+        for batch in batches:
+            ids = torch.from_numpy(batch.input_ids).long()
+            labels = torch.full_like(ids, -100).view(-1)
+            labels[torch.from_numpy(batch.places).long() + 1] = torch.from_numpy(batch.targets).long()
+            positions = torch.from_numpy(batch.position_ids).long()
+            self.model(
+                ids, position_ids=positions, labels=labels.view_as(ids), num_items_in_batch=total, use_cache=False
+            ).loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def run() -> list[Row]:
+    tables = {shard: table(shard) for shard in range(NUM_ROWS // ROWS_PER_SHARD)}
+    return [*_steps(tables), _stage(tables)]
+
+
+def _steps(tables: dict[int, pa.Table]) -> list[Row]:
+    settings = config()
+    index = ExampleIndex.build(tables.items(), MAX_TOKENS)
+    reader = ExampleReader(tables.__getitem__, K, V, MAX_TOKENS)
+    plan = UpdatePlan(index, settings, 0)
+    update = plan.update(0, 0, ModeWeights(1.0, 1.0))
+    packed = list(read_packs(index, reader, plan.deal(update, 1, 0), 0))
+    examples = [example for _, example in reader.read(index, update.keys)]
+    order = np.random.default_rng(0).permutation(len(examples))
+    rows = [[examples[i]] for i in order]
+    padded = [collate(rows[start : start + 8], 0, K) for start in range(0, len(rows), 8)]
+    sft = Sft()
+    trainer = Trainer(FusionModule(target(), settings), plan, settings, 0)
+    ways = {
+        "fusion": lambda: trainer.train_step(update, packed),
+        "sft": lambda: sft.step(packed),
+        "padded": lambda: trainer.train_step(update, padded),
+    }
+    seconds = by_turns(ways, rounds=5)
+    rate = {name: update.sequence_tokens / value for name, value in seconds.items()}
+    return [
+        Row("fusion step, seconds, against plain SFT", seconds["fusion"], "s", seconds["sft"], "<= 1.10 x"),
+        Row(
+            "useful tokens/s, packed against padded (8 rows as they come)",
+            rate["fusion"],
+            "/s",
+            rate["padded"],
+            ">= 2 x",
+        ),
+    ]
+
+
+def _stage(tables: dict[int, pa.Table]) -> Row:
+    """Both loops in one worker of Ray Train, by hand before and after the stage's own."""
+    with tempfile.TemporaryDirectory() as place, connected():
+        folder = Path(place)
+        target().save_pretrained(folder / "target")
+        select = Artifact(Folder.at(folder / "select"), "select", select_schema(V))
+        for shard, each in tables.items():
+            select.write_shard(shard, each, {"rows": ROWS_PER_SHARD})
+        tracker = Tracker.open(f"sqlite:///{folder}/mlflow.db", "bench", "bench", {}, str(folder))
+        recipe = parse_recipe(
+            {
+                "name": "bench",
+                "storage": str(folder),
+                "corpus": {"path": "none"},
+                "sources": [{"name": name, "model": str(folder / "target")} for name in ("a", "b")],
+                "target": {"model": str(folder / "target")},
+                "collect": {"top_k": K},
+                "rewards": [{"kind": "exact_match", "name": "exact"}],
+                "fuse": config().model_dump(),
+            },
+            "the benchmark",
+        )
+        with tracker.stage("fuse") as handle:
+            watch = Watch()
+            work = {"recipe": recipe, "select": select, "folder": folder, "handle": handle, "board": watch.board}
+            trainer = TorchTrainer(
+                _worker,
+                train_loop_config=work,
+                scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 2}),
+                run_config=RunConfig(name="bench", storage_path=str(folder / "train")),
+            )
+            trainer.fit()
+        hand, stage = (float(each) for each in (folder / "rates").read_text().split())
+    return Row("tokens/s of the stage, against plain SFT by hand", stage, "/s", hand, ">= 0.90 x")
+
+
+def _worker(work: dict) -> None:
+    import ray
+
+    from ray_jobs.fuse_worker import Logger, Saver, WorkerTask, make_trainer
+
+    select, recipe = work["select"], work["recipe"]
+    index = ExampleIndex.build(((shard, select.read_shard(shard)) for shard in select.shards()), MAX_TOKENS)
+    plan = UpdatePlan(index, recipe.fuse, 0)
+    reader = ExampleReader(select.read_shard, K, V, MAX_TOKENS)
+    path = str(work["folder"] / "target")
+    output = Folder.at(work["folder"] / "fuse")
+    task = WorkerTask(recipe, ray.put(plan), reader, path, output, work["handle"], work["board"])
+    trainer, ingest = make_trainer(task)
+    kept = [(u.sequence_tokens, b) for u, b in stream_from(plan, reader, 1, 0, 0)(trainer)]
+    sft, ends = Sft(), [0.0]
+    rates = [_by_hand(sft, kept)]
+    logger, saver = Logger(task, True), Saver(task, True)
+
+    def on_step(record: dict[str, float]) -> None:
+        logger(record)
+        ends.append(time.perf_counter())
+
+    trainer.run(ingest, Hooks(on_step, saver))
+    saver.wait()
+    rates.append(_by_hand(sft, kept))
+    stage = sum(tokens for tokens, _ in kept[1:]) / (ends[-1] - ends[1])
+    hand = math.sqrt(rates[0] * rates[1])
+    (work["folder"] / "rates").write_text(f"{hand} {stage}")
+
+
+def _by_hand(sft: Sft, kept: list) -> float:
+    """Tokens per second over all updates but the first."""
+    sft.step(kept[0][1])
+    start = time.perf_counter()
+    for _, batches in kept[1:]:
+        sft.step(batches)
+    return sum(tokens for tokens, _ in kept[1:]) / (time.perf_counter() - start)

@@ -1,0 +1,111 @@
+"""Adapters: they alone are trained and saved, and merged into the weights they change nothing that the model says."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig
+
+from profuser.errors import UserError
+from profuser.recipe.fusing import LoraConfig
+from profuser.training.checkpoint import Checkpointer, load_checkpoint
+from profuser.training.export import whole_weights
+from profuser.training.lora import adapted_layers, add_adapters, fill_adapters
+from profuser.training.step import FusionModule
+from profuser.training.target import prepare
+from tests.training.made import CONFIGS, SMALL, Setting, V, config
+
+ALL = {
+    **CONFIGS,
+    # It keeps its weights the other way round.
+    "gpt2": GPT2Config(vocab_size=V, n_embd=32, n_layer=2, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=1),
+    "mixtral": MixtralConfig(vocab_size=V, num_key_value_heads=1, num_local_experts=4, **SMALL),
+    "llama, wide": LlamaConfig(vocab_size=V, **{**SMALL, "hidden_size": 256, "intermediate_size": 512}),
+}
+SHORT = {"duration": {"kind": "steps", "value": 2}}
+IDS = torch.arange(24).reshape(2, 12) * 7 % V
+
+
+def make(name):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(ALL[name], dtype=torch.float32).eval()
+
+
+def adapted(name, **settings):
+    """A target with adapters as a run begins with them."""
+    model = make(name)
+    add_adapters(model, LoraConfig(rank=2, **settings))
+    fill_adapters(model, seed=0)
+    return model
+
+
+def disturb(model):
+    """As if trained: B is no longer zero."""
+    for layer in adapted_layers(model).values():
+        torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_run_begins_with_what_the_target_says(name):
+    torch.testing.assert_close(adapted(name)(IDS).logits, make(name)(IDS).logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_merged_weights_say_what_the_adapters_say(name):
+    model, plain = adapted(name, alpha=3.0), make(name)
+    disturb(model)
+    before = plain(IDS).logits
+    missing, surplus = plain.load_state_dict(dict(whole_weights(model)), strict=False)
+    assert set(missing) <= {"lm_head.weight"}  # where it is tied
+    assert not surplus
+    torch.testing.assert_close(plain(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-5)
+    assert (plain(IDS).logits - before).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mpt"])
+def test_training_changes_adapters_and_nothing_else(name):
+    settings = config(lora={"rank": 2}, **SHORT)
+    setting, model = Setting(settings), prepare(make(name), settings)
+    fill_adapters(model, seed=0)
+    before = copy.deepcopy(model.state_dict())
+    setting.run(setting.trainer(module=FusionModule(model, settings)))
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {key for key in before if "lora_" in key}
+
+
+def test_a_checkpoint_holds_adapters_only_and_brings_them_back(tmp_path):
+    settings = {kind: config(lora=lora, **SHORT) for kind, lora in (("whole", None), ("adapters", {"rank": 1}))}
+    size = {}
+    for kind, each in settings.items():
+        trainer = Setting(each).trainer(make("llama, wide"))
+        Setting(each).run(trainer)
+        Checkpointer().save(trainer, tmp_path / kind)()
+        size[kind] = sum(file.stat().st_size for file in (tmp_path / kind).iterdir())
+    assert size["adapters"] < size["whole"] / 10
+    again = Setting(settings["adapters"]).trainer(make("llama, wide"))
+    load_checkpoint(again, tmp_path / "adapters")
+    for mine, wanted in zip(again.module.parameters(), trainer.module.parameters(), strict=True):
+        assert torch.equal(mine, wanted)
+
+
+@pytest.mark.parametrize(
+    ("modules", "wanted"),
+    [
+        ((), {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
+        (("q_proj", "mlp.up_proj"), {"q_proj", "up_proj"}),
+        (("layers.1.self_attn.v_proj",), {"v_proj"}),
+    ],
+)
+def test_layers_are_adapted_by_name(modules, wanted):
+    names = adapted_layers(adapted("llama", modules=modules)).keys()
+    assert {name.rpartition(".")[2] for name in names} == wanted
+    assert len(names) == (1 if len(modules) == 1 else 2 * len(wanted))
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("llama", "qproj"), ("llama", "lm_head"), ("llama", "embed_tokens"), ("llama", "proj"), ("mixtral", "experts")],
+)
+def test_a_name_of_no_such_layer_is_told(name, module):
+    with pytest.raises(UserError, match=rf"^fuse\.lora\.modules: '{module}' .*; it has .*k_proj, .*v_proj$"):
+        adapted(name, modules=("q_proj", module))

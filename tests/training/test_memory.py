@@ -1,0 +1,210 @@
+"""The plan of training's memory, against what PyTorch's allocator really gave out during an update of the trainer.
+
+The plan promises 20 %. It runs the same code as the trainer does, so it is held to 2 % here: what it misses is a bug.
+"""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import yaml
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, MptConfig
+
+from profuser.recipe.fusing import FuseConfig
+from profuser.schedule import ModeWeights
+from profuser.training.batches import Update
+from profuser.training.loop import Trainer
+from profuser.training.memory import estimate, largest_micro_batch, on_other_devices
+from profuser.training.step import PackedExamples
+from profuser.training.target import load_target
+from tests import tiny
+from tests.training.made import Setting
+
+V, K, D, LENGTH = 4096, 10, 128, 128
+SIZES = {"hidden_size": D, "num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": LENGTH}
+CONFIGS = {
+    "llama": LlamaConfig(vocab_size=V, intermediate_size=2 * D, num_key_value_heads=2, **SIZES),
+    "gpt_neox": GPTNeoXConfig(vocab_size=V, intermediate_size=4 * D, **SIZES),
+    "mpt": MptConfig(vocab_size=V, d_model=D, n_heads=4, n_layers=4, max_seq_len=LENGTH),
+}
+FULL = {"memory": {"activation_checkpointing": "full"}}
+SELECTIVE = {"memory": {"activation_checkpointing": "selective"}}
+KEPT = {"memory": {"reshard_after_forward": False}}
+LORA = {"lora": {"rank": 8}}
+TWO_MICRO_BATCHES = {"batch_tokens": 16 * LENGTH}
+TOLERANCE = 0.02
+
+
+def fuse_config(**settings):
+    sizes = {"max_tokens": LENGTH, "micro_batch_tokens": 8 * LENGTH, "batch_tokens": 8 * LENGTH}
+    return FuseConfig.model_validate({**sizes, "loss_chunk_tokens": 256, "dtype": "float32", **settings})
+
+
+def full_batch(rows, length):
+    """Sequences of two examples each, of which every token but the first is a response's."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1, V, (rows, length), dtype=np.int32)
+    num_tokens = rows * (length - 1)
+    return PackedExamples(
+        input_ids=ids,
+        position_ids=np.tile(np.arange(length, dtype=np.int32) % (length // 2), (rows, 1)),
+        places=np.arange(rows * length, dtype=np.int32).reshape(rows, length)[:, :-1].reshape(-1),
+        targets=ids[:, 1:].reshape(-1),
+        topk_ids=np.tile(np.arange(K, dtype=np.int32), (num_tokens, 1)),
+        topk_logprobs=np.full((num_tokens, K), -4, dtype=np.float16),
+        example=np.zeros(num_tokens, dtype=np.int32),
+        mode=np.zeros(1, dtype=np.int8),
+        response_bytes=np.ones(1),
+        row_ids=["row"],
+        teachers=["a"],
+    )
+
+
+def allocated_peak(trainer, batches):
+    """The most bytes that tensors held during the second update: what was there before, and what the allocator gave out."""
+    update = Update(0, 0, 0, ModeWeights(inference=1.0, training=1.0), (100, 100), 100, [])
+    trainer.train_step(update, batches)
+    moments = [value for state in trainer.optimizer.state.values() for value in state.values()]
+    held = [*trainer.module.parameters(), *trainer.module.buffers(), *moments]
+    storages = {id(s): s for s in (getattr(each, "_local_tensor", each).untyped_storage() for each in held)}
+    before = sum(storage.nbytes() for storage in storages.values())
+    with torch.profiler.profile(profile_memory=True) as profiler:
+        trainer.train_step(update, batches)
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return before + int(np.cumsum([change for _, change in changes]).max())
+
+
+def measured(folder, config):
+    """Of this process, one of a group."""
+    rows, length, accumulates = largest_micro_batch(config, dist.get_world_size())
+    module = load_target(str(folder), None, config, torch.device("cpu"))
+    trainer = Trainer(module, Setting(config).plan, config, 0)
+    return allocated_peak(trainer, [full_batch(rows, length)] * (1 + accumulates))
+
+
+@pytest.fixture
+def alone():
+    """A process group of this process alone: training is as sharded as it can be."""
+    yield lambda: dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("llama", {}),
+        ("llama", FULL),
+        ("llama", SELECTIVE),
+        ("llama", LORA),
+        ("llama", TWO_MICRO_BATCHES),
+        ("llama", {"packing": False}),
+        ("gpt_neox", {}),
+        ("gpt_neox", FULL),
+        ("gpt_neox", LORA),
+        ("mpt", {}),
+        ("mpt", FULL),
+        ("mpt", LORA),
+    ],
+)
+def test_the_plan_is_what_training_takes(name, settings, tmp_path, alone):
+    config = fuse_config(**settings)
+    planned = estimate(CONFIGS[name], config, 1, "float32").peak_bytes
+    AutoModelForCausalLM.from_config(CONFIGS[name]).save_pretrained(tmp_path)
+    alone()
+    assert planned == pytest.approx(measured(tmp_path, config), rel=TOLERANCE)
+
+
+def test_in_bfloat16_too(tmp_path, alone):
+    # Products in bfloat16 take a CPU long: few tokens.
+    config = fuse_config(dtype="bfloat16", max_tokens=64, micro_batch_tokens=128, batch_tokens=128)
+    planned = estimate(CONFIGS["llama"], config, 1, "bfloat16").peak_bytes
+    AutoModelForCausalLM.from_config(CONFIGS["llama"]).save_pretrained(tmp_path)
+    alone()
+    assert planned == pytest.approx(measured(tmp_path, config), rel=TOLERANCE)
+
+
+def worker(rank, world_size, port_file, folder, configs, result):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{port_file}", rank=rank, world_size=world_size)
+    peaks = [measured(folder, config) for config in configs]
+    Path(f"{result}{rank}").write_bytes(pickle.dumps(peaks))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "mpt"])
+def test_the_plan_is_what_each_of_two_workers_takes(name, tmp_path):
+    target, result = tmp_path / "target", tmp_path / "result"
+    AutoModelForCausalLM.from_config(CONFIGS[name]).save_pretrained(target)
+    settings = [{}, FULL, KEPT, LORA, {"batch_tokens": 32 * LENGTH}]
+    configs = [fuse_config(**{**TWO_MICRO_BATCHES, **each}) for each in settings]
+    mp.spawn(worker, (2, str(tmp_path / "meet"), str(target), configs, str(result)), nprocs=2)
+    planned = [estimate(CONFIGS[name], config, 2, "float32").peak_bytes for config in configs]
+    for rank in range(2):
+        assert planned == pytest.approx(pickle.loads(Path(f"{result}{rank}").read_bytes()), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("settings", [{}, FULL])
+def test_from_one_number_of_devices_follow_others(settings):
+    config = fuse_config(batch_tokens=64 * LENGTH, **settings)
+    others = on_other_devices(estimate(CONFIGS["llama"], config, 8, "bfloat16"), config)
+    assert [other.world_size for other in others] == [1, 2, 4, 8]
+    for other in others:
+        exact = estimate(CONFIGS["llama"], config, other.world_size, "bfloat16")
+        assert other.peak_bytes == pytest.approx(exact.peak_bytes, rel=0.1)
+
+
+def test_offloading_moves_the_shares_to_the_host():
+    config = fuse_config()
+    offloaded = config.model_copy(update={"memory": config.memory.model_copy(update={"cpu_offload": True})})
+    plain, moved = (estimate(CONFIGS["llama"], each, 2, "float32") for each in (config, offloaded))
+    num_parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(CONFIGS["llama"]).parameters())
+    assert sum(moved.host.values()) == pytest.approx(16 * num_parameters / 2, rel=TOLERANCE)
+    assert moved.total("loss") == plain.total("loss") - sum(plain.moments["loss"][part] for part in moved.host)
+
+
+@pytest.mark.parametrize(
+    ("batch_tokens", "world_size", "expected"),
+    [
+        (16 * LENGTH, 1, (8, LENGTH, True)),
+        (16 * LENGTH, 2, (8, LENGTH, False)),
+        (16 * LENGTH, 5, (4, LENGTH, False)),
+        (LENGTH // 2, 1, (1, LENGTH // 2, False)),
+    ],
+)
+def test_the_largest_micro_batch_is_what_workers_are_dealt(batch_tokens, world_size, expected):
+    assert largest_micro_batch(fuse_config(batch_tokens=batch_tokens), world_size) == expected
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    return tiny.llama(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [(None, "The peak is"), ("nobody/nothing-7b", "memory per device is planned once nobody/nothing-7b is here")],
+)
+def test_the_command_prints_it_where_the_target_is_here(target, expected, here, tmp_path, capsys):
+    from profuser.recipe.loading import load_recipe
+    from ray_jobs.plan import print_plan
+
+    (tmp_path / "data.jsonl").write_text('{"question": "What?", "answer": "This."}\n' * 30)
+    content = {
+        "name": "small",
+        "storage": str(tmp_path / "runs"),
+        "corpus": {"path": str(tmp_path / "data.jsonl"), "heldout_rows": 10},
+        "sources": [{"name": "a", "model": here}],
+        "target": {"model": target or here},
+        "rewards": [{"kind": "answer_match", "name": "match", "pattern": "is (.+)"}],
+        "fuse": {"dtype": "float32"},
+    }
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
+    print_plan(load_recipe(str(tmp_path / "small.yaml")))
+    assert expected in capsys.readouterr().out
