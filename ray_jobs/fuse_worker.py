@@ -67,8 +67,10 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 def make_trainer(task: WorkerTask) -> tuple["Trainer", Ingest]:
+    """This worker's trainer, at the place of the last checkpoint where there is one, and what feeds it."""
     from profuser.training.batches import read_packs
     from profuser.training.checkpoint import load_checkpoint
+    from profuser.training.checks import check_vocabulary
     from profuser.training.guards import memory_named
     from profuser.training.loop import Trainer
     from profuser.training.target import load_target
@@ -78,6 +80,7 @@ def make_trainer(task: WorkerTask) -> tuple["Trainer", Ingest]:
     device = ray.train.torch.get_device()
     with memory_named(recipe.fuse, device):
         module = load_target(task.target, recipe.target.revision, recipe.fuse, device, recipe.seed)
+    check_vocabulary(module.model, task.reader.vocab_size, task.target)
     context = ray.train.get_context()
     world_size, rank = context.get_world_size(), context.get_world_rank()
     pad_id = module.model.config.get_text_config().pad_token_id or 0

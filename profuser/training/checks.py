@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from profuser.errors import UserError
+from profuser.errors import ArtifactError, UserError
 from profuser.training.output_head import check_head
 from profuser.training.step import FusionModule
 
@@ -18,6 +18,16 @@ def check_target(module: FusionModule, path: str, packing: bool) -> None:
     check_head(module.model, path)
     if packing:
         check_packing(module, path)
+
+
+def check_vocabulary(model: Any, vocab_size: int, path: str) -> None:
+    """Raises ArtifactError where the target's logits are not as wide as the vocabulary that the examples were made for."""
+    width = model.get_output_embeddings().weight.shape[0]
+    if width != vocab_size:
+        raise ArtifactError(
+            f"target.model: {path} has {width:,} logits, the selected examples are for {vocab_size:,}: "
+            "the model has changed since; make the examples anew with --redo select"
+        )
 
 
 @torch.no_grad()

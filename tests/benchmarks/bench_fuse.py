@@ -1,4 +1,4 @@
-"""The fuse stage (Ray Train, Ray Data, FSDP2, MLflow, a checkpoint) against plain loops on the same model, on Alpaca-like lengths."""
+"""The fuse stage (Ray Train and Data, FSDP2, MLflow, checkpoints) against plain loops on the same model, on Alpaca-like lengths."""
 
 import math
 import tempfile

@@ -1,9 +1,11 @@
 """Which rows make up which update: every row once an epoch, the same updates for any number of workers, nothing over its budget."""
 
 from itertools import islice, pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +16,7 @@ from profuser.training.batches import UpdatePlan, count_steps, pack, windows_fro
 from profuser.training.examples import ExampleIndex
 from tests.training.made import Setting, config, make_table, tables
 
+RECIPES = Path(__file__).parents[2] / "ray_jobs" / "recipes"
 BOTH = ModeWeights(inference=0.1, training=1.0)
 
 
@@ -101,6 +104,18 @@ def test_the_number_of_updates_does_not_depend_on_the_schedule():
     assert len({plan.num_steps for plan in plans}) == 1
     index = plans[0].index
     assert plans[0].num_steps == count_steps(plans[0].config, int(index.tokens[plans[0].rows].sum())) > 3
+
+
+@pytest.mark.parametrize("arm", sorted(file.stem for file in (RECIPES / "arms").glob("*.yaml")))
+def test_every_arm_makes_as_many_updates_of_as_many_tokens(arm):
+    """By the arms' own fragments: the budget is filled up to one row's examples, whatever the schedule weighs."""
+    fragment = yaml.safe_load((RECIPES / "arms" / f"{arm}.yaml").read_text())["fuse"]
+    setting = Setting(config(duration={"kind": "steps", "value": 20}, batch_tokens=300, **fragment))
+    schedule = Schedule(setting.config.schedule, setting.plan.num_steps)
+    updates = [u for window in windows_from(setting.plan, schedule, 0, 0) for u in window]
+    assert len(updates) == 20
+    longest = int(setting.index.tokens.sum(axis=1).max())
+    assert all(300 - longest < update.sequence_tokens <= 300 for update in updates)
 
 
 @given(st.lists(st.integers(1, 24), max_size=60))

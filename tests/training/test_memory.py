@@ -44,6 +44,11 @@ def fuse_config(**settings):
     return FuseConfig.model_validate({**sizes, "loss_chunk_tokens": 256, "dtype": "float32", **settings})
 
 
+def save(name, folder):
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(CONFIGS[name]).save_pretrained(folder)
+
+
 def full_batch(rows, length):
     """Sequences of two examples each, of which every token but the first is a response's."""
     rng = np.random.default_rng(0)
@@ -94,27 +99,31 @@ def alone():
     dist.destroy_process_group()
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
         ("llama", {}),
         ("llama", FULL),
-        ("llama", SELECTIVE),
         ("llama", LORA),
-        ("llama", TWO_MICRO_BATCHES),
-        ("llama", {"packing": False}),
-        ("gpt_neox", {}),
         ("gpt_neox", FULL),
-        ("gpt_neox", LORA),
         ("mpt", {}),
-        ("mpt", FULL),
-        ("mpt", LORA),
+        slow("llama", SELECTIVE),
+        slow("llama", TWO_MICRO_BATCHES),
+        slow("llama", {"packing": False}),
+        slow("gpt_neox", {}),
+        slow("gpt_neox", LORA),
+        slow("mpt", FULL),
+        slow("mpt", LORA),
     ],
 )
 def test_the_plan_is_what_training_takes(name, settings, tmp_path, alone):
     config = fuse_config(**settings)
     planned = estimate(CONFIGS[name], config, 1, "float32").peak_bytes
-    AutoModelForCausalLM.from_config(CONFIGS[name]).save_pretrained(tmp_path)
+    save(name, tmp_path)
     alone()
     assert planned == pytest.approx(measured(tmp_path, config), rel=TOLERANCE)
 
@@ -123,7 +132,7 @@ def test_in_bfloat16_too(tmp_path, alone):
     # Products in bfloat16 take a CPU long: few tokens.
     config = fuse_config(dtype="bfloat16", max_tokens=64, micro_batch_tokens=128, batch_tokens=128)
     planned = estimate(CONFIGS["llama"], config, 1, "bfloat16").peak_bytes
-    AutoModelForCausalLM.from_config(CONFIGS["llama"]).save_pretrained(tmp_path)
+    save("llama", tmp_path)
     alone()
     assert planned == pytest.approx(measured(tmp_path, config), rel=TOLERANCE)
 
@@ -141,7 +150,7 @@ def worker(rank, world_size, port_file, folder, configs, result):
 @pytest.mark.parametrize("name", ["llama", "mpt"])
 def test_the_plan_is_what_each_of_two_workers_takes(name, tmp_path):
     target, result = tmp_path / "target", tmp_path / "result"
-    AutoModelForCausalLM.from_config(CONFIGS[name]).save_pretrained(target)
+    save(name, target)
     settings = [{}, FULL, KEPT, LORA, {"batch_tokens": 32 * LENGTH}]
     configs = [fuse_config(**{**TWO_MICRO_BATCHES, **each}) for each in settings]
     mp.spawn(worker, (2, str(tmp_path / "meet"), str(target), configs, str(result)), nprocs=2)

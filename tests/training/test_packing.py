@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from profuser.errors import UserError
+from profuser.errors import ArtifactError, UserError
 from profuser.schedule import ModeWeights
 from profuser.training.batches import read_packs
-from profuser.training.checks import check_packing, check_target
+from profuser.training.checks import check_packing, check_target, check_vocabulary
 from profuser.training.step import FusionModule, PackedExamples, collate
 from tests.training.made import CONFIGS, K, Setting, config, model
 
@@ -64,6 +64,12 @@ def test_the_cross_entropy_is_that_of_the_model_itself(name, examples):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_targets_in_use_are_found_fit_for_packing(name):
     check_target(FusionModule(model(name), config()), name, packing=True)
+
+
+def test_a_target_of_another_vocabulary_than_the_examples_is_refused():
+    check_vocabulary(model(), 50, "some/model")
+    with pytest.raises(ArtifactError, match=r"some/model has 50 logits, the selected examples are for 60"):
+        check_vocabulary(model(), 60, "some/model")
 
 
 def test_a_target_that_mixes_packed_examples_is_refused():
