@@ -50,7 +50,7 @@ class Manifest:
     """Key results of the stage."""
     seconds: float = 0.0
     """Wall time of the stage over all its attempts; of one that failed or was killed, up to what its processes noted last (see
-    `stage_time`): actors note every shard. `fuse` notes nothing, and counts its last attempt alone."""
+    `stage_time`): actors note every shard, training workers every checkpoint."""
     device_seconds: float = 0.0
     """Seconds that its actors held devices, times the devices of each: GPUs, or CPUs where it holds no GPU. Over all attempts, from
     when an actor begins to load to its last shard; how long it was idle after that is not known. 0 for a stage without actors."""

@@ -44,7 +44,9 @@ def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
         plan=ray.put(plan),
         reader=ExampleReader(select.read_shard, top_k, run.vocab_size("target.model"), recipe.fuse.max_tokens),
         target=run.model(recipe.target).path,
-        output=output.folder,
+        output=output,
+        began=time.time(),
+        num_devices=1.0 if scaling.use_gpu else recipe.fuse.workers.num_cpus,
         handle=handle,
         board=watch.board,
     )

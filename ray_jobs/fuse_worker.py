@@ -12,8 +12,9 @@ import ray.train
 import ray.train.torch
 from ray.train import Checkpoint, CheckpointUploadMode
 
+from profuser.artifacts import Artifact
 from profuser.recipe.models import Recipe
-from profuser.storage import Folder
+from profuser.stage_time import DeviceClock
 from profuser.tracking import RunHandle
 from profuser.training.examples import ExampleReader
 from ray_jobs.board import StopWish
@@ -36,7 +37,11 @@ class WorkerTask:
     reader: ExampleReader
     target: str
     """The target's folder, or its name on the Hub."""
-    output: Folder
+    output: Artifact
+    began: float
+    """When this attempt at the stage began, in seconds since the epoch."""
+    num_devices: float
+    """GPUs that a worker holds, or CPUs where it has none."""
     handle: RunHandle
     board: Any
 
@@ -47,11 +52,12 @@ def train_worker(config: dict[str, Any]) -> None:
     from profuser.training.loop import Hooks
 
     task: WorkerTask = config["task"]
+    clock = DeviceClock(task.output, task.num_devices, task.began)
     trainer, ingest = make_trainer(task)
     first = trainer.rank == 0
     if first:
         task.board.begin.remote(trainer.step, trainer.plan.num_steps)
-    saver = Saver(task, first)
+    saver = Saver(task, first, clock)
     hooks = Hooks(Logger(task, first), saver, StopWish(task.board))
     finished = trainer.run(ingest, hooks)
     saver.wait()
@@ -61,7 +67,8 @@ def train_worker(config: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             export(trainer.module, task.target, task.recipe.target, task.recipe.template, Path(folder))
             if first:
-                (task.output / MODEL).upload(Path(folder))
+                (task.output.folder / MODEL).upload(Path(folder))
+    clock.note()
     # The other workers wait for the first one to have written.
     _barrier()
 
@@ -97,10 +104,10 @@ def make_trainer(task: WorkerTask) -> tuple["Trainer", Ingest]:
 class Saver:
     """Hands checkpoints to Ray Train, which makes each visible once all workers' parts are there."""
 
-    def __init__(self, task: WorkerTask, first: bool):
+    def __init__(self, task: WorkerTask, first: bool, clock: DeviceClock):
         from profuser.training.checkpoint import Checkpointer
 
-        self.task, self.first = task, first
+        self.task, self.first, self.clock = task, first, clock
         self.checkpointer = Checkpointer()
         self._waits: Callable[[], None] = lambda: None
 
@@ -123,7 +130,8 @@ class Saver:
         )
         if self.first:
             lines = "".join(json.dumps(record) + "\n" for record in trainer.history)
-            self.task.output.write_bytes(METRICS, lines.encode())
+            self.task.output.folder.write_bytes(METRICS, lines.encode())
+        self.clock.note()
 
     def wait(self) -> None:
         """Returns when the last checkpoint is written."""

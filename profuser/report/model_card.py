@@ -1,16 +1,50 @@
-"""README.md of the fused model's folder: what it was made of, how, how well it does, and what it is not."""
+"""README.md of the fused model's folder: how to use it, what it was made of and how, how well it does, and what it is not."""
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from profuser.report.facts import RunFacts
+from profuser.artifacts import Manifest
+from profuser.models import ModelRef
+from profuser.report.facts import RunFacts, StageFact
 from profuser.report.headline import headline
-from profuser.report.metrics import METRICS, Change
+from profuser.report.metrics import METRICS, Change, Metric
 
-NOT_IN_CARD = ("storage", "lab", "tracking", "plan")
-"""Sections of a recipe that speak of the machine that ran it, and of what it cost."""
+NOT_IN_CARD = ("storage", "lab", "tracking", "plan", "pool", "workers", "memory")
+"""Settings of a recipe, at any depth, that speak of the machine that ran it, and of what it cost."""
+PLACES = ("model", "path", "heldout")
+"""Settings that may name a place on that machine: only the last part is told."""
+MAX_CATEGORIES = 12
+MEASURED = {
+    "{} rows were there to learn from and {} to evaluate on; {} were refused.": (
+        "prepare/train rows",
+        "prepare/heldout rows",
+        "prepare/train quarantined",
+    ),
+    "They made {} examples with {} response tokens.": ("select examples", "select tokens"),
+    "The target was trained on {} tokens in {} updates.": ("fuse tokens", "fuse steps"),
+    "On ground truths that training kept apart it came to {} bits per byte.": ("fuse heldout_bits_per_byte_training",),
+    "On chosen answers that training kept apart it came to {} bits per byte.": (
+        "fuse heldout_bits_per_byte_inference",
+    ),
+}
+"""Sentences, and the counts and metrics of stages that each needs."""
+USE = """## Use
+
+It was trained on the chat template of its tokenizer, so prompt it by that:
+
+```python
+from transformers import pipeline
+
+ask = pipeline("text-generation", "path/of/this/folder")
+answer = ask([{"role": "user", "content": "What is 2 plus 3?"}], max_new_tokens=128)
+print(answer[0]["generated_text"][-1]["content"])
+```
+
+`vllm serve path/of/this/folder` puts it behind the OpenAI API."""
 LIMITS = (
     "One run with one seed: the scores carry no interval.",
     "The scores are of the run's own held-out rows; they say nothing of other tasks or languages.",
@@ -19,54 +53,94 @@ LIMITS = (
 )
 
 
-def model_card(facts: RunFacts) -> str:
-    """The card as Markdown with YAML front matter; without scores where the model is not evaluated yet."""
-    front = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["profuser", "model-fusion", "knowledge-distillation"],
-    }
+def model_card(facts: RunFacts, manifests: Sequence[Manifest] = ()) -> str:
+    """The card as Markdown with YAML front matter; without scores where the model is not evaluated yet.
+
+    Args:
+        facts: what a report shows.
+        manifests: of the run's artifacts, in order: digests of models and corpus, and fingerprints.
+    """
     sections = (
         f"# {facts.name}",
         "One language model fused from several with [ProFuser](https://arxiv.org/abs/2408.04998): on every example of an "
         "instruction corpus the better source teaches the target, along the ground truth (training mode) and along the best "
         "of the sources' own answers (inference mode).",
-        "## Made of\n\n" + _made_of(facts),
+        USE,
+        "## Made of\n\n" + _made_of(facts, {manifest.stage: manifest for manifest in manifests}),
         "## Results\n\n" + _results(facts),
         "## Limits\n\n" + "\n".join(f"- {limit}" for limit in LIMITS),
-        "## Recipe\n\n" + _fenced(_yaml({k: v for k, v in facts.recipe.items() if k not in NOT_IN_CARD})),
-        "Made with " + ", ".join(_made_with(facts)) + ".",
+        "## Lineage\n\nMade with " + ", ".join(_made_with(facts)) + ".",
+        *([_folded("Artifacts of the run, by fingerprint", _artifacts(manifests))] if manifests else []),
+        _folded("Recipe", _fenced(_yaml(_told(facts.recipe)))),
     )
-    return f"---\n{_yaml(front)}---\n\n" + "\n\n".join(sections) + "\n"
+    return f"---\n{_yaml(_front_matter(facts))}---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def _made_of(facts: RunFacts) -> str:
-    target = facts.recipe.get("target", {})
-    lines = ["| role | model |", "|---|---|", f"| target | {_model(target)} |"]
+def _front_matter(facts: RunFacts) -> dict[str, Any]:
+    """What the Hub reads. No licence: it is that of what the model was made of."""
+    models = [facts.recipe.get("target", {}), *facts.recipe.get("sources", ())]
+    corpora = [facts.recipe.get("corpus", {}).get(name) or "" for name in ("path", "heldout")]
+    bases = list(dict.fromkeys(m["model"] for m in models if not ModelRef(m.get("model", "")).is_local))
+    datasets = list(dict.fromkeys(c.split(":")[1] for c in corpora if c.startswith("hub:")))
+    # Of several base models the Hub would otherwise believe that their weights were merged.
+    relation = {"base_model": bases, "base_model_relation": "finetune"} if bases else {}
+    return {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        **relation,
+        **({"datasets": datasets} if datasets else {}),
+        "tags": ["profuser", "model-fusion", "knowledge-distillation"],
+    }
+
+
+def _made_of(facts: RunFacts, manifests: dict[str, Manifest]) -> str:
+    configs = {stage: manifest.config for stage, manifest in manifests.items()}
+    target, corpus = facts.recipe.get("target", {}), facts.recipe.get("corpus", {})
+    rows = [("target", target.get("model"), target.get("revision"), configs.get("fuse", {}).get("target"))]
     for source in facts.recipe.get("sources", ()):
-        role = f"source `{source['name']}`" + (
+        role = f"source {_code(source['name'])}" + (
             ", the target itself" if source["name"] == facts.source_is_target else ""
         )
-        lines.append(f"| {role} | {_model(source)} |")
-    corpus = facts.recipe.get("corpus", {}).get("path")
-    return "\n".join(lines) + (f"\n\nCorpus: {_code(corpus)}." if corpus else "")
+        digest = configs.get(f"collect/{source['name']}", {}).get("model")
+        rows.append((role, source.get("model"), source.get("revision"), digest))
+    digests = configs.get("prepare/train", {}).get("digests", {})
+    for role, place, digest in (("corpus", "path", "corpus"), ("held-out corpus", "heldout", "heldout")):
+        if corpus.get(place):
+            rows.append((role, corpus[place], None, digests.get(digest)))
+    lines = ["| role | what | revision | digest of its files |", "|---|---|---|---|"]
+    for role, place, revision, digest in rows:
+        cells = [_code(text) if text else "-" for text in (_place(place or ""), revision, digest)]
+        lines.append(f"| {role} | {' | '.join(cells)} |")
+    return "\n\n".join(["\n".join(lines), *_measured(facts.stages)])
+
+
+def _measured(stages: Sequence[StageFact]) -> list[str]:
+    """How much there was of everything, as far as it is known, in a paragraph."""
+    known = {f"{stage.name} {name}": f"{int(n):,}" for stage in stages for name, n in stage.counts.items()}
+    known |= {f"{stage.name} {name}": f"{value:.3f}" for stage in stages for name, value in stage.metrics.items()}
+    told = [text.format(*map(known.get, names)) for text, names in MEASURED.items() if known.keys() >= set(names)]
+    return [" ".join(told)] if told else []
 
 
 def _results(facts: RunFacts) -> str:
     if not facts.num_rows():
         return "Not evaluated."
     found = headline(facts)
-    lines = [f"{found.title}.", *(f"- {finding.text}" for finding in found.findings)]
-    tables = []
-    for metric in METRICS:
-        heads = ["category", "rows", *(_cell(facts.label(model)) for model in facts.models), "change"]
-        rows = [f"**{metric.title}** ({metric.hint})", "", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-        for category in facts.categories:
-            values = [metric.text(metric.of(facts.score(model, category))) for model in facts.models]
-            change = Change.of(facts, metric, category).text
-            rows.append(f"| {_cell(category)} | {facts.num_rows(category):,} | {' | '.join(values)} | {change} |")
-        tables.append("\n".join(rows))
-    return f"{lines[0]}\n\n" + "\n".join(lines[1:]) + "\n\n" + "\n\n".join(tables)
+    lines = [f"{found.title}.", "", *(f"- {finding.text}" for finding in found.findings)]
+    left_out = len(facts.categories) - 1 - MAX_CATEGORIES
+    tables = [_table(facts, metric, facts.categories[: MAX_CATEGORIES + 1]) for metric in METRICS]
+    rest = [f"{left_out} more categories are in the run's report."] if left_out > 0 else []
+    return "\n\n".join(["\n".join(lines), *tables, *rest])
+
+
+def _table(facts: RunFacts, metric: Metric, categories: Sequence[str]) -> str:
+    heads = ["category", "rows", *(_text(facts.label(model)) for model in facts.models), "change"]
+    lines = [f"**{metric.title}** ({metric.hint})", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for category in categories:
+        values = [metric.text(metric.of(facts.score(model, category))) for model in facts.models]
+        cells = [_text(category), f"{facts.num_rows(category):,}", *values, Change.of(facts, metric, category).text]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _made_with(facts: RunFacts) -> list[str]:
@@ -74,16 +148,37 @@ def _made_with(facts: RunFacts) -> list[str]:
     return [*versions, f"commit `{facts.commit}`"] if facts.commit else versions
 
 
-def _model(config: dict[str, Any]) -> str:
-    revision = config.get("revision")
-    return _code(config.get("model", "unknown")) + (f" at {_code(revision)}" if revision else "")
+def _artifacts(manifests: Sequence[Manifest]) -> str:
+    lines = ["| artifact | fingerprint | commit |", "|---|---|---|"]
+    for manifest in manifests:
+        commit = _code(manifest.commit) if manifest.commit else "-"
+        lines.append(f"| {_code(manifest.stage)} | {_code(manifest.fingerprint)} | {commit} |")
+    return "\n".join(lines)
+
+
+def _told(value: Any, key: str = "") -> Any:
+    """A recipe, or a part of it, without what is left at nothing and what speaks of the machine."""
+    if isinstance(value, dict):
+        return {k: _told(v, k) for k, v in value.items() if k not in NOT_IN_CARD and v is not None}
+    if isinstance(value, list | tuple):
+        return [_told(item) for item in value]
+    return _place(value) if key in PLACES else value
+
+
+def _place(text: str) -> str:
+    """A model or corpus, of a path on the machine only its end."""
+    return Path(text).name if text.startswith(("/", "~", ".")) else text
 
 
 def _code(text: str) -> str:
-    return f"`{_cell(text).replace('`', '')}`"
+    return f"`{_in_cell(text).replace('`', '')}`"
 
 
-def _cell(text: str) -> str:
+def _text(text: str) -> str:
+    return _in_cell(text).replace("<", "&lt;")
+
+
+def _in_cell(text: str) -> str:
     """Text that keeps within a cell of a Markdown table."""
     return " ".join(text.split()).replace("|", r"\|")
 
@@ -97,3 +192,8 @@ def _fenced(text: str) -> str:
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}yaml\n{text}{fence}"
+
+
+def _folded(title: str, text: str) -> str:
+    """What a reader unfolds; Markdown in it needs the blank lines."""
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"

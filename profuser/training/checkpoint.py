@@ -38,7 +38,7 @@ class Checkpointer:
         if self._last is not None:
             self._last.result()
         folder.mkdir(parents=True, exist_ok=True)
-        settings = {"process_group": self._group} if self._group else {"no_dist": True}
+        settings: dict[str, Any] = {"process_group": self._group} if self._group else {"no_dist": True}
         last: Any = dcp.async_save(_state(trainer), checkpoint_id=str(folder), **settings)
         self._last = last
         if trainer.rank == 0:

@@ -17,6 +17,7 @@ from profuser.recipe.fusing import FuseConfig
 from profuser.recipe.loading import parse_recipe
 from profuser.schedule import ModeWeights
 from profuser.schemas import select_schema
+from profuser.stage_time import DeviceClock
 from profuser.storage import Folder
 from profuser.tracking import Tracker
 from profuser.training.batches import UpdatePlan, read_packs, stream_from
@@ -186,13 +187,13 @@ def _worker(work: dict) -> None:
     plan = UpdatePlan(index, recipe.fuse, 0)
     reader = ExampleReader(select.read_shard, K, V, MAX_TOKENS)
     path = str(work["folder"] / "target")
-    output = Folder.at(work["folder"] / "fuse")
-    task = WorkerTask(recipe, ray.put(plan), reader, path, output, work["handle"], work["board"])
+    output = Artifact(Folder.at(work["folder"] / "fuse"), "fuse", pa.schema([]))
+    task = WorkerTask(recipe, ray.put(plan), reader, path, output, time.time(), 2, work["handle"], work["board"])
     trainer, ingest = make_trainer(task)
     kept = [(u.sequence_tokens, b) for u, b in stream_from(plan, reader, 1, 0, 0)(trainer)]
     sft, ends = Sft(), [0.0]
     rates = [_by_hand(sft, kept)]
-    logger, saver = Logger(task, True), Saver(task, True)
+    logger, saver = Logger(task, True), Saver(task, True, DeviceClock(output, 2, time.time()))
 
     def on_step(record: dict[str, float]) -> None:
         logger(record)

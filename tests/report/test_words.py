@@ -1,22 +1,19 @@
-"""What the report says of the numbers: in words, on the terminal, and in the model card."""
+"""What the report says of the numbers: in words and on the terminal."""
 
 import io
 import math
 import re
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from profuser.evaluation.heldout import Score
 from profuser.report.headline import headline
 from profuser.report.loss_plot import moving_mean
-from profuser.report.model_card import model_card
 from profuser.report.selection_tables import agreement_table, judges_table, selection_words, win_rates_table
 from profuser.report.tables import render_scores, stage_table, who_wins_table
 from tests.report import made_up
@@ -99,24 +96,6 @@ def test_markup_in_a_category_is_text():
     facts = made_up.facts(scores=made_up.scores(skills=("[bold]x[/bold]", "[/red]")))
     assert "[bold]x[/bold]" in printed(render_scores(facts))
     assert "[/red]" in printed(render_scores(facts))
-
-
-def test_a_model_card_has_front_matter_and_tells_no_paths_of_the_machine():
-    facts = made_up.facts(recipe=made_up.recipe() | {"template": {"kind": "jinja", "text": "```\n---\n{{ x }}"}})
-    card = model_card(facts)
-    _, front, body = card.split("---\n", 2)
-    assert yaml.safe_load(front)["library_name"] == "transformers"
-    assert "2408.04998" in body
-    assert "source `llama`, the target itself" in body
-    assert "+20.0" in body
-    assert "somebody" not in card
-    recipe = body.split("````yaml\n")[1].split("````")[0]
-    assert yaml.safe_load(recipe)["template"]["text"].startswith("```")
-
-
-def test_a_model_card_without_scores_says_so():
-    facts = replace(made_up.facts(), scores={}, versions={}, commit=None, recipe={})
-    assert "Not evaluated." in model_card(facts)
 
 
 def test_a_moving_mean_looks_back_only_and_skips_what_is_not_known():

@@ -212,6 +212,26 @@ def test_adapters_are_in_the_weights(tmp_path):
     torch.testing.assert_close(loaded(ids).logits, module(ids).logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_two_workers_write_what_one_does(tmp_path):
+    target = save(OTHERS["gemma2, tied"], tmp_path / "target", torch.bfloat16)
+    torch.multiprocessing.spawn(export_of_worker, (2, target, tmp_path), nprocs=2)
+    found, wanted = saved(tmp_path / "fused 0"), saved(target)
+    assert not list((tmp_path / "fused 1").iterdir())
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], weight) for key, weight in wanted.items())
+
+
+def export_of_worker(rank, world_size, target, folder):
+    """Exports the target as it is, with adapters that change nothing."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
+    module = load_target(str(target), None, config(lora={"rank": 2}), CPU)
+    (folder / f"fused {rank}").mkdir()
+    export(module, str(target), TargetConfig(model=str(target)), OwnTemplate(), folder / f"fused {rank}")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 def test_a_large_model_is_written_in_several_files(tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "SHARD_SIZE", "50KB")
     module = fuse(tiny.llama(tmp_path / "target"), tmp_path / "fused").model
