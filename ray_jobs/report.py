@@ -46,7 +46,8 @@ def write_run_report(run: FusionRun, handle: RunHandle | None = None) -> None:
         output.upload(Path(folder))
         if handle:
             handle.log_artifacts(Path(folder), "report")
-    (run.fuse().folder / MODEL).write_bytes("README.md", model_card(facts).encode())
+    manifests = [m for stage in STAGES for artifact in run.artifacts(stage) if (m := artifact.manifest())]
+    (run.fuse().folder / MODEL).write_bytes("README.md", model_card(facts, manifests).encode())
 
 
 def print_report(run: FusionRun) -> None:

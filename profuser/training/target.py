@@ -27,7 +27,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from profuser.recipe.fusing import FuseConfig
 from profuser.training.checks import check_target
-from profuser.training.lora import add_adapters, fill_adapters
+from profuser.training.lora import MARK, add_adapters, fill_adapters
 from profuser.training.step import FusionModule
 
 
@@ -148,8 +148,10 @@ def _fill(module: FusionModule, path: str, revision: str | None, device: torch.d
         buffer.data = buffers[name].to(device)
     model = module.model
     model.tie_weights()
-    wanted = {name: parameter for name, parameter in model.named_parameters() if "lora_" not in name}
-    own = {name.replace(".base_layer.", "."): parameter.data for name, parameter in wanted.items()}
+    saved = model.state_dict().keys()
+    wanted = {name: parameter.data for name, parameter in model.named_parameters() if MARK not in name}
+    wanted |= {name: buffer for name, buffer in model.named_buffers() if name in saved}
+    own = {name.replace(".base_layer.", "."): tensor for name, tensor in wanted.items()}
     try:
         dcp.load(own, storage_reader=HuggingFaceStorageReader(str(_folder(path, revision))))
     except (RuntimeError, KeyError, AssertionError, SafetensorError, dcp.api.CheckpointException):

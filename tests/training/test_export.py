@@ -213,8 +213,9 @@ def test_adapters_are_in_the_weights(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_workers_write_what_one_does(tmp_path):
-    target = save(OTHERS["gemma2, tied"], tmp_path / "target", torch.bfloat16)
+@pytest.mark.parametrize("name", ["gemma2, tied", "deepseek, a buffer"])
+def test_two_workers_write_what_one_does(name, tmp_path):
+    target = save(OTHERS[name], tmp_path / "target", torch.bfloat16)
     torch.multiprocessing.spawn(export_of_worker, (2, target, tmp_path), nprocs=2)
     found, wanted = saved(tmp_path / "fused 0"), saved(target)
     assert not list((tmp_path / "fused 1").iterdir())
