@@ -9,8 +9,8 @@ from profuser.training.output_head import check_head
 from profuser.training.step import FusionModule
 
 PROBE_LENGTHS = (5, 7)
-MAX_DIFFERENCE = 1e-2
-"""Of hidden states, relative to their size: an architecture that mixes examples is off by far more, bfloat16 by less."""
+MAX_DIFFERENCE = 0.1
+"""Of hidden states, relative to their size: bfloat16 was off by up to 0.02 in 32 layers, an architecture that mixes by over 0.5."""
 
 
 def check_target(module: FusionModule, path: str, packing: bool) -> None:

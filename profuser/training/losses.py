@@ -78,6 +78,8 @@ def fusion_loss(
     if torch.is_autocast_enabled(kind):
         low = torch.get_autocast_dtype(kind)
         hidden, weight = hidden.to(low), weight.to(low)
+    working = _working(hidden.dtype)
+    topk_logprobs, ce_weight, kl_weight = (each.to(working) for each in (topk_logprobs, ce_weight, kl_weight))
     counted = targets != IGNORE
     taught = counted & (topk_logprobs[:, 0] > -torch.inf)
     with torch.autocast(kind, enabled=False):

@@ -59,8 +59,11 @@ def estimate(
         module = _hollow(model_config, config)
         try:
             with _examples_seen(config), FakeTensorMode(allow_non_fake_inputs=True), LiveBytes("parameters") as live:
-                optimizer = _fill(module, config, live, accumulates)
-                moments = _update(module, optimizer, config, live, rows, length)
+                optimizer = _fill(module, config, live)
+                batch = _batch(rows, length)
+                if accumulates:
+                    _backward(module, batch)
+                moments = _update(module, optimizer, config, live, batch)
         except (RuntimeError, ValueError) as error:
             kind, reason = type(module.model).__name__, str(error).partition("\n")[0]
             raise TrainingError(f"fuse: the memory of {kind} cannot be told before training: {reason}") from error
@@ -123,8 +126,8 @@ def _hollow(model_config: Any, config: FuseConfig) -> FusionModule:
     return module
 
 
-def _fill(module: FusionModule, config: FuseConfig, live: LiveBytes, accumulates: bool) -> torch.optim.Optimizer:
-    """Gives parameters and the optimizer's moments their tensors; gradients too, where an earlier micro-batch leaves them."""
+def _fill(module: FusionModule, config: FuseConfig, live: LiveBytes) -> torch.optim.Optimizer:
+    """Gives parameters and the optimizer's moments their tensors, as they are between two updates."""
     module.to_empty(device=CPU)
     module.model.tie_weights()
     live.part = "gathered"
@@ -135,7 +138,6 @@ def _fill(module: FusionModule, config: FuseConfig, live: LiveBytes, accumulates
     for parameter in module.parameters():
         live.assign(_local(parameter), "parameters")
     optimizer = make_optimizer(module, config.optimizer)
-    live.part = "gradients"
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
@@ -143,13 +145,13 @@ def _fill(module: FusionModule, config: FuseConfig, live: LiveBytes, accumulates
     live.part = "optimizer"
     # DTensor tries each operation on tensors of the whole size once; here, where it does not count.
     _step(module, optimizer, config)
-    if not accumulates:
-        optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
+    live.part = "activations"
     return optimizer
 
 
 def _update(
-    module: FusionModule, optimizer: torch.optim.Optimizer, config: FuseConfig, live: LiveBytes, rows: int, length: int
+    module: FusionModule, optimizer: torch.optim.Optimizer, config: FuseConfig, live: LiveBytes, batch: MicroBatch
 ) -> dict[Moment, dict[Part, int]]:
     """Runs one micro-batch and the optimizer as the loop does; bytes per part at the fullest instant of each moment."""
     moments: dict[Moment, dict[Part, int]] = {}
@@ -170,12 +172,15 @@ def _update(
 
     module.hidden = hidden  # type: ignore[method-assign]
     enter("activations")
-    losses = module(_batch(rows, length), torch.ones(len(MODES)))
-    losses.total.backward()
+    _backward(module, batch)
     enter("optimizer", left="backward")
     _step(module, optimizer, config)
     enter("optimizer", left="step")
     return moments
+
+
+def _backward(module: FusionModule, batch: MicroBatch) -> None:
+    module(batch, torch.ones(len(MODES))).total.backward()
 
 
 def _step(module: FusionModule, optimizer: torch.optim.Optimizer, config: FuseConfig) -> None:

@@ -118,7 +118,8 @@ def shard(module: FusionModule, config: FuseConfig, device: torch.device) -> Non
     # The root's parameters (output weight) stay whole between forward and backward by FSDP2's own default.
     settings: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, (dist.get_world_size(),)),
-        "mp_policy": MixedPrecisionPolicy(param_dtype=compute_dtype(config, device), reduce_dtype=torch.float32),
+        # What comes in besides ids (weights, the teacher's log-probabilities) keeps its precision.
+        "mp_policy": MixedPrecisionPolicy(compute_dtype(config, device), torch.float32, cast_forward_inputs=False),
         "offload_policy": CPUOffloadPolicy() if memory.cpu_offload and device.type == "cuda" else OffloadPolicy(),
     }
     for block in blocks(module.model):

@@ -92,6 +92,19 @@ def test_two_workers_learn_what_one_does(name, tmp_path):
         check_close(result, train({**gentle, **alone}, tmp_path / "target"))
 
 
+@pytest.mark.parametrize("name", ["llama", "mpt", "gpt_neox"])
+def test_bfloat16_learns_nearly_what_float32_does(name, tmp_path):
+    model(name).save_pretrained(tmp_path / "target")
+    settings = {"optimizer": {"learning_rate": 1.0e-4}, "lora": None, "memory": {"activation_checkpointing": "full"}}
+    low, full = on_workers(
+        2, tmp_path, ({**settings, "dtype": "bfloat16"}, tmp_path / "target"), (settings, tmp_path / "target")
+    )
+    assert low[0] != full[0]
+    for mine, other in zip(low[0], full[0], strict=True):
+        assert mine == pytest.approx(other, rel=0.05, abs=0.01)
+    assert {weight.dtype for weight in low[1].values()} == {torch.float32}
+
+
 @pytest.mark.parametrize("variant", [{}, {"lora": LORA}], ids=["whole", "adapters"])
 def test_a_run_goes_on_with_another_number_of_workers(variant, tmp_path):
     settings = {"duration": {"kind": "steps", "value": 9}, "optimizer": {"learning_rate": 1.0e-4}, **variant}
