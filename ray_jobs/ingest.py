@@ -14,6 +14,7 @@ import ray
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from profuser.schedule import Schedule
 from profuser.training.batches import Update, UpdatePlan, read_updates, windows_from
 from profuser.training.examples import ExampleReader
 from profuser.training.step import PackedExamples
@@ -36,9 +37,11 @@ class Ingest:
 
     def __call__(self, trainer: Any) -> Iterator[tuple[Update, list[PackedExamples]]]:
         """The updates that are left of a trainer's plan, with this worker's micro-batches."""
-        windows = list(windows_from(trainer.plan, trainer.schedule, trainer.step, trainer.cursor))
-        rows = _rows(self._dataset(windows))
-        for window in windows:
+        place = (trainer.plan, trainer.schedule, trainer.step, trainer.cursor)
+        # Only where each window begins: the updates themselves are worked out again where they are wanted.
+        begins = [(window[0].step, window[0].cursor) for window in windows_from(*place)]
+        rows = _rows(self._dataset(begins, trainer.schedule))
+        for window in windows_from(*place):
             for update in window:
                 first = next(rows)
                 others = [next(rows) for _ in range(first[2] - 1)]
@@ -47,16 +50,16 @@ class Ingest:
                     raise RuntimeError(f"fuse: step {update.step}: Ray Data gave micro-batches of another step")
                 yield update, [PackedExamples.from_table(table, 0, self.reader.top_k) for _, table, _ in tables]
 
-    def _dataset(self, windows: list[list[Update]]) -> ray.data.Dataset:
+    def _dataset(self, begins: list[tuple[int, int]], schedule: Schedule) -> ray.data.Dataset:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.target_max_block_size = BLOCK_BYTES
         context.execution_options.preserve_order = True
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        items = [{"window": number} for number in range(len(windows))]
+        items = [{"step": step, "cursor": cursor} for step, cursor in begins]
         return ray.data.from_items(items, override_num_blocks=max(1, len(items))).map_batches(
             _read_window,  # type: ignore[arg-type]
-            fn_args=(ray.put(windows), self),
+            fn_args=(self, schedule),
             batch_size=1,
             batch_format="pyarrow",
             # The reading takes little beside a step, and reserved CPUs may all be the workers' own.
@@ -66,9 +69,9 @@ class Ingest:
         )
 
 
-def _read_window(batch: pa.Table, windows: Any, ingest: Ingest) -> Iterator[pa.Table]:
+def _read_window(batch: pa.Table, ingest: Ingest, schedule: Schedule) -> Iterator[pa.Table]:
     plan: UpdatePlan = ray.get(ingest.plan)
-    updates = ray.get(windows)[batch["window"][0].as_py()]
+    updates = next(windows_from(plan, schedule, batch["step"][0].as_py(), batch["cursor"][0].as_py()))
     found = read_updates(plan, ingest.reader, updates, ingest.world_size, ingest.rank, ingest.pad_id)
     for update, batches in found:
         for each in batches:

@@ -15,7 +15,7 @@ MAX_DIFFERENCE = 0.1
 
 def check_target(module: FusionModule, path: str, packing: bool) -> None:
     """Raises UserError where the fusion loss does not know the target's output layer, or packed examples would mix."""
-    check_head(module.model, path)
+    check_head(module.model, path, module.device)
     if packing:
         check_packing(module, path)
 
@@ -37,7 +37,7 @@ def check_packing(module: FusionModule, path: str) -> None:
     Raises:
         UserError: they differ: one example sees the other, or its positions count from the sequence's begin.
     """
-    device, vocab_size = module.model.device, module.model.get_output_embeddings().weight.shape[0]
+    device, vocab_size = module.device, module.model.get_output_embeddings().weight.shape[0]
     ids = torch.arange(sum(PROBE_LENGTHS), device=device)[None] * 11 % vocab_size
     was_training = module.training
     module.eval()

@@ -58,7 +58,7 @@ class Trainer:
     ):
         self.module, self.plan, self.config, self.seed, self.validation = module, plan, config, seed, validation
         self.world_size, self.rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-        self.device = next(module.buffers(), next(module.parameters())).device
+        self.device = module.device
         self.schedule = Schedule(config.schedule, plan.num_steps)
         self.optimizer = make_optimizer(module, config.optimizer)
         self.spikes = SpikeWatch(config.guards.spike_deviations)

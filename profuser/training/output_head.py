@@ -42,14 +42,14 @@ class OutputHead(NamedTuple):
 
 
 @torch.no_grad()
-def check_head(model: Any, path: str) -> None:
+def check_head(model: Any, path: str, device: torch.device | None = None) -> None:
     """Compares the model's own logits with those of its head on a few tokens.
 
     Raises:
         UserError: they differ: the architecture does something to its logits that the fusion loss does not know.
     """
     vocab_size = model.get_output_embeddings().weight.shape[0]
-    ids = torch.arange(PROBE_TOKENS, device=model.device)[None] * 7 % vocab_size
+    ids = torch.arange(PROBE_TOKENS, device=device or model.device)[None] * 7 % vocab_size
     was_training = model.training
     model.eval()
     own = model(input_ids=ids, use_cache=False).logits.float()

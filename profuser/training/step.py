@@ -138,6 +138,8 @@ class FusionModule(nn.Module):
         self.beta, self.temperature, self.chunk_tokens = config.beta, config.temperature, config.loss_chunk_tokens
         self.tail: Tail = config.tail
         self.packing = config.packing
+        self.device = next(model.parameters()).device
+        """Where it computes: not where parameters are, if these wait in the host's memory."""
         self.takes = set(inspect.signature(model.base_model.forward).parameters)
 
     def forward(self, batch: MicroBatch, scale: Float[Tensor, "2"]) -> TokenLosses:

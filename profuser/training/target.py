@@ -50,8 +50,9 @@ def load_target(
 
     if dist.is_initialized():
         module = FusionModule(_hollow(path, revision, config), config)
+        module.device = device
         shard(module, config, device)
-        _fill(module, path, revision, device)
+        _fill(module, path, revision, offloads(config, device))
     else:
         model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=torch.float32)
         module = FusionModule(prepare(model, config).to(device), config)
@@ -112,6 +113,11 @@ def compute_dtype(config: FuseConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if low else torch.float32
 
 
+def offloads(config: FuseConfig, device: torch.device) -> bool:
+    """Whether shards wait in the host's memory: only where that is another than the device's."""
+    return config.memory.cpu_offload and device.type != "cpu"
+
+
 def shard(module: FusionModule, config: FuseConfig, device: torch.device) -> None:
     """Shards parameters over all workers with FSDP2: each block by itself, the rest with the root."""
     memory = config.memory
@@ -120,7 +126,7 @@ def shard(module: FusionModule, config: FuseConfig, device: torch.device) -> Non
         "mesh": init_device_mesh(device.type, (dist.get_world_size(),)),
         # What comes in besides ids (weights, the teacher's log-probabilities) keeps its precision.
         "mp_policy": MixedPrecisionPolicy(compute_dtype(config, device), torch.float32, cast_forward_inputs=False),
-        "offload_policy": CPUOffloadPolicy() if memory.cpu_offload and device.type == "cuda" else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy() if offloads(config, device) else OffloadPolicy(),
     }
     for block in blocks(module.model):
         fully_shard(block, reshard_after_forward=memory.reshard_after_forward, **settings)
@@ -140,13 +146,12 @@ def _hollow(path: str, revision: str | None, config: FuseConfig) -> Any:
         return prepare(model, config)
 
 
-def _fill(module: FusionModule, path: str, revision: str | None, device: torch.device) -> None:
+def _fill(module: FusionModule, path: str, revision: str | None, offloaded: bool) -> None:
     """Gives sharded parameters memory and reads this worker's share of them."""
     buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
-    offloaded = any(isinstance(p, nn.Parameter) and p.device.type == "cpu" for p in module.parameters())
-    module.to_empty(device="cpu" if offloaded else device)
+    module.to_empty(device="cpu" if offloaded else module.device)
     for name, buffer in module.named_buffers():
-        buffer.data = buffers[name].to(device)
+        buffer.data = buffers[name].to(module.device)
     model = module.model
     model.tie_weights()
     saved = model.state_dict().keys()
