@@ -77,6 +77,17 @@ def test_micro_batching_changes_no_gradient():
     assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
+@pytest.mark.slow
+def test_compiled_blocks_learn_the_same():
+    curves = []
+    for compiled in (False, True):
+        setting = Setting(config(memory={"compile": compiled}))
+        trainer = setting.trainer()
+        setting.run(trainer)
+        curves.append([(r["ce_inference_nats"], r["grad_norm"]) for r in trainer.history])
+    assert curves[0] == [pytest.approx(pair, rel=1e-3) for pair in curves[1]]
+
+
 def test_learning_lowers_the_loss_and_held_out_bits_per_byte_are_those_of_the_model():
     setting = Setting(config(duration={"kind": "steps", "value": 60}))
     trainer = setting.trainer()

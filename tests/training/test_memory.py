@@ -187,6 +187,7 @@ def test_the_plan_is_what_each_of_two_workers_takes(name, tmp_path):
         assert planned == pytest.approx(pickle.loads(Path(f"{result}{rank}").read_bytes()), rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, FULL])
 def test_from_one_number_of_devices_follow_others(settings):
     config = fuse_config(batch_tokens=64 * LENGTH, **settings)
