@@ -5,6 +5,7 @@ import tempfile
 import pyarrow as pa
 
 from profuser.corpus import prepare_rows, read_corpus
+from profuser.engines.base import Reading
 from profuser.engines.collecting import SourceReader
 from profuser.engines.transformers import TransformersEngine
 from profuser.lab import assets_path
@@ -23,9 +24,10 @@ def run() -> list[Row]:
     records = [next(rows).__dict__ for _ in range(NUM_ROWS)]
     for record in records:
         record["messages"] = [message._asdict() for message in record["messages"]]
-    read = SourceReader(engine, OwnTemplate()).read(
-        pa.Table.from_pylist(records, schema=CORPUS), GenerationConfig(max_tokens=1), K, 0
-    )
+    reader = SourceReader(engine, OwnTemplate())
+    how = Reading(GenerationConfig(max_tokens=1), K, seed=0)
+    read = reader.read(pa.Table.from_pylist(records, schema=CORPUS), how)
+    reader.loop.close()
     topk = [entry.training.topk for entry in read if entry.training]
     num = sum(row.num_positions for row in topk)
     table = pa.table(to_columns("topk", topk, engine.vocab_size))
