@@ -81,21 +81,12 @@ def check_pieces(pieces: Sequence[SchedulePiece]) -> None:
         start = piece.until
 
 
-def weights_at(pieces: Sequence[SchedulePiece], progress: float) -> ModeWeights:
-    """The weights at a progress in [0, 1) where no piece ends early; a piece covers `[start, until)`.
+def _within(piece: SchedulePiece, start: float, until: float, progress: float) -> ModeWeights:
+    """The weights at a progress within `[start, until)` of a piece.
 
     A moving piece goes from its own weights to `to`: `w = a + (b - a) * f(x)` with x the share of the piece that is done,
     `f(x) = x` (linear) or `(1 - cos(pi x)) / 2` (cosine).
     """
-    start = 0.0
-    for piece in pieces:
-        if progress < piece.until or piece.until == 1.0:
-            return _within(piece, start, piece.until, progress)
-        start = piece.until
-    raise ValueError("a schedule has no pieces")
-
-
-def _within(piece: SchedulePiece, start: float, until: float, progress: float) -> ModeWeights:
     if piece.to is None:
         return ModeWeights(piece.inference, piece.training)
     done = min(1.0, (progress - start) / (until - start))

@@ -84,7 +84,8 @@ def select_schema(vocab_size: int) -> pa.Schema:
 
     `advantages` holds one number per source, in the order of the recipe: bits per byte or nats per token in training mode (lower is
     better); in inference mode votes, one number per answer, source by source. `sample` says which of the teacher's answers the
-    response is. `rules` says per token which alignment rule carried the distribution.
+    response is; `teacher` is `average` where all sources teach together. `rules` says per token which alignment rule carried the
+    distribution.
     """
     return pa.schema(
         [

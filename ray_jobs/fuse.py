@@ -78,8 +78,8 @@ def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
 
 def _scaling(config: FuseConfig) -> tuple[ScalingConfig, TorchConfig]:
     workers = config.workers
-    use_gpu = total_gpus() >= workers.num_workers if workers.use_gpu is None else workers.use_gpu
     fewest = workers.min_workers or workers.num_workers
+    use_gpu = total_gpus() >= fewest if workers.use_gpu is None else workers.use_gpu
     check_fits("fuse", workers.num_cpus, float(use_gpu), fewest)
     scaling = ScalingConfig(
         num_workers=workers.num_workers if fewest == workers.num_workers else (fewest, workers.num_workers),

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profuser.schedule import PROGRESSIVE, Plateau, Schedule, SchedulePiece, Weights, check_pieces, weights_at
+from profuser.schedule import PROGRESSIVE, Plateau, Schedule, SchedulePiece, Weights, check_pieces
+from tests.schedule_oracle import weights_at
 
 
 def test_the_default_is_the_papers_two_stages():

@@ -17,7 +17,7 @@ class WorkersConfig(Config):
     num_cpus: float = execution_field(1.0, gt=0)
     """CPUs a worker reserves."""
     use_gpu: bool | None = execution_field(None)
-    """One GPU per worker; by default wherever the cluster has as many GPUs as workers."""
+    """One GPU per worker; by default wherever the cluster has as many GPUs as workers (`min_workers`, where it is set)."""
     max_failures: int = execution_field(3, ge=0)
     """Restarts from the last checkpoint before the stage fails."""
 

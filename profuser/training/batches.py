@@ -4,7 +4,7 @@ Everything follows from the seed, the schedule and the place in the stream of ro
 no more, and a run with another number of workers makes the same updates. Legend: R training rows of the index.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 from profuser.errors import TrainingError
 from profuser.recipe.fusing import FuseConfig, count_steps
-from profuser.schedule import ModeWeights, Schedule
+from profuser.schedule import ModeWeights, Schedule, SchedulePiece, Weights
 from profuser.schemas import MODES
 from profuser.training.examples import ExampleIndex, ExampleReader
 from profuser.training.step import PackedExamples, collate
@@ -54,6 +54,10 @@ class UpdatePlan:
         index: all examples.
         config: batch, duration and packing.
         seed: of the order, and of which rows are kept apart.
+
+    Raises:
+        TrainingError: at some time of the schedule no row has an example in the modes that are trained, or the examples of one
+            row are longer than a whole batch.
     """
 
     def __init__(self, index: ExampleIndex, config: FuseConfig, seed: int):
@@ -62,18 +66,18 @@ class UpdatePlan:
         self.num_steps = count_steps(config, int(index.tokens[self.rows].sum()))
         self._epoch = lru_cache(maxsize=2)(self._order)
         self._sizes = lru_cache(self._sizes_of)
+        for piece in config.schedule:
+            # A moving piece begins with its own weights, and from then on has something of both ends.
+            for ends in ((piece,), (piece, piece.to or piece)):
+                self._sizes(_modes(*ends))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What is kept of orders and sizes is worked out anew elsewhere."""
         return UpdatePlan, (self.index, self.config, self.seed)
 
     def update(self, step: int, cursor: int, weights: ModeWeights) -> Update:
-        """The update that takes the next rows until their tokens fill the batch; a mode with zero weight is not in it.
-
-        Raises:
-            TrainingError: no row has an example in the modes that are trained, or one is longer than a whole batch.
-        """
-        modes = tuple(place for place, mode in enumerate(MODES) if getattr(weights, mode) > 0)
+        """The update that takes the next rows until their tokens fill the batch; a mode with zero weight is not in it."""
+        modes = _modes(weights)
         sizes = self._sizes(modes)
         taken: list[int] = []
         size, end = 0, cursor
@@ -137,6 +141,11 @@ class UpdatePlan:
                 f"({sizes[self.rows].max():,} tokens); raise it, or lower fuse.max_tokens"
             )
         return sizes
+
+
+def _modes(*weights: ModeWeights | Weights | SchedulePiece) -> tuple[int, ...]:
+    """The modes (indices into `MODES`) to which one of these gives weight."""
+    return tuple(place for place, mode in enumerate(MODES) if any(getattr(each, mode) > 0 for each in weights))
 
 
 def pack(lengths: dict[Any, int], capacity: int) -> list[list[Any]]:
@@ -204,15 +213,3 @@ def read_packs(
     examples = dict(reader.read(index, {key for batch in batches for each in batch for key in each}))
     for batch in batches:
         yield collate([[examples[key] for key in each] for each in batch], pad_id, reader.top_k)
-
-
-def stream_from(
-    plan: UpdatePlan, reader: ExampleReader, world_size: int, rank: int, pad_id: int
-) -> Callable[[Any], Iterator[tuple[Update, list[PackedExamples]]]]:
-    """A trainer's stream without Ray: windows are read one after another, when they are wanted."""
-
-    def stream(trainer: Any) -> Iterator[tuple[Update, list[PackedExamples]]]:
-        for window in windows_from(plan, trainer.schedule, trainer.step, trainer.cursor):
-            yield from read_updates(plan, reader, window, world_size, rank, pad_id)
-
-    return stream

@@ -34,7 +34,7 @@ class Hooks:
     on_step: Callable[[Record], None] = lambda record: None
     on_checkpoint: Callable[["Trainer"], None] = lambda trainer: None
     wants_stop: Callable[[], bool] = lambda: False
-    """Asked on every worker after each update; if any says yes, all write a checkpoint and stop."""
+    """Asked on every worker with each update; if any says yes, all write a checkpoint after it and stop."""
 
 
 class Trainer:

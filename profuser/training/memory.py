@@ -29,7 +29,7 @@ from profuser.training.live_bytes import LiveBytes
 from profuser.training.loop import make_optimizer
 from profuser.training.memory_plan import PARTS, SHARDED, MemoryPlan, Moment, Part
 from profuser.training.step import FusionModule, MicroBatch
-from profuser.training.target import prepare, shard
+from profuser.training.target import hollow, shard
 
 TOP_K = 10
 """Of the teacher's distributions: they hardly weigh beside logits."""
@@ -56,7 +56,8 @@ def estimate(
     config = fuse_config.model_copy(update={"dtype": dtype, "memory": memory})
     rows, length, accumulates = largest_micro_batch(config, world_size)
     with _pretended_workers(world_size):
-        module = _hollow(model_config, config)
+        module = FusionModule(hollow(model_config, config), config)
+        shard(module, config, CPU)
         try:
             with _examples_seen(config), FakeTensorMode(allow_non_fake_inputs=True), LiveBytes("parameters") as live:
                 optimizer = _fill(module, config, live)
@@ -112,18 +113,6 @@ def _examples_seen(config: FuseConfig) -> Iterator[None]:
         else patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
     ):
         yield
-
-
-def _hollow(model_config: Any, config: FuseConfig) -> FusionModule:
-    """The target as `load_target` makes and shards it, before its parameters have memory."""
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-
-    with init_empty_weights(include_buffers=False):
-        model = prepare(AutoModelForCausalLM.from_config(model_config, dtype=torch.float32), config)
-    module = FusionModule(model, config)
-    shard(module, config, CPU)
-    return module
 
 
 def _fill(module: FusionModule, config: FuseConfig, live: LiveBytes) -> torch.optim.Optimizer:

@@ -46,10 +46,10 @@ def load_target(
     Raises:
         UserError: the fusion loss does not know the target's output layer, or its architecture cannot be packed.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     if dist.is_initialized():
-        module = FusionModule(_hollow(path, revision, config), config)
+        module = FusionModule(hollow(AutoConfig.from_pretrained(path, revision=revision), config), config)
         module.device = device
         shard(module, config, device)
         _fill(module, path, revision, offloads(config, device))
@@ -134,16 +134,13 @@ def shard(module: FusionModule, config: FuseConfig, device: torch.device) -> Non
     register_fsdp_forward_method(module, "check")
 
 
-def _hollow(path: str, revision: str | None, config: FuseConfig) -> Any:
-    """The model without memory for its parameters; its buffers (rotary frequencies) are there."""
+def hollow(model_config: Any, config: FuseConfig) -> Any:
+    """The model of a Transformers config without memory for its parameters; its buffers (rotary frequencies) are there."""
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(path, revision=revision), dtype=torch.float32
-        )
-        return prepare(model, config)
+        return prepare(AutoModelForCausalLM.from_config(model_config, dtype=torch.float32), config)
 
 
 def _fill(module: FusionModule, path: str, revision: str | None, offloaded: bool) -> None:

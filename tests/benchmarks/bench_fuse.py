@@ -20,13 +20,14 @@ from profuser.schemas import select_schema
 from profuser.stage_time import DeviceClock
 from profuser.storage import Folder
 from profuser.tracking import Tracker
-from profuser.training.batches import UpdatePlan, read_packs, stream_from
+from profuser.training.batches import UpdatePlan, read_packs
 from profuser.training.examples import ExampleIndex, ExampleReader
 from profuser.training.loop import Hooks, Trainer
 from profuser.training.step import FusionModule, collate
 from ray_jobs.board import Watch
 from ray_jobs.cluster import connected
 from tests.benchmarks.measure import Row, by_turns
+from tests.training.made import stream_from
 
 V, K, NUM_ROWS, ROWS_PER_SHARD = 4096, 10, 768, 64
 MAX_TOKENS, BATCH_TOKENS, NUM_STEPS = 512, 2048, 12

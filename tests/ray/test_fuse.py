@@ -10,8 +10,10 @@ import time
 
 import psutil
 import pytest
+import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from ray_jobs.cluster import connected
 from tests.ray.fuse_driver import SETTINGS, run_of
@@ -142,4 +144,14 @@ def test_checkpoints_are_kept_by_held_out_bits_per_byte_and_the_best_is_exported
     kept = {
         json.loads(file.read_text())["step"] for file in (storage / "tiny" / "fuse").glob("train-*/*/progress.json")
     }
-    assert kept == {min(scores, key=scores.get), 15}
+    best = min(scores, key=scores.get)
+    assert kept == {best, 15}
+    (file,) = (
+        f
+        for f in (storage / "tiny" / "fuse").glob("train-*/*/progress.json")
+        if json.loads(f.read_text())["step"] == best
+    )
+    dcp_to_torch_save(file.parent, tmp_path / "best.pt")
+    saved = torch.load(tmp_path / "best.pt", weights_only=False)["model"]
+    exported = weights(storage)
+    assert all(saved[f"model.{name}"].equal(weight) for name, weight in exported.items())

@@ -8,8 +8,9 @@ from typing import Any
 from profuser.evaluation.heldout import Score
 from profuser.report.facts import RunFacts, StageFact
 from profuser.rewards.agreement import Agreement
-from profuser.schedule import PROGRESSIVE, weights_at
+from profuser.schedule import PROGRESSIVE
 from profuser.selection_facts import Duel, JudgeFacts, LengthBin, SelectionFacts, WinRate
+from tests.schedule_oracle import weights_at
 
 MODELS = ("target", "mpt", "neox", "fused")
 SKILLS = ("arithmetic", "comparing", "facts", "reversing", "sorting", "units")

@@ -17,7 +17,7 @@ from transformers import (
 
 from profuser.recipe.fusing import FuseConfig
 from profuser.schemas import select_schema
-from profuser.training.batches import UpdatePlan, read_packs, stream_from
+from profuser.training.batches import UpdatePlan, read_packs, read_updates, windows_from
 from profuser.training.examples import ExampleIndex, ExampleReader
 from profuser.training.loop import Hooks, Trainer
 from profuser.training.step import FusionModule
@@ -95,6 +95,16 @@ def config(**settings):
             **settings,
         }
     )
+
+
+def stream_from(plan, reader, world_size, rank, pad_id):
+    """A trainer's stream without Ray: windows are read one after another, when they are wanted."""
+
+    def stream(trainer):
+        for window in windows_from(plan, trainer.schedule, trainer.step, trainer.cursor):
+            yield from read_updates(plan, reader, window, world_size, rank, pad_id)
+
+    return stream
 
 
 class Setting:

@@ -160,11 +160,14 @@ def test_what_cannot_be_trained_on_is_said():
     with pytest.raises(ArtifactError, match="no training example"):
         ExampleIndex.build([(0, make_table().slice(0, 0))], 64)
     with pytest.raises(TrainingError, match="batch_tokens: 8 is less than"):
-        Setting(config(batch_tokens=8)).plan.update(0, 0, BOTH)
+        Setting(config(batch_tokens=8))
+    # Both modes of a row together are too long only in the second stage: said before the first one.
+    longest = int(Setting().index.tokens.max())
+    with pytest.raises(TrainingError, match=rf"batch_tokens: {longest} is less than"):
+        Setting(config(batch_tokens=longest))
     only = {0: make_table().filter([m == "training" for m in make_table()["mode"].to_pylist()])}
-    plan = UpdatePlan(ExampleIndex.build(only.items(), 24), config(), 0)
     with pytest.raises(TrainingError, match="no example in the mode"):
-        plan.update(0, 0, ModeWeights(inference=1, training=0))
+        UpdatePlan(ExampleIndex.build(only.items(), 24), config(), 0)
     setting = Setting()
     setting.shards[1] = setting.shards[1].slice(0, 2)
     with pytest.raises(ArtifactError, match="select shard 1 has changed"):
