@@ -21,6 +21,7 @@ TEXT = [
     for b in "uvwxyz"
     for n in range(9)
 ]
+TWO_LAYERS = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
 BYTES = [f"<0x{value:02X}>" for value in range(256)]
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -79,12 +80,11 @@ def save(model, tokenizer, folder: Path) -> str:
     return str(folder)
 
 
-def llama(folder: Path, seed: int = 0) -> str:
+def llama(folder: Path, seed: int = 0, **shape: int) -> str:
     torch.manual_seed(seed)
     tokenizer = sentencepiece_tokenizer()
-    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=256, initializer_range=0.3, **shape)
-    return save(LlamaForCausalLM(config), tokenizer, folder)
+    shape = {"vocab_size": len(tokenizer), "max_position_embeddings": 256, **TWO_LAYERS, **shape}
+    return save(LlamaForCausalLM(LlamaConfig(initializer_range=0.3, **shape)), tokenizer, folder)
 
 
 def mpt(folder: Path, seed: int = 1) -> str:
@@ -98,8 +98,7 @@ def mpt(folder: Path, seed: int = 1) -> str:
 def neox(folder: Path, seed: int = 2) -> str:
     torch.manual_seed(seed)
     tokenizer = byte_level_tokenizer(480)
-    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = GPTNeoXConfig(vocab_size=len(tokenizer), max_position_embeddings=256, initializer_range=0.3, **shape)
+    config = GPTNeoXConfig(vocab_size=len(tokenizer), max_position_embeddings=256, initializer_range=0.3, **TWO_LAYERS)
     return save(GPTNeoXForCausalLM(config), tokenizer, folder)
 
 

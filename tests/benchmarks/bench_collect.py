@@ -18,10 +18,21 @@ from tests import tiny
 from tests.benchmarks.measure import Row
 
 K, NUM_ROWS, ROWS_PER_SHARD = 10, 768, 64
+SHAPE = {
+    "hidden_size": 128,
+    "intermediate_size": 344,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "vocab_size": 4096,
+}
+"""Of a model whose engine reads and writes some thousand tokens/s here, as one of 7B does on a GPU: what our stage adds is weighed
+against that. A tiny model's engine reads 40,000 tokens/s, and is measured too."""
 LONG, SHORT = "Sort the letters a u and say 0. The answer is 42, and 42. " * 8, "No."
 KINDS = {
-    "generation": {"response": SHORT, "max_tokens": 96, "reach": ">= 0.95 x"},
-    "teacher forcing": {"response": LONG, "max_tokens": 1, "reach": ">= 0.90 x"},
+    "generation": {"response": SHORT, "max_tokens": 96, "shape": SHAPE, "reach": ">= 0.95 x"},
+    "teacher forcing": {"response": LONG, "max_tokens": 1, "shape": SHAPE, "reach": ">= 0.90 x"},
+    "generation of a tiny model": {"response": SHORT, "max_tokens": 96, "shape": {}, "reach": ""},
+    "teacher forcing of a tiny model": {"response": LONG, "max_tokens": 1, "shape": {}, "reach": ""},
 }
 """A model of random weights seldom ends a turn: it generates answers of a real length."""
 
@@ -102,7 +113,7 @@ class NotingWorker(CollectWorker):
 def make_run(folder: Path, kind: dict, num_sources: int) -> FusionRun:
     lines = [{"question": f"Sort the letters {n}.", "answer": kind["response"]} for n in range(NUM_ROWS)]
     (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    models = [tiny.llama(folder / f"model{number}", seed=number) for number in range(num_sources)]
+    models = [tiny.llama(folder / f"model{number}", seed=number, **kind["shape"]) for number in range(num_sources)]
     engine = {"kind": "vllm", "max_num_seqs": 64}
     recipe = {
         "name": "bench",
@@ -137,7 +148,7 @@ def through_the_stage(kind: dict) -> dict[str, float]:
 def from_source_to_source() -> tuple[float, float]:
     """Seconds between the first engine's last shard and the second's first one, and of an engine's own start-up (the first's)."""
     with tempfile.TemporaryDirectory() as folder:
-        run = make_run(Path(folder), KINDS["generation"], 2)
+        run = make_run(Path(folder), KINDS["generation of a tiny model"], 2)
         notes = [Path(folder) / f"notes{number}.json" for number in range(2)]
         works = [
             lambda draining, n=number: run_stage(run, n, NotingWorker, notes[n], draining)

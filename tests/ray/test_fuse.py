@@ -87,12 +87,30 @@ def weights(storage):
     return load_file(storage / "tiny" / "fuse" / "model" / "model.safetensors")
 
 
-def check_same_bits(storage, undisturbed):
+def checkpoint(storage, step, folder):
+    """Model and optimizer in float32, as they were after so many updates."""
+    files = (storage / "tiny" / "fuse").glob("train-*/*/progress.json")
+    (place,) = (file.parent for file in files if json.loads(file.read_text())["step"] == step)
+    dcp_to_torch_save(place, folder / "whole.pt")
+    return torch.load(folder / "whole.pt", weights_only=False)
+
+
+def leaves(tree):
+    """The tensors of nested mappings, in order."""
+    if isinstance(tree, dict):
+        return [leaf for key in sorted(tree, key=str) for leaf in leaves(tree[key])]
+    return [tree] if isinstance(tree, torch.Tensor) else []
+
+
+def check_same_bits(storage, undisturbed, folder):
     assert [record["step"] for record in history(storage)] == list(range(NUM_STEPS))
     assert history(storage) == history(undisturbed)
     mine, other = weights(storage), weights(undisturbed)
     assert mine.keys() == other.keys()
     assert all(mine[name].equal(other[name]) for name in mine)
+    mine, other = (leaves(checkpoint(each, NUM_STEPS, folder)) for each in (storage, undisturbed))
+    assert len(mine) == len(other) > len(weights(storage))
+    assert all(a.equal(b) for a, b in zip(mine, other, strict=True))
 
 
 def check_logged_once(storage):
@@ -119,7 +137,7 @@ def test_a_killed_worker_a_preempted_driver_and_a_killed_one_change_no_bit(selec
     driver.process.send_signal(signal.SIGKILL)
     driver.process.wait()
     assert Driver(folder, selected).wait() == 0
-    check_same_bits(storage, undisturbed)
+    check_same_bits(storage, undisturbed, tmp_path)
     check_logged_once(storage)
 
     # The same half-way place, ended by one worker (there is no room for the second): sums in another order, no other number.
@@ -146,12 +164,5 @@ def test_checkpoints_are_kept_by_held_out_bits_per_byte_and_the_best_is_exported
     }
     best = min(scores, key=scores.get)
     assert kept == {best, 15}
-    (file,) = (
-        f
-        for f in (storage / "tiny" / "fuse").glob("train-*/*/progress.json")
-        if json.loads(f.read_text())["step"] == best
-    )
-    dcp_to_torch_save(file.parent, tmp_path / "best.pt")
-    saved = torch.load(tmp_path / "best.pt", weights_only=False)["model"]
-    exported = weights(storage)
-    assert all(saved[f"model.{name}"].equal(weight) for name, weight in exported.items())
+    wanted = checkpoint(storage, best, tmp_path)["model"]
+    assert all(wanted[f"model.{name}"].to(weight.dtype).equal(weight) for name, weight in weights(storage).items())
