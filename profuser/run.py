@@ -1,7 +1,7 @@
 """A run's artifacts: where each lies, what it is made of, and which follow from which. Known from the recipe alone."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,7 @@ class FusionRun:
         config = {
             "fuse": identity(self.recipe.fuse),
             "target": self.model_digests["target.model"],
-            "seed": self.recipe.seed,
+            "seed": self.recipe.training_seed,
         }
         return self._artifact("fuse", NO_ROWS, config, [self.select()])
 
@@ -233,7 +233,26 @@ class FusionRun:
         self, stage: str, schema: pa.Schema, config: dict[str, Any], inputs: list[Artifact] | None = None
     ) -> Artifact:
         marks = {artifact.stage: artifact.fingerprint for artifact in inputs or []}
-        return Artifact(self.folder / stage, stage, schema, config, marks)
+        own = Artifact(self.folder / stage, stage, schema, config, marks)
+        return self._made_elsewhere(own) if self.recipe.reuse else own
+
+    def _made_elsewhere(self, own: Artifact) -> Artifact:
+        """The same artifact in another run, where that has finished it and this one has not."""
+        if own.fingerprint not in self._found:
+            if own.manifest() is not None:
+                return own
+            for name in self.recipe.reuse:
+                other = replace(own, folder=Folder.at(self.recipe.storage) / name / own.stage)
+                manifest = other.manifest()
+                if manifest and manifest.fingerprint == own.fingerprint:
+                    self._found[own.fingerprint] = other
+                    break
+        return self._found.get(own.fingerprint, own)
+
+    @cached_property
+    def _found(self) -> dict[str, Artifact]:
+        """Artifacts of other runs, by fingerprint."""
+        return {}
 
 
 def corpus_digest(location: str) -> str:

@@ -36,7 +36,7 @@ def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
     scaling, torch_config = _scaling(recipe.fuse)
     select, top_k = run.select(), recipe.collect.top_k
     index = ExampleIndex.build(_light_tables(select), recipe.fuse.max_tokens)
-    plan = UpdatePlan(index, recipe.fuse, recipe.seed)
+    plan = UpdatePlan(index, recipe.fuse, recipe.training_seed)
     handle.log_metrics(_index_facts(plan))
     watch = Watch()
     task = WorkerTask(

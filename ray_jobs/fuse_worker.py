@@ -86,14 +86,14 @@ def make_trainer(task: WorkerTask) -> tuple["Trainer", Ingest]:
     plan: Any = ray.get(task.plan)
     device = ray.train.torch.get_device()
     with memory_named(recipe.fuse, device):
-        module = load_target(task.target, recipe.target.revision, recipe.fuse, device, recipe.seed)
+        module = load_target(task.target, recipe.target.revision, recipe.fuse, device, recipe.training_seed)
     check_vocabulary(module.model, task.reader.vocab_size, task.target)
     context = ray.train.get_context()
     world_size, rank = context.get_world_size(), context.get_world_rank()
     pad_id = module.model.config.get_text_config().pad_token_id or 0
     packs = plan.deal_validation(world_size, rank)
     validation = list(read_packs(plan.index, task.reader, packs, pad_id))
-    trainer = Trainer(module, plan, recipe.fuse, recipe.seed, validation)
+    trainer = Trainer(module, plan, recipe.fuse, recipe.training_seed, validation)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint:
         with checkpoint.as_directory() as folder:

@@ -154,6 +154,13 @@ def _run_part(
 
 def delete_stages(run: FusionRun, redo: Sequence[str]) -> None:
     """Deletes the artifacts of these stages and of all that follow; the only place where finished work is taken away."""
+    for stage in redo:
+        stage_index(stage, "--redo")
+        for artifact in run.artifacts(stage):
+            if not artifact.folder.uri.startswith(f"{run.folder.uri}/"):
+                raise UserError(
+                    f"--redo {stage}: {artifact.folder.uri} is another run's, which this one reuses; redo it there"
+                )
     if redo:
         for stage in STAGES[min(stage_index(name, "--redo") for name in redo) :]:
             (run.folder / stage).delete()

@@ -91,6 +91,8 @@ class FuseConfig(Config):
     """Tokens, padding included, that one worker holds at a time; gradients accumulate until the batch is whole."""
     loss_chunk_tokens: int = execution_field(1024, gt=0)
     """Response tokens whose logits exist at one time."""
+    seed: int | None = None
+    """Of the order of examples, dropout and adapters; by default the recipe's. Another one is another try over the same signals."""
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoraConfig | None = None
     """Train low-rank adapters only."""

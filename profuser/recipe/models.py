@@ -190,6 +190,9 @@ class Recipe(Config):
     """Name of the run: the folder in the storage and the MLflow run."""
     storage: str = execution_field("runs")
     """Folder or URI (`s3://`, `gs://`) that holds the runs."""
+    reuse: tuple[Name, ...] = execution_field(())
+    """Other runs in the storage. What one of them has made under the very settings of this recipe is used where it lies, not made
+    again: the arms of an experiment share one teachers' pass."""
     seed: int = 0
     """Of everything that is drawn."""
     lab: str | None = execution_field(None)
@@ -205,6 +208,11 @@ class Recipe(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     tracking: TrackingConfig = TrackingConfig()
     plan: PlanConfig = execution_field(PlanConfig())
+
+    @property
+    def training_seed(self) -> int:
+        """Of the stage `fuse`."""
+        return self.seed if self.fuse.seed is None else self.fuse.seed
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
