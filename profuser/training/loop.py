@@ -35,6 +35,8 @@ class Hooks:
     on_checkpoint: Callable[["Trainer"], None] = lambda trainer: None
     wants_stop: Callable[[], bool] = lambda: False
     """Asked on every worker with each update; if any says yes, all write a checkpoint after it and stop."""
+    wants_checkpoint: Callable[[], bool] = lambda: False
+    """Asked on every worker after each update that none is due after; all give the same answer."""
 
 
 class Trainer:
@@ -93,7 +95,7 @@ class Trainer:
         record = metrics.known() | (self.validate() if due else {})
         self.history.append(record)
         hooks.on_step(record)
-        if due or stopped:
+        if due or stopped or hooks.wants_checkpoint():
             hooks.on_checkpoint(self)
         return moved_on, stopped and self.step < self.plan.num_steps
 

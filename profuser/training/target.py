@@ -25,6 +25,7 @@ from torch.distributed.fsdp import (
 )
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from profuser.errors import UserError
 from profuser.recipe.fusing import FuseConfig
 from profuser.training.checks import check_target
 from profuser.training.lora import MARK, add_adapters, fill_adapters
@@ -61,6 +62,18 @@ def load_target(
     module.check(partial(check_target, path=path, packing=config.packing))
     module.let_go()
     return module
+
+
+def check_trainable(path: str, revision: str | None, config: FuseConfig) -> None:
+    """Raises UserError where Transformers has no class for the target, or `fuse.lora` names no layer of it. No weight is read."""
+    from transformers import AutoConfig
+
+    try:
+        hollow(AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False), config)
+    except (ValueError, OSError, ImportError) as error:
+        raise UserError(
+            f"target.model: {path}: {' '.join(str(error).split())[:300]} (a target is trained as a class of Transformers' own)"
+        ) from None
 
 
 def prepare(model: Any, config: FuseConfig) -> Any:
@@ -140,7 +153,10 @@ def hollow(model_config: Any, config: FuseConfig) -> Any:
     from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):
-        return prepare(AutoModelForCausalLM.from_config(model_config, dtype=torch.float32), config)
+        model = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
+    model.tie_weights()  # which being empty has parted; FSDP would shard both
+    with init_empty_weights(include_buffers=False):
+        return prepare(model, config)
 
 
 def _fill(module: FusionModule, path: str, revision: str | None, offloaded: bool) -> None:

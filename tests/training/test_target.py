@@ -1,0 +1,45 @@
+"""What cannot be trained is said before anything is paid for, in one line, from the target's config alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from profuser.errors import UserError
+from profuser.recipe.fusing import FuseConfig
+from profuser.training.target import check_trainable
+from tests import tiny
+
+
+@pytest.fixture
+def target(tmp_path):
+    folder = Path(tiny.llama(tmp_path))
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def edit(target, **settings):
+    file = target / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+def test_a_target_that_can_be_trained_passes_without_its_weights(target):
+    check_trainable(str(target), None, FuseConfig.model_validate({"lora": {"modules": ["q_proj"]}}))
+
+
+def test_a_layer_that_is_not_there_is_said(target):
+    with pytest.raises(UserError, match=r"'q_prjo' names no linear layer .*it has down_proj"):
+        check_trainable(str(target), None, FuseConfig.model_validate({"lora": {"modules": ["q_prjo"]}}))
+
+
+def test_an_architecture_that_comes_with_its_own_code_is_said_and_its_code_not_run(target):
+    (target / "code.py").write_text("raise SystemExit('was run')")
+    edit(target, model_type="own", auto_map={"AutoConfig": "code.Config"})
+    with pytest.raises(UserError, match=r"target.model: .*custom code.*a class of Transformers' own"):
+        check_trainable(str(target), None, FuseConfig())
+
+
+def test_an_architecture_that_nobody_knows_is_said(target):
+    edit(target, model_type="own")
+    with pytest.raises(UserError, match=r"target.model: .*`own`"):
+        check_trainable(str(target), None, FuseConfig())
