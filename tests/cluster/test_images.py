@@ -1,0 +1,112 @@
+"""The images, as far as they can be tested without a Docker daemon: linted, and every step's input held against the project."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from profuser import __version__
+from tests.cluster.rendered import ROOT, found, pods, render
+
+DOCKERFILES = {"gpu": ROOT / "cluster" / "Dockerfile", "cpu": ROOT / "cluster" / "Dockerfile.cpu"}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+both = pytest.mark.parametrize("build", DOCKERFILES)
+
+
+def instructions(build: str) -> list[tuple[str, str]]:
+    """The instructions of a Dockerfile in order, continued lines joined, comments left out."""
+    lines = [line for line in DOCKERFILES[build].read_text().splitlines() if not line.startswith("#")]
+    text = "\n".join(lines).replace("\\\n", " ")
+    return [(word, rest) for line in text.splitlines() if line for word, _, rest in [line.partition(" ")]]
+
+
+def copied(build: str) -> list[str]:
+    """What the image takes from the repository."""
+    copies = [shlex.split(rest) for word, rest in instructions(build) if word == "COPY"]
+    return [name for words in copies if not words[0].startswith("--from") for name in words[:-1]]
+
+
+@both
+def test_hadolint_has_nothing_against_it(build):
+    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip("hadolint is not installed")
+    done = subprocess.run([hadolint, "--no-color", str(DOCKERFILES[build])], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("", 0)
+
+
+@both
+def test_what_is_copied_is_there_and_not_ignored(build):
+    patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
+    assert patterns[0] == "*"
+    for name in copied(build):
+        assert (ROOT / name).exists(), name
+        assert f"!{name}" in patterns, name
+
+
+def test_nothing_comes_into_the_context_that_no_image_takes():
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert kept == {name for build in DOCKERFILES for name in copied(build)}
+
+
+@both
+def test_the_layer_of_dependencies_is_what_the_project_asks_for(build, tmp_path):
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+    script = [sys.executable, "-I", str(ROOT / "cluster" / "requirements.py"), "pyproject.toml", build]
+    printed = subprocess.run(script, capture_output=True, text=True, check=True, cwd=tmp_path, timeout=60).stdout
+    assert printed.splitlines() == PROJECT["dependencies"] + PROJECT["optional-dependencies"][build]
+    runs = " ".join(rest for word, rest in instructions(build) if word == "RUN")
+    assert f"python requirements.py pyproject.toml {build} > requirements.txt" in runs
+
+
+def test_an_unknown_extra_is_one_clear_line():
+    script = [sys.executable, str(ROOT / "cluster" / "requirements.py"), str(ROOT / "pyproject.toml"), "tpu"]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("no extra 'tpu'; there are: gpu, cpu")
+
+
+def test_the_cpu_image_installs_as_make_does():
+    makefile = (ROOT / "Makefile").read_text()
+    runs = " ".join(rest for word, rest in instructions("cpu") if word == "RUN")
+    taken_out = r"pip uninstall (?:--quiet )?--yes ([\w ]+)"
+    assert found(taken_out, runs).split() == found(taken_out, makefile).split()
+    torch = r"(torch==[\w.]+)\+cpu"
+    assert found(torch, runs) == found(torch, makefile)
+    assert found(torch, runs) in PROJECT["dependencies"]
+
+
+@both
+def test_the_image_runs_the_command_as_the_manifests_user(build):
+    words = instructions(build)
+    last = len(words) - 1 - [word for word, _ in reversed(words)].index("FROM")
+    final = dict(words[last:])
+    user, group = final["USER"].split(":")
+    assert int(user) > 0
+    for pod in pods(render("kind")):
+        context = pod.spec["securityContext"]
+        assert (context["runAsUser"], context["runAsGroup"]) == (int(user), int(group))
+    assert final["CMD"].split('"')[1] in PROJECT["scripts"]
+    assert f":{__version__}-{build} " in DOCKERFILES[build].read_text()
+
+
+@both
+def test_bases_are_of_one_version_that_the_project_supports(build):
+    bases = {rest.split()[0] for word, rest in instructions(build) if word == "FROM"}
+    (base,) = bases
+    version = found(r"^python:(\d+\.\d+)\.\d+-slim-\w+$", base).split(".")
+    lowest = found(r"^>=(\d+\.\d+)$", PROJECT["requires-python"]).split(".")
+    assert [int(number) for number in version] >= [int(number) for number in lowest]
+
+
+@both
+def test_a_probe_finds_wget_and_a_login_shell_finds_ray(build):
+    final = " ".join(rest for word, rest in instructions(build) if word == "RUN")
+    assert re.search(r"apt-get install [^&]* wget\b", final)
+    assert '"PATH=/opt/venv/bin:\\$PATH" > /etc/profile.d/' in final
