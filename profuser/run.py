@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,28 @@ from profuser.config import identity
 from profuser.corpus import corpus_files
 from profuser.engines.base import Reading
 from profuser.errors import UserError
+from profuser.evaluation.benchmark_checks import check_data, data_digest
 from profuser.lab import LAB_FILE
 from profuser.models import ModelRef, resolve
+from profuser.recipe.evaluating import BenchmarkConfig
 from profuser.recipe.models import ModelConfig, Recipe, SourceConfig
 from profuser.recipe.rewards import CallableConfig, RewardConfig, RewardModelConfig
 from profuser.rewards.callables import load_callable, source_digest
-from profuser.schemas import CORPUS, EVALUATE, QUARANTINE, REWARDS, collect_schema, select_schema, signals_schema
+from profuser.schemas import (
+    BENCHMARK,
+    CORPUS,
+    EVALUATE,
+    JUDGE,
+    QUARANTINE,
+    REWARDS,
+    collect_schema,
+    select_schema,
+    signals_schema,
+)
 from profuser.signals.codec import CODEC_VERSION
 from profuser.storage import Folder
 
-STAGES = ("prepare", "collect", "rewards", "signals", "select", "fuse", "evaluate", "report")
+STAGES = ("prepare", "collect", "rewards", "signals", "select", "fuse", "evaluate", "benchmarks", "judge", "report")
 """In order; `signals` has a part only where signals are lazy."""
 TARGET, FUSED = "target", "fused"
 NO_ROWS = pa.schema([])
@@ -67,6 +80,9 @@ class FusionRun:
         for reward in self.recipe.rewards:
             if isinstance(reward, CallableConfig):
                 load_callable(reward)
+        for benchmark in self.recipe.evaluate.benchmarks:
+            if any(self.benchmark(name, benchmark).manifest() is None for name in self.evaluated()):
+                check_data(benchmark)
 
     def check_lab(self) -> None:
         """Raises UserError where the recipe names a laboratory that has not been built."""
@@ -88,11 +104,29 @@ class FusionRun:
 
     def vocab_size(self, setting: str) -> int:
         """Width of a model's logits, from its config."""
-        config = self.model(self.models()[setting]).config(setting)
-        size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
-        if not isinstance(size, int):
-            raise UserError(f"{setting}: config.json gives no vocab_size")
-        return size
+        if setting not in self._vocab_sizes:
+            config = self.model(self.models()[setting]).config(setting)
+            size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+            if not isinstance(size, int):
+                raise UserError(f"{setting}: config.json gives no vocab_size")
+            self._vocab_sizes[setting] = size
+        return self._vocab_sizes[setting]
+
+    @cached_property
+    def _vocab_sizes(self) -> dict[str, int]:
+        """Those asked for so far, by the model's key: every fingerprint asks again."""
+        return {}
+
+    def _tokenizer_digest(self, setting: str) -> str:
+        """Of a model's tokenizer files, read once."""
+        if setting not in self._tokenizer_digests:
+            self._tokenizer_digests[setting] = self.model(self.models()[setting]).tokenizer_digest(setting)
+        return self._tokenizer_digests[setting]
+
+    @cached_property
+    def _tokenizer_digests(self) -> dict[str, str]:
+        """Those asked for so far, by the model's key."""
+        return {}
 
     # The artifacts, each with what decides it.
 
@@ -127,7 +161,7 @@ class FusionRun:
         how = self.reading(source)
         config = {
             "model": self.model_digests[setting],
-            "tokenizer": self.model(source).tokenizer_digest(setting),
+            "tokenizer": self._tokenizer_digest(setting),
             "vocab_size": self.vocab_size(setting),
             "engine": identity(source.engine),
             "template": identity(self.recipe.template),
@@ -142,14 +176,17 @@ class FusionRun:
 
     def rewards(self, reward: RewardConfig) -> Artifact:
         """Scores that one reward gives to every source's answers."""
-        # The weight decides the vote, not the scores.
-        judge = {name: value for name, value in identity(reward).items() if name != "weight"}
-        config: dict[str, Any] = {"reward": judge, "sources": [source.name for source in self.recipe.sources]}
+        config = self._reward_config(reward) | {"sources": [source.name for source in self.recipe.sources]}
+        return self._artifact(f"rewards/{reward.name}", REWARDS, config, self._collected())
+
+    def _reward_config(self, reward: RewardConfig) -> dict[str, Any]:
+        """What decides a reward's scores: not its weight, which decides the vote."""
+        config: dict[str, Any] = {"reward": {k: v for k, v in identity(reward).items() if k != "weight"}}
         if isinstance(reward, RewardModelConfig):
             config["model"] = self.model_digests[f"rewards.{reward.name}.model"]
         if isinstance(reward, CallableConfig):
             config["code"] = source_digest(reward)
-        return self._artifact(f"rewards/{reward.name}", REWARDS, config, self._collected())
+        return config
 
     def signals(self, source: SourceConfig) -> Artifact:
         """Where signals are lazy: distributions of one source along the responses that it was chosen to teach."""
@@ -170,7 +207,7 @@ class FusionRun:
     def select(self) -> Artifact:
         """Training examples, each with its teacher's distributions in the target's vocabulary."""
         config: dict[str, Any] = self._choice_config | {
-            "tokenizer": self.model(self.recipe.target).tokenizer_digest("target.model"),
+            "tokenizer": self._tokenizer_digest("target.model"),
             "vocab_size": self.vocab_size("target.model"),
             "template": identity(self.recipe.template),
             "top_k": self.recipe.collect.top_k,
@@ -192,7 +229,7 @@ class FusionRun:
     def evaluate(self, name: str) -> Artifact:
         """Answers and scores of one model on the held-out rows: `target`, `fused`, or a source's name."""
         config: dict[str, Any] = {
-            "evaluate": identity(self.recipe.evaluate),
+            "evaluate": {k: v for k, v in identity(self.recipe.evaluate).items() if k not in ("judged", "benchmarks")},
             "template": identity(self.recipe.template),
         }
         inputs = [self.heldout()]
@@ -203,15 +240,53 @@ class FusionRun:
             config["model"] = self.model_digests[setting]
         return self._artifact(f"evaluate/{name}", EVALUATE, config, inputs)
 
+    def benchmark(self, name: str, benchmark: BenchmarkConfig) -> Artifact:
+        """Items of a benchmark under one model: `target`, `fused`, or a source's name."""
+        config: dict[str, Any] = {
+            "benchmark": identity(benchmark) | {"num_fewshot": benchmark.shots},
+            "data": self._benchmark_digests[benchmark.name],
+            "engine": identity(self.evaluated_config(name).engine),
+            "lm_eval": version("lm_eval"),
+        }
+        if benchmark.apply_chat_template:
+            config["template"] = identity(self.recipe.template)
+        if name == FUSED:
+            return self._artifact(f"benchmarks/{name}/{benchmark.name}", BENCHMARK, config, [self.fuse()])
+        config["model"] = self.model_digests["target.model" if name == TARGET else f"sources.{name}.model"]
+        return self._artifact(f"benchmarks/{name}/{benchmark.name}", BENCHMARK, config)
+
+    @cached_property
+    def _benchmark_digests(self) -> dict[str, str]:
+        return {benchmark.name: data_digest(benchmark) for benchmark in self.recipe.evaluate.benchmarks}
+
+    def _benchmarks(self) -> list[Artifact]:
+        pairs = [(name, benchmark) for name in self.evaluated() for benchmark in self.recipe.evaluate.benchmarks]
+        return [self.benchmark(name, benchmark) for name, benchmark in pairs]
+
+    def judge(self, reward: RewardConfig) -> Artifact:
+        """Scores that one reward gives to every evaluated model's held-out answers."""
+        config = self._reward_config(reward) | {"models": self.evaluated()}
+        return self._artifact(f"judge/{reward.name}", JUDGE, config, [self.heldout(), *self.artifacts("evaluate")])
+
     def report(self) -> Artifact:
         """Tables, plots and the page."""
-        inputs = [self.select(), self.fuse(), *(self.evaluate(name) for name in self.evaluated())]
+        inputs = [
+            self.select(),
+            self.fuse(),
+            *(a for stage in ("evaluate", "benchmarks", "judge") for a in self.artifacts(stage)),
+        ]
         return self._artifact("report", NO_ROWS, {}, inputs)
 
     def evaluated(self) -> list[str]:
         """The models that are evaluated, in the order of the table. A source that is the target is not measured twice."""
         others = [s.name for s in self.recipe.sources if not self.recipe.is_target(s)]
         return [TARGET, *(others if self.recipe.evaluate.sources else []), FUSED]
+
+    def evaluated_config(self, name: str) -> ModelConfig:
+        """Settings of an evaluated model: `target`, `fused` (it runs as the target does), or a source's name."""
+        if name in (TARGET, FUSED):
+            return self.recipe.target
+        return next(source for source in self.recipe.sources if source.name == name)
 
     def artifacts(self, stage: str) -> list[Artifact]:
         """All artifacts of a stage."""
@@ -223,6 +298,8 @@ class FusionRun:
             "select": lambda: [self.select()],
             "fuse": lambda: [self.fuse()],
             "evaluate": lambda: [self.evaluate(name) for name in self.evaluated()],
+            "benchmarks": self._benchmarks,
+            "judge": lambda: [self.judge(r) for r in self.recipe.rewards if self.recipe.evaluate.judged],
             "report": lambda: [self.report()],
         }[stage]()
 

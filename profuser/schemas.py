@@ -117,6 +117,35 @@ EVALUATE = pa.schema(
 )
 
 
+BENCHMARK = pa.schema(
+    [
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("doc_hash", pa.string(), nullable=False),
+        pa.field("score", pa.float64(), nullable=False),
+        pa.field("metrics", pa.map_(pa.string(), pa.float64()), nullable=False),
+        pa.field("prediction", pa.string()),
+        pa.field("target", pa.string()),
+        pa.field("truncated", pa.bool_(), nullable=False),
+    ]
+)
+"""An item of a benchmark under one model.
+
+`score` is its value in the benchmark's headline metric, `metrics` its values in all; `task` is the harness's (of MMLU a subject);
+`truncated`: the model's context was too short for it, and its prompt was cut on the left.
+"""
+
+
+JUDGE = pa.schema(
+    [
+        pa.field("row_id", pa.string(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("score", pa.float64()),
+    ]
+)
+"""One reward's score of one model's answer to a held-out row; null where the model refused the row or its answer is blank."""
+
+
 def check_schema(table: pa.Table, schema: pa.Schema, where: str) -> None:
     """Raises ArtifactError unless a table has exactly the fields of a schema, naming the first that differs."""
     for field in schema:

@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from ray_jobs.cluster import beside_the_driver
 from ray_jobs.progress import Counter
 
 POLL_SECONDS = 1.0
@@ -62,7 +63,8 @@ class Watch:
     """Shows what stands on a board while training runs, and hands on SIGTERM as the wish to stop."""
 
     def __init__(self) -> None:
-        self.board = ray.remote(num_cpus=0)(_Board).remote()
+        # Beside the driver: another node may go while training goes on.
+        self.board = ray.remote(num_cpus=0)(_Board).options(scheduling_strategy=beside_the_driver()).remote()
         self.stopped = False
         """Whether SIGTERM came."""
         self._ended = threading.Event()

@@ -72,10 +72,14 @@ def run(
     loaded = load(recipe, settings, arm)
     if dry_run:
         from ray_jobs.alignment import print_pairs
+        from ray_jobs.pipeline import check_target
 
         checked = FusionRun(loaded)
         checked.check_inputs()
+        check_target(checked)
         print_pairs(checked)
+        if measured := ", ".join(benchmark.name for benchmark in loaded.evaluate.benchmarks):
+            console.print(f"benchmarks: {measured}; their data are there", markup=False)
         console.print(f"recipe {recipe}: valid; corpus and models are there", markup=False)
         return
     from ray_jobs.pipeline import run_pipeline
@@ -160,11 +164,18 @@ def report(name: RunName, storage: Storage = "runs") -> None:
 
 
 @app.command()
-def compare(names: Annotated[list[str], typer.Argument(metavar="RUN...")], storage: Storage = "runs") -> None:
-    """Compare the held-out results of runs, and show in what their recipes differ."""
+def compare(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...")],
+    storage: Storage = "runs",
+    group_seeds: Annotated[
+        bool, typer.Option("--group-seeds", help="Take runs that differ in nothing but fuse.seed as one.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it for a program.")] = False,
+) -> None:
+    """Compare the results of runs with their target and with the first of them, and show in what their recipes differ."""
     from ray_jobs.compare import print_comparison
 
-    print_comparison(names, storage)
+    print_comparison(names, storage, group_seeds, as_json)
 
 
 @app.command()
@@ -220,6 +231,48 @@ def lab_build(
     from ray_jobs.lab import build
 
     build(output, corpus, seed, skip_rows, overwrite)
+
+
+@lab_app.command("twins")
+def lab_twins(
+    output: Annotated[Path, typer.Argument(help="Folder to make.")] = Path("twins"),
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+) -> None:
+    """Make the laboratory once more, with the other specialists' skills in Llamas too: for `lab ablate --arms homogeneous`."""
+    from profuser.lab.twins import build_twins
+
+    build_twins(output, seed, progress=lambda text: console.print(text, markup=False))
+    console.print(f"laboratory: {output}; use it with --set lab={output}", markup=False)
+
+
+@lab_app.command("ablate")
+def lab_ablate(
+    recipe: Annotated[str, typer.Option(help="A YAML file, or the name of a shipped recipe.")] = "demo",
+    arms: Annotated[
+        list[str] | None,
+        typer.Option(help="schedules, ablations, all, or arms by name, with commas between. By default schedules."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How often every arm is trained.")] = 3,
+    settings: Settings = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Folder or URI that holds the runs; by default the recipe's.")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="List the runs, what is done, and how long the rest may take; start nothing."),
+    ] = False,
+) -> None:
+    """Train all arms of an experiment over one teachers' pass, and compare them in a table; run again to continue."""
+    from profuser.lab.ablation import SCHEDULES, find_arms, plan_ablation
+    from ray_jobs.ablate import print_plan, run_ablation
+
+    chosen = find_arms(arms or [SCHEDULES], RECIPES)
+    placed = [*(settings or ()), *([f"storage={storage}"] if storage else [])]
+    ablation = plan_ablation(recipe, placed, chosen, seeds, RECIPES)
+    if dry_run:
+        print_plan(ablation)
+    else:
+        run_ablation(ablation)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from profuser.errors import ProfuserError, UserError
 from profuser.recipe.models import ModelConfig
@@ -104,6 +105,11 @@ def gpus_for(model: ModelConfig | RewardModelConfig, pool: PoolConfig) -> float:
     if pool.num_gpus is not None:
         return pool.num_gpus
     return float(model.engine.num_devices) if total_gpus() else 0.0
+
+
+def beside_the_driver() -> NodeAffinitySchedulingStrategy:
+    """Puts a task or an actor on the driver's node: any other may go while a stage goes on."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def check_fits(what: str, num_cpus: float, num_gpus: float, count: int = 1) -> None:

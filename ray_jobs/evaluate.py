@@ -9,7 +9,7 @@ from profuser.engines.base import Reading
 from profuser.engines.crash_guard import Attempt
 from profuser.evaluation.heldout import evaluate_table, score
 from profuser.recipe.models import EvaluateConfig, ModelConfig
-from profuser.run import FUSED, TARGET, FusionRun
+from profuser.run import FUSED, FusionRun
 from ray_jobs.cluster import gpus_for
 from ray_jobs.collect import EngineWorker, read_guarded
 from ray_jobs.shards import finish, run_shards
@@ -33,12 +33,8 @@ class EvaluateWorker(EngineWorker):
 
 def model_of(run: FusionRun, name: str) -> tuple[str, ModelConfig]:
     """Path and settings of an evaluated model: `target`, `fused` or a source's name."""
-    if name == FUSED:
-        return str((run.fuse().folder / "model").uri), run.recipe.target
-    if name == TARGET:
-        return run.model(run.recipe.target).path, run.recipe.target
-    source = next(source for source in run.recipe.sources if source.name == name)
-    return run.model(source).path, source
+    config = run.evaluated_config(name)
+    return str((run.fuse().folder / "model").uri) if name == FUSED else run.model(config).path, config
 
 
 def evaluate(run: FusionRun, name: str) -> Manifest:

@@ -27,8 +27,6 @@ from ray_jobs.shards import Draining
 RECIPE, SUMMARY = "recipe.yaml", "summary.json"
 JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """What Ray sets in the environment of a submitted job."""
-SIDE_BY_SIDE = ("collect", "signals")
-"""Stages whose parts may run at one time; other stages' begin when the one before is done."""
 Job = tuple[Artifact, Callable[[RunHandle, Draining], Manifest]]
 """An artifact and what makes it, given the MLflow run of its stage, and what to call once its last rows are being worked on."""
 
@@ -55,6 +53,8 @@ def run_pipeline(recipe: Recipe, redo: Sequence[str] = (), until: str = STAGES[-
         check_fits_recipe(run)
         if run.select().manifest() is None:
             check_tokenizers(run)
+        if run.fuse().manifest() is None:
+            check_target(run)
         _run_stages(run, lock, last)
     return run
 
@@ -67,20 +67,30 @@ def _run_stages(run: FusionRun, lock: RunLock, last: int) -> None:
     console.print(f"run {recipe.name}: {run.folder.uri}", markup=False)
     tracker = Tracker.open(uri, recipe.tracking.experiment, recipe.name, identity(recipe), artifact_root)
     summary = Summary(run, lock)
-    from ray_jobs.side_by_side import run_side_by_side, sources_at_once
+    from ray_jobs.side_by_side import run_side_by_side
 
     try:
         with connected():
             for stage, parts in groupby(jobs(run), lambda job: job[0].stage.split("/")[0]):
                 if STAGES.index(stage) <= last:
                     works = [partial(_run_part, tracker, summary, *part) for part in parts]
-                    run_side_by_side(works, sources_at_once(recipe) if stage in SIDE_BY_SIDE else 1)
+                    run_side_by_side(works, _at_once(stage, run))
     except BaseException:
         summary.end("failed")
         tracker.end(failed=True)
         raise
     summary.end("finished" if last == len(STAGES) - 1 else "stopped")
     tracker.end()
+
+
+def _at_once(stage: str, run: FusionRun) -> int:
+    """Parts of a stage that may run at one time: of most, each begins when the one before is done."""
+    from ray_jobs.benchmarks import benchmarks_at_once
+    from ray_jobs.side_by_side import sources_at_once
+
+    if stage == "benchmarks":
+        return benchmarks_at_once(run)
+    return sources_at_once(run.recipe) if stage in ("collect", "signals") else 1
 
 
 def check_storage(storage: str) -> None:
@@ -99,12 +109,21 @@ def check_tokenizers(run: FusionRun) -> None:
     read_pairs(run)
 
 
+def check_target(run: FusionRun) -> None:
+    """Raises UserError where the target cannot be trained as the recipe says: before anything is collected."""
+    from profuser.training.target import check_trainable
+
+    check_trainable(run.model(run.recipe.target).path, run.recipe.target.revision, run.recipe.fuse)
+
+
 def jobs(run: FusionRun) -> list[Job]:
     """Every artifact of a run with what makes it, in order."""
     # Imported here: `--help` and `plan` load no engine, no trainer, no Ray.
+    from ray_jobs.benchmarks import measure
     from ray_jobs.collect import collect
     from ray_jobs.evaluate import evaluate
     from ray_jobs.fuse import fuse
+    from ray_jobs.judge import judge
     from ray_jobs.prepare import prepare
     from ray_jobs.report import report
     from ray_jobs.rewards import score_answers
@@ -119,6 +138,10 @@ def jobs(run: FusionRun) -> list[Job]:
     out += [(run.signals(source), lambda _, draining, s=source: signals(run, s, draining)) for source in lazy]
     out += [(run.select(), lambda *_: select(run)), (run.fuse(), lambda handle, _: fuse(run, handle))]
     out += [(run.evaluate(name), lambda *_, n=name: evaluate(run, n)) for name in run.evaluated()]
+    pairs = [(name, benchmark) for name in run.evaluated() for benchmark in recipe.evaluate.benchmarks]
+    out += [(run.benchmark(*pair), lambda *_, p=pair: measure(run, *p)) for pair in pairs]
+    judges = recipe.rewards if recipe.evaluate.judged else ()
+    out += [(run.judge(reward), lambda _, draining, r=reward: judge(run, r, draining)) for reward in judges]
     return [*out, (run.report(), lambda handle, _: report(run, handle))]
 
 
@@ -149,6 +172,8 @@ def _run_part(
     if artifact.stage.startswith("evaluate/"):
         name = artifact.stage.removeprefix("evaluate/")
         tracker.parent.log_metrics({f"{name}/{key}": value for key, value in manifest.metrics.items()})
+    if artifact.stage.startswith("benchmarks/"):
+        tracker.parent.log_metrics({artifact.stage.removeprefix("benchmarks/"): manifest.metrics["score"]})
     summary.stage(artifact.stage, "finished", manifest)
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from profuser.artifacts import read_manifest
 from profuser.corpus import QuarantinedRow, prepare_rows, read_corpus
 from profuser.errors import TrainingError, UserError
+from profuser.evaluation.benchmark_checks import benchmark_size, local_data
 from profuser.plan_file import PLAN
 from profuser.recipe.fusing import Epochs, count_steps
 from profuser.recipe.models import ModelConfig, Recipe
@@ -23,6 +24,8 @@ from ray_jobs.progress import console
 BYTES_PER_TOKEN = 4.0
 """UTF-8 bytes of a token: about right for English under a vocabulary of some 32,000."""
 MAX_ROWS_READ = 20_000
+BENCHMARK_ITEM_BYTES = 300
+"""Of a benchmark's item on disk, about."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,14 @@ def plan_stages(run: FusionRun, size: CorpusSize) -> list[StagePlan]:
     heldout = recipe.corpus.heldout_rows
     for name in run.evaluated():
         out.append(_line(run, f"evaluate/{name}", heldout, 2 * heldout * per_row, heldout * per_row, "as its source"))
+    for name in run.evaluated():
+        for benchmark in recipe.evaluate.benchmarks:
+            items, tokens = benchmark_size(benchmark, local_data(benchmark))
+            stage = f"benchmarks/{name}/{benchmark.name}"
+            out.append(_line(run, stage, items, tokens, items * BENCHMARK_ITEM_BYTES, "as its source"))
+    for reward in recipe.rewards if recipe.evaluate.judged else ():
+        answers = heldout * len(run.evaluated())
+        out.append(_line(run, f"judge/{reward.name}", heldout, answers * per_row, answers * 8, _devices(reward)))
     return out
 
 

@@ -4,20 +4,18 @@ import time
 
 import ray
 from ray.exceptions import RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from profuser.artifacts import Manifest
 from profuser.corpus.stage import write_corpus
 from profuser.run import FusionRun
-from ray_jobs.cluster import own_cause
+from ray_jobs.cluster import beside_the_driver, own_cause
 from ray_jobs.shards import finish
 
 
 def prepare(run: FusionRun) -> Manifest:
     """Runs the stage, on the driver's machine: a corpus given by path lies there."""
     start = time.monotonic()
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    task = ray.remote(num_cpus=0)(write_corpus).options(scheduling_strategy=here)
+    task = ray.remote(num_cpus=0)(write_corpus).options(scheduling_strategy=beside_the_driver())
     recipe, artifacts = run.recipe, (run.corpus(), run.heldout(), run.quarantine())
     try:
         counts = ray.get(task.remote(recipe.corpus, run.corpus_path, run.heldout_path, recipe.seed, *artifacts))

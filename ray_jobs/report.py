@@ -3,6 +3,8 @@
 import json
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,16 @@ import pyarrow as pa
 
 from profuser.artifacts import SHARD_NAME, Artifact, Manifest, git_commit, read_manifest, versions
 from profuser.errors import UserError
+from profuser.evaluation.benchmarks import read_benchmarks
 from profuser.evaluation.heldout import scores
+from profuser.evaluation.judged import judged_win_rates
 from profuser.plan_file import PlanError, compare, measure, read_plan
+from profuser.report.comparisons import benchmark_comparisons, benchmark_estimates, heldout_comparisons
 from profuser.report.facts import RunFacts, StageFact
 from profuser.report.model_card import model_card
 from profuser.report.page import write_report
 from profuser.report.plan_tables import plan_error_table
+from profuser.report.result_tables import benchmark_table, judged_table
 from profuser.report.selection_tables import agreement_table, judges_table, selection_words, win_rates_table
 from profuser.report.tables import render_scores, who_wins_table
 from profuser.run import STAGES, FusionRun
@@ -28,6 +34,8 @@ from ray_jobs.shards import finish
 NUM_SAMPLES = 8
 MAX_QUARANTINED = 200
 PAGE = "index.html"
+NEEDED = STAGES[: STAGES.index("evaluate") + 1]
+"""Without these there is nothing to tell; benchmarks and judges are told of as far as they are finished."""
 
 
 def report(run: FusionRun, handle: RunHandle) -> Manifest:
@@ -58,6 +66,10 @@ def print_report(run: FusionRun) -> None:
     for sentence in selection_words(facts):
         console.print(sentence, markup=False)
     console.print(render_scores(facts))
+    if facts.benchmarks:
+        console.print(benchmark_table(facts))
+    if facts.judged:
+        console.print(judged_table(facts))
     if facts.plan_errors:
         console.print(plan_error_table(facts))
     console.print(f"report: {run.report().folder.path(PAGE)}", markup=False)
@@ -69,26 +81,32 @@ def gather(run: FusionRun) -> RunFacts:
     Raises:
         UserError: the run is not finished up to evaluation.
     """
-    manifests = {stage: [(a.stage, a.manifest()) for a in run.artifacts(stage)] for stage in STAGES}
-    missing = [name for stage in STAGES[:-1] for name, manifest in manifests[stage] if manifest is None]
+    manifests = {stage: [(a.stage, a.manifest()) for a in run.artifacts(stage)] for stage in NEEDED}
+    missing = [name for stage in NEEDED for name, manifest in manifests[stage] if manifest is None]
     if missing:
         raise UserError(
             f"run {run.recipe.name!r} has no report yet: {missing[0]} is not finished; profuser run continues it"
         )
     tables = {name: pa.concat_tables(run.evaluate(name).tables()) for name in run.evaluated()}
+    benchmarks = read_benchmarks(run)
     fused, selected = read_manifest(run.fuse().folder), read_manifest(run.select().folder)
     history = run.fuse().folder.read_bytes(METRICS).decode().splitlines()
     return RunFacts(
         name=run.recipe.name,
         recipe=run.recipe.model_dump(mode="json"),
+        settings=run.recipe.model_dump(mode="json", exclude_defaults=True),
         commit=fused.commit if fused else git_commit(),
         versions=fused.versions if fused else versions(),
-        stages=tuple(_stage(name, m) for pairs in manifests.values() for name, m in pairs if m is not None),
+        stages=tuple(_stages(run)),
         scores=scores(tables),
+        comparisons=(*heldout_comparisons(tables), *benchmark_comparisons(benchmarks)),
+        benchmarks=benchmark_estimates(benchmarks),
+        judged=judged_win_rates(run),
         source_is_target=next((s.name for s in run.recipe.sources if run.recipe.is_target(s)), None),
         history=[json.loads(line) for line in history],
         selection_counts=selected.counts | selected.metrics if selected else {},
         quarantined=_rows(run.quarantine(), MAX_QUARANTINED),
+        quarantine_reasons=_reasons(run.quarantine()),
         samples=_samples(run, tables),
         vote_agreement=_vote_agreement(run.select()),
         selection=_selection(run),
@@ -127,8 +145,34 @@ def _vote_agreement(selected: Artifact) -> float | None:
     return won / cast if cast else None
 
 
-def _stage(name: str, manifest: Manifest) -> StageFact:
-    return StageFact(name, "finished", manifest.seconds, manifest.counts, manifest.metrics)
+def _stages(run: FusionRun) -> Iterator[StageFact]:
+    """Every finished part of the pipeline but the report itself, with the price of its devices."""
+    for artifact in (artifact for stage in STAGES[:-1] for artifact in run.artifacts(stage)):
+        manifest = artifact.manifest()
+        if manifest is not None:
+            own = artifact.folder == run.folder / artifact.stage
+            yield StageFact(
+                name=artifact.stage,
+                state="finished",
+                seconds=manifest.seconds,
+                counts=manifest.counts,
+                metrics=manifest.metrics,
+                device_seconds=manifest.device_seconds,
+                price_per_device_hour=_price(run, artifact.stage),
+                reused_from=None if own else artifact.folder.uri.removesuffix(f"/{artifact.stage}").rsplit("/", 1)[-1],
+            )
+
+
+def _price(run: FusionRun, stage: str) -> float | None:
+    """What a device that a stage holds costs in an hour. Training's workers name no accelerator."""
+    recipe, (name, *parts) = run.recipe, stage.split("/")
+    if name in ("collect", "signals"):
+        return recipe.plan.price(next(source.pool for source in recipe.sources if source.name == parts[0]))
+    if name in ("rewards", "judge"):
+        return recipe.plan.price(next(reward.pool for reward in recipe.rewards if reward.name == parts[0]))
+    if name in ("evaluate", "benchmarks"):
+        return recipe.plan.price(run.evaluated_config(parts[0]).pool)
+    return recipe.plan.price(recipe.select.pool) if name == "select" else recipe.plan.price_per_device_hour
 
 
 def _rows(artifact: Artifact, limit: int) -> list[dict[str, Any]]:
@@ -138,11 +182,18 @@ def _rows(artifact: Artifact, limit: int) -> list[dict[str, Any]]:
     return out
 
 
+def _reasons(quarantine: Artifact) -> dict[str, int]:
+    """Refused rows by reason, the most frequent first."""
+    found = Counter(reason for table in quarantine.tables(["reason"]) for reason in table["reason"].to_pylist())
+    return dict(found.most_common())
+
+
 def _samples(run: FusionRun, tables: dict[str, pa.Table]) -> list[dict[str, Any]]:
     """Some held-out prompts with every model's answer, spread over the categories."""
-    answers = {
-        name: dict(zip(t["row_id"].to_pylist(), t["prediction"].to_pylist(), strict=True)) for name, t in tables.items()
-    }
+    answers, correct = (
+        {name: dict(zip(t["row_id"].to_pylist(), t[c].to_pylist(), strict=True)) for name, t in tables.items()}
+        for c in ("prediction", "correct")
+    )
     by_category: dict[str | None, list[dict[str, Any]]] = {}
     for table in run.heldout().tables():
         for row in table.to_pylist():
@@ -155,6 +206,7 @@ def _samples(run: FusionRun, tables: dict[str, pa.Table]) -> list[dict[str, Any]
             "prompt": row["messages"][-1]["content"],
             "response": row["response"],
             "answers": {name: texts.get(row["row_id"]) or "" for name, texts in answers.items()},
+            "correct": {name: found.get(row["row_id"]) for name, found in correct.items()},
         }
         for row in picked
     ]

@@ -100,9 +100,14 @@ def sources_at_once(recipe: Recipe) -> int:
     if recipe.collect.sources_at_once:
         return recipe.collect.sources_at_once
     if not total_gpus():
-        return max(1, sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()))
+        return max(1, nodes_with_cpus())
     left, fitting = total_gpus(), 0
     for source in recipe.sources:
         left -= gpus_for(source, source.pool) * source.pool.min_actors
         fitting += left >= 0
     return max(1, fitting)
+
+
+def nodes_with_cpus() -> int:
+    """Nodes of the cluster that have CPUs to give."""
+    return sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())

@@ -6,6 +6,7 @@ import jinja2
 from pydantic import Field, field_validator, model_validator
 
 from profuser.config import Config, execution_field
+from profuser.recipe.evaluating import Benchmarks
 from profuser.recipe.fusing import FuseConfig
 from profuser.recipe.pools import PoolConfig
 from profuser.recipe.prices import PlanConfig
@@ -174,6 +175,11 @@ class EvaluateConfig(Config):
     """Regular expression whose first group is the final answer, for exact match; without it answers are compared whole."""
     sources: bool = True
     """Measure the sources too, not only the target before and after."""
+    benchmarks: Benchmarks = ()
+    """Benchmarks to measure the same models on: `mmlu`, `hellaswag`, `arc_challenge`, `winogrande`, `gsm8k`, `truthfulqa_mc2`, or
+    `open-llm-leaderboard` for the six; each by name alone or with settings, and tasks of your own."""
+    judged: bool = True
+    """Let the recipe's rewards judge the answers: how often the fused model's is preferred to the target's and to each source's."""
 
 
 class TrackingConfig(Config):
@@ -216,7 +222,12 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
-        for what, names in (("sources", [s.name for s in self.sources]), ("rewards", [r.name for r in self.rewards])):
+        for what, named in (
+            ("sources", self.sources),
+            ("rewards", self.rewards),
+            ("evaluate.benchmarks", self.evaluate.benchmarks),
+        ):
+            names = [each.name for each in named]
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{what}: the name {twice[0]!r} is used twice")

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from profuser.evaluation.heldout import Score
+from profuser.evaluation.judged import JudgedWinRate
+from profuser.evaluation.statistics import Difference, Estimate
 from profuser.plan_file import PlanError
 from profuser.run import TARGET
 from profuser.schemas import MODES
@@ -35,6 +37,22 @@ class StageFact:
     counts: Mapping[str, float] = field(default_factory=dict)
     """Rows, tokens and the like."""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    device_seconds: float = 0.0
+    """Seconds that its actors held devices, times the devices of each; 0 where it holds none."""
+    price_per_device_hour: float | None = None
+    """Of its devices, in the recipe's `plan.currency`; None where the recipe names no price."""
+    reused_from: str | None = None
+    """The run that made it, where that is another one: it cost this run nothing."""
+
+    @property
+    def device_hours(self) -> float:
+        """Device-hours that it held."""
+        return self.device_seconds / 3600
+
+    @property
+    def money(self) -> float | None:
+        """What its device-hours cost; None where no price is named."""
+        return None if self.price_per_device_hour is None else self.price_per_device_hour * self.device_hours
 
 
 @dataclass(frozen=True)
@@ -62,18 +80,42 @@ class PairCoverage:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """The fused model's value less another model's on the same items, in the unit that it is told in (percent for shares)."""
+
+    measure: str
+    """Name of a held-out metric or of a benchmark."""
+    category: str
+    model: str
+    """The other one."""
+    difference: Difference
+    p_value: float
+    """Of no difference, adjusted for the number of other models (Holm)."""
+    verdict: str
+    """`better`, `worse` or `within noise`."""
+
+
+@dataclass(frozen=True)
 class RunFacts:
     """A run, as a report shows it. Whatever a run has not come to yet is empty."""
 
     name: str
     recipe: Mapping[str, Any]
     """The whole recipe in JSON form."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What of the recipe is not left at its default."""
     commit: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     stages: tuple[StageFact, ...] = ()
     """In the order of the pipeline."""
     scores: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
     """`{category: {model: score}}`, with every row under `all`; models in order: `target`, the sources, `fused`."""
+    comparisons: Sequence[Comparison] = ()
+    """The fused model against every other one, with 95 % intervals: held-out metrics, then benchmarks."""
+    benchmarks: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
+    """Scores in percent with 95 % intervals: `{benchmark: {model: estimate}}`."""
+    judged: Mapping[str, Mapping[str, JudgedWinRate]] = field(default_factory=dict)
+    """How often the fused model's answers are preferred: `{judge: {other model: rate}}`, the majority first."""
     source_is_target: str | None = None
     """Name of the source that is the target."""
     history: Sequence[Mapping[str, float]] = ()
@@ -83,8 +125,11 @@ class RunFacts:
     `vocabulary/SOURCE/NAME`, `misspelt/SOURCE`, `rows`, `examples`, `tokens`, `not_aligned`."""
     quarantined: Sequence[Mapping[str, Any]] = ()
     """Refused corpus rows, all or the first ones: `file`, `line`, `reason`, `excerpt`."""
+    quarantine_reasons: Mapping[str, int] = field(default_factory=dict)
+    """Of all refused rows, how many for each reason, the most frequent first."""
     samples: Sequence[Mapping[str, Any]] = ()
-    """Held-out rows: `prompt`, `response` (the ground truth), `answers` (`{model: text}`), `category`."""
+    """Held-out rows: `prompt`, `response` (the ground truth), `answers` (`{model: text}`), `category`, and where
+    it is known `correct` (`{model: whether the answer is right}`)."""
     vote_agreement: float | None = None
     """Of the votes cast, the share that went to the answer that won, 0 to 1."""
     selection: SelectionFacts | None = None
@@ -111,6 +156,12 @@ class RunFacts:
         """A model's score; zero rows and NaN where there is none."""
         return self.scores.get(category, {}).get(model, UNKNOWN)
 
+    def comparison(self, measure: str, model: str = TARGET, category: str = ALL) -> Comparison | None:
+        """The fused model against another one; None where that is not known."""
+        return next(
+            (c for c in self.comparisons if (c.measure, c.category, c.model) == (measure, category, model)), None
+        )
+
     def num_rows(self, category: str = ALL) -> int:
         """Held-out rows of a category; all models are given the same."""
         return max((score.num_rows for score in self.scores.get(category, {}).values()), default=0)
@@ -126,9 +177,14 @@ class RunFacts:
         return f"{source} (target)" if source == self.source_is_target else source
 
     @property
+    def own_stages(self) -> tuple[StageFact, ...]:
+        """The stages without those that another run made."""
+        return tuple(stage for stage in self.stages if stage.reused_from is None)
+
+    @property
     def seconds(self) -> float:
-        """Wall time of all stages together."""
-        return sum(stage.seconds for stage in self.stages)
+        """Wall times of all its own stages together; some may have run side by side."""
+        return sum(stage.seconds for stage in self.own_stages)
 
     @property
     def num_quarantined(self) -> int:

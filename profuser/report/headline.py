@@ -3,12 +3,18 @@
 import math
 from dataclasses import dataclass
 
+from profuser.evaluation.statistics import BETTER, NOISE, WORSE
+from profuser.report.comparisons import in_percent, preference
 from profuser.report.facts import RunFacts
-from profuser.report.metrics import METRICS, Change
+from profuser.report.metrics import METRICS, SCORE, Change
 from profuser.run import FUSED, TARGET
 
 CAUTION = (
     "This is one run with one seed: there is no interval, and a small difference may be chance. "
+    "Repeat it with other seeds, and beside its controls, before you rely on it."
+)
+CAUTION_WITH_INTERVALS = (
+    "This is one run with one seed. The 95 % intervals say how far other rows would move a number, not how far another seed would. "
     "Repeat it with other seeds, and beside its controls, before you rely on it."
 )
 
@@ -18,7 +24,7 @@ class Finding:
     """One sentence and what it amounts to."""
 
     verdict: str
-    """`better`, `worse`, `no change` or `unknown`."""
+    """`better`, `worse`, `no change`, `within noise` or `unknown`."""
     text: str
 
 
@@ -28,48 +34,95 @@ class Headline:
 
     title: str
     findings: tuple[Finding, ...]
-    """One per metric."""
+    """One per held-out metric, then one of the benchmarks and one of the judges where there are any."""
     notes: tuple[str, ...]
 
 
 def headline(facts: RunFacts) -> Headline:
     """Compares the fused model with the target before fusion, and with the best source, on all held-out rows."""
     changes = [Change.of(facts, metric) for metric in METRICS]
-    findings = (_bits_per_byte(changes[0]), _exact_match(facts, changes[1]))
-    return Headline(_title(changes), findings, (*_best_source(facts), CAUTION))
+    findings = [
+        _bits_per_byte(changes[0]),
+        _exact_match(facts, changes[1]),
+        *benchmarks_finding(facts),
+        *judged_finding(facts),
+    ]
+    caution = CAUTION_WITH_INTERVALS if facts.comparisons else CAUTION
+    return Headline(_title(changes), tuple(findings), (*_best_source(facts), caution))
 
 
 def _bits_per_byte(change: Change) -> Finding:
     if change.verdict == "unknown":
         return Finding("unknown", "Bits per byte is not known for both models.")
     before, after = (change.metric.text(value) for value in (change.before, change.after))
-    moved = {"better": "fell to", "worse": "rose to", "no change": "stayed at"}[change.verdict]
-    return Finding(change.verdict, f"Bits per byte {moved} {after} from {before} ({change.text}).")
+    told = [change.text, *_interval(change)]
+    return Finding(change.verdict, f"Bits per byte {_moved(change)} {after} from {before} ({', '.join(told)}).")
 
 
 def _exact_match(facts: RunFacts, change: Change) -> Finding:
     if change.verdict == "unknown":
         return Finding("unknown", "Exact match is not known for both models.")
     before, after = (change.metric.text(value) for value in (change.before, change.after))
-    moved = {"better": "rose to", "worse": "fell to", "no change": "stayed at"}[change.verdict]
     pair = (facts.score(FUSED), facts.score(TARGET))
     rows = [round(score.exact_match * score.num_rows) for score in pair]
-    difference = f"{change.text} points, {rows[0]:,} rows right instead of {rows[1]:,}"
-    return Finding(change.verdict, f"Exact match {moved} {after} % from {before} % ({difference}).")
+    told = [f"{change.text} points", *_interval(change), f"{rows[0]:,} rows right instead of {rows[1]:,}"]
+    return Finding(change.verdict, f"Exact match {_moved(change)} {after} % from {before} % ({', '.join(told)}).")
+
+
+def _moved(change: Change) -> str:
+    if change.metric.verdict(change.before, change.after) == "no change":
+        return "stayed at"
+    return "rose to" if change.after > change.before else "fell to"
+
+
+def _interval(change: Change) -> list[str]:
+    return [f"95 % interval {change.interval}"] if change.interval else []
+
+
+def benchmarks_finding(facts: RunFacts) -> list[Finding]:
+    """Of how many benchmarks the fused model is better than the target; nothing where none was measured under both."""
+    verdicts = {name: found.verdict for name in facts.benchmarks if (found := facts.comparison(name))}
+    if not verdicts:
+        return []
+    parts = [
+        f"{verdict} on {', '.join(names)}"
+        for verdict in (BETTER, WORSE, NOISE)
+        if (names := [name for name, own in verdicts.items() if own == verdict])
+    ]
+    kinds = set(verdicts.values()) - {NOISE}
+    overall = NOISE if not kinds else kinds.pop() if len(kinds) == 1 else "mixed"
+    return [Finding(overall, f"Benchmarks: {'; '.join(parts)}.")]
+
+
+def judged_finding(facts: RunFacts) -> list[Finding]:
+    """How often the vote of the judges prefers the fused model's answers to the target's."""
+    rate = next(iter(facts.judged.values()), {}).get(TARGET)
+    if rate is None:
+        return []
+    raw, even = in_percent(rate.raw), in_percent(rate.length_controlled)
+    verdict = preference(rate.length_controlled).verdict(larger_is_better=True)
+    return [
+        Finding(
+            verdict,
+            f"The judges prefer its answers to the target's on {SCORE.text(even.value)} % of the rows at equal length "
+            f"(95 % interval {SCORE.interval(even)}; {SCORE.text(raw.value)} % as they are).",
+        )
+    ]
 
 
 def _title(changes: list[Change]) -> str:
-    names = {change.verdict: change.metric.name for change in changes}
-    verdicts = names.keys() - {"unknown"}
+    verdicts = {change.metric.name: change.verdict for change in changes if change.verdict != "unknown"}
     if not verdicts:
         return "Nothing is known yet of the fused model against the target"
-    if verdicts == {"no change"}:
-        return "The fused model is no better and no worse than the target before fusion"
-    if {"better", "worse"} <= verdicts:
-        return f"The fused model is better in {names['better']} but worse in {names['worse']} than the target before fusion"
-    verdict = "better" if "better" in verdicts else "worse"
-    where = "" if len(names) == 1 else f" in {names[verdict]}"
-    return f"The fused model is {verdict}{where} than the target before fusion"
+    better, worse = ([name for name, verdict in verdicts.items() if verdict == wanted] for wanted in (BETTER, WORSE))
+    if better and worse:
+        return f"The fused model is better in {better[0]} but worse in {worse[0]} than the target before fusion"
+    if not (better or worse):
+        level = "differs by no more than noise from" if NOISE in verdicts.values() else "is no better and no worse than"
+        return f"The fused model {level} the target before fusion"
+    moved = better or worse
+    where = "" if len(moved) == len(verdicts) > 1 else f" in {moved[0]}"
+    return f"The fused model is {'better' if better else 'worse'}{where} than the target before fusion"
 
 
 def _best_source(facts: RunFacts) -> list[str]:
@@ -84,8 +137,8 @@ def _best_source(facts: RunFacts) -> list[str]:
         best = (max if metric.higher_is_better else min)(known, key=lambda model: known[model])
         if best == TARGET:
             continue
-        verdict = metric.verdict(known[best], fused)
-        place = {"better": "better than", "worse": "worse than", "no change": "level with"}[verdict]
+        verdict = Change(metric, known[best], fused, facts.comparison(metric.name, best)).verdict
+        place = {BETTER: "better than", WORSE: "worse than", NOISE: "within noise of"}.get(verdict, "level with")
         out.append(
             f"In {metric.name} the best single model before fusion is {facts.label(best)} "
             f"({metric.text(known[best])}{metric.unit}); the fused model ({metric.text(fused)}{metric.unit}) is {place} it."

@@ -1,7 +1,6 @@
 """Losses over the updates, with held-out bits per byte and the weights of the modes beneath."""
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,12 +8,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from profuser.report.facts import RunFacts
-from profuser.report.style import LIGHT, Theme, new_figure, styled
+from profuser.report.loss_tables import stage_boundaries
+from profuser.report.style import LIGHT, MODE_LINES, MODE_MARKERS, Theme, new_figure, styled
 from profuser.schemas import MODES
 
 PANELS = {"ce": "CE, nats/token", "kl": "KL, nats/token"}
 SMOOTHED_SHARE = 0.03
 """The bold line is a moving mean over this share of the updates."""
+MOST_NAMED = 3
+"""Boundaries between stages that are named in the picture at most."""
 MOST_POINTS = 2000
 """Updates drawn at most; the CSV holds every one."""
 
@@ -37,14 +39,24 @@ def loss_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
         if heldout:
             _heldout_bits(panels[2], facts, theme)
         _weights(panels[-1], facts, theme)
+        boundaries = stage_boundaries(facts.history)
+        _name_stages(panels[0], boundaries)
         for axes in panels:
             axes.grid()
-            for boundary in stage_boundaries(facts.history):
+            for boundary in boundaries:
                 axes.axvline(boundary, color=theme.text, linestyle="--", linewidth=1)
         panels[-1].set_xlabel(f"update (bold: moving mean of {window})" if window > 1 else "update")
         figure.suptitle(f"Losses per response token, n = {len(facts.history):,} updates")
         figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
+
+
+def _name_stages(axes: Axes, boundaries: list[float]) -> None:
+    """Writes the number of the stage that begins beside its line; where there are many, the lines alone."""
+    if len(boundaries) <= MOST_NAMED:
+        for number, boundary in enumerate(boundaries, 2):
+            place = {"xy": (boundary, 1), "xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+            axes.annotate(f"stage {number}", xytext=(4, -2), va="top", fontsize=8.5, **place)
 
 
 def _losses(axes: Axes, facts: RunFacts, part: str, window: int, theme: Theme) -> None:
@@ -55,7 +67,7 @@ def _losses(axes: Axes, facts: RunFacts, part: str, window: int, theme: Theme) -
         if window > 1:
             axes.plot(steps[::thin], values[::thin], color=theme.modes[mode], alpha=0.3, linewidth=0.8)
         mean = moving_mean(values, window)
-        axes.plot(steps[::thin], mean[::thin], color=theme.modes[mode], linewidth=1.8)
+        axes.plot(steps[::thin], mean[::thin], color=theme.modes[mode], linestyle=MODE_LINES[mode], linewidth=1.8)
     axes.set_ylim(bottom=0)
 
 
@@ -66,14 +78,10 @@ def _heldout(update: Mapping[str, float], mode: str) -> float | None:
 def _heldout_bits(axes: Axes, facts: RunFacts, theme: Theme) -> None:
     for mode in MODES:
         known = [(update["step"], value) for update in facts.history if (value := _heldout(update, mode)) is not None]
-        axes.plot(*zip(*known, strict=True), color=theme.modes[mode], marker="o", markersize=3, linewidth=1.2)
+        look: dict[str, Any] = {"color": theme.modes[mode], "linestyle": MODE_LINES[mode], "marker": MODE_MARKERS[mode]}
+        axes.plot(*zip(*known, strict=True), **look, markersize=4, linewidth=1.2)
     axes.set_ylabel("held out, bits/byte")
     axes.set_ylim(bottom=0)
-
-
-def stage_boundaries(history: Sequence[Mapping[str, float]]) -> list[float]:
-    """The first update of every stage but the first."""
-    return [after["step"] for before, after in pairwise(history) if after.get("stage") != before.get("stage")]
 
 
 def _weights(axes: Axes, facts: RunFacts, theme: Theme) -> None:
@@ -81,7 +89,8 @@ def _weights(axes: Axes, facts: RunFacts, theme: Theme) -> None:
     steps = [update.get("step", index) for index, update in enumerate(thin)]
     for mode in MODES:
         weights = [update.get(f"weight_{mode}", np.nan) for update in thin]
-        axes.step(steps, weights, where="post", color=theme.modes[mode], linewidth=1.8, label=f"{mode} mode")
+        look: dict[str, Any] = {"color": theme.modes[mode], "linestyle": MODE_LINES[mode], "label": f"{mode} mode"}
+        axes.step(steps, weights, where="post", linewidth=1.8, **look)
     axes.set_ylabel("weight")
     axes.set_ylim(bottom=-0.05)
 

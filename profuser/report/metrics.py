@@ -1,11 +1,12 @@
-"""The two held-out metrics: how they are written, which way is better, and how the fused model compares with the target."""
+"""The metrics of a report: how they are written, which way is better, and how the fused model compares with the target."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from profuser.evaluation.heldout import Score
-from profuser.report.facts import ALL, RunFacts
+from profuser.evaluation.statistics import Difference, Estimate
+from profuser.report.facts import ALL, Comparison, RunFacts
 from profuser.run import FUSED, TARGET
 
 
@@ -35,6 +36,11 @@ class Metric:
         shown = round(value, self.decimals) + 0.0  # no minus zero
         return f"{shown:{'+' if sign and shown else ''}.{self.decimals}f}"
 
+    def interval(self, found: Difference | Estimate) -> str:
+        """Both ends of a 95 % interval: those of a difference with their signs."""
+        sign = isinstance(found, Difference)
+        return f"{self.text(found.low, sign)} to {self.text(found.high, sign)}"
+
     def verdict(self, before: float, after: float) -> str:
         """`better`, `worse`, `no change`, or `unknown` where one of both is not known."""
         if not (math.isfinite(before) and math.isfinite(after)):
@@ -47,6 +53,8 @@ class Metric:
 BITS_PER_BYTE = Metric("bits per byte", "", "lower is better", lambda s: s.bits_per_byte, 3, False)
 EXACT_MATCH = Metric("exact match", " %", "higher is better", lambda s: 100 * s.exact_match, 1, True)
 METRICS = (BITS_PER_BYTE, EXACT_MATCH)
+SCORE = Metric("score", " %", "higher is better", lambda s: math.nan, 1, True)
+"""Of a benchmark, and of a judged win rate: in percent already, and never of held-out rows."""
 
 
 @dataclass(frozen=True)
@@ -56,21 +64,30 @@ class Change:
     metric: Metric
     before: float
     after: float
+    comparison: Comparison | None = None
+    """With its interval, where the items are known."""
 
     @classmethod
     def of(cls, facts: RunFacts, metric: Metric, category: str = ALL) -> "Change":
         """The change on one category."""
-        return cls(metric, metric.of(facts.score(TARGET, category)), metric.of(facts.score(FUSED, category)))
+        before, after = (metric.of(facts.score(model, category)) for model in (TARGET, FUSED))
+        return cls(metric, before, after, facts.comparison(metric.name, TARGET, category))
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse`, `no change` or `unknown`."""
-        return self.metric.verdict(self.before, self.after)
+        """`better`, `worse`, `no change`, `within noise` (of a difference with its interval) or `unknown`."""
+        seen = self.metric.verdict(self.before, self.after)
+        return seen if self.comparison is None or seen in ("unknown", "no change") else self.comparison.verdict
 
     @property
     def better_model(self) -> str | None:
         """Which of both models is better; None where neither is."""
         return {"better": FUSED, "worse": TARGET}.get(self.verdict)
+
+    @property
+    def interval(self) -> str:
+        """The ends of the difference's interval; empty where they are not known."""
+        return self.metric.interval(self.comparison.difference) if self.comparison else ""
 
     @property
     def text(self) -> str:

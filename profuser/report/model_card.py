@@ -12,10 +12,11 @@ from profuser.models import ModelRef
 from profuser.report.facts import RunFacts, StageFact
 from profuser.report.headline import headline
 from profuser.report.metrics import METRICS, Change, Metric
+from profuser.report.result_tables import benchmark_lines, benchmark_models
 
 NOT_IN_CARD = ("storage", "lab", "tracking", "plan", "pool", "workers", "memory")
 """Settings of a recipe, at any depth, that speak of the machine that ran it, and of what it cost."""
-PLACES = ("model", "path", "heldout")
+PLACES = ("model", "path", "heldout", "task")
 """Settings that may name a place on that machine: only the last part is told."""
 MAX_CATEGORIES = 12
 MEASURED = {
@@ -45,9 +46,10 @@ print(answer[0]["generated_text"][-1]["content"])
 ```
 
 `vllm serve path/of/this/folder` puts it behind the OpenAI API."""
+NO_INTERVAL = "One run with one seed: the scores carry no interval."
+INTERVALS = "One run with one seed: the 95 % intervals are of other rows, not of other seeds."
 LIMITS = (
-    "One run with one seed: the scores carry no interval.",
-    "The scores are of the run's own held-out rows; they say nothing of other tasks or languages.",
+    "The scores are of the run's own held-out rows and benchmarks; they say nothing of other tasks or languages.",
     "The model learnt from the answers of its sources and takes over their mistakes and biases; it was not tested for safety.",
     "The licences of the target, of the sources and of the corpus apply.",
 )
@@ -68,7 +70,8 @@ def model_card(facts: RunFacts, manifests: Sequence[Manifest] = ()) -> str:
         USE,
         "## Made of\n\n" + _made_of(facts, {manifest.stage: manifest for manifest in manifests}),
         "## Results\n\n" + _results(facts),
-        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in LIMITS),
+        "## Limits\n\n"
+        + "\n".join(f"- {limit}" for limit in (INTERVALS if facts.comparisons else NO_INTERVAL, *LIMITS)),
         "## Lineage\n\nMade with " + ", ".join(_made_with(facts)) + ".",
         *([_folded("Artifacts of the run, by fingerprint", _artifacts(manifests))] if manifests else []),
         _folded("Recipe", _fenced(_yaml(_told(facts.recipe)))),
@@ -130,7 +133,19 @@ def _results(facts: RunFacts) -> str:
     left_out = len(facts.categories) - 1 - MAX_CATEGORIES
     tables = [_table(facts, metric, facts.categories[: MAX_CATEGORIES + 1]) for metric in METRICS]
     rest = [f"{left_out} more categories are in the run's report."] if left_out > 0 else []
-    return "\n\n".join(["\n".join(lines), *tables, *rest])
+    benchmarks = [_benchmarks(facts)] if facts.benchmarks else []
+    return "\n\n".join(["\n".join(lines), *tables, *rest, *benchmarks])
+
+
+def _benchmarks(facts: RunFacts) -> str:
+    models = benchmark_models(facts)
+    heads = ["benchmark", "items", *(_text(facts.label(model)) for model in models), "change"]
+    lines = ["**benchmarks, %** (higher is better)", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for line in benchmark_lines(facts):
+        told = f"{line.change} ({line.interval}), {line.verdict}" if line.interval else line.change
+        cells = [_text(line.name), f"{line.num_items:,}", *(line.cells.get(model, "-") for model in models), told]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _table(facts: RunFacts, metric: Metric, categories: Sequence[str]) -> str:
@@ -138,7 +153,9 @@ def _table(facts: RunFacts, metric: Metric, categories: Sequence[str]) -> str:
     lines = [f"**{metric.title}** ({metric.hint})", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for category in categories:
         values = [metric.text(metric.of(facts.score(model, category))) for model in facts.models]
-        cells = [_text(category), f"{facts.num_rows(category):,}", *values, Change.of(facts, metric, category).text]
+        change = Change.of(facts, metric, category)
+        told = f"{change.text} ({change.interval}), {change.verdict}" if change.interval else change.text
+        cells = [_text(category), f"{facts.num_rows(category):,}", *values, told]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -1,17 +1,30 @@
 """The report as one HTML file that needs nothing else: no network, no script, pictures inlined."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from profuser.report.facts import RULES, RunFacts, StageFact
+from profuser.report.facts import RULES, RunFacts
 from profuser.report.headline import headline
-from profuser.report.metrics import METRICS, Change, Metric
+from profuser.report.loss_tables import stage_loss_lines
+from profuser.report.metrics import METRICS
 from profuser.report.pictures import Picture, pictures
+from profuser.report.pipeline_tables import cost_words, flow, stage_lines, total_line
 from profuser.report.plan_tables import COVERED, plan_error_lines
+from profuser.report.result_tables import (
+    NOT_JUDGED,
+    against_lines,
+    benchmark_lines,
+    benchmark_models,
+    comparison_rows,
+    judged_lines,
+    no_benchmarks,
+    score_lines,
+)
 from profuser.report.selection_tables import KAPPA, LENGTH_RHO, LONGER_WINS, selection_words, share, signed
 from profuser.report.tables import csv_text, percent, score_table
 from profuser.run import FUSED, TARGET
@@ -19,25 +32,31 @@ from profuser.schemas import MODES
 
 MOST_QUARANTINED = 50
 MOST_SAMPLES = 20
-OWN_COLUMNS = ("rows", "tokens")
-"""Counts of a stage that have a column of their own."""
-
-
-@dataclass(frozen=True)
-class ScoreLine:
-    """One category of a table of scores, as text."""
-
-    category: str
-    num_rows: int
-    cells: Mapping[str, str]
-    """By model."""
-    better_model: str | None
-    change: str
-    verdict: str
+SECTIONS = {
+    "pipeline": "Pipeline, time and cost",
+    "plan": "Plan",
+    "results": "Fused against the others",
+    "benchmarks": "Benchmarks",
+    "judged": "Judged win rates",
+    "scores": "Held-out scores",
+    "wins": "Who teaches what",
+    "duels": "Who beats whom",
+    "judges": "Judges",
+    "alignment": "Alignment",
+    "losses": "Losses",
+    "samples": "Sample answers",
+    "quarantine": "Quarantined rows",
+    "recipe": "Recipe",
+}
+INTERVALS = (
+    "Both models on the same items. In small: 95 % intervals, from resampling the items (paired bootstrap). p: of no difference "
+    "(McNemar's test where answers are right or wrong, else the bootstrap), adjusted for the number of models (Holm). Within "
+    "noise: the interval includes 0, or p is 0.05 or more. Of many categories some differ by chance."
+)
 
 
 def write_report(facts: RunFacts, folder: Path) -> Path:
-    """Writes `index.html`, `scores.csv`, and in `plots/` each picture as PNG with its numbers as CSV.
+    """Writes `index.html`, `scores.csv`, `comparisons.csv`, and in `plots/` each picture as PNG with its numbers as CSV.
 
     Returns:
         The path of `index.html`.
@@ -48,6 +67,7 @@ def write_report(facts: RunFacts, folder: Path) -> Path:
         (folder / "plots" / f"{name}.png").write_bytes(picture.png())
         (folder / "plots" / f"{name}.csv").write_text(csv_text(picture.rows), encoding="utf-8")
     (folder / "scores.csv").write_text(csv_text([asdict(row) for row in score_table(facts)]), encoding="utf-8")
+    (folder / "comparisons.csv").write_text(csv_text(comparison_rows(facts)), encoding="utf-8")
     path = folder / "index.html"
     # A lone surrogate in an answer must not cost the report.
     path.write_text(render_page(facts, drawn), encoding="utf-8", errors="replace")
@@ -68,41 +88,55 @@ def render_page(facts: RunFacts, drawn: Mapping[str, Picture]) -> str:
     return environment.get_template("report.html.j2").render(
         facts=facts,
         headline=headline(facts),
+        sections=sections(facts),
         pictures=drawn,
-        score_tables={metric: score_lines(facts, metric) for metric in METRICS},
-        selection_words=selection_words(facts),
-        plan_errors=plan_error_lines(facts),
-        plan_covered=COVERED,
-        meanings={"longer wins": LONGER_WINS, "length rho": LENGTH_RHO, "kappa": KAPPA},
-        win_totals={mode: sum(getattr(row, mode) for row in facts.wins()) for mode in MODES},
-        other_counts={stage.name: other_counts(stage) for stage in facts.stages},
-        recipe_yaml=yaml.safe_dump(dict(facts.recipe), sort_keys=False, allow_unicode=True, width=100),
-        rules=RULES,
-        quarantined=facts.quarantined[:MOST_QUARANTINED],
-        samples=facts.samples[:MOST_SAMPLES],
         target=TARGET,
         fused=FUSED,
+        **_pipeline(facts),
+        **_results(facts),
+        selection_words=selection_words(facts),
+        meanings={"longer wins": LONGER_WINS, "length rho": LENGTH_RHO, "kappa": KAPPA},
+        win_totals={mode: sum(getattr(row, mode) for row in facts.wins()) for mode in MODES},
+        rules=RULES,
+        stage_losses=stage_loss_lines(facts),
+        quarantined=facts.quarantined[:MOST_QUARANTINED],
+        samples=facts.samples[:MOST_SAMPLES],
+        recipe_yaml=_yaml(facts.recipe),
+        settings_yaml=_yaml(facts.settings) if facts.settings else "",
     )
 
 
-def score_lines(facts: RunFacts, metric: Metric) -> list[ScoreLine]:
-    """One line per category for one metric."""
-    lines = []
-    for category in facts.categories:
-        change = Change.of(facts, metric, category)
-        cells = {model: metric.text(metric.of(facts.score(model, category))) for model in facts.models}
-        lines.append(
-            ScoreLine(category, facts.num_rows(category), cells, change.better_model, change.text, change.verdict)
-        )
-    return lines
+def sections(facts: RunFacts) -> dict[str, str]:
+    """Anchors and titles of the page's sections, in order."""
+    return {anchor: title for anchor, title in SECTIONS.items() if anchor != "plan" or facts.plan_errors}
 
 
-def other_counts(stage: StageFact) -> str:
-    """Counts that have no column, and metrics, in one phrase; those that have a section of their own (`wins/...`) are left out."""
-    counts = [
-        f"{name.replace('_', ' ')} {value:,.0f}"
-        for name, value in stage.counts.items()
-        if name not in OWN_COLUMNS and "/" not in name
-    ]
-    metrics = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in stage.metrics.items() if "/" not in name]
-    return ", ".join([*counts, *metrics])
+def _pipeline(facts: RunFacts) -> dict[str, Any]:
+    return {
+        "flow": flow(facts),
+        "stages": stage_lines(facts),
+        "total": total_line(facts),
+        "cost_words": cost_words(facts),
+        "currency": (facts.recipe.get("plan") or {}).get("currency", "money"),
+        "plan_errors": plan_error_lines(facts),
+        "plan_covered": COVERED,
+    }
+
+
+def _results(facts: RunFacts) -> dict[str, Any]:
+    others = list(dict.fromkeys(found.model for found in facts.comparisons if found.model != TARGET))
+    return {
+        "against": against_lines(facts),
+        "others": others,
+        "interval_words": INTERVALS,
+        "benchmarks": benchmark_lines(facts),
+        "benchmark_models": benchmark_models(facts),
+        "no_benchmarks": no_benchmarks(facts),
+        "judged": judged_lines(facts),
+        "not_judged": NOT_JUDGED,
+        "score_tables": {metric: score_lines(facts, metric) for metric in METRICS},
+    }
+
+
+def _yaml(tree: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True, width=100)

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,7 +12,10 @@ from matplotlib.figure import Figure
 from profuser.report.facts import RULES, RunFacts
 from profuser.report.headline import headline
 from profuser.report.loss_plot import loss_plot
+from profuser.report.loss_tables import losses_alt
+from profuser.report.metrics import METRICS
 from profuser.report.plots import coverage_plot, scores_plot, who_wins_plot
+from profuser.report.result_plots import gap_rows, gaps_alt, gaps_plot
 from profuser.report.selection_plots import agreement_plot, length_plot, win_rates_plot
 from profuser.report.selection_tables import agreement_rows, length_rows, share, signed, win_rate_rows
 from profuser.report.style import DARK, LIGHT, Theme
@@ -48,13 +50,14 @@ class Picture:
 def pictures(facts: RunFacts) -> dict[str, Picture]:
     """All pictures by name; one that has nothing to show is left out."""
     plots: dict[str, tuple[Callable[[RunFacts, Theme], Figure | None], str, Sequence[Mapping[str, Any]]]] = {
+        "differences": (gaps_plot, gaps_alt(facts), gap_rows(facts)),
         "scores": (scores_plot, _scores_alt(facts), [asdict(row) for row in score_table(facts)]),
         "who_wins": (who_wins_plot, _wins_alt(facts), [asdict(row) for row in facts.wins()]),
         "win_rates": (win_rates_plot, _win_rates_alt(facts), win_rate_rows(facts)),
         "agreement": (agreement_plot, _agreement_alt(facts), agreement_rows(facts)),
         "length": (length_plot, _length_alt(facts), length_rows(facts)),
         "coverage": (coverage_plot, _coverage_alt(facts), _coverage_rows(facts)),
-        "losses": (loss_plot, _losses_alt(facts), list(facts.history)),
+        "losses": (loss_plot, losses_alt(facts), list(facts.history)),
     }
     out = {}
     for name, (plot, alt, rows) in plots.items():
@@ -82,8 +85,15 @@ def _coverage_rows(facts: RunFacts) -> list[dict[str, Any]]:
 
 
 def _scores_alt(facts: RunFacts) -> str:
-    words = " ".join(finding.text for finding in headline(facts).findings)
-    return f"Dot plot of bits per byte and exact match per category and model. {words}"
+    models = [
+        f"{facts.label(model)} {', '.join(f'{m.text(m.of(facts.score(model)))}{m.unit}' for m in METRICS)}"
+        for model in facts.models
+    ]
+    words = " ".join(finding.text for finding in headline(facts).findings[: len(METRICS)])
+    return (
+        f"Dots per category and model, with a line from the target to the fused model. {words} "
+        f"On all rows, {' and '.join(metric.name for metric in METRICS)}: {'; '.join(models)}."
+    )
 
 
 def _wins_alt(facts: RunFacts) -> str:
@@ -111,24 +121,17 @@ def _agreement_alt(facts: RunFacts) -> str:
 
 
 def _length_alt(facts: RunFacts) -> str:
-    judges = facts.selection.judges if facts.selection else ()
-    parts = [f"{judge.name} {signed(judge.length_correlation)}" for judge in judges]
-    return f"Lines: mean reward over the length of answers. Rank correlation: {', '.join(parts)}."
+    judges, lengths = (facts.selection.judges, facts.selection.lengths) if facts.selection else ((), ())
+    parts = []
+    for judge in judges:
+        ends = [
+            f"{part.rewards[judge.name]:+.2f} at {part.mean_bytes:,.0f} bytes" for part in (*lengths[:1], *lengths[-1:])
+        ]
+        parts.append(f"{judge.name} from {' to '.join(ends)}, rank correlation {signed(judge.length_correlation)}")
+    return f"Lines: mean reward in standard deviations over the length of answers. {'; '.join(parts)}."
 
 
 def _coverage_alt(facts: RunFacts) -> str:
     total = sum(facts.coverage().values())
     shares = ", ".join(f"{rule} {percent(tokens, total)}" for rule, tokens in facts.coverage().items())
     return f"Bars: share of response tokens per alignment rule. {shares}."
-
-
-def _losses_alt(facts: RunFacts) -> str:
-    """First and last value of every curve."""
-    parts = []
-    for mode in MODES:
-        for part, name in (("ce", "cross-entropy"), ("kl", "KL")):
-            values = [update.get(f"{part}_{mode}_nats", math.nan) for update in facts.history]
-            values = [value for value in values if math.isfinite(value)]
-            if values:
-                parts.append(f"{mode} mode {name} from {values[0]:.3f} to {values[-1]:.3f}")
-    return f"Curves of the losses in nats per response token over the updates: {'; '.join(parts)}."

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from profuser.report.facts import RULES, RunFacts
 from profuser.report.metrics import METRICS, Metric
-from profuser.report.style import LIGHT, Theme, new_figure, styled
+from profuser.report.style import LIGHT, MODE_HATCHES, Theme, new_figure, styled
 from profuser.report.tables import percent
 from profuser.run import FUSED, TARGET
 from profuser.schemas import MODES
@@ -75,7 +75,12 @@ def who_wins_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
             numbers = [getattr(row, mode) for row in wins]
             places = [place + offset for place in range(len(wins))]
             label = f"{mode} mode, n = {totals[mode]:,}"
-            _bars(axes, places, numbers, height=0.36, color=theme.modes[mode], label=label)
+            look: dict[str, Any] = {
+                "color": theme.modes[mode],
+                "hatch": MODE_HATCHES[mode],
+                "edgecolor": theme.background,
+            }
+            _bars(axes, places, numbers, height=0.36, linewidth=0, label=label, **look)
         axes.set_yticks(range(len(wins)), [cut(facts.source_label(row.source)) for row in wins])
         axes.set_ylim(len(wins) - 0.5, -0.5)
         axes.set_xlabel("share of the mode's examples, %")

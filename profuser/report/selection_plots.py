@@ -9,10 +9,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from profuser.report.facts import RunFacts
 from profuser.report.plots import MOST_CATEGORIES, SOURCE_MARKERS, cut
 from profuser.report.selection_tables import signed
-from profuser.report.style import LIGHT, Theme, new_figure, styled
+from profuser.report.style import LIGHT, MODE_MARKERS, Theme, new_figure, styled
 from profuser.schemas import MODES
-
-MODE_MARKERS = {"training": "s", "inference": "o"}
 
 
 def win_rates_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:

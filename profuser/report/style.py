@@ -30,13 +30,18 @@ class Theme:
     """Of the sources, in order."""
 
 
+MODE_LINES: Mapping[str, Any] = {"training": "-", "inference": (0, (5, 1.2))}
+MODE_MARKERS = {"training": "s", "inference": "o"}
+MODE_HATCHES = {"training": "", "inference": "////"}
+"""Both modes are told apart without their colours too."""
+
 LIGHT = Theme(
     text="#1f2328",
     grid="#d8dee4",
     background="#ffffff",
     modes={"training": "#0072b2", "inference": "#d55e00"},
     models={TARGET: "#1f2328", FUSED: "#d55e00"},
-    others=("#0072b2", "#009e73", "#b06090", "#997700", "#4d9fcb"),
+    others=("#0072b2", "#009e73", "#b06090", "#997700", "#3f8fbc"),
 )
 DARK = Theme(
     text="#e6edf3",

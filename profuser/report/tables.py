@@ -44,6 +44,10 @@ def render_scores(facts: RunFacts) -> Table:
     for model in facts.models:
         table.add_column(Text(facts.label(model).replace(" ", "\n")), justify="right", overflow="fold")
     table.add_column("change", justify="right")
+    if facts.comparisons:
+        table.add_column("95 % interval", justify="right")
+        table.add_column("verdict")
+        table.pad_edge = False  # with four models there is not a column to spare
     for metric in METRICS:
         table.add_row(Text(metric.title, style="italic"))
         for category in facts.categories:
@@ -58,7 +62,8 @@ def _score_cells(facts: RunFacts, metric: Metric, category: str) -> list[Text]:
     for model in facts.models:
         value = metric.text(metric.of(facts.score(model, category)))
         cells.append(Text(value, style="bold" if model == change.better_model else ""))
-    return [*cells, Text(change.text)]
+    told = [Text(change.interval), Text(change.verdict)] if facts.comparisons else []
+    return [*cells, Text(change.text), *told]
 
 
 def who_wins_table(facts: RunFacts) -> Table:

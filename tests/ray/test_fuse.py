@@ -7,20 +7,28 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import psutil
 import pytest
 import torch
 from mlflow import MlflowClient
+from ray._raylet import GcsClient
+from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from profuser.tracking import Tracker
 from ray_jobs.cluster import connected
+from ray_jobs.fuse import fuse
+from tests.ray import stages
 from tests.ray.fuse_driver import SETTINGS, run_of
 from tests.ray.stages import run_until_select, write_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 NUM_STEPS = SETTINGS["duration"]["value"]
+PREEMPTION = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
 TIMED = {"tokens_per_second", "model_tflops", "memory_gib"}
 
 
@@ -166,3 +174,37 @@ def test_checkpoints_are_kept_by_held_out_bits_per_byte_and_the_best_is_exported
     assert kept == {best, 15}
     wanted = checkpoint(storage, best, tmp_path)["model"]
     assert all(wanted[f"model.{name}"].to(weight.dtype).equal(weight) for name, weight in weights(storage).items())
+
+
+def test_a_drained_node_leaves_a_checkpoint_and_the_other_goes_on(selected, undisturbed, tmp_path, monkeypatch):
+    storage = shutil.copytree(selected, tmp_path / "run") / "storage"
+    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
+    # Room for one worker on each node.
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})
+    try:
+        doomed = cluster.add_node(num_cpus=2)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        with connected():
+            workers = {"num_workers": 2, "min_workers": 1, "num_cpus": 2}
+            run = run_of(storage, selected / "corpus.jsonl", workers=workers, keep_checkpoints=100)
+            tracker = Tracker.open(f"sqlite:///{storage}/mlflow.db", "profuser", "tiny", {}, str(storage))
+            begun, reclaimed = lambda: len(names(storage)) >= 2, partial(reclaim, cluster, doomed)
+            with tracker.stage("fuse") as handle, stages.Meanwhile(begun, reclaimed):
+                fuse(run, handle)
+    finally:
+        cluster.shutdown()
+    steps = {json.loads(f.read_text())["step"] for f in (storage / "tiny" / "fuse").glob("train-*/*/progress.json")}
+    assert [step for step in steps if step % SETTINGS["checkpoint_every_steps"]], steps
+    assert [record["step"] for record in history(storage)] == list(range(NUM_STEPS))
+    for mine, other in zip(history(storage), history(undisturbed), strict=True):
+        assert mine == pytest.approx(other, rel=1e-3)
+
+
+def reclaim(cluster, node):
+    """Announces that a node will go, and takes it away before the time is up, as a cloud does of a spot instance."""
+    deadline_ms = int(1000 * (time.time() + 6))
+    accepted, why = GcsClient(cluster.address).drain_node(node.node_id, PREEMPTION, "reclaimed", deadline_ms)
+    assert accepted, why
+    time.sleep(4)
+    cluster.remove_node(node, allow_graceful=False)

@@ -56,7 +56,7 @@ def test_the_arms_are_those_that_the_ablation_needs():
     schedules = {arm.stem: load_recipe(SHIPPED[0], arm=arm) for arm in ARMS}
     assert schedules.keys() == {
         *("progressive", "simultaneous", "reversed", "inference-only", "training-only", "sft-gt", "sft-voted"),
-        *("average-teacher", "linear-ramp", "cosine-ramp", "competence"),
+        *("average-teacher", "linear-ramp", "cosine-ramp", "competence", "fusellm"),
     }
     assert schedules["progressive"].fuse.schedule == PROGRESSIVE
     used = {
@@ -66,7 +66,7 @@ def test_the_arms_are_those_that_the_ablation_needs():
         for name, r in schedules.items()
     }
     assert [name for name, modes in used.items() if modes == (True, False)] == ["inference-only", "sft-voted"]
-    assert [name for name, modes in used.items() if modes == (False, True)] == ["sft-gt", "training-only"]
+    assert [name for name, modes in used.items() if modes == (False, True)] == ["fusellm", "sft-gt", "training-only"]
     assert [name for name, r in schedules.items() if r.fuse.beta == 0] == ["sft-gt", "sft-voted"]
     assert [name for name, r in schedules.items() if r.select.training_teacher == "average"] == ["average-teacher"]
 

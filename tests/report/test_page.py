@@ -14,6 +14,7 @@ from profuser.report.loss_plot import loss_plot
 from profuser.report.page import render_page, write_report
 from profuser.report.pictures import pictures
 from profuser.report.plots import coverage_plot, scores_plot, who_wins_plot
+from profuser.report.result_plots import gaps_plot
 from profuser.report.selection_plots import agreement_plot, length_plot, win_rates_plot
 from profuser.report.tables import ScoreRow, score_table
 from profuser.rewards.agreement import Agreement
@@ -21,6 +22,7 @@ from profuser.selection_facts import Duel, JudgeFacts, WinRate
 from tests.report import made_up
 
 PLOTS = {
+    "differences": gaps_plot,
     "scores": scores_plot,
     "who_wins": who_wins_plot,
     "win_rates": win_rates_plot,
@@ -63,7 +65,7 @@ def read(html: str) -> Tags:
 def folder(tmp_path_factory) -> Path:
     """A whole report: drawing takes seconds, so it is written once."""
     path = tmp_path_factory.mktemp("report")
-    assert write_report(made_up.facts(), path) == path / "index.html"
+    assert write_report(made_up.measured(), path) == path / "index.html"
     return path
 
 
@@ -76,7 +78,9 @@ def test_a_page_stands_by_itself(folder):
     assert all(address.startswith(("data:image/", "#")) for address in addresses)
     assert "script" not in [tag for tag, _ in page.tags]
     assert "url(" not in html
-    assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
+    for alt in (attributes.get("alt") or "" for tag, attributes in page.tags if tag == "img"):
+        assert len(re.findall(r"\d+\.\d+", alt)) >= 3
+        assert "nan" not in alt
     targets = {attributes.get("id") for _, attributes in page.tags}
     assert {address[1:] for address in addresses if address.startswith("#")} <= targets
 
@@ -122,6 +126,16 @@ def test_the_csv_equals_the_table(folder):
     assert float(updates[-1]["ce_training_nats"]) == facts.history[-1]["ce_training_nats"]
 
 
+def test_every_comparison_is_in_its_csv(folder):
+    facts = made_up.measured()
+    with (folder / "comparisons.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(facts.comparisons)
+    for row, comparison in zip(rows, facts.comparisons, strict=True):
+        assert float(row["low"]) == comparison.difference.low
+        assert (row["against"], row["verdict"]) == (comparison.model, comparison.verdict)
+
+
 def test_who_beats_whom_and_who_agrees_is_on_the_page_and_in_its_csv(folder):
     page, selection = read((folder / "index.html").read_text()), made_up.selection()
     with (folder / "plots" / "win_rates.csv").open() as file:
@@ -145,7 +159,8 @@ def test_each_plot_has_its_numbers_beside_it(folder):
 
 
 def test_the_same_run_gives_the_same_picture():
-    first, second = (pictures(made_up.facts(history=[]))["who_wins"].data_uri("dark") for _ in range(2))
+    few = made_up.facts(history=[], scores={}, selection=None)
+    first, second = (pictures(few)["who_wins"].data_uri("dark") for _ in range(2))
     assert first == second
 
 
@@ -217,13 +232,13 @@ def test_a_run_of_which_nothing_is_known_has_a_page(tmp_path):
     assert "Nothing is known yet" in page.text
 
 
-def test_coverage_is_told_per_source(tmp_path):
-    page = write_report(made_up.facts(), tmp_path).read_text()
+def test_coverage_is_told_per_source(folder):
+    page = (folder / "index.html").read_text()
     section = page[page.index("From each source to the target") :].split("</table>")[0]
     rows = [re.sub(r"<[^>]+>|\s+", " ", row).split() for row in section.split("<tr>")[1:5]]
     assert [row[0] for row in rows[1:]] == ["llama", "mpt", "neox"]
     assert rows[3][-1] == "7"
     assert "61.7" in rows[1]
-    with (tmp_path / "plots" / "coverage.csv").open() as stream:
+    with (folder / "plots" / "coverage.csv").open() as stream:
         for line in csv.DictReader(stream):
             assert abs(sum(int(line[name]) for name in ("llama", "mpt", "neox")) - int(line["tokens"])) <= 1

@@ -1,0 +1,191 @@
+"""Several models on the same items: each one's value with its interval, and differences with a verdict in words.
+
+Legend: N items that all of the models have (held-out rows, questions of a benchmark), S seeds of one model.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float
+
+from profuser.advantage import LN2
+from profuser.config import flatten, identity
+from profuser.errors import UserError
+from profuser.evaluation.heldout import common_rows
+from profuser.evaluation.statistics import NOISE, Difference, Estimate, estimate, holm, mcnemar, paired_bootstrap
+from profuser.recipe.models import Recipe
+
+BITS_PER_BYTE, EXACT_MATCH = "bits_per_byte", "exact_match"
+SIGNIFICANT = 0.05
+"""A Holm-adjusted p-value from which a difference is called noise, whatever its interval."""
+NO_PART_OF_AN_ARM = ("name", "fuse.seed")
+"""Settings in which runs of one arm differ."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What every model scored on every item."""
+
+    name: str
+    larger_is_better: bool
+    values: Mapping[str, Float[np.ndarray, "_ N"]]
+    """By model, a row per seed."""
+    denominators: Float[np.ndarray, "N"] | None = None
+    """A model's value is the sum of its values over the sum of these; None for the mean."""
+
+    @property
+    def num_items(self) -> int:
+        """N."""
+        return next(iter(self.values.values())).shape[1]
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Every model's value with its 95 % interval."""
+        return {name: estimate(values, denominators=self.denominators) for name, values in self.values.items()}
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A model against another in one metric."""
+
+    metric: str
+    larger_is_better: bool
+    model: str
+    baseline: str
+    difference: Difference
+    """The model's value less the baseline's."""
+    test: str
+    """Where the p-value is from: `McNemar`, or `bootstrap` (with several seeds, Student's of the same error)."""
+    p_value: float
+    adjusted_p_value: float
+    """By Holm over the contrasts of this metric."""
+
+    @property
+    def verdict(self) -> str:
+        """`better` or `worse` where the interval excludes 0 and the adjusted p-value is below 5 %; else `within noise`."""
+        if self.adjusted_p_value >= SIGNIFICANT:
+            return NOISE
+        return self.difference.verdict(larger_is_better=self.larger_is_better)
+
+
+def heldout_metrics(models: Mapping[str, Sequence[pa.Table]]) -> list[Metric]:
+    """Bits per byte and exact match on the rows that no model refused; none where no such row is left.
+
+    Args:
+        models: by name, evaluate tables of a model: one per seed.
+    """
+    tables = {f"{name}/{seed}": table for name, seeds in models.items() for seed, table in enumerate(seeds)}
+    kept = sorted(common_rows(tables)["all"]) if tables else []
+    if not kept:
+        return []
+    nats, correct = (
+        {name: _matrix(seeds, "row_id", c, kept) for name, seeds in models.items()} for c in ("nats", "correct")
+    )
+    num_bytes = _matrix([next(iter(tables.values()))], "row_id", "response_bytes", kept)[0]
+    return [
+        Metric(BITS_PER_BYTE, False, {name: values / LN2 for name, values in nats.items()}, num_bytes),
+        Metric(EXACT_MATCH, True, correct),
+    ]
+
+
+def benchmark_metrics(models: Mapping[str, Sequence[Mapping[str, pa.Table]]]) -> list[Metric]:
+    """Every benchmark that at least two of the models have, on the items that these have in common.
+
+    Args:
+        models: by name, tables of `item_id` and `score` by benchmark: one mapping per seed.
+    """
+    out = []
+    for benchmark in dict.fromkeys(name for seeds in models.values() for seed in seeds for name in seed):
+        having = {
+            name: [seed[benchmark] for seed in seeds]
+            for name, seeds in models.items()
+            if seeds and all(benchmark in seed for seed in seeds)
+        }
+        kept = _common(table["item_id"].to_pylist() for tables in having.values() for table in tables)
+        if len(having) > 1 and kept:
+            values = {name: _matrix(tables, "item_id", "score", kept) for name, tables in having.items()}
+            out.append(Metric(benchmark, True, values))
+    return out
+
+
+def contrasts(metric: Metric, pairs: Sequence[tuple[str, str]]) -> list[Contrast]:
+    """Differences of pairs of models (the first less the second), adjusted for being several; left out where a model has no values.
+
+    The p-value is McNemar's where both models have one seed and every item is right or wrong.
+    """
+    found = []
+    for model, baseline in pairs:
+        if model in metric.values and baseline in metric.values:
+            mine, other = metric.values[model], metric.values[baseline]
+            difference = paired_bootstrap(mine, other, denominators=metric.denominators)
+            binary = metric.denominators is None and len(mine) == len(other) == 1
+            if binary and np.isin([mine, other], (0, 1)).all():
+                test, p_value = "McNemar", mcnemar(mine[0] == 1, other[0] == 1)
+            else:
+                test, p_value = "bootstrap", difference.p_value
+            found.append(
+                Contrast(metric.name, metric.larger_is_better, model, baseline, difference, test, p_value, p_value)
+            )
+    adjusted = holm([contrast.p_value for contrast in found])
+    return [replace(contrast, adjusted_p_value=p) for contrast, p in zip(found, adjusted, strict=True)]
+
+
+def differences(tables: Mapping[str, pa.Table], baseline: str) -> dict[str, dict[str, Difference]]:
+    """Every other model less the baseline on the rows that no model refused; empty where no such row is left.
+
+    Args:
+        tables: evaluate tables by model.
+        baseline: the model that the others are compared with, e.g. `target`.
+
+    Returns:
+        `{model: {"bits_per_byte": difference, "exact_match": difference}}`; bits (less is better) and shares, 0 to 1.
+    """
+    metrics = heldout_metrics({name: [table] for name, table in tables.items()})
+    return {
+        name: {
+            metric.name: paired_bootstrap(
+                metric.values[name], metric.values[baseline], denominators=metric.denominators
+            )
+            for metric in metrics
+        }
+        for name in tables
+        if metrics and name != baseline
+    }
+
+
+def seed_groups(recipes: Mapping[str, Recipe]) -> dict[str, list[str]]:
+    """Runs of one arm, which differ in no more than name and `fuse.seed`, under the name of the first.
+
+    Raises:
+        UserError: two runs of an arm have the same seed: they are one measurement, not two.
+    """
+    groups: dict[str, list[str]] = {}
+    firsts: dict[str, str] = {}
+    for name, recipe in recipes.items():
+        settings = flatten(identity(recipe))
+        arm = json.dumps({k: v for k, v in settings.items() if k not in NO_PART_OF_AN_ARM}, sort_keys=True)
+        groups.setdefault(firsts.setdefault(arm, name), []).append(name)
+    for names in groups.values():
+        seeds: dict[int, str] = {}
+        for name in names:
+            twin = seeds.setdefault(recipes[name].training_seed, name)
+            if twin != name:
+                seed = recipes[name].training_seed
+                raise UserError(
+                    f"--group-seeds: {twin} and {name} are the same arm with the same seed ({seed}); leave one out"
+                )
+    return groups
+
+
+def _matrix(tables: Sequence[pa.Table], key: str, column: str, kept: Sequence[str]) -> Float[np.ndarray, "_ N"]:
+    """A column of every table, in the order of the kept items."""
+    rows = [dict(zip(t[key].to_pylist(), t[column].to_pylist(), strict=True)) for t in tables]
+    return np.array([[row[item] for item in kept] for row in rows], dtype=np.float64)
+
+
+def _common(items: Iterable[Sequence[str]]) -> list[str]:
+    """Those that all have, sorted."""
+    sets = [set(some) for some in items]
+    return sorted(set.intersection(*sets)) if sets else []

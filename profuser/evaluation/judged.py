@@ -1,0 +1,204 @@
+"""Judged win rate: how often the rewards prefer one model's held-out answers to another's, as it is and at equal length.
+
+A reward scores one answer at a time and never sees two, so there is no position that could favour one; the vote over rewards is
+still taken in both orders and averaged, so that a tie is a half and changing sides gives exactly one minus the rate.
+
+Length control is that of length-controlled AlpacaEval (Dubois et al., arXiv 2404.04475) without its term for the difficulty of an
+instruction, which needs many models: over rows i with outcome w_i (1 won, 0.5 tied, 0 lost) and difference of length d_i,
+
+    logit P(w_i) = theta + phi * tanh(d_i / std(d)),        rate at equal length = 1 / (1 + exp(-theta)).
+
+Legend: N held-out rows that no model refused, M models, R rewards, B resamples.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float
+
+from profuser.evaluation.heldout import common_rows
+from profuser.evaluation.statistics import Estimate, estimate, resamples
+from profuser.recipe.rewards import RewardConfig, VoteConfig
+from profuser.rewards.judges import Judge
+from profuser.rewards.voting import RewardScale, vote
+from profuser.run import FUSED, FusionRun
+from profuser.schemas import JUDGE
+
+MAJORITY = "majority vote"
+RIDGE = 1e-3
+"""Keeps theta and phi finite where every row was won, or where length alone tells who wins; elsewhere it moves nothing."""
+LONGEST_STEP, NUM_STEPS, TOLERANCE = 4.0, 60, 1e-9
+
+
+@dataclass(frozen=True)
+class JudgedAnswers:
+    """What every model answered to the held-out rows, and what every reward thinks of it."""
+
+    models: tuple[str, ...]
+    rewards: tuple[str, ...]
+    answers: Sequence[Sequence[str | None]]
+    """`[N][M]`; None where an answer is blank: it loses against any other."""
+    scores: Float[np.ndarray, "N M R"]
+    """NaN where there is no answer."""
+
+
+@dataclass(frozen=True)
+class JudgedWinRate:
+    """How often one model's answer is preferred to another's, ties counted half; shares of rows, 0 to 1, with 95 % intervals."""
+
+    raw: Estimate
+    length_controlled: Estimate
+    """At equal length of the answers."""
+    num_ties: int
+    mean_characters: tuple[float, float]
+    """Mean length of the answers of either."""
+
+
+def judge_table(judge: Judge, rows: Sequence[Mapping], predictions: Mapping[str, Sequence[str | None]]) -> pa.Table:
+    """Scores a shard of held-out rows, each distinct answer to a row once.
+
+    Args:
+        judge: the reward.
+        rows: rows of the corpus schema.
+        predictions: every model's answer to each of them.
+    """
+    places = [(row, model, text) for model, texts in predictions.items() for row, text in enumerate(texts)]
+    distinct = list(dict.fromkeys((row, text) for row, _, text in places if _told(text)))
+    scores = judge.score([rows[row] for row, _ in distinct], [text or "" for _, text in distinct]) if distinct else []
+    known = dict(zip(distinct, map(float, scores), strict=True))
+    records = [
+        {"row_id": rows[row]["row_id"], "model": model, "score": known.get((row, text))} for row, model, text in places
+    ]
+    return pa.Table.from_pylist(records, schema=JUDGE)
+
+
+def read_answers(run: FusionRun, rewards: Sequence[RewardConfig]) -> JudgedAnswers:
+    """Answers and scores of the rows that no model refused, from the shards of `evaluate` and `judge`."""
+    models = run.evaluated()
+    tables = {name: pa.concat_tables(run.evaluate(name).tables()) for name in models}
+    kept = common_rows(tables)["all"]
+    texts = {
+        name: dict(zip(t["row_id"].to_pylist(), t["prediction"].to_pylist(), strict=True)) for name, t in tables.items()
+    }
+    row_ids = [row_id for row_id in texts[models[0]] if row_id in kept]
+    place = {(row_id, name): (i, j) for i, row_id in enumerate(row_ids) for j, name in enumerate(models)}
+    scores = np.full((len(row_ids), len(models), len(rewards)), np.nan)
+    for index, reward in enumerate(rewards):
+        for table in run.judge(reward).tables():
+            for row in table.to_pylist():
+                at = place.get((row["row_id"], row["model"]))
+                if at is not None and row["score"] is not None:
+                    scores[(*at, index)] = row["score"]
+    answers = [[_told(texts[name][row_id]) for name in models] for row_id in row_ids]
+    return JudgedAnswers(tuple(models), tuple(reward.name for reward in rewards), answers, scores)
+
+
+def judged_win_rates(run: FusionRun) -> dict[str, dict[str, JudgedWinRate]]:
+    """Win rates of the fused model: `{judge: {other model: rate}}`, the judges being `MAJORITY` and then each reward by itself.
+
+    Empty where the run is not judged, or not yet, or no row is left.
+    """
+    artifacts = run.artifacts("judge")
+    if not artifacts or any(artifact.manifest() is None for artifact in artifacts):
+        return {}
+    recipe = run.recipe
+    judged = read_answers(run, recipe.rewards)
+    if not judged.answers:
+        return {}
+    weights = {MAJORITY: [reward.weight for reward in recipe.rewards]}
+    weights |= {name: [float(name == other) for other in judged.rewards] for name in judged.rewards}
+    return {name: win_rates(judged, FUSED, recipe.select.vote, weight) for name, weight in weights.items()}
+
+
+def win_rates(
+    judged: JudgedAnswers, model: str, config: VoteConfig, weights: Sequence[float]
+) -> dict[str, JudgedWinRate]:
+    """How often a model is preferred to each of the others, under a vote of the rewards with these weights."""
+    scales = [RewardScale.of(judged.scores[..., index]) for index in range(len(judged.rewards))]
+    lengths = np.array([[len(text or "") for text in row] for row in judged.answers], dtype=np.float64)
+    mine = judged.models.index(model)
+    out: dict[str, JudgedWinRate] = {}
+    for other, name in enumerate(judged.models):
+        if other == mine:
+            continue
+        pair = [mine, other]
+        answers = [[row[index] for index in pair] for row in judged.answers]
+        won = outcomes(judged.scores[:, pair], answers, scales, config, weights)
+        rate = length_controlled(won, lengths[:, mine] - lengths[:, other])
+        mean = lengths[:, pair].mean(axis=0)
+        out[name] = JudgedWinRate(estimate(won), rate, int((won == 0.5).sum()), (float(mean[0]), float(mean[1])))
+    return out
+
+
+def outcomes(
+    scores: Float[np.ndarray, "N 2 R"],
+    answers: Sequence[Sequence[str | None]],
+    scales: Sequence[RewardScale],
+    config: VoteConfig,
+    weights: Sequence[float],
+) -> Float[np.ndarray, "N"]:
+    """1 where the first answer wins the vote, 0 where the second does, 0.5 at a tie: the mean of both orders.
+
+    The vote is that of `select`, whose last resort is the order; equal answers, and rows without a winner, are ties.
+    """
+    here = vote(scores, answers, scales, config, weights).winner
+    there = vote(scores[:, ::-1], [row[::-1] for row in answers], scales, config, weights).winner
+    return (_first_won(here) + 1 - _first_won(there)) / 2
+
+
+def _first_won(winner: np.ndarray) -> np.ndarray:
+    return np.select([winner == 0, winner == 1], [1.0, 0.0], 0.5)
+
+
+def length_controlled(
+    won: Float[np.ndarray, "N"],
+    longer_by: Float[np.ndarray, "N"],
+    num_resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """The win rate at equal length, by the formula above; interval by resampling rows and fitting anew.
+
+    Args:
+        won: outcome of each row, 0 to 1.
+        longer_by: length of the first answer less that of the second, in any unit.
+        num_resamples: of the bootstrap.
+        confidence: of the interval.
+        seed: of the resampling.
+    """
+    spread = longer_by.std()
+    length = np.tanh(longer_by / spread) if spread else np.zeros_like(longer_by)
+    fitted = _fit(won, length, np.ones((1, won.size)), np.zeros((1, 2)))
+    draws = [_fit(won, length, counts, fitted)[:, 0] for counts in resamples(won.size, num_resamples, seed)]
+    bounds = np.quantile(np.concatenate(draws), [(1 - confidence) / 2, (1 + confidence) / 2])
+    rate, low, high = (float(1 / (1 + np.exp(-theta))) for theta in (fitted[0, 0], *bounds))
+    return Estimate(rate, low, high, won.size)
+
+
+def _fit(
+    won: Float[np.ndarray, "N"],
+    length: Float[np.ndarray, "N"],
+    counts: Float[np.ndarray, "B N"],
+    start: Float[np.ndarray, "_ 2"],
+) -> Float[np.ndarray, "B 2"]:
+    """Theta and phi of every resample, by Newton's method."""
+    inputs = np.stack([np.ones_like(length), length])
+    squares = np.stack([inputs[0], length, length**2])
+    found = np.broadcast_to(start, (len(counts), 2)).copy()
+    for _ in range(NUM_STEPS):
+        chance = 1 / (1 + np.exp(-(found @ inputs)))
+        slope = (counts * (won - chance)) @ inputs.T - RIDGE * found
+        a, b, c = ((counts * chance * (1 - chance)) @ squares.T + RIDGE * np.array([1.0, 0.0, 1.0])).T
+        step = np.stack([c * slope[:, 0] - b * slope[:, 1], a * slope[:, 1] - b * slope[:, 0]], axis=1)
+        step = (step / (a * c - b * b)[:, None]).clip(-LONGEST_STEP, LONGEST_STEP)
+        found += step
+        if np.abs(step).max() < TOLERANCE:
+            break
+    return found
+
+
+def _told(text: str | None) -> str | None:
+    """An answer, or None where it is blank."""
+    return text if text and text.strip() else None

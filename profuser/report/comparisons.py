@@ -1,0 +1,90 @@
+"""The fused model against all others on the same items, with intervals: from the tables of items to a report's facts."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+
+from profuser.evaluation import comparison as items
+from profuser.evaluation.heldout import common_rows
+from profuser.evaluation.statistics import Difference, Estimate, estimate
+from profuser.report.facts import ALL, Comparison
+from profuser.report.metrics import BITS_PER_BYTE, EXACT_MATCH
+from profuser.run import FUSED
+
+NAMES = {items.BITS_PER_BYTE: BITS_PER_BYTE.name, items.EXACT_MATCH: EXACT_MATCH.name}
+"""Held-out metrics as a report calls them."""
+PERCENT = 100.0
+"""Shares are told in percent, their differences in points."""
+
+
+def heldout_comparisons(tables: Mapping[str, pa.Table]) -> list[Comparison]:
+    """Both held-out metrics against every other model, on the rows that no model refused and on each category of them.
+
+    Args:
+        tables: evaluate tables by model. Nothing comes of it where the fused model is not among them, or no row is left.
+    """
+    out = []
+    for category, ids in common_rows(tables).items() if FUSED in tables else ():
+        kept = {name: [_of_rows(table, ids)] for name, table in tables.items()}
+        for metric in items.heldout_metrics(kept):
+            out += _comparisons(metric, category)
+    return out
+
+
+def _of_rows(table: pa.Table, ids: set[str]) -> pa.Table:
+    return table.filter(pa.array([row_id in ids for row_id in table["row_id"].to_pylist()], pa.bool_()))
+
+
+def benchmark_comparisons(benchmarks: Mapping[str, Mapping[str, pa.Table]]) -> list[Comparison]:
+    """The score of every benchmark against every other model that has finished it.
+
+    Args:
+        benchmarks: as `read_benchmarks` gives them.
+    """
+    by_model: dict[str, dict[str, pa.Table]] = {}
+    for name, tables in benchmarks.items():
+        for model, table in tables.items():
+            by_model.setdefault(model, {})[name] = table
+    metrics = items.benchmark_metrics({model: [tables] for model, tables in by_model.items()})
+    return [found for metric in metrics for found in _comparisons(metric, ALL)]
+
+
+def _comparisons(metric: items.Metric, category: str) -> Sequence[Comparison]:
+    unit = 1.0 if metric.name == items.BITS_PER_BYTE else PERCENT
+    pairs = [(FUSED, model) for model in metric.values if model != FUSED]
+    return [
+        Comparison(
+            measure=NAMES.get(found.metric, found.metric),
+            category=category,
+            model=found.baseline,
+            difference=_times(found.difference, unit),
+            p_value=found.adjusted_p_value,
+            verdict=found.verdict,
+        )
+        for found in items.contrasts(metric, pairs)
+    ]
+
+
+def benchmark_estimates(benchmarks: Mapping[str, Mapping[str, pa.Table]]) -> dict[str, dict[str, Estimate]]:
+    """Every model's score on every benchmark, in percent: `{benchmark: {model: estimate}}`."""
+    return {
+        name: {model: in_percent(estimate(table["score"].to_pylist())) for model, table in tables.items() if len(table)}
+        for name, tables in benchmarks.items()
+    }
+
+
+def preference(rate: Estimate) -> Difference:
+    """How far a judged win rate is from a half, in points: above 0 the fused model's answers are preferred."""
+    even = Difference(rate.value - 0.5, rate.low - 0.5, rate.high - 0.5, math.nan, rate.num_items)
+    return _times(even, PERCENT)
+
+
+def in_percent(found: Estimate) -> Estimate:
+    """An estimate of a share, in percent."""
+    return replace(found, value=PERCENT * found.value, low=PERCENT * found.low, high=PERCENT * found.high)
+
+
+def _times(found: Difference, unit: float) -> Difference:
+    return replace(found, value=unit * found.value, low=unit * found.low, high=unit * found.high)

@@ -1,0 +1,96 @@
+"""The ablation, on tiny models: one teachers' pass for all arms, a failing one stops none, a second call makes nothing."""
+
+import json
+import sys
+
+import pytest
+import yaml
+
+from ray_jobs import cli
+from tests import tiny
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+RUNS = ("small.base", "small.sft-gt.s0", "small.beta-0.s0")
+BASE_STAGES = {"prepare", "collect", "rewards", "select", "evaluate"}
+ARM_STAGES = {"fuse", "evaluate", "report"}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ablate")
+    rows = [{"question": f"Sort {a} {n}.", "answer": f"The answer is {n}."} for n in range(12) for a in "abc"]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    engine = {"kind": "transformers", "dtype": "float32", "max_model_len": 96}
+    target = {"model": tiny.llama(folder / "llama"), "engine": engine}
+    content = {
+        "name": "small",
+        "storage": str(folder / "runs"),
+        "corpus": {"path": str(folder / "data.jsonl"), "heldout_rows": 8, "rows_per_shard": 64},
+        "sources": [
+            {"name": "llama", **target},
+            {"name": "neox", "model": tiny.neox(folder / "neox"), "engine": engine},
+        ],
+        "target": target,
+        "collect": {"top_k": 4, "generation": {"max_tokens": 4}},
+        "rewards": [{"kind": "exact_match", "name": "exact"}],
+        "fuse": {
+            "duration": {"kind": "steps", "value": 2},
+            "batch_tokens": 400,
+            "max_tokens": 96,
+            "validation_rows": 0,
+            "workers": {"num_workers": 1},
+        },
+        "evaluate": {"generation": {"max_tokens": 4}},
+    }
+    (folder / "small.yaml").write_text(yaml.safe_dump(content))
+    return folder / "small.yaml"
+
+
+def ablate(monkeypatch, recipe, *arguments):
+    """Exit code of the command."""
+    monkeypatch.setattr(sys, "argv", ["profuser", "lab", "ablate", "--recipe", str(recipe), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code or 0
+
+
+def manifests(storage):
+    """When each artifact was finished, by its folder in the storage."""
+    return {
+        str(file.parent.relative_to(storage)): file.stat().st_mtime_ns
+        for file in storage.glob("small.*/**/manifest.json")
+    }
+
+
+def table(storage):
+    return json.loads((storage / "small.ablation" / "table.json").read_text())
+
+
+def test_arms_share_one_teachers_pass_one_that_fails_stops_none_and_a_second_call_makes_nothing(
+    recipe, monkeypatch, capsys
+):
+    storage = recipe.parent / "runs"
+    storage.mkdir()
+    (storage / "small.reversed.s0").write_text("a file where the run's folder should be")
+    assert ablate(monkeypatch, recipe, "--arms", "sft-gt,reversed,beta-0", "--seeds", "1") == 1
+    assert "1 of 3 runs failed and are not in the table; small.reversed.s0: " in capsys.readouterr().err
+
+    made = manifests(storage)
+    stages = {run: {name.split("/")[1] for name in made if name.startswith(f"{run}/")} for run in RUNS}
+    assert stages == dict(zip(RUNS, (BASE_STAGES, ARM_STAGES, ARM_STAGES), strict=True))
+    assert [name for name in made if "/collect/" in name] == ["small.base/collect/llama", "small.base/collect/neox"]
+    assert {name for name in made if "/evaluate/" in name and "base" not in name} == {
+        "small.sft-gt.s0/evaluate/fused",
+        "small.beta-0.s0/evaluate/fused",
+    }
+    rows = {row["name"]: row for row in table(storage)["rows"]}
+    assert rows.keys() == {"target before", "neox", "oracle per row", "sft-gt", "beta-0"}
+    assert rows["sft-gt"]["updates"] == rows["beta-0"]["updates"] == 2
+    assert rows["beta-0"]["bits_per_byte_less_sft-gt_verdict"] in ("better", "worse", "within noise", "not after Holm")
+    assert table(storage)["num_rows"] == 8
+    files = {file.name for file in (storage / "small.ablation").iterdir()}
+    assert files == {"table.csv", "table.md", "table.json", "ablation.png"}
+
+    assert ablate(monkeypatch, recipe, "--arms", "sft-gt,beta-0", "--seeds", "1") == 0
+    assert manifests(storage) == made
+    assert "bits per byte, 8 held-out rows" in capsys.readouterr().out

@@ -1,0 +1,104 @@
+"""Benchmarks as Ray tasks: what is kept is what the model scores by itself, a killed process is made good, nothing is redone."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from profuser.errors import EngineError
+from profuser.evaluation.benchmark_data import read_pack
+from profuser.evaluation.benchmarks import benchmark_score, read_benchmarks
+from profuser.recipe.models import EngineConfig, OwnTemplate
+from ray_jobs.benchmarks import benchmarks_at_once, measure
+from ray_jobs.cluster import connected
+from tests import tiny
+from tests.evaluation.packs import write_pack
+from tests.ray.stages import Meanwhile, make_run
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+CONTEXT = 1024
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    with connected():
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.llama(tmp_path_factory.mktemp("model"), max_position_embeddings=CONTEXT)
+
+
+@pytest.fixture
+def make(tmp_path):
+    def make(model, kind):
+        (tmp_path / "data.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+        benchmark = {"name": "arc_challenge", "path": write_pack(tmp_path / "arc", "arc_challenge"), "num_fewshot": 2}
+        target = {"model": model, "engine": {"kind": kind, "dtype": "float32"}}
+        evaluate = {"benchmarks": [benchmark], "sources": False}
+        return make_run(tmp_path, tmp_path / "data.jsonl", {"llama": model}, target=target, evaluate=evaluate)
+
+    return make
+
+
+def scored_here(model, config):
+    """The same benchmark in this process, by Transformers."""
+    from profuser.evaluation.benchmark_models import load_lm
+    from profuser.evaluation.benchmark_runs import run_benchmark
+    from profuser.evaluation.benchmark_tasks import load_benchmark
+
+    torch.set_num_threads(1)
+    lm = load_lm(model, None, EngineConfig(kind="transformers"), OwnTemplate())
+    return run_benchmark(lm, load_benchmark(config, read_pack(config.name, config.path, config.shots)))
+
+
+def tasks():
+    """Processes of ours that measure."""
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "ray::_measure" in " ".join(process.cmdline() or [])
+    ]
+
+
+def kill_a_task():
+    os.kill(tasks()[0].pid, signal.SIGKILL)
+
+
+@pytest.mark.vllm
+def test_vllm_scores_as_transformers_does_though_its_process_is_killed(make, model):
+    run = make(model, "vllm")
+    (config,) = run.recipe.evaluate.benchmarks
+    assert benchmarks_at_once(run) == 1
+    with Meanwhile(tasks, kill_a_task):
+        manifest = measure(run, "target", config)
+    wanted = scored_here(model, config)
+    (found,) = run.benchmark("target", config).tables()
+    for column in ("item_id", "doc_hash", "metrics", "prediction", "target", "truncated"):
+        assert found[column].to_pylist() == wanted[column].to_pylist(), column
+    assert manifest.metrics["score"] == benchmark_score(wanted) == manifest.metrics["acc_norm"]
+    assert manifest.metrics["items"] == manifest.counts["rows"] == 6
+    assert manifest.device_seconds > 0
+    assert read_benchmarks(run)["arc_challenge"]["target"].num_rows == 6
+
+    # A driver that was killed between shard and manifest.
+    folder = Path(run.benchmark("target", config).folder.uri)
+    written = (folder / "shard-00000.parquet").stat().st_mtime_ns
+    (folder / "manifest.json").unlink()
+    assert measure(run, "target", config).metrics == manifest.metrics
+    assert (folder / "shard-00000.parquet").stat().st_mtime_ns == written
+
+
+def test_a_model_that_cannot_be_loaded_is_named_in_one_line(make, tmp_path, model):
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    run = make(str(broken), "transformers")
+    with pytest.raises(EngineError, match="broken: the harness could not load the model into transformers") as raised:
+        measure(run, "target", run.recipe.evaluate.benchmarks[0])
+    assert "\n" not in str(raised.value)

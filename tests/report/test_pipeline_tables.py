@@ -1,0 +1,109 @@
+"""What the stages took, in time, device-hours and money, and what became of the losses in each stage of the schedule."""
+
+import dataclasses
+import math
+import re
+
+import pytest
+
+from profuser.report.facts import StageFact
+from profuser.report.loss_tables import losses_alt, stage_loss_lines, stages
+from profuser.report.page import render_page
+from profuser.report.pipeline_tables import clock, cost_words, flow, stage_lines, total_line
+from tests.report import made_up
+
+
+def held(name: str, hours: float, price: float | None = 2.0, **changes) -> StageFact:
+    whole = {"seconds": 3600.0, "device_seconds": 3600 * hours, "price_per_device_hour": price}
+    return StageFact(name, "finished", **(whole | changes))
+
+
+def told(*stages: StageFact, currency: str = "EUR") -> str:
+    return " ".join(cost_words(made_up.facts(stages=stages, recipe={"plan": {"currency": currency}})))
+
+
+def test_money_is_device_hours_times_the_price():
+    facts = made_up.facts(stages=(held("collect/a", 1.5), held("collect/b", 0.25, 4.0), held("prepare/train", 0)))
+    assert [line.money for line in stage_lines(facts)] == ["3.00", "1.00", ""]
+    assert [line.device_hours for line in stage_lines(facts)] == ["1.50", "0.25", ""]
+    total = total_line(facts)
+    assert (total.time, total.device_hours, total.money) == ("3.0 h", "1.75", "4.00")
+
+
+def test_small_costs_are_not_rounded_to_nothing():
+    facts = made_up.facts(stages=(held("collect/a", 0.0069), held("fuse", 0.11)))
+    assert [line.device_hours for line in stage_lines(facts)] == ["0.0069", "0.1100"]
+
+
+def test_what_has_no_price_is_said():
+    assert "names no price (plan.price_per_device_hour)" in told(held("collect/a", 1, None))
+    partly = told(held("collect/a", 1), held("fuse", 2, None))
+    assert "price of 2 EUR each" in partly
+    assert "names no price for fuse" in partly
+    assert "price" not in told(StageFact("prepare/train", "finished", 3.0))
+
+
+def test_what_another_run_made_costs_this_one_nothing():
+    stages = (held("collect/a", 1, reused_from="first"), held("fuse", 2))
+    facts = made_up.facts(stages=stages)
+    total = total_line(facts)
+    assert (total.name, total.time, total.device_hours) == ("all of this run", "60.0 min", "2.00")
+    assert stage_lines(facts)[0].note == "taken from run first"
+    assert "taken from run first is not in the sums" in told(*stages)
+    assert [step.reused for step in flow(facts)] == [True, False]
+
+
+def test_the_flow_adds_up_the_parts_of_a_stage():
+    facts = made_up.measured()
+    steps = {step.name: step for step in flow(facts)}
+    assert list(steps) == ["prepare", "collect", "rewards", "select", "fuse", "evaluate"]
+    assert steps["collect"].parts == "3 sources"
+    assert "1,800 rows each" in steps["collect"].told
+    assert "120,963 response tokens" in steps["collect"].told
+    assert "3,540 examples" in steps["select"].told
+    assert sum(step.share for step in steps.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.94, "0.9 s"), (119, "119.0 s"), (258, "4.3 min"), (9000, "2.5 h")])
+def test_a_time_is_told_in_the_unit_that_suits(seconds, text):
+    assert clock(seconds) == text
+
+
+def test_the_page_tells_money_only_where_a_price_is_given():
+    priced, unpriced = render_page(made_up.measured(), {}), render_page(made_up.facts(), {})
+    assert "cost, EUR" in priced
+    assert "cost, " not in unpriced
+    assert "Time and cost" in unpriced
+
+
+def test_every_stage_of_the_schedule_is_told_from_its_first_to_its_last_updates():
+    history = [
+        {"step": step, "stage": int(step >= 40), "weight_training": float(step >= 40), "weight_inference": 1.0}
+        | {"ce_inference_nats": 2.0 - 0.01 * step, "kl_inference_nats": math.nan}
+        | ({"heldout_bits_per_byte_training": step / 100} if step % 20 == 19 else {})
+        for step in range(100)
+    ]
+    assert [len(updates) for updates in stages(history)] == [40, 60]
+    lines = stage_loss_lines(made_up.facts(history=history))
+    assert [(line.stage, line.updates, line.mode) for line in lines] == [
+        (1, "0 to 39", "training"),
+        (1, "0 to 39", "inference"),
+        (2, "40 to 99", "training"),
+        (2, "40 to 99", "inference"),
+    ]
+    assert [line.weight for line in lines] == ["0", "1", "1", "1"]
+    assert (lines[0].ce, lines[0].heldout, lines[2].heldout) == ("", "0.390", "0.990")
+    assert lines[1].ce == "1.995 to 1.615"
+    assert lines[1].kl == ""
+    assert "stage 2, updates 40 to 99, training mode: weight 1, held out 0.990" in losses_alt(
+        made_up.facts(history=history)
+    )
+
+
+def test_the_page_tells_the_recipe_without_its_defaults_first():
+    facts = dataclasses.replace(made_up.facts(), settings={"name": "demo", "fuse": {"beta": 0.3}})
+    page = render_page(facts, {})
+    first, second = re.findall(r"<pre[^>]*>(.*?)</pre>", page, re.DOTALL)
+    assert "beta: 0.3" in first
+    assert "storage" not in first
+    assert "storage" in second
