@@ -139,6 +139,7 @@ def render(results: Results) -> list[Table]:
     out = []
     for metric in METRICS:
         table = new_table(f"{metric.title}, {results.num_rows:,} held-out rows ({metric.hint})", "arm")
+        table.columns[0].no_wrap = True
         for name in ("seeds x\nupdates", "mean", "seeds' range"):
             table.add_column(name, justify="right")
         for name in results.references:
