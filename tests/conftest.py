@@ -16,4 +16,7 @@ def no_process_group_is_left():
     """vLLM leaves one behind in the process that it ran in: a target would be sharded over it."""
     yield
     if (torch := sys.modules.get("torch")) and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        if vllm := sys.modules.get("vllm.distributed"):
+            vllm.cleanup_dist_env_and_memory()
+        else:
+            torch.distributed.destroy_process_group()

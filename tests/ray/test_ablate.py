@@ -1,12 +1,12 @@
 """The ablation, on tiny models: one teachers' pass for all arms, a failing one stops none, a second call makes nothing."""
 
 import json
+import subprocess
 import sys
 
 import pytest
 import yaml
 
-from ray_jobs import cli
 from tests import tiny
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -46,12 +46,10 @@ def recipe(tmp_path_factory):
     return folder / "small.yaml"
 
 
-def ablate(monkeypatch, recipe, *arguments):
-    """Exit code of the command."""
-    monkeypatch.setattr(sys, "argv", ["profuser", "lab", "ablate", "--recipe", str(recipe), *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return ended.value.code or 0
+def ablate(recipe, *arguments):
+    """The command, in a process of its own as users have it: Ray settles once per process how it asks for tokens."""
+    command = [sys.executable, "-m", "ray_jobs.cli", "lab", "ablate", "--recipe", str(recipe), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def manifests(storage):
@@ -66,14 +64,13 @@ def table(storage):
     return json.loads((storage / "small.ablation" / "table.json").read_text())
 
 
-def test_arms_share_one_teachers_pass_one_that_fails_stops_none_and_a_second_call_makes_nothing(
-    recipe, monkeypatch, capsys
-):
+def test_arms_share_one_teachers_pass_one_that_fails_stops_none_and_a_second_call_makes_nothing(recipe):
     storage = recipe.parent / "runs"
     storage.mkdir()
     (storage / "small.reversed.s0").write_text("a file where the run's folder should be")
-    assert ablate(monkeypatch, recipe, "--arms", "sft-gt,reversed,beta-0", "--seeds", "1") == 1
-    assert "1 of 3 runs failed and are not in the table; small.reversed.s0: " in capsys.readouterr().err
+    done = ablate(recipe, "--arms", "sft-gt,reversed,beta-0", "--seeds", "1")
+    assert done.returncode == 1, done.stderr
+    assert "1 of 3 runs failed and are not in the table; small.reversed.s0: " in done.stderr
 
     made = manifests(storage)
     stages = {run: {name.split("/")[1] for name in made if name.startswith(f"{run}/")} for run in RUNS}
@@ -91,6 +88,7 @@ def test_arms_share_one_teachers_pass_one_that_fails_stops_none_and_a_second_cal
     files = {file.name for file in (storage / "small.ablation").iterdir()}
     assert files == {"table.csv", "table.md", "table.json", "ablation.png"}
 
-    assert ablate(monkeypatch, recipe, "--arms", "sft-gt,beta-0", "--seeds", "1") == 0
+    done = ablate(recipe, "--arms", "sft-gt,beta-0", "--seeds", "1")
+    assert done.returncode == 0, done.stderr
     assert manifests(storage) == made
-    assert "bits per byte, 8 held-out rows" in capsys.readouterr().out
+    assert "bits per byte, 8 held-out rows" in done.stdout
