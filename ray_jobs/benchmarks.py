@@ -4,7 +4,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import ray
@@ -20,7 +19,7 @@ from profuser.recipe.models import ModelConfig, TemplateConfig
 from profuser.run import FusionRun
 from profuser.stage_time import DeviceClock
 from profuser.storage import Folder
-from ray_jobs.cluster import check_fits, gpus_for, own_cause, total_gpus
+from ray_jobs.cluster import check_fits, gpus_for, own_cause, resources_of, total_gpus
 from ray_jobs.evaluate import model_of
 from ray_jobs.progress import console
 from ray_jobs.shards import finish
@@ -73,14 +72,11 @@ def measure(run: FusionRun, name: str, config: BenchmarkConfig) -> Manifest:
         pack = local_data(config)
         devices = num_gpus or model.pool.num_cpus
         part = _Part(output, path, model, run.recipe.template, config, pack, devices, began)
-        resources: dict[str, Any] = {"num_cpus": model.pool.num_cpus, "num_gpus": num_gpus}
-        if model.pool.accelerator_type:
-            resources["accelerator_type"] = model.pool.accelerator_type
         items = benchmark_size(config, pack)[0]
         size = f" {items:,} items" if items else ""
         console.print(f"{output.stage}: measuring{size}", markup=False)
-        task = ray.remote(max_calls=1, max_retries=MAX_RETRIES, scheduling_strategy="SPREAD", **resources)(_measure)
-        _wait(output.stage, task.remote(part))
+        task = ray.remote(max_calls=1, max_retries=MAX_RETRIES, scheduling_strategy="SPREAD")(_measure)
+        _wait(output.stage, task.options(**resources_of(model.pool, num_gpus)).remote(part))
     counts: list[Mapping[str, float]] = list(output.finished_shards().values())
     table = pa.concat_tables(output.tables())
     found = {"score": benchmark_score(table), "standard_error": standard_error(table), "items": float(table.num_rows)}

@@ -107,6 +107,12 @@ def gpus_for(model: ModelConfig | RewardModelConfig, pool: PoolConfig) -> float:
     return float(model.engine.num_devices) if total_gpus() else 0.0
 
 
+def resources_of(pool: PoolConfig, num_gpus: float) -> dict[str, Any]:
+    """What one actor or task of a pool asks Ray for."""
+    asked: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": num_gpus}
+    return asked | ({"accelerator_type": pool.accelerator_type} if pool.accelerator_type else {})
+
+
 def beside_the_driver() -> NodeAffinitySchedulingStrategy:
     """Puts a task or an actor on the driver's node: any other may go while a stage goes on."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -16,7 +16,7 @@ from profuser.artifacts import Artifact, Manifest
 from profuser.errors import ProfuserError
 from profuser.recipe.models import PoolConfig
 from profuser.stage_time import DeviceClock, clear_notes, stage_time
-from ray_jobs.cluster import check_fits, own_cause
+from ray_jobs.cluster import check_fits, own_cause, resources_of
 from ray_jobs.progress import Counter, clock, console
 
 Draining = Callable[[], None]
@@ -104,9 +104,6 @@ def _dataset(
 ) -> ray.data.Dataset:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    resources: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": num_gpus}
-    if pool.accelerator_type:
-        resources["accelerator_type"] = pool.accelerator_type
     return ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map_batches(
         _Actor,
         fn_constructor_args=arguments,
@@ -118,7 +115,7 @@ def _dataset(
             max_concurrent_calls_per_actor=in_flight,
             enable_true_multi_threading=in_flight > 1,
         ),
-        **resources,
+        **resources_of(pool, num_gpus),
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from profuser.engines.base import Request, Response
+from profuser.engines.device import context_length, device, dtype_here
 from profuser.errors import EngineError
 from profuser.recipe.models import EngineConfig
 from profuser.signals.codec import TopK
@@ -20,19 +21,15 @@ class TransformersEngine:
     def __init__(self, path: str, revision: str | None, config: EngineConfig, end_ids: Sequence[int] = ()):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        on_gpu = torch.cuda.is_available()
-        dtype = "float32" if config.dtype == "auto" and not on_gpu else config.dtype
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path, **options)
-            model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
+            model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype_here(config.dtype), **options)
         except (RuntimeError, ValueError, OSError, ImportError) as error:
             text = " ".join(str(error).split())[:300]
             raise EngineError(f"{path}: Transformers could not load the model: {text}") from error
-        self.model = model.to("cuda" if on_gpu else "cpu").eval()
-        text_config = self.model.config.get_text_config()
-        native = getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "max_seq_len", 2048)
-        self.max_model_len = min(config.max_model_len or native, native)
+        self.model = model.to(device()).eval()
+        self.max_model_len = context_length(self.model.config, config)
         self.vocab_size = self.model.get_output_embeddings().weight.shape[0]
         own_end = self.model.generation_config.eos_token_id
         own = own_end if isinstance(own_end, list) else [own_end] if own_end is not None else []

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from profuser.engines.base import Request, Response
+from profuser.engines.device import vllm_arguments
 from profuser.errors import EngineError
 from profuser.recipe.models import EngineConfig
 from profuser.signals.codec import TopK
@@ -38,30 +39,11 @@ class VllmEngine:
     """A `vllm.LLM` in this process."""
 
     def __init__(self, path: str, revision: str | None, config: EngineConfig, end_ids: Sequence[int] = ()):
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gib)))
-        import torch
         import vllm
         from vllm.sampling_params import RequestOutputKind
 
-        on_gpu = torch.cuda.is_available()
-        on_device: dict[str, Any] = (
-            {"gpu_memory_utilization": config.gpu_memory_utilization} if on_gpu else {"enforce_eager": True}
-        ) | {"quantization": config.quantization, **config.options}
-        dtype = "float32" if config.dtype == "auto" and not on_gpu else config.dtype
         try:
-            self.llm = vllm.LLM(
-                path,
-                revision=revision,
-                dtype=dtype,
-                max_model_len=config.max_model_len,
-                tensor_parallel_size=config.tensor_parallel_size,
-                pipeline_parallel_size=config.pipeline_parallel_size,
-                max_num_seqs=config.max_num_seqs,
-                trust_remote_code=config.trust_remote_code,
-                max_logprobs=64,
-                disable_log_stats=True,
-                **on_device,
-            )
+            self.llm = vllm.LLM(path, revision=revision, max_logprobs=64, **vllm_arguments(config))
         except (RuntimeError, ValueError, TypeError, OSError, AssertionError, NotImplementedError) as error:
             raise EngineError(_load_failure(path, error)) from error
         self.tokenizer: Any = self.llm.get_tokenizer()

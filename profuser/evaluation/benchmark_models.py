@@ -1,12 +1,12 @@
 """A model as lm-evaluation-harness takes it: in its vLLM backend, or in its Transformers one where vLLM does not know the model."""
 
-import os
 from importlib import metadata
 from typing import Any
 from unittest import mock
 
 from safetensors import SafetensorError
 
+from profuser.engines.device import context_length, device, dtype_here, vllm_arguments
 from profuser.engines.vllm import unsupported
 from profuser.errors import EngineError
 from profuser.recipe.models import EngineConfig, JinjaTemplate, TemplateConfig
@@ -63,28 +63,12 @@ def longest_request(lm: Any) -> int:
 
 
 def _vllm(path: str, revision: str | None, config: EngineConfig, batch_size: int | None) -> Any:
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gib)))
-    import torch
-
-    on_gpu = torch.cuda.is_available()
-    on_device: dict[str, Any] = (
-        {"gpu_memory_utilization": config.gpu_memory_utilization} if on_gpu else {"enforce_eager": True}
-    )
     return _vllm_backend()(
         pretrained=path,
         revision=revision,
         tokenizer_revision=revision,
-        dtype="float32" if config.dtype == "auto" and not on_gpu else config.dtype,
-        max_model_len=config.max_model_len,
-        tensor_parallel_size=config.tensor_parallel_size,
-        pipeline_parallel_size=config.pipeline_parallel_size,
-        quantization=config.quantization,
-        trust_remote_code=config.trust_remote_code,
-        max_num_seqs=config.max_num_seqs,
         batch_size=batch_size or VLLM_BATCH_SIZE,
-        disable_log_stats=True,
-        **on_device,
-        **config.options,
+        **vllm_arguments(config),
     )
 
 
@@ -99,24 +83,18 @@ def _vllm_backend() -> Any:
 
 
 def _transformers(path: str, revision: str | None, config: EngineConfig, batch_size: int | None) -> Any:
-    import torch
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoConfig
 
-    on_gpu = torch.cuda.is_available()
-    text = AutoConfig.from_pretrained(
-        path, revision=revision, trust_remote_code=config.trust_remote_code
-    ).get_text_config()
-    # The harness does not know MPT's name for it.
-    native = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", 2048)
+    settings = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=config.trust_remote_code)
     # Its decorator hides its parameters.
     backend: Any = HFLM
     return backend(
         pretrained=path,
         revision=revision or "main",
-        device="cuda" if on_gpu else "cpu",
-        dtype="float32" if config.dtype == "auto" and not on_gpu else config.dtype,
-        max_length=min(config.max_model_len or native, native),
+        device=device(),
+        dtype=dtype_here(config.dtype),
+        max_length=context_length(settings, config),  # the harness does not know MPT's name for it
         trust_remote_code=config.trust_remote_code,
         batch_size=batch_size or TRANSFORMERS_BATCH_SIZE,
     )

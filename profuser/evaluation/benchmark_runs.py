@@ -1,5 +1,6 @@
 """A model on a benchmark: the harness asks and scores, and what it says of every item is kept."""
 
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -86,11 +87,11 @@ def _rows(lm: Any, benchmark: Benchmark, name: str, task: Any, samples: Sequence
     """Items of one task; the harness gives one sample per item and filter of answers."""
     by_item: dict[int, list[Mapping[str, Any]]] = {}
     for sample in samples:
-        by_item.setdefault(sample["doc_id"], []).append(sample)
+        by_item.setdefault(sample["doc_id"], []).append(_defined(benchmark, sample))
     for number, group in sorted(by_item.items()):
         main = next(sample for sample in group if sample["filter"] == benchmark.filter)
         score = main[benchmark.metric]
-        if not isinstance(score, (int, float, np.number)):
+        if not isinstance(score, (int, float, np.number)) or not math.isfinite(score):
             raise UserError(
                 f"evaluate.benchmarks.{benchmark.config.name}.metric: {benchmark.metric!r} gives an item {score!r}, no number"
             )
@@ -105,6 +106,19 @@ def _rows(lm: Any, benchmark: Benchmark, name: str, task: Any, samples: Sequence
             "target": target,
             "truncated": _is_truncated(lm, task, main["arguments"]),
         }
+
+
+def _defined(benchmark: Benchmark, sample: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A sample with its mc2 where the harness divides 0 by 0, since all probabilities underflow in its `exp`.
+
+    mc2 is the share of the true answers in the probability of all; the highest likelihood is taken out of both first.
+    """
+    if benchmark.config.name != "truthfulqa_mc2" or math.isfinite(sample[benchmark.metric]):
+        return sample
+    likelihoods = np.array([float(likelihood) for likelihood, _ in sample["filtered_resps"]])
+    masses = np.exp(likelihoods - likelihoods.max())
+    is_true = np.array(sample["doc"]["mc2_targets"]["labels"]) == 1
+    return {**sample, benchmark.metric: float(masses[is_true].sum() / masses.sum())}
 
 
 def _metrics(benchmark: Benchmark, sample: Mapping[str, Any]) -> Iterable[tuple[str, float]]:

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int
 
 from profuser.artifacts import Artifact
 from profuser.errors import UserError
+from profuser.evaluation import comparison as items
 from profuser.evaluation.heldout import common_rows
-from profuser.evaluation.statistics import NOISE, holm, paired_bootstrap
 from profuser.lab.ablation import PROGRESSIVE, SFT_GT, Ablation
 from profuser.report.metrics import BITS_PER_BYTE, METRICS, Metric
 from profuser.run import FUSED, TARGET, FusionRun
@@ -26,7 +26,6 @@ REFERENCES = (SFT_GT, PROGRESSIVE)
 UNMATCHED, NOT_AFTER_HOLM = "not step-matched", "not after Holm"
 TOKENS_TOLERANCE = 0.05
 """An update holds `fuse.batch_tokens` less what the next row would have taken: arms differ by that much in their tokens."""
-LEVEL = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +69,13 @@ class Comparison:
     """Adjusted for all comparisons with the same arm in the same metric."""
     verdict: str
     """`better`, `worse`, `within noise`, or `not after Holm`: its own interval excludes 0, as one of so many may by chance."""
+
+    @classmethod
+    def of(cls, found: items.Contrast) -> "Comparison":
+        """As `contrasts` finds it; noise that only Holm's correction makes of a difference is called so."""
+        by_itself, verdict = found.difference.verdict(larger_is_better=found.larger_is_better), found.verdict
+        numbers = (found.difference.value, found.difference.low, found.difference.high)
+        return cls(*numbers, found.p_value, found.adjusted_p_value, verdict if by_itself == verdict else NOT_AFTER_HOLM)
 
     def text(self, metric: Metric) -> str:
         """`-0.012 [-0.020, -0.004] better`."""
@@ -137,19 +143,15 @@ def compare_all(
     """Every row against each reference in each metric: paired bootstrap, verdicts after Holm's correction."""
     out: dict[tuple[str, str, str], Comparison | None] = {}
     for metric in METRICS:
-        weight = num_bytes if metric is BITS_PER_BYTE else None
+        weight = num_bytes.astype(np.float64) if metric is BITS_PER_BYTE else None
         for reference in (each for each in measured if each.name in REFERENCES):
             others = [each for each in measured if each is not reference]
             matched = [each for each in others if each.trained_as_long_as(reference)]
-            found = [paired_bootstrap(e.values(metric), reference.values(metric), denominators=weight) for e in matched]
-            adjusted = holm([difference.p_value for difference in found])
+            values = {each.name: each.values(metric) for each in (*matched, reference)}
+            scored = items.Metric(metric.name, metric.higher_is_better, values, weight)
+            found = items.contrasts(scored, [(each.name, reference.name) for each in matched])
             out |= {(metric.name, each.name, reference.name): None for each in others}
-            for each, difference, p_holm in zip(matched, found, adjusted, strict=True):
-                verdict = difference.verdict(larger_is_better=metric.higher_is_better)
-                if verdict != NOISE and p_holm >= LEVEL:
-                    verdict = NOT_AFTER_HOLM
-                numbers = (difference.value, difference.low, difference.high, difference.p_value, p_holm)
-                out[metric.name, each.name, reference.name] = Comparison(*numbers, verdict)
+            out |= {(metric.name, each.model, each.baseline): Comparison.of(each) for each in found}
     return out
 
 

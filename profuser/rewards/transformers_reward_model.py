@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from profuser.engines.device import device, dtype_here
 from profuser.rewards.conversations import Conversations
 
 
@@ -17,15 +18,13 @@ class TransformersRewardModel:
         from transformers import AutoModelForSequenceClassification
 
         config = conversations.config
-        on_gpu = torch.cuda.is_available()
-        dtype = "float32" if config.dtype == "auto" and not on_gpu else config.dtype
         try:
             model: Any = AutoModelForSequenceClassification.from_pretrained(
-                conversations.path, dtype=dtype, **conversations.options
+                conversations.path, dtype=dtype_here(config.dtype), **conversations.options
             )
         except (RuntimeError, ValueError, OSError, ImportError) as error:
             raise conversations.failure("could not be loaded", error) from error
-        self.model = model.to("cuda" if on_gpu else "cpu").eval()
+        self.model = model.to(device()).eval()
         self.conversations, self.batch_size = conversations, config.batch_size
 
     @torch.inference_mode()

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 import profuser.engines.vllm  # noqa: F401  Sets what vLLM reads from the environment when it is first imported.
+from profuser.engines.device import dtype_here, memory_arguments
 from profuser.rewards.conversations import Conversations
 
 CPU_CACHE_GIB = "1"
@@ -28,27 +29,22 @@ class VllmRewardModel:
     """A `vllm.LLM` that classifies, in this process."""
 
     def __init__(self, conversations: Conversations):
-        import torch
-
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
         from vllm import LLM
 
-        config, on_gpu = conversations.config, torch.cuda.is_available()
-        on_device: dict[str, Any] = (
-            {"gpu_memory_utilization": config.engine.gpu_memory_utilization} if on_gpu else {"enforce_eager": True}
-        )
+        config = conversations.config
         try:
             self.llm = LLM(
                 conversations.path,
                 runner="pooling",
                 convert="classify" if conversations.architecture.endswith("ForSequenceClassification") else "auto",
-                dtype="float32" if config.dtype == "auto" and not on_gpu else config.dtype,
+                dtype=dtype_here(config.dtype),
                 max_model_len=conversations.max_tokens,
                 max_num_seqs=config.batch_size,
                 tensor_parallel_size=config.engine.tensor_parallel_size,
                 disable_log_stats=True,
                 **conversations.options,
-                **on_device,
+                **memory_arguments(config.engine.gpu_memory_utilization),
             )
         except (RuntimeError, ValueError, OSError, AssertionError, NotImplementedError) as error:
             raise conversations.failure(

@@ -190,6 +190,17 @@ def test_a_right_choice_is_the_right_text(table):
     assert any(0 < mass < 1 for mass in masses)
 
 
+def test_mc2_is_defined_where_all_probabilities_underflow(lm, packs, table, monkeypatch):
+    rate = lm.loglikelihood
+    monkeypatch.setattr(
+        lm, "loglikelihood", lambda requests: [(nats - 2000, greedy) for nats, greedy in rate(requests)]
+    )
+    found = measured(lm, packs, "truthfulqa_mc2")
+    wanted = table("truthfulqa_mc2")
+    assert found["score"].to_pylist() == pytest.approx(wanted["score"].to_pylist())
+    assert metric_means(found) == pytest.approx(metric_means(wanted))
+
+
 def test_items_are_told_apart_from_those_of_a_limit(lm, packs, table):
     whole, some = table("mmlu"), measured(lm, packs, "mmlu", limit=2)
     assert some["item_id"].to_pylist() == [
