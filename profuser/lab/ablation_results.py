@@ -4,7 +4,6 @@ Legend: S seeds of an arm, N held-out rows that no model refused.
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,6 @@ from jaxtyping import Bool, Float, Int
 from profuser.artifacts import Artifact
 from profuser.errors import UserError
 from profuser.evaluation import comparison as items
-from profuser.evaluation.heldout import common_rows
 from profuser.lab.ablation import PROGRESSIVE, SFT_GT, Ablation
 from profuser.report.metrics import BITS_PER_BYTE, METRICS, Metric
 from profuser.run import FUSED, TARGET, FusionRun
@@ -118,22 +116,24 @@ def gather_results(ablation: Ablation) -> Results:
     missing = [name for name in models if ablation.shared[f"evaluate/{name}"].manifest() is None]
     if missing:
         raise UserError(f"{ablation.base.recipe.name}: {missing[0]} is not measured yet; run the ablation first")
-    finished = ablation.finished()
-    tables = {name: _whole(ablation.shared[f"evaluate/{name}"]) for name in models}
-    arms = {each.recipe.name: _whole(each.parts[f"evaluate/{FUSED}"]) for each in finished}
-    rows = sorted(common_rows(tables | arms)["all"])
-    if not rows:
+    done = ablation.finished()
+    finished = {arm: [each for each in done if each.arm == arm] for arm in ablation.arms}
+    tables = {_title(name): [_whole(ablation.shared[f"evaluate/{name}"])] for name in models}
+    tables |= {
+        a.name: [_whole(each.parts[f"evaluate/{FUSED}"]) for each in runs] for a, runs in finished.items() if runs
+    }
+    scored = items.heldout_metrics(tables)
+    if not scored:
         raise UserError("there is no held-out row that every model could take")
-    out = [_measured(TARGET_TITLE if n == TARGET else n, "model", [table], rows) for n, table in tables.items()]
+    bits, correct = ({name: found.values[name] for name in tables} for found in scored)
+    out = [Measured(name, "model", bits[name], correct[name] == 1) for name in map(_title, models)]
     out += _oracle(ablation.base, dict(zip(models, out, strict=True)))
-    for arm in ablation.arms:
-        runs = [each for each in finished if each.arm == arm]
+    for arm, runs in finished.items():
         if runs:
             kind = "ablation" if arm.is_ablation else "schedule"
-            made = [_trained(each.parts["fuse"]) for each in runs]
-            own = [arms[each.recipe.name] for each in runs]
-            out.append(_measured(arm.name, kind, own, rows, *zip(*made, strict=True), about=arm.about))
-    num_bytes = _column(tables[TARGET], rows, "response_bytes").astype(np.int64)
+            made = zip(*(_trained(each.parts["fuse"]) for each in runs), strict=True)
+            out.append(Measured(arm.name, kind, bits[arm.name], correct[arm.name] == 1, *made, about=arm.about))
+    num_bytes = np.asarray(scored[0].denominators).astype(np.int64)
     return Results(tuple(out), num_bytes, compare_all(out, num_bytes))
 
 
@@ -159,23 +159,9 @@ def _whole(artifact: Artifact) -> pa.Table:
     return pa.concat_tables(artifact.tables())
 
 
-def _column(table: pa.Table, rows: Sequence[str], name: str) -> Float[np.ndarray, "N"]:
-    values = dict(zip(table["row_id"].to_pylist(), table[name].to_pylist(), strict=True))
-    return np.array([values[row] for row in rows], dtype=np.float64)
-
-
-def _measured(
-    name: str,
-    kind: str,
-    tables: Sequence[pa.Table],
-    rows: Sequence[str],
-    updates: tuple[int, ...] = (),
-    tokens: tuple[int, ...] = (),
-    about: str = "",
-) -> Measured:
-    bits = np.stack([_column(table, rows, "nats") for table in tables]) / math.log(2)
-    correct = np.stack([_column(table, rows, "correct") for table in tables]).astype(bool)
-    return Measured(name, kind, bits, correct, updates, tokens, about)
+def _title(model: str) -> str:
+    """What a model of the base is called in the table."""
+    return TARGET_TITLE if model == TARGET else model
 
 
 def _oracle(base: FusionRun, models: Mapping[str, Measured]) -> list[Measured]:
