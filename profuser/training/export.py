@@ -33,8 +33,8 @@ tokenizer that needs it, a licence because it may have to be passed on."""
 def export(module: FusionModule, target: str, config: TargetConfig, template: TemplateConfig, folder: Path) -> None:
     """Writes the fused model; adapters are merged into the weights.
 
-    Every worker takes part in gathering the weights, one after another; the first one keeps them, in the checkpoint's type, and
-    writes.
+    Every worker takes part in gathering the weights, one after another; the first one keeps them and writes. They are of the
+    target's type, but for those that its architecture wants in another (routers' in float32).
 
     Args:
         module: the trained target.
@@ -51,16 +51,17 @@ def export(module: FusionModule, target: str, config: TargetConfig, template: Te
 
     settings = AutoConfig.from_pretrained(target, revision=config.revision)
     dtype: Any = settings.dtype or settings.get_text_config().dtype or torch.float32
-    first = not dist.is_initialized() or dist.get_rank() == 0
-    weights: dict[str, Tensor] = {}
-    for name, weight in whole_weights(module.model, dtype):
-        if first:
-            weights[name] = weight.cpu()
-    if not first:
-        return
     with init_empty_weights(include_buffers=False):
         plain = AutoModelForCausalLM.from_config(settings, dtype=dtype)
     plain.tie_weights()  # which being empty has parted
+    dtypes = {name: parameter.dtype for name, parameter in plain.named_parameters()}
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    weights: dict[str, Tensor] = {}
+    for name, weight in whole_weights(module.model):
+        if first:
+            weights[name] = weight.to("cpu", dtypes.get(name))
+    if not first:
+        return
     wrong = weights.keys() ^ {name for name, _ in whole_weights(plain)}
     if wrong:
         raise ArtifactError(
@@ -72,13 +73,8 @@ def export(module: FusionModule, target: str, config: TargetConfig, template: Te
 
 
 @torch.no_grad()
-def whole_weights(model: Any, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
-    """The model's weights one after another, whole, by the names that they have without adapters.
-
-    Args:
-        model: on every worker.
-        dtype: that parameters are brought to; buffers (counts, biases of routers) keep their own.
-    """
+def whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """The model's weights (on every worker) one after another, whole, by the names that they have without adapters."""
     layers = adapted_layers(model)
     for name, parameter in model.named_parameters():
         if MARK in name:
@@ -88,7 +84,7 @@ def whole_weights(model: Any, dtype: torch.dtype | None = None) -> Iterator[tupl
         if layer in layers and rest == "weight":
             a, b = (_whole(getattr(layers[layer], part)[ADAPTER].weight) for part in ("lora_A", "lora_B"))
             weight = merged(layers[layer], weight, a, b)
-        yield (f"{layer}.{rest}" if layer else name), weight.to(dtype or weight.dtype)
+        yield (f"{layer}.{rest}" if layer else name), weight
     kept = model.state_dict().keys()
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
 
