@@ -31,6 +31,9 @@ from tests.training.made import stream_from
 
 V, K, NUM_ROWS, ROWS_PER_SHARD = 4096, 10, 768, 64
 MAX_TOKENS, BATCH_TOKENS, NUM_STEPS = 512, 2048, 12
+STEP_TOKENS = 8192
+"""Of the updates that are timed one by one: 80 examples, so that padding is what it is on average. (In one of 2,048 tokens, 22
+examples, the longest has 223 tokens, and padding costs a third less than in the whole table.)"""
 BOTH = [{"until": 1.0, "inference": 1.0, "training": 1.0}]
 SHAPE = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 2, "num_attention_heads": 12}
 
@@ -111,7 +114,7 @@ def run() -> list[Row]:
 
 
 def _steps(tables: dict[int, pa.Table]) -> list[Row]:
-    settings = config()
+    settings = config(batch_tokens=STEP_TOKENS)
     index = ExampleIndex.build(tables.items(), MAX_TOKENS)
     reader = ExampleReader(tables.__getitem__, K, V, MAX_TOKENS)
     plan = UpdatePlan(index, settings, 0)
