@@ -57,6 +57,7 @@ class Tracker:
     uri: str
     experiment_id: str
     parent: RunHandle
+    run_name: str
 
     @classmethod
     def open(cls, uri: str, experiment: str, run_name: str, recipe: Mapping[str, Any], artifact_root: str) -> "Tracker":
@@ -77,7 +78,7 @@ class Tracker:
         known = client.get_run(run_id).data.params
         parameters = {key: str(value)[:MAX_PARAM_CHARS] for key, value in flatten(recipe).items()}
         client.log_batch(run_id, params=_params({k: v for k, v in parameters.items() if k not in known}))
-        return cls(uri, experiment_id, RunHandle(uri, run_id))
+        return cls(uri, experiment_id, RunHandle(uri, run_id), run_name)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[RunHandle]:
@@ -94,7 +95,9 @@ class Tracker:
             client.update_run(run_id, status="RUNNING")
         else:
             tags = {"mlflow.parentRunId": parent, STAGE_TAG: name}
-            run_id = client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
+            # Both, for the legends of charts that show a stage of several runs.
+            title = f"{name} ({self.run_name})"
+            run_id = client.create_run(self.experiment_id, run_name=title, tags=tags).info.run_id
         try:
             yield RunHandle(self.uri, run_id)
         except BaseException:

@@ -165,7 +165,9 @@ def _run_part(
         except BaseException:
             summary.stage(artifact.stage, "failed")
             raise
-        handle.log_metrics(manifest.counts | manifest.metrics | {"stage_seconds": manifest.seconds})
+        # Names of their own: at one of training's curves, a last value without a step would be drawn as its first.
+        results = manifest.counts | manifest.metrics | {"seconds": manifest.seconds}
+        handle.log_metrics({f"stage/{key}": value for key, value in results.items()})
     if artifact.stage == "prepare/train":
         config = manifest.config["corpus"]
         tracker.log_dataset("corpus", config["path"], manifest.config["digests"]["corpus"])

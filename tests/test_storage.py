@@ -189,7 +189,7 @@ def test_an_outage_while_reading_is_no_damaged_shard(tmp_path, monkeypatch, capl
 def test_a_tracking_server_that_is_away_does_not_hide_why_a_run_failed(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     uri = "http://127.0.0.1:9"
-    Tracker(uri, "0", RunHandle(uri, "a" * 32)).end(failed=True)
+    Tracker(uri, "0", RunHandle(uri, "a" * 32), "demo").end(failed=True)
 
 
 @pytest.mark.slow

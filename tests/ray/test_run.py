@@ -188,11 +188,14 @@ def check_results(run):
     client = MlflowClient(f"sqlite:///{run.parent / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("profuser").experiment_id])
     names = sorted(found.info.run_name for found in runs)
-    assert names == sorted(["demo", *summary["stages"]])
+    assert names == sorted(["demo", *(f"{stage} (demo)" for stage in summary["stages"])])
     assert {found.info.status for found in runs} == {"FINISHED"}
-    (fuse,) = (found.info.run_id for found in runs if found.info.run_name == "fuse")
+    (fuse,) = (found.info.run_id for found in runs if found.info.run_name == "fuse (demo)")
     rates = client.get_metric_history(fuse, "learning_rate")
     assert sorted(rate.step for rate in rates) == list(range(NUM_STEPS))
+    heldout = [metric.step for metric in client.get_metric_history(fuse, "heldout_bits_per_byte")]
+    assert heldout == sorted(heldout)
+    assert heldout[-1] == NUM_STEPS - 1
 
 
 def test_a_corpus_without_a_usable_row_stops_the_run_with_one_line(tmp_path, command):
