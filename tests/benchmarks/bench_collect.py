@@ -66,6 +66,8 @@ class TimedWorker(CollectWorker):
         engine = self.reader.engine
         prompts = [TokensPrompt(prompt_token_ids=r.prompt_ids + (r.response_ids or [])) for r in self.requests]
         parameters = [engine._parameters(request) for request in self.requests]
+        for each in parameters:
+            each.flat_logprobs = True  # vLLM's fastest way
         start = time.perf_counter()
         outputs = engine.llm.generate(prompts, parameters, use_tqdm=False)
         seconds = time.perf_counter() - start
