@@ -124,7 +124,9 @@ def check_same_bits(storage, undisturbed, folder):
 def check_logged_once(storage):
     """One MLflow run, each update in it once."""
     client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("profuser").experiment_id], "tags.`profuser.stage` = 'fuse'")
+    runs = client.search_runs(
+        [client.get_experiment_by_name("profuser").experiment_id], "tags.`profuser.stage` = 'fuse'"
+    )
     steps = [metric.step for metric in client.get_metric_history(runs[0].info.run_id, "learning_rate")]
     assert (len(runs), sorted(steps)) == (1, list(range(NUM_STEPS)))
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from profuser.lab import assets_path
+from tests.notebooks.executing import execute, num_pictures, words
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(1500)]
 
@@ -150,6 +151,7 @@ def test_a_run_that_is_killed_twice_ends_as_a_job_with_every_row_once(storage, c
     check_rows(run)
     check_training(run)
     check_results(run)
+    check_notebook(run)
 
 
 def check_rows(run):
@@ -196,6 +198,19 @@ def check_results(run):
     heldout = [metric.step for metric in client.get_metric_history(fuse, "heldout_bits_per_byte")]
     assert heldout == sorted(heldout)
     assert heldout[-1] == NUM_STEPS - 1
+
+
+def check_notebook(run):
+    """The notebook walks through a run of its own, to the words of its report."""
+    notebook = execute("a_run", PROFUSER_RUN=str(run))
+    shown = words(notebook)
+    assert f"teachers of {NUM_ROWS - NUM_HELDOUT} corpus rows" in shown
+    assert all(f"<td>{mode}</td>" in shown for mode in ("training", "inference"))
+    assert all(
+        f"<td>{reason}</td>" in shown for reason in {row["reason"] for row in rows(run / "prepare" / "quarantine")}
+    )
+    assert "the target before fusion" in shown
+    assert num_pictures(notebook) == 6
 
 
 def test_a_corpus_without_a_usable_row_stops_the_run_with_one_line(tmp_path, command):
