@@ -131,10 +131,10 @@ def _response(request: Request, output: Any) -> Response:
     else:
         ids, reason, parts = output.outputs[0].token_ids, output.outputs[0].finish_reason, output.outputs[0].logprobs
         first = 0
-    if not len(ids):
-        parts, first = [(np.zeros((0, request.top_k + 1), np.int32), np.zeros((0, request.top_k + 1), np.float32))], 0
     # K + 1 entries a position: the token itself, then ranks 1..K.
-    token_ids, logprobs = (np.concatenate(each)[first:] for each in zip(*parts, strict=True))
+    shape = (len(ids), request.top_k + 1)
+    parts = parts if len(ids) else [(np.zeros(shape, np.int32), np.zeros(shape, np.float32))]
+    token_ids, logprobs = (np.concatenate(each)[first:].reshape(shape) for each in zip(*parts, strict=True))
     return Response(
         ids=np.asarray(ids, dtype=np.int64),
         logprobs=logprobs[:, 0],

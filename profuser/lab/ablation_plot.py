@@ -14,6 +14,12 @@ LINES = ("--", ":")
 MARKERS = {"model": "s", "oracle": "D", "schedule": "o", "ablation": "^"}
 
 
+def sign(kind: str, theme: Theme) -> dict[str, Any]:
+    """How a model or an arm of a kind is drawn."""
+    colours = {"model": theme.text, "oracle": theme.text, "schedule": theme.models[FUSED], "ablation": theme.others[0]}
+    return {"marker": MARKERS[kind], "color": colours[kind], "zorder": 3}
+
+
 def ablation_plot(results: Results, theme: Theme = LIGHT) -> Figure:
     """A panel per metric and a line per model or arm; the arms that others are held against as vertical lines."""
     with styled(theme):
@@ -30,13 +36,12 @@ def ablation_plot(results: Results, theme: Theme = LIGHT) -> Figure:
 
 
 def _panel(axes: Axes, results: Results, metric: Metric, theme: Theme) -> None:
-    colours = {"model": theme.text, "oracle": theme.text, "schedule": theme.models[FUSED], "ablation": theme.others[0]}
     for place, each in enumerate(results.measured):
         values = results.per_seed(each, metric)
-        look: dict[str, Any] = {"marker": MARKERS[each.kind], "color": colours[each.kind], "zorder": 3}
+        look = sign(each.kind, theme)
         axes.scatter([values.mean()], [place], s=34, **look)
         if len(values) > 1:
-            axes.plot([values.min(), values.max()], [place, place], color=colours[each.kind], linewidth=1.4, zorder=2)
+            axes.plot([values.min(), values.max()], [place, place], color=look["color"], linewidth=1.4, zorder=2)
             axes.scatter(values, [place] * len(values), s=7, **look)
     for line, name in zip(LINES, results.references, strict=False):
         mean = results.per_seed(_named(results, name), metric).mean()

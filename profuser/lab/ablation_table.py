@@ -178,7 +178,7 @@ def _flat(results: Results, each: Measured) -> dict[str, Any]:
     row |= {"updates": each.updates[0] if len(set(each.updates)) == 1 else None}
     row |= {"tokens": sum(each.tokens) / len(each.tokens) if each.tokens else None}
     for metric in METRICS:
-        key, values = metric.name.replace(" ", "_"), results.per_seed(each, metric)
+        key, values = metric.key, results.per_seed(each, metric)
         row |= {key: values.mean(), f"{key}_min": values.min(), f"{key}_max": values.max()}
         for reference in results.references:
             found = results.comparisons.get((metric.name, each.name, reference))
@@ -196,7 +196,7 @@ def as_json(name: str, results: Results, made: Made) -> dict[str, Any]:
         row
         | {
             "about": each.about,
-            "per_seed": {m.name.replace(" ", "_"): results.per_seed(each, m).tolist() for m in METRICS},
+            "per_seed": {m.key: results.per_seed(each, m).tolist() for m in METRICS},
         }
         for row, each in zip(flat_rows(results), results.measured, strict=True)
     ]

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from profuser.lab.ablation_plot import MARKERS
+from profuser.lab.ablation_plot import sign
 from profuser.lab.ablation_results import REFERENCES
 from profuser.report.metrics import METRICS, Metric
 from profuser.report.style import LIGHT, Theme, new_figure, styled
@@ -66,7 +66,7 @@ class AblationTable:
         A row whose updates or tokens differ from the reference's has no numbers.
         """
         keys = ("difference", "low", "high", "p_holm", "verdict")
-        prefix = f"{_key(metric)}_less_{reference}"
+        prefix = f"{metric.key}_less_{reference}"
         return [
             {"arm": row["name"]} | {name: row.get(f"{prefix}_{name}") for name in keys}
             for row in self.rows
@@ -74,12 +74,8 @@ class AblationTable:
         ]
 
 
-def _key(metric: Metric) -> str:
-    return metric.name.replace(" ", "_")
-
-
 def _with_range(row: Mapping[str, Any], metric: Metric) -> str:
-    mean, low, high = (metric.text(row[f"{_key(metric)}{end}"]) for end in ("", "_min", "_max"))
+    mean, low, high = (metric.text(row[f"{metric.key}{end}"]) for end in ("", "_min", "_max"))
     return f"{mean} ({low} to {high})" if (row["seeds"] or 0) > 1 else mean
 
 
@@ -116,17 +112,16 @@ def _differences(axes: Axes, table: AblationTable, reference: str, metric: Metri
 
 def both_metrics_plot(table: AblationTable, theme: Theme = LIGHT) -> Figure:
     """Both metrics against each other, a large sign per model or arm and a small one per seed: better is up and to the left."""
-    colours = {"model": theme.text, "oracle": theme.text, "schedule": theme.models[FUSED], "ablation": theme.others[0]}
     across, up = METRICS
     with styled(theme):
         figure = new_figure(max(4.0, 1.2 + 0.24 * len(table.rows)))
         figure.set_figwidth(7.0)
         axes = figure.subplots()
         for row in table.rows:
-            look: dict[str, Any] = {"marker": MARKERS[row["kind"]], "color": colours[row["kind"]], "zorder": 3}
-            axes.scatter([row[_key(across)]], [row[_key(up)]], s=38, **look)
+            look = sign(row["kind"], theme)
+            axes.scatter([row[across.key]], [row[up.key]], s=38, **look)
             if (row["seeds"] or 0) > 1:
-                axes.scatter(row["per_seed"][_key(across)], row["per_seed"][_key(up)], s=8, alpha=0.6, **look)
+                axes.scatter(row["per_seed"][across.key], row["per_seed"][up.key], s=8, alpha=0.6, **look)
         _names(axes, table, theme)
         axes.set_xlabel(f"{across.title} ({across.hint})")
         axes.set_ylabel(f"{up.title} ({up.hint})")
@@ -137,7 +132,7 @@ def both_metrics_plot(table: AblationTable, theme: Theme = LIGHT) -> Figure:
 
 def _names(axes: Axes, table: AblationTable, theme: Theme) -> None:
     """Names in a column beside the picture, each with a line to its sign: dots may lie too near each other for names."""
-    across, up = (_key(metric) for metric in METRICS)
+    across, up = (metric.key for metric in METRICS)
     ordered = sorted(table.rows, key=lambda row: (-row[up], -row[across]))
     for place, row in enumerate(ordered):
         axes.annotate(

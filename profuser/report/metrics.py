@@ -29,6 +29,11 @@ class Metric:
         """The name with its unit."""
         return f"{self.name},{self.unit}" if self.unit else self.name
 
+    @property
+    def key(self) -> str:
+        """The name in files for programs."""
+        return self.name.replace(" ", "_")
+
     def text(self, value: float, sign: bool = False) -> str:
         """A value as a table shows it, or a change with its sign; a dash where it is not known."""
         if not math.isfinite(value):
