@@ -29,10 +29,10 @@ SHAPE = {
 against that. A tiny model's engine reads 40,000 tokens/s, and is measured too."""
 LONG, SHORT = "Sort the letters a u and say 0. The answer is 42, and 42. " * 8, "No."
 KINDS = {
-    "generation": {"response": SHORT, "max_tokens": 96, "shape": SHAPE, "reach": ">= 0.95 x"},
-    "teacher forcing": {"response": LONG, "max_tokens": 1, "shape": SHAPE, "reach": ">= 0.90 x"},
-    "generation of a tiny model": {"response": SHORT, "max_tokens": 96, "shape": {}, "reach": ""},
-    "teacher forcing of a tiny model": {"response": LONG, "max_tokens": 1, "shape": {}, "reach": ""},
+    "generation": {"response": SHORT, "max_tokens": 96, "shape": SHAPE, "repeats": 5, "reach": ">= 0.95 x"},
+    "teacher forcing": {"response": LONG, "max_tokens": 1, "shape": SHAPE, "repeats": 5, "reach": ">= 0.90 x"},
+    "generation of a tiny model": {"response": SHORT, "max_tokens": 96, "shape": {}, "repeats": 1, "reach": ""},
+    "teacher forcing of a tiny model": {"response": LONG, "max_tokens": 1, "shape": {}, "repeats": 1, "reach": ""},
 }
 """A model of random weights seldom ends a turn: it generates answers of a real length."""
 
@@ -140,6 +140,16 @@ def run_stage(run: FusionRun, index: int, worker: type, notes: Path, draining=No
     run_shards(output, run.corpus(), worker, arguments | {"notes": str(notes)}, source.pool, 0.0, in_flight, draining)
 
 
+def middle_of(kind: dict) -> tuple[dict[str, float], list[float]]:
+    """Of as many runs as the kind says, the one with the middle ratio, and all ratios: one run alone differs by a tenth from the next."""
+    found = sorted((through_the_stage(kind) for _ in range(kind["repeats"])), key=_ratio)
+    return found[len(found) // 2], [_ratio(each) for each in found]
+
+
+def _ratio(found: dict[str, float]) -> float:
+    return found["stage"] / found["bare"]
+
+
 def through_the_stage(kind: dict) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         notes = Path(folder) / "notes.json"
@@ -167,8 +177,8 @@ def run() -> list[Row]:
     out = []
     with connected():
         for name, kind in KINDS.items():
-            found = through_the_stage(kind)
-            title = f"collect, {name}, against the bare engine"
+            found, ratios = middle_of(kind)
+            title = f"collect, {name}, against the bare engine ({', '.join(f'{ratio:.2f}' for ratio in ratios)})"
             out.append(Row(title, found["stage"], "tokens/s", found["bare"], kind["reach"]))
         gap, startup = from_source_to_source()
         out.append(Row("from one source to the next, against the next engine's start-up", gap, "s", startup, "<= 1 x"))
