@@ -1,4 +1,4 @@
-"""Training-mode advantage: Min-CE, the source to which the ground truth is least surprising.
+"""Training-mode advantage: Min-CE, the source to which the ground truth is least surprising; and by how much a teacher leads.
 
 `M_i = argmin_j CE_j(x_i, y_i)` per example (ProFuser, arXiv 2408.04998). The paper's cross-entropy is in nats per token of each
 source's own tokenizer, which is not comparable between tokenizers; bits per byte of the response are.
@@ -41,3 +41,29 @@ def min_ce(advantages: Float[np.ndarray, "N M"]) -> Int[np.ndarray, "N"]:
     known = ~np.isnan(advantages)
     best = np.argmin(np.where(known, advantages, np.inf), axis=1)
     return np.where(known.any(axis=1), best, -1)
+
+
+def margins(advantages: Float[np.ndarray, "N M"], mode: Literal["inference", "training"]) -> Float[np.ndarray, "N"]:
+    """By how much the best of all sources leads, 0 (a tie) to 1 (no rival). Ours.
+
+    Training mode: `1 - CE_1 / CE_2`, the share by which the ground truth surprises the best less than the second, the same in any
+    unit. Inference mode: `(votes_1 - votes_2) / sum(votes)`; 0 where nobody voted.
+
+    Args:
+        advantages: cross-entropies, NaN where a source refused the row; or votes for each answer.
+        mode: which of the two they are.
+    """
+    if mode == "training":
+        first, second = _two_smallest(np.where(np.isnan(advantages), np.inf, advantages), np.inf)
+        return 1.0 - np.divide(first, second, out=np.ones_like(first), where=second > 0)
+    first, second = _two_smallest(-advantages, 0.0)
+    total = advantages.sum(axis=1)
+    return np.divide(second - first, total, out=np.zeros_like(first), where=total > 0)
+
+
+def _two_smallest(
+    values: Float[np.ndarray, "N M"], missing: float
+) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]:
+    """Per row; `missing` stands in the place of the second where there is one alone."""
+    ordered = np.sort(np.pad(values, ((0, 0), (0, 1)), constant_values=missing), axis=1)
+    return ordered[:, 0], ordered[:, 1]

@@ -250,7 +250,9 @@ def lab_ablate(
     recipe: Annotated[str, typer.Option(help="A YAML file, or the name of a shipped recipe.")] = "demo",
     arms: Annotated[
         list[str] | None,
-        typer.Option(help="schedules, ablations, all, or arms by name, with commas between. By default schedules."),
+        typer.Option(
+            help="schedules, ablations, search, all, or arms by name, with commas between. By default schedules."
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How often every arm is trained.")] = 3,
     settings: Settings = None,

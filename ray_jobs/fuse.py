@@ -35,7 +35,7 @@ def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
     output, recipe = run.fuse(), run.recipe
     scaling, torch_config = _scaling(recipe.fuse)
     select, top_k = run.select(), recipe.collect.top_k
-    index = ExampleIndex.build(_light_tables(select), recipe.fuse.max_tokens)
+    index = ExampleIndex.build(_light_tables(select), recipe.fuse.max_tokens, recipe.fuse.weighting)
     plan = UpdatePlan(index, recipe.fuse, recipe.training_seed)
     handle.log_metrics(_index_facts(plan))
     watch = Watch()

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from profuser.advantage import bits_per_byte, min_ce, training_advantage
+from profuser.advantage import bits_per_byte, margins, min_ce, training_advantage
 
 
 def test_the_units_can_disagree():
@@ -19,3 +19,13 @@ def test_bits_per_byte_is_log2_of_the_inverse_probability_per_byte():
 
 def test_refusing_sources_are_left_out_and_ties_go_to_the_first():
     assert min_ce(np.array([[np.nan, 3.0, 1.0], [2.0, 2.0, np.nan], [np.nan] * 3])).tolist() == [2, 0, -1]
+
+
+def test_margins_say_how_far_the_best_is_ahead_in_either_mode_and_any_unit():
+    bits = np.array([[1.0, 4.0, 2.0], [3.0, np.nan, 3.0], [np.nan, 2.0, np.nan], [0.0, 0.0, 1.0]])
+    assert margins(bits, "training").tolist() == [0.5, 0.0, 1.0, 0.0]
+    np.testing.assert_allclose(margins(7 * bits, "training"), margins(bits, "training"))
+    votes = np.array([[3.0, 0.0, 0.0], [1.0, 2.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    np.testing.assert_allclose(margins(votes, "inference"), [1.0, 1 / 3, 0.0, 0.0])
+    assert margins(np.array([[2.0], [0.5]]), "inference").tolist() == [1.0, 1.0]
+    assert margins(np.array([[2.0]]), "training").tolist() == [1.0]

@@ -21,6 +21,8 @@ from profuser.storage import Folder
 
 ABLATIONS = "ablations"
 """Folder, among the arms, of those that change one thing of the progressive arm."""
+SEARCH = "search"
+"""Folder, among the ablations, of those that may be better than the paper's recipe."""
 TWINS = "twins"
 """Folder, among the ablations, of those that need sources that do not ship."""
 SCHEDULES, ALL = "schedules", "all"
@@ -60,7 +62,7 @@ class Arm:
 
 
 def find_arms(wanted: Sequence[str], shipped: Path) -> list[Arm]:
-    """The arms of groups (`schedules`, `ablations`, `all` of both) and names, each once; those held against others go first.
+    """The arms of groups (`schedules`, `ablations`, `search`, `all` of them) and names, each once; those held against others first.
 
     Args:
         wanted: groups and names, each item one or several with commas between.
@@ -72,13 +74,14 @@ def find_arms(wanted: Sequence[str], shipped: Path) -> list[Arm]:
     folders = {
         SCHEDULES: shipped / ARMS,
         ABLATIONS: shipped / ARMS / ABLATIONS,
+        SEARCH: shipped / ARMS / ABLATIONS / SEARCH,
         TWINS: shipped / ARMS / ABLATIONS / TWINS,
     }
     groups = {
         group: [Arm(folder / f"{name}.yaml") for name in recipe_names(folder)] for group, folder in folders.items()
     }
     by_name = {arm.name: [arm] for group in folders for arm in groups[group]}
-    groups[ALL] = groups[SCHEDULES] + groups[ABLATIONS]
+    groups[ALL] = groups[SCHEDULES] + groups[ABLATIONS] + groups[SEARCH]
     del groups[TWINS]
     known = by_name | groups
     names = [name.strip() for item in wanted for name in item.split(",") if name.strip()]

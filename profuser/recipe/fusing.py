@@ -76,6 +76,9 @@ class FuseConfig(Config):
     """Of both distributions in the KL."""
     tail: Literal["bucket", "renormalise", "drop"] = "bucket"
     """What the KL does with the mass outside the teacher's top-k: one more category, spread over the top-k, or nothing."""
+    weighting: Literal["none", "margin"] = "none"
+    """What an example counts among those of its mode: all the same (the paper's), or as much as the best source leads (ours): the
+    share by which the ground truth surprises it less than the second, or the votes that it is ahead by, of all votes."""
     schedule: tuple[SchedulePiece, ...] = PROGRESSIVE
     """Weights of the two modes over the run's progress; by default the paper's two stages, half of the updates each (ours)."""
     duration: Annotated[Epochs | Steps, Field(discriminator="kind")] = Epochs()

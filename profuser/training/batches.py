@@ -37,7 +37,9 @@ class Update:
     """Rows of the stream that are taken after it."""
     weights: ModeWeights
     num_tokens: tuple[int, ...]
-    """Response tokens of the whole batch, per mode: the denominators of the loss."""
+    """Response tokens of the whole batch, per mode."""
+    weighted_tokens: tuple[float, ...]
+    """The same, each counted as its example is weighted: the denominators of the loss."""
     sequence_tokens: int
     """Prompt and response tokens of the whole batch."""
     keys: list[Key]
@@ -86,8 +88,10 @@ class UpdatePlan:
             size += int(sizes[row])
             end += 1
         keys = [(row, mode) for row in taken for mode in modes if self.index.tokens[row, mode]]
-        num_tokens = self.index.responses[taken].sum(axis=0) * [mode in modes for mode in range(len(MODES))]
-        return Update(step, cursor, end, weights, tuple(int(n) for n in num_tokens), size, keys)
+        responses = self.index.responses[taken] * [mode in modes for mode in range(len(MODES))]
+        num_tokens = tuple(int(n) for n in responses.sum(axis=0))
+        weighted = tuple(float(n) for n in (responses * self.index.weights[taken]).sum(axis=0))
+        return Update(step, cursor, end, weights, num_tokens, weighted, size, keys)
 
     def window_end(self, cursor: int) -> int:
         """Where in the stream the shuffled window ends that this place lies in."""

@@ -5,17 +5,19 @@ Legend: R corpus rows that have an example, K top-k, T response tokens. Columns 
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Int, Integer
+from jaxtyping import Float, Int, Integer
 
+from profuser.advantage import margins
 from profuser.errors import ArtifactError
 from profuser.schemas import MODES
 from profuser.signals.codec import TopK, from_columns, from_list_column
 
-LIGHT_COLUMNS = ("row_id", "mode", "teacher", "prompt_ids", "response_ids")
+LIGHT_COLUMNS = ("row_id", "mode", "teacher", "advantages", "prompt_ids", "response_ids")
 """What the index needs to read."""
 
 
@@ -32,6 +34,8 @@ class Example:
     topk: TopK
     response_bytes: float
     """UTF-8 bytes of the response; of one that was cut, its share."""
+    weight: float = 1.0
+    """What it counts among the examples of its mode."""
 
     @property
     def num_tokens(self) -> int:
@@ -41,7 +45,7 @@ class Example:
 
 @dataclass(frozen=True, eq=False)
 class ExampleIndex:
-    """Where every row's examples are, and how long: 24 bytes a row, for planning without reading them."""
+    """Where every row's examples are, and how long: 32 bytes a row, for planning without reading them."""
 
     shards: Int[np.ndarray, "R"]
     ordinals: Int[np.ndarray, "R"]
@@ -50,6 +54,8 @@ class ExampleIndex:
     """Prompt and response tokens; 0 where the row has no example in this mode."""
     responses: Int[np.ndarray, "R 2"]
     """Response tokens alone."""
+    weights: Float[np.ndarray, "R 2"]
+    """What each example counts among those of its mode, 0 to 1."""
     num_cut: int
     """Examples that were longer than `max_tokens`."""
     num_left_out: int
@@ -58,13 +64,18 @@ class ExampleIndex:
     """Examples by teacher."""
 
     @classmethod
-    def build(cls, shards: Iterable[tuple[int, pa.Table]], max_tokens: int) -> "ExampleIndex":
-        """Reads the light columns of all shards, given as number and table.
+    def build(
+        cls,
+        shards: Iterable[tuple[int, pa.Table]],
+        max_tokens: int,
+        weighting: Literal["none", "margin"] = "none",
+    ) -> "ExampleIndex":
+        """Reads the light columns of all shards, given as number and table; the rest is as in `FuseConfig`.
 
         Raises:
             ArtifactError: there is no example.
         """
-        parts = [_index_shard(number, table, max_tokens) for number, table in shards]
+        parts = [_index_shard(number, table, max_tokens, weighting) for number, table in shards]
         parts = [part for part in parts if len(part.shards)]
         if not parts:
             raise ArtifactError("the select artifact holds no training example: every row was refused or skipped")
@@ -73,7 +84,7 @@ class ExampleIndex:
             teachers = {name: teachers.get(name, 0) + part.teachers.get(name, 0) for name in teachers | part.teachers}
         arrays = {
             name: np.concatenate([getattr(part, name) for part in parts])
-            for name in ("shards", "ordinals", "tokens", "responses")
+            for name in ("shards", "ordinals", "tokens", "responses", "weights")
         }
         cut, left_out = (sum(getattr(part, name) for part in parts) for name in ("num_cut", "num_left_out"))
         return cls(**arrays, num_cut=cut, num_left_out=left_out, teachers=teachers)
@@ -85,7 +96,7 @@ class ExampleIndex:
         return np.setdiff1d(np.arange(len(self.shards)), apart), np.sort(apart)
 
 
-def _index_shard(number: int, table: pa.Table, max_tokens: int) -> ExampleIndex:
+def _index_shard(number: int, table: pa.Table, max_tokens: int, weighting: str) -> ExampleIndex:
     ids = table["row_id"].combine_chunks().dictionary_encode()
     ordinals = ids.indices.to_numpy(zero_copy_only=False)
     mode = np.array([MODES.index(name) for name in table["mode"].to_pylist()], dtype=np.int64)
@@ -97,6 +108,9 @@ def _index_shard(number: int, table: pa.Table, max_tokens: int) -> ExampleIndex:
     tokens, responses = (np.zeros((len(ids.dictionary), len(MODES)), dtype=np.int32) for _ in range(2))
     tokens[ordinals, mode] = np.where(kept > 0, prompt + kept, 0)
     responses[ordinals, mode] = kept
+    weights = np.ones(tokens.shape, dtype=np.float32)
+    if weighting == "margin":
+        weights[ordinals, mode] = _margins(table["advantages"], mode)
     there = np.flatnonzero(tokens.any(axis=1))
     names = [name for name, left in zip(table["teacher"].to_pylist(), kept, strict=True) if left]
     return ExampleIndex(
@@ -104,10 +118,21 @@ def _index_shard(number: int, table: pa.Table, max_tokens: int) -> ExampleIndex:
         ordinals=there.astype(np.int32),
         tokens=tokens[there],
         responses=responses[there],
+        weights=weights[there],
         num_cut=int(((kept > 0) & (kept < response)).sum()),
         num_left_out=int((kept == 0).sum()),
         teachers={name: names.count(name) for name in sorted(set(names))},
     )
+
+
+def _margins(advantages: pa.ChunkedArray, mode: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
+    out = np.zeros(len(mode))
+    for index, name in enumerate(MODES):
+        own = np.flatnonzero(mode == index)
+        if len(own):
+            rows = np.array(advantages.take(pa.array(own)).to_pylist(), dtype=np.float64)
+            out[own] = margins(rows, name)
+    return out
 
 
 @dataclass(frozen=True)
@@ -136,9 +161,9 @@ class ExampleReader:
                 place = places.get((int(index.ordinals[row]), mode))
                 if place is None:
                     raise ArtifactError(f"select shard {shard} has changed since training began; run again")
-                yield (row, mode), read(place)
+                yield (row, mode), read(place, float(index.weights[row, mode]))
 
-    def _open(self, shard: int) -> tuple[dict[tuple[int, int], int], Callable[[int], Example]]:
+    def _open(self, shard: int) -> tuple[dict[tuple[int, int], int], Callable[[int, float], Example]]:
         """Places of a shard's examples by (ordinal, mode), and how to read the one at a place."""
         table = self.read_shard(shard)
         ordinals = table["row_id"].combine_chunks().dictionary_encode().indices.to_pylist()
@@ -147,7 +172,7 @@ class ExampleReader:
         topk = from_columns(table, "topk", self.top_k, self.vocab_size)
         prompts, responses = (from_list_column(table[name]) for name in ("prompt_ids", "response_ids"))
 
-        def read(place: int) -> Example:
+        def read(place: int, weight: float) -> Example:
             prompt, response = prompts.row(place), responses.row(place)
             num = min(len(response), self.max_tokens - len(prompt))
             return Example(
@@ -158,6 +183,7 @@ class ExampleReader:
                 response[:num],
                 topk.row(place)[:num],
                 num_bytes[place] * num / len(response),
+                weight,
             )
 
         return {key: place for place, key in enumerate(zip(ordinals, modes, strict=True))}, read

@@ -113,7 +113,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         scale = torch.tensor(
-            [getattr(update.weights, m) / max(1, n) for m, n in zip(MODES, update.num_tokens, strict=True)]
+            [getattr(update.weights, m) / (n or 1.0) for m, n in zip(MODES, update.weighted_tokens, strict=True)]
         )
         scale = scale.to(self.device)
         sums = torch.zeros(2 * len(MODES) + 1, device=self.device)

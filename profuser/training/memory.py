@@ -187,6 +187,7 @@ def _batch(rows: int, length: int) -> MicroBatch:
         topk_ids=torch.zeros(num_tokens, TOP_K, dtype=torch.int64),
         topk_logprobs=torch.zeros(num_tokens, TOP_K),
         mode=torch.zeros(num_tokens, dtype=torch.int64),
+        weight=torch.ones(num_tokens),
     )
 
 

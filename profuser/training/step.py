@@ -34,6 +34,8 @@ class MicroBatch(NamedTuple):
     topk_logprobs: Float[Tensor, "N K"]
     mode: Int[Tensor, "N"]
     """Index into `MODES`."""
+    weight: Float[Tensor, "N"]
+    """Of the example that it is of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,14 +51,16 @@ class PackedExamples:
     example: Int[np.ndarray, "N"]
     """The example that each response token is of."""
     mode: Int[np.ndarray, "E"]
+    weight: Float[np.ndarray, "E"]
     response_bytes: Float[np.ndarray, "E"]
     row_ids: list[str]
     teachers: list[str]
 
     def tensors(self, device: torch.device) -> MicroBatch:
         """What the model reads, on its device."""
-        wide = {"topk_logprobs": torch.float32}
-        arrays = {name: getattr(self, name) for name in MicroBatch._fields} | {"mode": self.mode[self.example]}
+        wide = {"topk_logprobs": torch.float32, "weight": torch.float32}
+        arrays = {name: getattr(self, name) for name in MicroBatch._fields}
+        arrays |= {name: arrays[name][self.example] for name in ("mode", "weight")}
         return MicroBatch(
             **{name: torch.from_numpy(a).to(device, wide.get(name, torch.int64)) for name, a in arrays.items()}
         )
@@ -116,6 +120,7 @@ def collate(packs: Sequence[Sequence[Example]], pad_id: int, top_k: int) -> Pack
         topk_logprobs=_end_to_end([e.topk.logprobs for e in examples], (0, top_k), np.float16),
         example=np.repeat(np.arange(len(examples), dtype=np.int32), counts),
         mode=np.array([e.mode for e in examples], dtype=np.int8),
+        weight=np.array([e.weight for e in examples], dtype=np.float32),
         response_bytes=np.array([e.response_bytes for e in examples], dtype=np.float64),
         row_ids=[e.row_id for e in examples],
         teachers=[e.teacher for e in examples],
@@ -147,10 +152,10 @@ class FusionModule(nn.Module):
 
         Args:
             batch: of packed examples.
-            scale: per mode, its weight over its response tokens in the whole update.
+            scale: per mode, its weight over its response tokens in the whole update, each counted as its example is weighted.
         """
         hidden = self.hidden(batch.input_ids, batch.position_ids).flatten(0, 1)[batch.places]
-        ce_weight = scale[batch.mode]
+        ce_weight = scale[batch.mode] * batch.weight
         return fusion_loss(
             hidden,
             OutputHead.of(self.model),

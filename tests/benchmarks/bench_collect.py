@@ -141,7 +141,7 @@ def run_stage(run: FusionRun, index: int, worker: type, notes: Path, draining=No
 
 
 def middle_of(kind: dict) -> tuple[dict[str, float], list[float]]:
-    """Of as many runs as the kind says, the one with the middle ratio, and all ratios: one run alone differs by a tenth from the next."""
+    """The run with the middle ratio, of as many as the kind says, and all ratios: one alone differs by a tenth from the next."""
     found = sorted((through_the_stage(kind) for _ in range(kind["repeats"])), key=_ratio)
     return found[len(found) // 2], [_ratio(each) for each in found]
 

@@ -32,6 +32,12 @@ SAME_SELECT = {
     "progressive",
     "competence",
     "reversed",
+    "by-margin",
+    "temperature-2",
+    "long-first-stage",
+    "answers-kept",
+    "little-truth",
+    "truth-then-answers",
 }
 NUM_ROWS, RESPONSE_BYTES = 60, 10
 ONE_JUDGE = ["rewards=[{kind: exact_match, name: exact}]"]
@@ -62,12 +68,12 @@ def test_groups_and_names_are_found_once_each():
     names = [arm.name for arm in EVERY]
     assert names[:2] == ["progressive", "sft-gt"]
     assert len(set(names)) == len(names)
-    both = find_arms(["schedules", "ablations,k-1"], RECIPES)
+    both = find_arms(["schedules", "ablations,k-1", "search"], RECIPES)
     assert both == find_arms(["all"], RECIPES)
     assert [arm.name for arm in EVERY if arm not in both] == ["homogeneous"], "its sources do not ship"
     assert [arm.name for arm in find_arms(["k-1, sft-gt"], RECIPES)] == ["sft-gt", "k-1"]
     with pytest.raises(
-        UserError, match="--arms k-2: no such arm or group; there are: schedules, ablations, all, average"
+        UserError, match="--arms k-2: no such arm or group; there are: schedules, ablations, search, all, average"
     ):
         find_arms(["k-2"], RECIPES)
     with pytest.raises(UserError, match="at least one arm"):

@@ -64,7 +64,7 @@ def make_table(num_rows=11, seed=0, first=0):
                     "category": None,
                     "teacher": "ab"[row % 2],
                     "sample": 0,
-                    "advantages": [1.0],
+                    "advantages": [1.0, 2.0 + row % 3],
                     "prompt_ids": prompt.tolist(),
                     "response_ids": response.tolist(),
                     "response_bytes": 3 * len(response),
@@ -113,7 +113,7 @@ class Setting:
     def __init__(self, settings=None, shards=None, seed=0):
         self.shards = shards or tables()
         self.config = settings or config()
-        self.index = ExampleIndex.build(self.shards.items(), self.config.max_tokens)
+        self.index = ExampleIndex.build(self.shards.items(), self.config.max_tokens, self.config.weighting)
         self.reader = ExampleReader(self.shards.__getitem__, K, V, self.config.max_tokens)
         self.plan = UpdatePlan(self.index, self.config, seed)
         self.seed = seed

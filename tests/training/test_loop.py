@@ -9,6 +9,8 @@ import torch
 
 from profuser.errors import ArtifactError, TrainingError
 from profuser.recipe.fusing import OptimizerConfig
+from profuser.schemas import MODES
+from profuser.training.batches import read_packs
 from profuser.training.checkpoint import Checkpointer, load_checkpoint
 from profuser.training.guards import SpikeWatch, memory_named
 from profuser.training.loop import HELDOUT, learning_rate
@@ -75,6 +77,40 @@ def test_micro_batching_changes_no_gradient():
         setting.run(trainer)
         found.append([record["ce_inference_nats"] for record in trainer.history])
     assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_examples_weighted_by_their_margin_give_the_weighted_mean_of_their_gradients():
+    schedule = [{"until": 1.0, "inference": 0.3, "training": 1.0}]
+    optimizer = {"learning_rate": 1.0e-3, "clip_norm": 1.0e9}
+    setting = Setting(config(weighting="margin", schedule=schedule, optimizer=optimizer))
+    trainer = setting.trainer()
+    update = setting.plan.update(0, 0, trainer.schedule.weights(0))
+    for name, part in (("training", 1.0), ("inference", 0.3)):
+        alone = [each for key in update.keys if MODES[key[1]] == name for each in _alone(setting, key)]
+        leads = [_lead(packed.row_ids[0], name) for packed in alone]
+        assert len(set(leads)) > 1
+        total = sum(lead * len(packed.targets) for lead, packed in zip(leads, alone, strict=True))
+        for lead, packed in zip(leads, alone, strict=True):
+            packed.weight[:] = 1.0
+            trainer.module(packed.tensors(trainer.device), torch.full((2,), part * lead / total)).total.backward()
+    expected = [parameter.grad.clone() for parameter in trainer.module.parameters()]
+    trainer.optimizer.zero_grad()
+    found = []
+    trainer._apply = lambda *_: found.extend(p.grad.clone() for p in trainer.module.parameters()) or True
+    _, batches = next(iter(setting.stream()(trainer)))
+    trainer.train_step(update, batches)
+    for a, b in zip(expected, found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def _alone(setting, key):
+    return read_packs(setting.index, setting.reader, [[[key]]], 0)
+
+
+def _lead(row_id, mode):
+    """Of the cross-entropies, or votes, 1 and 2 to 4 that made-up rows have."""
+    second = 2 + int(row_id.removeprefix("row")) % 3
+    return 1 - 1 / second if mode == "training" else (second - 1) / (second + 1)
 
 
 @pytest.mark.slow

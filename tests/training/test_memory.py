@@ -64,6 +64,7 @@ def full_batch(rows, length):
         topk_logprobs=np.full((num_tokens, K), -4, dtype=np.float16),
         example=np.zeros(num_tokens, dtype=np.int32),
         mode=np.zeros(1, dtype=np.int8),
+        weight=np.ones(1, dtype=np.float32),
         response_bytes=np.ones(1),
         row_ids=["row"],
         teachers=["a"],
@@ -75,7 +76,7 @@ def measured(folder, config, repeats=1):
     rows, length, accumulates = largest_micro_batch(config, dist.get_world_size())
     module = load_target(str(folder), None, config, torch.device("cpu"))
     trainer = Trainer(module, Setting(config).plan, config, 0)
-    update = Update(0, 0, 0, ModeWeights(inference=1.0, training=1.0), (100, 100), 100, [])
+    update = Update(0, 0, 0, ModeWeights(inference=1.0, training=1.0), (100, 100), (100.0, 100.0), 100, [])
     batches = [full_batch(rows, length)] * (1 + accumulates)
     trainer.train_step(update, batches)
     peaks = []
