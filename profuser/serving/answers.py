@@ -1,0 +1,112 @@
+"""How answers leave the gateway: streams that give back what they hold, errors that show nothing of the server's inside."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from profuser.serving.asgi import Head
+from profuser.serving.errors import ApiError, internal
+
+CLIENT_LEFT = 499
+"""Status of a request whose client went away before it ended."""
+log = logging.getLogger("ray.serve")
+
+
+@dataclass
+class Outcome:
+    """How a request ended."""
+
+    status: int = CLIENT_LEFT
+    start: float = field(default_factory=time.perf_counter)
+
+
+class HeldStream(StreamingResponse):
+    """A stream that gives back what it holds when it ends, however it ends."""
+
+    def __init__(self, pieces: AsyncIterator[bytes], content_type: str, held: AsyncExitStack):
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(pieces, media_type=content_type, headers=headers)
+        self.held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await asyncio.shield(self.held.aclose())
+
+
+async def begun(pieces: AsyncGenerator[Head | bytes, None]) -> tuple[Head, bytes]:
+    """Head and first piece. Until both are there another replica may take over, and an error has its status."""
+    head, first = await anext(pieces), await anext(pieces, b"")
+    if not isinstance(head, Head) or not isinstance(first, bytes):
+        raise TypeError(f"an answer begins with {head!r}, {first!r}")
+    return head, first
+
+
+async def events(first: bytes, pieces: AsyncGenerator[Head | bytes, None], outcome: Outcome) -> AsyncIterator[bytes]:
+    """The body of a stream. Once it has begun, an error is its last event."""
+    try:
+        yield first
+        async for piece in pieces:
+            if isinstance(piece, bytes):
+                yield piece
+        outcome.status = 200
+    except ApiError as error:
+        outcome.status = error.status
+        yield error.event
+    except Exception:
+        log.exception("a stream failed")
+        outcome.status = 500
+        yield internal().event
+
+
+async def read_body(request: Request, most: int) -> bytes:
+    """The body, of which no more is read than may be there."""
+    too_large = ApiError(413, f"The body is larger than {most:,} bytes.", "body_too_large")
+    length = request.headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and int(length) > most:
+        raise too_large
+    body = bytearray()
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > most:
+                raise too_large
+    except ClientDisconnect:
+        raise ApiError(400, "The body ended early.", "invalid_json") from None
+    return bytes(body)
+
+
+def checked(head: Head, body: bytes) -> Response:
+    """A model's own answer; of its failures no more than that they happened."""
+    if head.status >= 500:
+        log.error("a model answered %s: %s", head.status, body[:2000].decode(errors="replace"))
+        raise internal()
+    return Response(body, head.status, media_type=head.content_type)
+
+
+async def api_error(_: Request, error: ApiError) -> Response:
+    """One of ours."""
+    return JSONResponse(error.body, error.status, error.headers)
+
+
+async def http_error(_: Request, error: HTTPException) -> Response:
+    """No such path, or not with this method."""
+    words = {404: "There is no such path.", 405: "Not with this method."}.get(error.status_code, error.detail)
+    body = ApiError(error.status_code, words, "not_found" if error.status_code == 404 else "bad_request").body
+    return JSONResponse(body, error.status_code, error.headers)
+
+
+async def other_error(_: Request, error: Exception) -> Response:
+    """Whatever nobody thought of: into the log, not to the client."""
+    log.error("a request failed", exc_info=error)
+    return JSONResponse(internal().body, 500)

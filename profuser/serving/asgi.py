@@ -1,0 +1,79 @@
+"""An ASGI application called in the same process: what it answers, piece by piece."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Head:
+    """Status and headers of an answer."""
+
+    status: int
+    content_type: str
+
+
+async def call(app: Any, path: str, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[Head | bytes]:
+    """POSTs a body of JSON; closing the iterator cancels the request.
+
+    Yields:
+        The head, then the body in pieces: all that is there when a piece is asked for comes as one.
+    """
+    messages: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+    gone = asyncio.Event()
+    parts = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive() -> dict[str, Any]:
+        if (part := next(parts, None)) is not None:
+            return part
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    task = asyncio.ensure_future(app(_scope(path, body, headers), receive, messages.put))
+    task.add_done_callback(lambda _: messages.put_nowait(None))
+    try:
+        async for piece in _pieces(messages):
+            yield piece
+        await task  # an error of the application's is ours
+    finally:
+        gone.set()
+        task.cancel()
+
+
+async def _pieces(messages: asyncio.Queue[dict[str, Any] | None]) -> AsyncIterator[Head | bytes]:
+    more = True
+    while more:
+        ready = [await messages.get()]
+        while not messages.empty():
+            ready.append(messages.get_nowait())
+        body = b""
+        for message in ready:
+            if message is None:
+                more = False
+            elif message["type"] == "http.response.start":
+                known = {name.lower(): value for name, value in message["headers"]}
+                yield Head(message["status"], known.get(b"content-type", b"application/json").decode())
+            elif message["type"] == "http.response.body":
+                body += message.get("body", b"")
+        if body:
+            yield body
+
+
+def _scope(path: str, body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
+    given = {"content-type": "application/json", "content-length": str(len(body)), **headers}
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(name.lower().encode(), value.encode()) for name, value in given.items()],
+        "client": ("127.0.0.1", 0),
+        "server": ("127.0.0.1", 80),
+        "state": {},
+    }

@@ -1,0 +1,208 @@
+"""The application in front of the models: keys, limits, errors in OpenAI's form, metrics, the playground.
+
+It knows nothing of Ray: `Backend` puts requests to models.
+"""
+
+import logging
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from importlib.resources import files
+from typing import Any, Protocol
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from profuser.serving.answers import (
+    HeldStream,
+    Outcome,
+    api_error,
+    begun,
+    checked,
+    events,
+    http_error,
+    other_error,
+    read_body,
+)
+from profuser.serving.asgi import Head
+from profuser.serving.errors import ApiError, unauthorized, unknown_model
+from profuser.serving.keys import Client, KeyRing
+from profuser.serving.metrics import GatewayMetrics
+from profuser.serving.openapi import openapi_document
+from profuser.serving.options import ServeConfig
+from profuser.serving.requests import CHAT, COMPLETIONS, ApiRequest, check_prompt, read_request
+
+LOOPBACK = {"127.0.0.1", "::1", "localhost", "testclient"}
+PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+log = logging.getLogger("ray.serve")
+
+
+class Backend(Protocol):
+    """Puts requests to models, on whichever replica; a request that a dying replica has not begun to answer is put to another.
+
+    Raises:
+        ApiError: 429, all replicas are busy; 503, replicas were lost.
+    """
+
+    async def whole(self, request: ApiRequest, request_id: str) -> tuple[Head, bytes]:
+        """The whole answer."""
+        ...
+
+    def stream(self, request: ApiRequest, request_id: str) -> AsyncGenerator[Head | bytes, None]:
+        """The answer piece by piece, its head first."""
+        ...
+
+    async def count_tokens(self, request: ApiRequest) -> int:
+        """Tokens of the prompt."""
+        ...
+
+
+class Gateway:
+    """The application and what it remembers: keys, requests in flight, metrics."""
+
+    def __init__(self, config: ServeConfig, backend: Backend, keys: KeyRing | None):
+        self.config, self.backend, self.keys = config, backend, keys
+        self.names = [model.name for model in config.models]
+        self.created = int(time.time())
+        self.in_flight: Counter[str] = Counter()
+        self.metrics = GatewayMetrics()
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        routes = [
+            Route("/", self.page),
+            Route("/health", self.health),
+            Route("/metrics", self.show_metrics),
+            Route("/openapi.json", self.document),
+            Route("/v1/models", self.list_models),
+            Route("/v1/models/{name:path}", self.show_model),
+            Route(CHAT, self.complete, methods=["POST"]),
+            Route(COMPLETIONS, self.complete, methods=["POST"]),
+        ]
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=list(self.config.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"],
+        )
+        handlers: dict[Any, Any] = {ApiError: api_error, HTTPException: http_error, Exception: other_error}
+        return Starlette(
+            routes=routes, middleware=[cors] if self.config.cors_origins else [], exception_handlers=handlers
+        )
+
+    def client(self, request: Request) -> Client:
+        """Who asks.
+
+        Raises:
+            ApiError: 401, no valid key; 403, no key is asked for and the client is on another machine.
+        """
+        if self.keys is None:
+            if request.client and request.client.host not in LOOPBACK:
+                raise ApiError(403, "This server takes no keys, and so answers its own machine only.", "loopback_only")
+            return Client("insecure", self.config.limits)
+        client = self.keys.find(request.headers.get("authorization"))
+        if client is None:
+            raise unauthorized()
+        return client
+
+    async def complete(self, request: Request) -> Response:
+        """A completion, of a chat or of a text."""
+        client = self.client(request)
+        asked = await self._asked(request, client)
+        request_id = request.headers.get("x-request-id", uuid.uuid4().hex)
+        async with AsyncExitStack() as stack:
+            outcome = await stack.enter_async_context(self._held(asked, client))
+            if client.limits.max_prompt_tokens is not None:
+                check_prompt(await self.backend.count_tokens(asked), client.limits)
+            if not asked.wants_stream:
+                head, answer = await self.backend.whole(asked, request_id)
+            else:
+                pieces = await stack.enter_async_context(aclosing(self.backend.stream(asked, request_id)))
+                head, answer = await begun(pieces)
+                self.metrics.first_piece(asked.model, time.perf_counter() - outcome.start)
+                if head.status == 200:
+                    return HeldStream(events(answer, pieces, outcome), head.content_type, stack.pop_all())
+                answer += b"".join([piece async for piece in pieces if isinstance(piece, bytes)])
+            outcome.status = head.status
+        if self.config.log_prompts:
+            log.info("prompt %s answer %s", asked.body.decode(), answer.decode(errors="replace"))
+        return checked(head, answer)
+
+    async def _asked(self, request: Request, client: Client) -> ApiRequest:
+        """What is asked for; what is refused is counted."""
+        path = request.url.path
+        try:
+            body = await read_body(request, client.limits.max_body_bytes)
+            return read_request(path, body, self.names, client.limits)
+        except ApiError as error:
+            self.metrics.count("", path, client.name, error.status)
+            raise
+
+    @asynccontextmanager
+    async def _held(self, asked: ApiRequest, client: Client) -> AsyncIterator[Outcome]:
+        """One of the requests that a key may have at one time; counted and logged when it ends."""
+        most = client.limits.concurrency
+        if self.in_flight[client.name] >= most:
+            self.metrics.count(asked.model, asked.path, client.name, 429)
+            raise ApiError(
+                429, f"This key has {most} requests at work; wait for one to end.", "too_many_requests", retry_after=1
+            )
+        outcome = Outcome()
+        self.in_flight[client.name] += 1
+        self.metrics.in_flight(asked.model, 1)
+        try:
+            yield outcome
+        except ApiError as error:
+            outcome.status = error.status
+            raise
+        except Exception:
+            outcome.status = 500
+            raise
+        finally:
+            self.in_flight[client.name] -= 1
+            self.metrics.in_flight(asked.model, -1)
+            seconds = time.perf_counter() - outcome.start
+            self.metrics.count(asked.model, asked.path, client.name, outcome.status, seconds)
+            log.info("%s %s key=%s %s %.3fs", asked.path, asked.model, client.name, outcome.status, seconds)
+
+    async def list_models(self, request: Request) -> Response:
+        """The models, as OpenAI lists them."""
+        self.client(request)
+        return JSONResponse({"object": "list", "data": [self._card(name) for name in self.names]})
+
+    async def show_model(self, request: Request) -> Response:
+        """One of them."""
+        self.client(request)
+        name = request.path_params["name"]
+        if name not in self.names:
+            raise unknown_model(name, self.names)
+        return JSONResponse(self._card(name))
+
+    def _card(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self.created, "owned_by": "profuser"}
+
+    async def health(self, request: Request) -> Response:
+        """Whether the gateway is there; says nothing of models or clients, so it needs no key."""
+        return JSONResponse({"status": "ok"})
+
+    async def show_metrics(self, request: Request) -> Response:
+        """For Prometheus."""
+        self.client(request)
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def document(self, request: Request) -> Response:
+        """The API as OpenAPI describes it."""
+        self.client(request)
+        return JSONResponse(openapi_document(self.names))
+
+    async def page(self, request: Request) -> Response:
+        """The playground. It holds nothing of the server's: what it shows, it asks for with the key that one gives it."""
+        page = files("profuser.serving").joinpath("playground.html").read_text(encoding="utf-8")
+        return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY, "X-Frame-Options": "DENY"})

@@ -1,0 +1,47 @@
+"""What the gateway counts, for Prometheus. Of the engines' own metrics Ray's agent on every node tells."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120)
+
+
+class GatewayMetrics:
+    """Of one replica of the gateway, since it started."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "profuser_requests_total",
+            "Requests that have ended; status 499: the client went away.",
+            ("model", "path", "key", "status"),
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "profuser_request_seconds", "Whole requests.", ("model",), buckets=SECONDS, registry=self.registry
+        )
+        self.first = Histogram(
+            "profuser_first_piece_seconds",
+            "Streams, until there is something to send.",
+            ("model",),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.gauge = Gauge("profuser_requests_in_flight", "Requests at work.", ("model",), registry=self.registry)
+
+    def count(self, model: str, path: str, key: str, status: int, seconds: float | None = None) -> None:
+        """A request has ended; `seconds` are None where it was refused before it began."""
+        self.requests.labels(model, path, key, str(status)).inc()
+        if seconds is not None:
+            self.seconds.labels(model).observe(seconds)
+
+    def first_piece(self, model: str, seconds: float) -> None:
+        """A stream has begun."""
+        self.first.labels(model).observe(seconds)
+
+    def in_flight(self, model: str, change: int) -> None:
+        """A request begins (1) or ends (-1)."""
+        self.gauge.labels(model).inc(change)
+
+    def text(self) -> bytes:
+        """In Prometheus' text format."""
+        return generate_latest(self.registry)

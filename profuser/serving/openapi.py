@@ -1,0 +1,104 @@
+"""The API's OpenAPI document: what the gateway checks, and OpenAI's most used fields. vLLM takes more, and checks them itself."""
+
+from typing import Any
+
+from profuser import __version__
+from profuser.serving.requests import CHAT, COMPLETIONS
+
+STATUSES = {
+    "400": "The body is no JSON, or a field is wrong",
+    "401": "No valid key",
+    "404": "No such model",
+    "413": "The body is too large",
+    "422": "More than the key may ask for",
+    "429": "Too many requests; see Retry-After",
+    "503": "The replica was lost",
+}
+SAMPLING: dict[str, Any] = {
+    "max_tokens": {"type": "integer", "minimum": 1},
+    "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+    "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+    "n": {"type": "integer", "minimum": 1, "maximum": 128},
+    "stop": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": 4}]},
+    "seed": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
+    "stream": {"type": "boolean"},
+    "presence_penalty": {"type": "number", "minimum": -2, "maximum": 2},
+    "frequency_penalty": {"type": "number", "minimum": -2, "maximum": 2},
+    "user": {"type": "string"},
+}
+FORMAT = {"type": "object", "properties": {"type": {"enum": ["text", "json_object"]}}, "required": ["type"]}
+MESSAGE = {
+    "type": "object",
+    "properties": {"role": {"enum": ["system", "user", "assistant"]}, "content": {"type": "string"}},
+    "required": ["role", "content"],
+}
+
+
+def openapi_document(models: list[str]) -> dict[str, Any]:
+    """OpenAPI 3.1 of the paths that need a key."""
+    model = {"type": "string", "enum": models}
+    chat = {
+        "model": model,
+        "messages": {"type": "array", "items": MESSAGE, "minItems": 1},
+        "logprobs": {"type": "boolean"},
+        "top_logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
+        "response_format": FORMAT,
+        **SAMPLING,
+    }
+    text = {"model": model, "prompt": {"type": "string"}, "logprobs": {"type": "integer", "minimum": 0, "maximum": 5}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "ProFuser", "version": __version__},
+        "security": [{"key": []}],
+        "paths": {
+            CHAT: {"post": _completion("A chat completion", chat, ["model", "messages"])},
+            COMPLETIONS: {"post": _completion("A text completion", text | SAMPLING, ["model", "prompt"])},
+            "/v1/models": {"get": _get("The models")},
+            "/v1/models/{name}": {"get": _get("One model") | {"parameters": [_path_parameter("name")]}},
+            "/metrics": {"get": _get("Prometheus metrics of the gateway", "text/plain")},
+            "/health": {"get": _get("Whether the gateway is there") | {"security": []}},
+        },
+        "components": {
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "schemas": {"Error": _error()},
+        },
+    }
+
+
+def _completion(title: str, properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    schema = {"type": "object", "properties": properties, "required": required}
+    done = {
+        "description": "Done",
+        "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
+    }
+    return {
+        "summary": title,
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        "responses": {"200": done} | _errors(*STATUSES),
+    }
+
+
+def _get(title: str, kind: str = "application/json") -> dict[str, Any]:
+    return {
+        "summary": title,
+        "responses": {"200": {"description": "Done", "content": {kind: {}}}} | _errors("401", "404"),
+    }
+
+
+def _errors(*statuses: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {status: {"description": STATUSES[status], "content": content} for status in statuses}
+
+
+def _path_parameter(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def _error() -> dict[str, Any]:
+    fields = {"message": {"type": "string"}, "type": {"type": "string"}}
+    fields |= {"param": {"type": ["string", "null"]}, "code": {"type": ["string", "integer", "null"]}}
+    return {
+        "type": "object",
+        "properties": {"error": {"type": "object", "properties": fields, "required": ["message", "type"]}},
+        "required": ["error"],
+    }
