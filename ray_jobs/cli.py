@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -193,23 +193,58 @@ def evaluate(
 
 @app.command()
 def serve(
-    name: RunName,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN...]", help="Runs whose fused models to host.")
+    ] = None,
     storage: Storage = "runs",
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with", metavar="NAME", help="Also the first run's target, a source by name, or all. Repeatable."
+        ),
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", metavar="NAME=LOCATION", help="A folder, URI, Hub name or models:/NAME@ALIAS. Repeatable."
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    served_model_name: Annotated[str | None, typer.Option(help="Name in the API; by default the run's.")] = None,
-    num_replicas: Annotated[int, typer.Option(min=1, help="Copies of the model.")] = 1,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    served_name: Annotated[str | None, typer.Option("--name", help="Of the first model; by default the run's.")] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="YAML list of API keys; or PROFUSER_API_KEYS has them, with commas between.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Ask for no key; clients on this machine only.")] = False,
+    min_replicas: Annotated[int, typer.Option(min=0, help="Fewest copies of each model; 0: only while asked.")] = 1,
+    max_replicas: Annotated[int, typer.Option(min=1, help="Most copies of each model.")] = 1,
+    num_gpus: Annotated[
+        float | None,
+        typer.Option(min=0, help="GPUs of a copy; by default what its parallelism needs, where there are any."),
+    ] = None,
+    write_config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Start nothing: write a file for `serve deploy` and KubeRay.")
+    ] = None,
 ) -> None:
-    """Host a run's fused model behind an OpenAI API, until Ctrl-C."""
+    """Host fused models, and others beside them, behind an OpenAI API with a playground, until Ctrl-C."""
     from ray_jobs.cluster import connected
-    from ray_jobs.demo import serve_options
-    from ray_jobs.pipeline import find_run
-    from ray_jobs.serve import start_server, wait_until_interrupted
+    from ray_jobs.serve import check_serving, serve_file, start_server, wait_until_interrupted
+    from ray_jobs.served_models import serve_config
 
-    options = serve_options(find_run(name, storage), host, port, served_model_name or name, num_replicas)
+    replicas: dict[str, Any] = {"min_replicas": min_replicas, "max_replicas": max(min_replicas, max_replicas)}
+    replicas |= {} if num_gpus is None else {"num_gpus": num_gpus}
+    settings = {"insecure": insecure, "keys_file": str(keys.absolute()) if keys else None}
+    arguments = (names or (), storage, beside or (), models or (), served_name, replicas, settings)
+    if write_config:
+        write_config.write_text(serve_file(serve_config(*arguments), host, port))
+        console.print(f"written to {write_config}; serve deploy {write_config}", markup=False)
+        return
     with connected():
-        url = start_server(options)
-        console.print(f"{options.served_model_name}: {url} (Ctrl-C stops it)", markup=False)
+        config = serve_config(*arguments)
+        check_serving(config, host)
+        url = start_server(config, host, port)
+        console.print(f"{', '.join(model.name for model in config.models)}: {url} (Ctrl-C stops it)", markup=False)
+        console.print(f"playground: {url.removesuffix('v1')}", markup=False)
         wait_until_interrupted()
 
 

@@ -1,7 +1,7 @@
-"""Serving: a Hugging Face folder behind the OpenAI API, on Ray Serve.
+"""Serving: models of finished runs behind the OpenAI API, on Ray Serve.
 
-A replica holds vLLM's own asynchronous engine and vLLM's own OpenAI application: templates, sampling parameters, streaming, usage
-and the error format are vLLM's. `ray.serve.llm` is not used: with this pair of versions it loses its model after a first request.
+One application: a gateway (keys, limits, the playground), and behind it a deployment per model whose replicas hold vLLM's engine.
+`build_app` is also what a Serve config file imports: `serve deploy`, KubeRay's RayService.
 """
 
 import json
@@ -12,139 +12,95 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
+import yaml
 from ray import serve
 from ray.serve.config import HTTPOptions
 
-from profuser.config import Config
 from profuser.errors import EngineError, UserError
+from profuser.serving.gateway import LOOPBACK
+from profuser.serving.keys import KeyRing
+from profuser.serving.locate import check_model
+from profuser.serving.options import ServeConfig
+from ray_jobs import serve_gateway, serve_model
 
 APP = "profuser"
+IMPORT_PATH = "ray_jobs.serve:build_app"
 START_TIMEOUT_SECONDS = 1800.0
 REQUEST_TIMEOUT_SECONDS = 300.0
 
 
-class ServeOptions(Config):
-    """What is served, where, and with how much."""
-
-    model: str
-    """Hugging Face folder or Hub name."""
-    served_model_name: str
-    """Name in the API."""
-    host: str = "127.0.0.1"
-    """Address to listen on."""
-    port: int = Field(default=8000, gt=0, lt=65536)
-    """Port to listen on."""
-    num_replicas: int = Field(default=1, gt=0)
-    """Copies of the model."""
-    num_cpus: float = Field(default=1.0, ge=0)
-    """CPUs a replica reserves."""
-    num_gpus: float = Field(default=0.0, ge=0)
-    """GPUs a replica reserves."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """`auto`: the checkpoint's type on a GPU, float32 on a CPU."""
-    max_model_len: int | None = None
-    """Longest prompt plus answer in tokens; by default what the model allows."""
-    tensor_parallel_size: int = Field(default=1, gt=0)
-    """GPUs over which one replica is spread."""
-    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
-    """Share of a GPU's memory that the engine may take."""
-    kv_cache_gib: float = Field(default=1.0, gt=0)
-    """On a CPU: memory for the KV cache."""
+def build_app(config: ServeConfig) -> serve.Application:
+    """The application for `serve.run`, and for `import_path` in a Serve config file."""
+    models = {model.name: serve_model.deployment(model) for model in config.models}
+    gateway: Any = serve_gateway.ServeGateway
+    return gateway.options(num_replicas=config.num_gateways).bind(config, models)
 
 
-@serve.deployment
-@serve.ingress()
-class Model:
-    """One replica: an engine and the application in front of it. It is ready when it has answered once."""
-
-    async def __init__(self, options: ServeOptions):
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(options.kv_cache_gib)))
-        import torch
-        from vllm import SamplingParams
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.entrypoints.openai.api_server import build_app, init_app_state
-        from vllm.entrypoints.openai.cli_args import make_arg_parser
-        from vllm.utils.argparse_utils import FlexibleArgumentParser
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        arguments: Any = make_arg_parser(FlexibleArgumentParser()).parse_args(
-            _flags(options, torch.cuda.is_available())
-        )
-        self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(arguments))
-        tasks = await self.engine.get_supported_tasks()
-        self.app_ = build_app(arguments, tasks, self.engine.model_config)
-        await init_app_state(self.engine, self.app_.state, arguments, tasks)
-        async for _ in self.engine.generate({"prompt_token_ids": [0]}, SamplingParams(max_tokens=1), "first"):
-            pass
-
-    def __serve_build_asgi_app__(self) -> Any:
-        """The application, for Ray Serve."""
-        return self.app_
-
-    async def check_health(self) -> None:
-        """Raises where the engine has died, so that Ray Serve replaces the replica."""
-        await self.engine.check_health()
+def serve_file(config: ServeConfig, host: str, port: int) -> str:
+    """A Serve config file with the application in it, for `serve deploy` and KubeRay's `serveConfigV2`."""
+    settings = config.model_dump(mode="json", exclude_defaults=True)
+    application = {"name": APP, "route_prefix": "/", "import_path": IMPORT_PATH, "args": settings}
+    options = {"host": host, "port": port}
+    tree = {"proxy_location": "EveryNode", "http_options": options, "applications": [application]}
+    return yaml.safe_dump(tree, sort_keys=False)
 
 
-def _flags(options: ServeOptions, on_gpu: bool) -> list[str]:
-    """The options as flags of `vllm serve`."""
-    dtype = "float32" if options.dtype == "auto" and not on_gpu else options.dtype
-    flags = ["--model", options.model, "--served-model-name", options.served_model_name, "--dtype", dtype]
-    flags += ["--tensor-parallel-size", str(options.tensor_parallel_size), "--disable-log-stats"]
-    if options.max_model_len is not None:
-        flags += ["--max-model-len", str(options.max_model_len)]
-    if on_gpu:
-        return [*flags, "--gpu-memory-utilization", str(options.gpu_memory_utilization)]
-    return [*flags, "--enforce-eager"]
+def check_serving(config: ServeConfig, host: str) -> None:
+    """Raises UserError where a folder is no model, there is no key, or an open server would be reached from elsewhere."""
+    for model in config.models:
+        check_model(model.model)
+    if config.insecure and host not in LOOPBACK:
+        raise UserError(f"serve: --insecure answers without a key, so it listens on 127.0.0.1 only, not on {host}")
+    if not config.insecure:
+        KeyRing(Path(config.keys_file).expanduser() if config.keys_file else None, config.limits)
 
 
-def build_app(options: ServeOptions) -> serve.Application:
-    """The application for `serve.run`."""
-    resources = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
-    deployment = Model.options(num_replicas=options.num_replicas, ray_actor_options=resources, max_ongoing_requests=256)
-    return deployment.bind(options)
-
-
-def start_server(options: ServeOptions) -> str:
-    """Starts serving on the connected cluster and waits until a real completion over HTTP has succeeded.
+def start_server(config: ServeConfig, host: str, port: int) -> str:
+    """Starts serving on the connected cluster; every model has answered once, and the gateway over HTTP.
 
     Returns:
         The API's base URL, `http://host:port/v1`.
 
     Raises:
-        UserError: the folder is no model, or the port is taken.
-        EngineError: the model does not start; the message names it.
+        UserError: see `check_serving`; or the port is taken.
+        EngineError: a model does not start; the message names it.
     """
-    if not (Path(options.model) / "config.json").is_file() and options.model.count("/") != 1:
-        raise UserError(f"serve: {options.model!r} is not a model: no config.json in it")
-    _check_port(options.host, options.port)
-    serve.start(http_options=HTTPOptions(host=options.host, port=options.port))
+    check_serving(config, host)
+    _check_port(host, port)
+    serve.start(http_options=HTTPOptions(host=host, port=port))
+    names = ", ".join(model.model for model in config.models)
     try:
-        serve.run(build_app(options), name=APP, route_prefix="/", blocking=False)
+        serve.run(build_app(config), name=APP, route_prefix="/", blocking=False)
     except RuntimeError as error:
-        raise EngineError(f"serve: {options.model}: did not start: {' '.join(str(error).split())[-300:]}") from error
-    host = "127.0.0.1" if options.host == "0.0.0.0" else options.host
-    url = f"http://{host}:{options.port}/v1"
-    _wait_for_answer(url, options)
-    return url
+        raise EngineError(f"serve: {names}: did not start: {_why(error)}") from error
+    url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+    _wait_for(f"{url}/health", names)
+    return f"{url}/v1"
 
 
-def _wait_for_answer(url: str, options: ServeOptions) -> None:
+def _why(error: RuntimeError) -> str:
+    """The last line of what the first deployment that failed has to say."""
+    with suppress(KeyError):
+        for deployment in serve.status().applications[APP].deployments.values():
+            if lines := [line.strip() for line in deployment.message.splitlines() if line.strip()]:
+                return lines[-1][:300]
+    return " ".join(str(error).split())[-300:]
+
+
+def _wait_for(url: str, names: str) -> None:
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while True:
         try:
-            _post(f"{url}/completions", {"model": options.served_model_name, "prompt": "a", "max_tokens": 1})
-            return
+            with urllib.request.urlopen(url, timeout=REQUEST_TIMEOUT_SECONDS):
+                return
         except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
             if time.monotonic() > deadline:
-                raise EngineError(f"serve: {options.model}: no answer at {url}: {error}") from error
-            time.sleep(0.5)
+                raise EngineError(f"serve: {names}: no answer at {url}: {error}") from error
+            time.sleep(0.2)
 
 
 def stop_server() -> None:
@@ -155,20 +111,13 @@ def stop_server() -> None:
 
 
 def ask(base_url: str, model: str, prompt: str, max_tokens: int = 64) -> str:
-    """One greedy chat completion over HTTP."""
-    body = {
-        "model": model,
-        "messages": [{"role": "user", "content": prompt}],
-        "max_tokens": max_tokens,
-        "temperature": 0,
-    }
-    return _post(f"{base_url}/chat/completions", body)["choices"][0]["message"]["content"]
-
-
-def _post(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    """One greedy chat completion over HTTP, of a server that asks for no key."""
+    messages = [{"role": "user", "content": prompt}]
+    body = {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
+    kind = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{base_url}/chat/completions", json.dumps(body).encode(), kind)
     with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_SECONDS) as answer:
-        return json.loads(answer.read())
+        return json.loads(answer.read())["choices"][0]["message"]["content"]
 
 
 def _check_port(host: str, port: int) -> None:

@@ -25,6 +25,8 @@ class Outcome:
     """How a request ended."""
 
     status: int = CLIENT_LEFT
+    model: str = ""
+    """Empty until it is known."""
     start: float = field(default_factory=time.perf_counter)
 
 
@@ -70,7 +72,12 @@ async def events(first: bytes, pieces: AsyncGenerator[Head | bytes, None], outco
 
 
 async def read_body(request: Request, most: int) -> bytes:
-    """The body, of which no more is read than may be there."""
+    """The body, of which no more is read than may be there.
+
+    Its type has to be named: a foreign page in a browser may send any other to this machine without asking first.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise ApiError(415, "Send JSON, with Content-Type: application/json.", "unsupported_media_type")
     too_large = ApiError(413, f"The body is larger than {most:,} bytes.", "body_too_large")
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length) > most:
@@ -82,7 +89,7 @@ async def read_body(request: Request, most: int) -> bytes:
             if len(body) > most:
                 raise too_large
     except ClientDisconnect:
-        raise ApiError(400, "The body ended early.", "invalid_json") from None
+        raise ApiError(CLIENT_LEFT, "The body ended early.", "client_left") from None
     return bytes(body)
 
 

@@ -5,6 +5,9 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+GRACE_SECONDS = 5.0
+"""How long an application may take to stop by itself once its client has gone."""
+
 
 @dataclass(frozen=True)
 class Head:
@@ -15,7 +18,9 @@ class Head:
 
 
 async def call(app: Any, path: str, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[Head | bytes]:
-    """POSTs a body of JSON; closing the iterator cancels the request.
+    """POSTs a body of JSON; closing the iterator tells the application that its client has gone, and then cancels it.
+
+    It is told first: what it has started in tasks of its own, as vLLM has, a cancellation would leave running.
 
     Yields:
         The head, then the body in pieces: all that is there when a piece is asked for comes as one.
@@ -38,7 +43,8 @@ async def call(app: Any, path: str, body: bytes, headers: Mapping[str, str]) -> 
         await task  # an error of the application's is ours
     finally:
         gone.set()
-        task.cancel()
+        if not task.done():
+            asyncio.get_running_loop().call_later(GRACE_SECONDS, task.cancel)
 
 
 async def _pieces(messages: asyncio.Queue[dict[str, Any] | None]) -> AsyncIterator[Head | bytes]:
@@ -52,7 +58,7 @@ async def _pieces(messages: asyncio.Queue[dict[str, Any] | None]) -> AsyncIterat
             if message is None:
                 more = False
             elif message["type"] == "http.response.start":
-                known = {name.lower(): value for name, value in message["headers"]}
+                known = {name.lower(): value for name, value in message.get("headers", ())}
                 yield Head(message["status"], known.get(b"content-type", b"application/json").decode())
             elif message["type"] == "http.response.body":
                 body += message.get("body", b"")

@@ -4,13 +4,14 @@ It knows nothing of Ray: `Backend` puts requests to models.
 """
 
 import logging
+import re
 import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from importlib.resources import files
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -32,18 +33,24 @@ from profuser.serving.answers import (
     read_body,
 )
 from profuser.serving.asgi import Head
-from profuser.serving.errors import ApiError, unauthorized, unknown_model
+from profuser.serving.errors import ApiError, internal, unauthorized, unknown_model
 from profuser.serving.keys import Client, KeyRing
 from profuser.serving.metrics import GatewayMetrics
 from profuser.serving.openapi import openapi_document
 from profuser.serving.options import ServeConfig
 from profuser.serving.requests import CHAT, COMPLETIONS, ApiRequest, check_prompt, read_request
 
-LOOPBACK = {"127.0.0.1", "::1", "localhost", "testclient"}
-PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""What of a client's own goes on to the model and its log."""
 log = logging.getLogger("ray.serve")
 
 
+@runtime_checkable
 class Backend(Protocol):
     """Puts requests to models, on whichever replica; a request that a dying replica has not begun to answer is put to another.
 
@@ -60,7 +67,7 @@ class Backend(Protocol):
         ...
 
     async def count_tokens(self, request: ApiRequest) -> int:
-        """Tokens of the prompt."""
+        """Tokens of the longest prompt."""
         ...
 
 
@@ -90,21 +97,33 @@ class Gateway:
             CORSMiddleware,
             allow_origins=list(self.config.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
+            allow_headers=["*"],  # a key is no cookie: a page can send only what it was given
+            expose_headers=["Retry-After"],
         )
         handlers: dict[Any, Any] = {ApiError: api_error, HTTPException: http_error, Exception: other_error}
-        return Starlette(
+        app = Starlette(
             routes=routes, middleware=[cors] if self.config.cors_origins else [], exception_handlers=handlers
         )
+        app.router.redirect_slashes = False
+        return app
 
     def client(self, request: Request) -> Client:
-        """Who asks.
+        """Who asks; who may not is counted.
 
         Raises:
             ApiError: 401, no valid key; 403, no key is asked for and the client is on another machine.
         """
+        try:
+            return self._client(request)
+        except ApiError as error:
+            self.metrics.count("", request.scope["route"].path, "", error.status)
+            raise
+
+    def _client(self, request: Request) -> Client:
         if self.keys is None:
-            if request.client and request.client.host not in LOOPBACK:
+            # The address in `Host` as well: a foreign page can let its own name point to this machine.
+            hosts = {request.client.host if request.client else None, request.url.hostname}
+            if not hosts <= LOOPBACK:
                 raise ApiError(403, "This server takes no keys, and so answers its own machine only.", "loopback_only")
             return Client("insecure", self.config.limits)
         client = self.keys.find(request.headers.get("authorization"))
@@ -114,11 +133,12 @@ class Gateway:
 
     async def complete(self, request: Request) -> Response:
         """A completion, of a chat or of a text."""
-        client = self.client(request)
-        asked = await self._asked(request, client)
-        request_id = request.headers.get("x-request-id", uuid.uuid4().hex)
+        client, path = self.client(request), request.scope["route"].path
         async with AsyncExitStack() as stack:
-            outcome = await stack.enter_async_context(self._held(asked, client))
+            outcome = await stack.enter_async_context(self._held(path, client))
+            body = await read_body(request, client.limits.max_body_bytes)
+            asked = read_request(path, body, self.names, client.limits)
+            outcome.model, request_id = asked.model, _request_id(request)
             if client.limits.max_prompt_tokens is not None:
                 check_prompt(await self.backend.count_tokens(asked), client.limits)
             if not asked.wants_stream:
@@ -126,51 +146,43 @@ class Gateway:
             else:
                 pieces = await stack.enter_async_context(aclosing(self.backend.stream(asked, request_id)))
                 head, answer = await begun(pieces)
-                self.metrics.first_piece(asked.model, time.perf_counter() - outcome.start)
                 if head.status == 200:
+                    self.metrics.first_piece(asked.model, time.perf_counter() - outcome.start)
                     return HeldStream(events(answer, pieces, outcome), head.content_type, stack.pop_all())
                 answer += b"".join([piece async for piece in pieces if isinstance(piece, bytes)])
+            if self.config.log_prompts:
+                log.info("prompt %s answer %s", asked.body.decode(), answer.decode(errors="replace"))
+            response = checked(head, answer)
             outcome.status = head.status
-        if self.config.log_prompts:
-            log.info("prompt %s answer %s", asked.body.decode(), answer.decode(errors="replace"))
-        return checked(head, answer)
-
-    async def _asked(self, request: Request, client: Client) -> ApiRequest:
-        """What is asked for; what is refused is counted."""
-        path = request.url.path
-        try:
-            body = await read_body(request, client.limits.max_body_bytes)
-            return read_request(path, body, self.names, client.limits)
-        except ApiError as error:
-            self.metrics.count("", path, client.name, error.status)
-            raise
+            return response
 
     @asynccontextmanager
-    async def _held(self, asked: ApiRequest, client: Client) -> AsyncIterator[Outcome]:
-        """One of the requests that a key may have at one time; counted and logged when it ends."""
+    async def _held(self, path: str, client: Client) -> AsyncIterator[Outcome]:
+        """One of the requests that a key may have at one time, its body included; counted and logged when it ends."""
         most = client.limits.concurrency
         if self.in_flight[client.name] >= most:
-            self.metrics.count(asked.model, asked.path, client.name, 429)
+            self.metrics.count("", path, client.name, 429)
             raise ApiError(
                 429, f"This key has {most} requests at work; wait for one to end.", "too_many_requests", retry_after=1
             )
         outcome = Outcome()
         self.in_flight[client.name] += 1
-        self.metrics.in_flight(asked.model, 1)
+        self.metrics.in_flight(client.name, 1)
         try:
             yield outcome
         except ApiError as error:
             outcome.status = error.status
             raise
         except Exception:
+            log.exception("a request failed")
             outcome.status = 500
-            raise
+            raise internal() from None
         finally:
             self.in_flight[client.name] -= 1
-            self.metrics.in_flight(asked.model, -1)
+            self.metrics.in_flight(client.name, -1)
             seconds = time.perf_counter() - outcome.start
-            self.metrics.count(asked.model, asked.path, client.name, outcome.status, seconds)
-            log.info("%s %s key=%s %s %.3fs", asked.path, asked.model, client.name, outcome.status, seconds)
+            self.metrics.count(outcome.model, path, client.name, outcome.status, seconds)
+            log.info("%s %s key=%s %s %.3fs", path, outcome.model or "-", client.name, outcome.status, seconds)
 
     async def list_models(self, request: Request) -> Response:
         """The models, as OpenAI lists them."""
@@ -206,3 +218,9 @@ class Gateway:
         """The playground. It holds nothing of the server's: what it shows, it asks for with the key that one gives it."""
         page = files("profuser.serving").joinpath("playground.html").read_text(encoding="utf-8")
         return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY, "X-Frame-Options": "DENY"})
+
+
+def _request_id(request: Request) -> str:
+    """The client's own, where it is fit to be written anywhere."""
+    given = request.headers.get("x-request-id", "")
+    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

@@ -57,7 +57,7 @@ class KeyRing:
 
     file: Path | None
     limits: Limits
-    _stamp: tuple[int, int] | None = None
+    _stamp: tuple[int, ...] | None = None
     _clients: dict[bytes, Client] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -79,24 +79,22 @@ class KeyRing:
         return found if scheme.lower() == "bearer" else None
 
     def _reload(self) -> None:
-        """Reads the file anew where it has changed; what cannot be read leaves the keys as they are, and says so."""
-        try:
-            if self.file and self._stamp != _stamp(self.file):
+        """Reads the file anew where it has changed; what cannot be read leaves the keys as they are, and says so once."""
+        if self.file and self._stamp != _stamp(self.file):
+            try:
                 self._load()
-        except (UserError, OSError) as error:
-            self._stamp = _stamp(self.file) if self.file and self.file.exists() else None
-            print(f"serve: keys stay as they are: {error}", flush=True)
+            except UserError as error:
+                print(f"{error}; the keys stay as they were", flush=True)
 
     def _load(self) -> None:
         keys = [key.strip() for key in os.environ.get(ENVIRONMENT, "").split(",") if key.strip()]
-        entries = [(ENVIRONMENT, key) for key in keys]
+        entries = [(f"{ENVIRONMENT}: key {number}", key) for number, key in enumerate(keys, 1)]
         if self.file:
-            stamp = _stamp(self.file) if self.file.exists() else None
-            entries += [(str(self.file), entry) for entry in _read(self.file)]
-            self._stamp = stamp
+            self._stamp = _stamp(self.file)  # before it is read: a change in between is seen the next time
+            entries += [(f"{self.file}: key {number}", entry) for number, entry in enumerate(_read(self.file), 1)]
         clients: dict[bytes, Client] = {}
-        for number, (where, entry) in enumerate(entries, 1):
-            parsed = _entry(entry, f"{where}: key {number}")
+        for where, entry in entries:
+            parsed = _entry(entry, f"serve: {where}")
             own = parsed.model_dump(include=parsed.model_fields_set - {"key", "name"})
             name = parsed.name or f"key-{_digest(parsed.key).hex()[:6]}"
             clients[_digest(parsed.key)] = Client(name, self.limits.model_copy(update=own))
@@ -108,10 +106,13 @@ def _entry(entry: Any, where: str) -> KeyEntry:
         return KeyEntry.model_validate({"key": entry} if isinstance(entry, str) else entry)
     except ValidationError as error:
         first = error.errors()[0]
-        field_name = ".".join(str(part) for part in first["loc"]) or "it"
-        # Pydantic's own message of a bad key would repeat it.
-        what = f"a key has {SHORTEST_KEY} or more visible characters" if field_name == "key" else first["msg"]
-        raise UserError(f"{where}: {field_name}: {what}") from None
+        name, what = first["loc"][0] if first["loc"] else "it", first["msg"]
+        # Neither a key, which pydantic's message may repeat, nor an unknown field's name, which may be a key, is shown.
+        if name == "key":
+            what = f"a key has {SHORTEST_KEY} or more visible characters"
+        elif name not in KeyEntry.model_fields and name != "it":
+            name, what = "it", f"a field is none of {', '.join(KeyEntry.model_fields)}"
+        raise UserError(f"{where}: {name}: {what}") from None
 
 
 def _read(file: Path) -> list[Any]:
@@ -119,16 +120,20 @@ def _read(file: Path) -> list[Any]:
         entries = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"serve: {file}: no such file of API keys") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         raise UserError(f"serve: {file}: cannot be read as YAML ({type(error).__name__})") from None
     if not isinstance(entries, list):
         raise UserError(f"serve: {file}: a list of keys is expected: `- sk-...` on each line")
     return entries
 
 
-def _stamp(file: Path) -> tuple[int, int]:
-    found = file.stat()
-    return found.st_mtime_ns, found.st_size
+def _stamp(file: Path) -> tuple[int, ...] | None:
+    """Differs after every change, also where another file of the same age and size took its place; None: there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_ctime_ns, found.st_mtime_ns, found.st_size
 
 
 def _digest(key: str) -> bytes:

@@ -26,21 +26,21 @@ class GatewayMetrics:
             buckets=SECONDS,
             registry=self.registry,
         )
-        self.gauge = Gauge("profuser_requests_in_flight", "Requests at work.", ("model",), registry=self.registry)
+        self.gauge = Gauge("profuser_requests_in_flight", "Requests at work.", ("key",), registry=self.registry)
 
     def count(self, model: str, path: str, key: str, status: int, seconds: float | None = None) -> None:
-        """A request has ended; `seconds` are None where it was refused before it began."""
+        """A request has ended; model and key are empty and `seconds` None where it ended before they were known."""
         self.requests.labels(model, path, key, str(status)).inc()
-        if seconds is not None:
+        if model and seconds is not None:
             self.seconds.labels(model).observe(seconds)
 
     def first_piece(self, model: str, seconds: float) -> None:
         """A stream has begun."""
         self.first.labels(model).observe(seconds)
 
-    def in_flight(self, model: str, change: int) -> None:
+    def in_flight(self, key: str, change: int) -> None:
         """A request begins (1) or ends (-1)."""
-        self.gauge.labels(model).inc(change)
+        self.gauge.labels(key).inc(change)
 
     def text(self) -> bytes:
         """In Prometheus' text format."""

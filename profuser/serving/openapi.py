@@ -8,10 +8,13 @@ from profuser.serving.requests import CHAT, COMPLETIONS
 STATUSES = {
     "400": "The body is no JSON, or a field is wrong",
     "401": "No valid key",
+    "403": "A server without keys answers its own machine only",
     "404": "No such model",
     "413": "The body is too large",
+    "415": "The body's type is not application/json",
     "422": "More than the key may ask for",
     "429": "Too many requests; see Retry-After",
+    "500": "The server failed",
     "503": "The replica was lost",
 }
 SAMPLING: dict[str, Any] = {
@@ -40,6 +43,7 @@ def openapi_document(models: list[str]) -> dict[str, Any]:
     chat = {
         "model": model,
         "messages": {"type": "array", "items": MESSAGE, "minItems": 1},
+        "max_completion_tokens": {"type": "integer", "minimum": 1},
         "logprobs": {"type": "boolean"},
         "top_logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
         "response_format": FORMAT,
@@ -53,9 +57,11 @@ def openapi_document(models: list[str]) -> dict[str, Any]:
         "paths": {
             CHAT: {"post": _completion("A chat completion", chat, ["model", "messages"])},
             COMPLETIONS: {"post": _completion("A text completion", text | SAMPLING, ["model", "prompt"])},
-            "/v1/models": {"get": _get("The models")},
-            "/v1/models/{name}": {"get": _get("One model") | {"parameters": [_path_parameter("name")]}},
-            "/metrics": {"get": _get("Prometheus metrics of the gateway", "text/plain")},
+            "/v1/models": {"get": _get("The models", "401", "403")},
+            "/v1/models/{name}": {
+                "get": _get("One model", "401", "403", "404") | {"parameters": [_path_parameter("name")]}
+            },
+            "/metrics": {"get": _get("Prometheus metrics of the gateway", "401", "403", kind="text/plain")},
             "/health": {"get": _get("Whether the gateway is there") | {"security": []}},
         },
         "components": {
@@ -78,10 +84,10 @@ def _completion(title: str, properties: dict[str, Any], required: list[str]) -> 
     }
 
 
-def _get(title: str, kind: str = "application/json") -> dict[str, Any]:
+def _get(title: str, *statuses: str, kind: str = "application/json") -> dict[str, Any]:
     return {
         "summary": title,
-        "responses": {"200": {"description": "Done", "content": {kind: {}}}} | _errors("401", "404"),
+        "responses": {"200": {"description": "Done", "content": {kind: {}}}} | _errors(*statuses),
     }
 
 

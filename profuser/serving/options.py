@@ -40,7 +40,7 @@ class ServedModel(Config):
     """Requests per replica above which one more is started."""
     max_ongoing_requests: int = Field(default=256, gt=0)
     """Requests that a replica takes at one time."""
-    max_queued_requests: int = Field(default=256, ge=0)
+    max_queued_requests: int = Field(default=256, gt=0)
     """Requests that wait for a replica, of each replica of the gateway; more are refused at once: 429 with Retry-After."""
     graceful_shutdown_seconds: float = Field(default=300.0, ge=0)
     """How long a replica that is to stop may finish its answers."""

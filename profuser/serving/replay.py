@@ -5,11 +5,13 @@ compared, not events.
 """
 
 import json
+import logging
+from collections import Counter, defaultdict
 from typing import Any
 
-from profuser.serving.errors import interrupted
+from profuser.serving.errors import internal, interrupted
 
-DONE = "[DONE]"
+log = logging.getLogger("ray.serve")
 
 
 class Replay:
@@ -38,13 +40,13 @@ class Replay:
         """
         if self.has_begun and not self.repeatable:
             raise interrupted()
-        self._rest, self._seen = b"", _Seen.of(self._sent) if self.has_begun else None
+        self._rest, self._seen = b"", _Seen(self._sent) if self.has_begun else None
 
     def forward(self, piece: bytes) -> bytes:
         """What of a piece is new to the client: whole events only.
 
         Raises:
-            ApiError: 503, this attempt says something else than the one before it.
+            ApiError: 503, this attempt says something else than the one before it; 500, the model has failed.
         """
         *events, self._rest = (self._rest + piece).split(b"\n\n")
         new = [event for each in events if (event := self._new(each)) is not None]
@@ -55,34 +57,36 @@ class Replay:
         return b"".join(event + b"\n\n" for event in new)
 
     def _new(self, event: bytes) -> bytes | None:
+        if event.startswith(b'data: {"error"'):
+            _check_error(event)
         return event if self._seen is None else self._seen.new(event)
 
 
 class _Seen:
-    """What a client has seen of every choice."""
+    """What a client has seen of every choice.
 
-    def __init__(self) -> None:
-        self.left: dict[int, str] = {}
-        """Text that it has and that the new attempt has not said yet."""
-        self.roles: set[int] = set()
+    Args:
+        events: those that were sent.
+    """
+
+    def __init__(self, events: list[bytes]):
+        self.repeated: Counter[int] = Counter()
+        """Characters that the new attempt has said again."""
         self.ended: set[int] = set()
-        self.has_usage = False
-
-    @classmethod
-    def of(cls, events: list[bytes]) -> "_Seen":
-        seen = cls()
+        self.has_usage, self.has_end = False, any(map(_is_end, events))
+        texts: defaultdict[int, list[str]] = defaultdict(list)
         for content in filter(None, map(_content, events)):
             for choice in content["choices"]:
-                index = choice["index"]
-                seen.left[index] = seen.left.get(index, "") + _text(choice)
-                seen.roles.add(index)
+                texts[choice["index"]].append(_text(choice))
                 if choice.get("finish_reason"):
-                    seen.ended.add(index)
-            seen.has_usage |= not content["choices"]
-        return seen
+                    self.ended.add(choice["index"])
+            self.has_usage |= not content["choices"]
+        self.texts = {index: "".join(parts) for index, parts in texts.items()}
 
     def new(self, event: bytes) -> bytes | None:
         """An event without what was seen; None where nothing is left of it."""
+        if _is_end(event):
+            return None if self.has_end else event
         content = _content(event)
         if content is None:
             return event
@@ -93,27 +97,39 @@ class _Seen:
 
     def _cut(self, choice: dict[str, Any]) -> bool:
         """Takes away from a choice what was seen of it; whether anything is left."""
-        index, text = choice["index"], _text(choice)
-        left = self.left.get(index, "")
-        if not (left.startswith(text) or text.startswith(left)):
+        index, text, ends = choice["index"], _text(choice), bool(choice.get("finish_reason"))
+        seen, start = self.texts.get(index, ""), self.repeated[index]
+        again = seen[start : start + len(text)]
+        new = text[len(again) :]
+        self.repeated[index] += len(again)
+        stops_short = ends and self.repeated[index] < len(seen)
+        if not text.startswith(again) or stops_short or (new and index in self.ended):
             raise interrupted()
-        self.left[index] = left[len(text) :]
-        _set_text(choice, text[len(left) :])
-        if index in self.ended and (text[len(left) :] or (choice.get("finish_reason") and self.left[index])):
-            raise interrupted()
-        ends = bool(choice.get("finish_reason")) and index not in self.ended
-        if ends and self.left[index]:
-            raise interrupted()
-        return bool(text[len(left) :]) or ends or index not in self.roles
+        if index not in self.texts:
+            return True
+        _set_text(choice, new)
+        choice.get("delta", {}).pop("role", None)
+        return bool(new) or (ends and index not in self.ended)
+
+
+def _is_end(event: bytes) -> bool:
+    return event.removeprefix(b"data:").strip() == b"[DONE]"
 
 
 def _content(event: bytes) -> dict[str, Any] | None:
     """The JSON of an event; None for the end, comments and errors."""
-    data = event.decode().removeprefix("data:").strip()
-    if not event.startswith(b"data:") or data == DONE:
+    if not event.startswith(b"data:") or _is_end(event):
         return None
-    content = json.loads(data)
+    content = json.loads(event.removeprefix(b"data:"))
     return content if "choices" in content else None
+
+
+def _check_error(event: bytes) -> None:
+    """Of a failure of the model's own, the client gets no more than that it happened."""
+    code = json.loads(event.removeprefix(b"data:"))["error"].get("code")
+    if not isinstance(code, int) or code >= 500:
+        log.error("a model failed while it answered: %s", event[:2000].decode(errors="replace"))
+        raise internal()
 
 
 def _text(choice: dict[str, Any]) -> str:

@@ -16,6 +16,11 @@ MAX_TOKENS = {CHAT: ("max_completion_tokens", "max_tokens"), COMPLETIONS: ("max_
 """Fields that bound an answer; the first is what is set where a request has none."""
 DEFAULT_TOKENS = {CHAT: None, COMPLETIONS: 16}
 """What an answer is bounded by where nobody says: OpenAI's default."""
+QUESTION = {
+    CHAT: ("messages", "tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message"),
+    COMPLETIONS: ("prompt",),
+}
+"""Fields that make up a prompt. Those of the other path are ignored by vLLM, and so may not be counted in their place."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,16 @@ class ApiRequest:
         return fixed and plain
 
     @property
-    def question(self) -> dict[str, Any]:
-        """What has to be tokenized to count the prompt."""
-        names = ("model", "messages", "prompt", "tools", "chat_template_kwargs", "add_generation_prompt")
-        return {name: self.fields[name] for name in names if name in self.fields}
+    def questions(self) -> list[dict[str, Any] | int]:
+        """What has to be tokenized to count each prompt; of one that is given in tokens, their number."""
+        names = ("model", "add_special_tokens", *QUESTION[self.path])
+        whole = {name: self.fields[name] for name in names if name in self.fields}
+        prompts = whole.get("prompt")
+        if not isinstance(prompts, list):
+            return [whole]
+        if any(isinstance(each, int) for each in prompts):
+            return [len(prompts)]
+        return [len(each) if isinstance(each, list) else whole | {"prompt": each} for each in prompts]
 
 
 def read_request(path: str, body: bytes, models: Sequence[str], limits: Limits) -> ApiRequest:
@@ -53,10 +64,7 @@ def read_request(path: str, body: bytes, models: Sequence[str], limits: Limits) 
     Raises:
         ApiError: 400, it is no JSON object; 404, there is no such model; 422, it asks for more tokens than its key may.
     """
-    try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError):
-        raise ApiError(400, "The body is not JSON.", "invalid_json") from None
+    fields = _parse(body)
     if not isinstance(fields, dict):
         raise ApiError(400, "The body is not a JSON object.", "invalid_json")
     model = fields.get("model")
@@ -70,18 +78,43 @@ def read_request(path: str, body: bytes, models: Sequence[str], limits: Limits) 
     return ApiRequest(path, model, fields, body)
 
 
+def _parse(body: bytes) -> Any:
+    """Strict JSON in UTF-8: a number is no NaN, and not every depth is read."""
+
+    def refuse(word: str) -> Any:
+        raise ValueError(word)
+
+    try:
+        return json.loads(body.decode(), parse_constant=refuse)
+    except (ValueError, RecursionError):
+        raise ApiError(400, "The body is not JSON.", "invalid_json") from None
+
+
 def _bounded(path: str, fields: Mapping[str, Any], most: int) -> dict[str, Any]:
     """What to add to a request so that it has a bound; ApiError where its own is too high."""
-    num = fields.get("n")
-    num = num if isinstance(num, int) and num > 0 else 1
-    asked = [value for name in MAX_TOKENS[path] if isinstance(value := fields.get(name), int)]
-    tokens = max(asked, default=DEFAULT_TOKENS[path])
-    if num * (tokens or 1) > most:
-        name = next((name for name in MAX_TOKENS[path] if name in fields), "n")
+    num = max(_integer(fields, "n") or 1, 1) * _num_prompts(fields)
+    asked = [value for name in MAX_TOKENS[path] if (value := _integer(fields, name)) is not None]
+    tokens = max(asked, default=1)
+    if num * tokens > most:
+        name = next((name for name in MAX_TOKENS[path] if fields.get(name) is not None), "n")
         raise ApiError(
-            422, f"{num} x {tokens or 1:,} tokens are asked for; this key may have {most:,}.", "too_many_tokens", name
+            422, f"{num:,} x {tokens:,} tokens are asked for; this key may have {most:,}.", "too_many_tokens", name
         )
-    return {} if tokens is not None else {MAX_TOKENS[path][0]: most // num}
+    return {} if asked else {MAX_TOKENS[path][0]: min(most // num, DEFAULT_TOKENS[path] or most)}
+
+
+def _integer(fields: Mapping[str, Any], name: str) -> int | None:
+    """A number as JSON has it: vLLM would also read "100", of which nothing was counted here."""
+    value = fields.get(name)
+    if value is not None and type(value) is not int:
+        raise ApiError(400, f"{name}: an integer is expected.", "invalid_type", name)
+    return value
+
+
+def _num_prompts(fields: Mapping[str, Any]) -> int:
+    """Texts, or lists of tokens, each of which is answered."""
+    prompt = fields.get("prompt")
+    return len(prompt) if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list) else 1
 
 
 def check_prompt(num_tokens: int, limits: Limits) -> None:

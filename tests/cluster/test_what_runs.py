@@ -12,6 +12,8 @@ from ray.serve.schema import ServeDeploySchema
 import ray_jobs.serve
 from profuser.recipe import Recipe, load_recipe
 from profuser.recipe.pools import PoolConfig
+from profuser.serving.keys import ENVIRONMENT
+from profuser.serving.options import ServeConfig
 from ray_jobs.cli import RECIPES
 from tests.cluster.rendered import OVERLAYS, RAY_KINDS, Document, cluster_spec, found, of_kind, render
 
@@ -137,18 +139,16 @@ def test_the_service_is_one_that_ray_serve_takes(overlay, tmp_path):
     document = ray_document(overlay)
     config = ServeDeploySchema.model_validate(yaml.safe_load(document["spec"]["serveConfigV2"]))
     (application,) = config.applications
-    (written,) = yaml.safe_load(document["spec"]["serveConfigV2"])["applications"][0]["deployments"]
     module, builder = application.import_path.split(":")
     assert module == ray_jobs.serve.__name__
-    options = ray_jobs.serve.ServeOptions.model_validate(application.args)
-    built = getattr(ray_jobs.serve, builder)(options)
-    (deployment,) = application.deployments
-    assert deployment.name == built._bound_deployment.name
+    config = ServeConfig.model_validate(application.args)
+    (options,) = config.models
+    assert getattr(ray_jobs.serve, builder)(config)._bound_deployment.num_replicas == config.num_gateways
+    assert not config.insecure
     assert homes(document, {"CPU": options.num_cpus, "GPU": options.num_gpus}) == {"serve"}
     serve = group_specs(document)["serve"]
-    scaling = written["autoscaling_config"]
-    assert (scaling["min_replicas"], scaling["max_replicas"]) == (serve["minReplicas"], serve["maxReplicas"])
-    assert serve["template"]["spec"]["terminationGracePeriodSeconds"] > written["graceful_shutdown_timeout_s"]
+    assert (options.min_replicas, options.max_replicas) == (serve["minReplicas"], serve["maxReplicas"])
+    assert serve["template"]["spec"]["terminationGracePeriodSeconds"] > options.graceful_shutdown_seconds
     recipe = recipe_of("fusion", tmp_path)
     assert options.model == f"{recipe.storage}/{recipe.name}/fuse/model"
     assert options.max_model_len == recipe.target.engine.max_model_len
@@ -162,7 +162,8 @@ def test_a_node_is_ready_when_the_served_model_has_completed_something(overlay):
     probe = container["readinessProbe"]
     command = probe["exec"]["command"][-1]
     body = yaml.safe_load(found(r"--post-data '(.+?)'", command))
-    assert body == {"model": application["args"]["served_model_name"], "prompt": "a", "max_tokens": 1}
+    assert body == {"model": application["args"]["models"][0]["name"], "prompt": "a", "max_tokens": 1}
+    assert f'"Authorization: Bearer ${{{ENVIRONMENT}%%,*}}"' in command
     assert command.endswith("http://127.0.0.1:8000/v1/completions")
     assert float(found(r"-T (\d+)", command)) < probe["timeoutSeconds"]
     # The operator asks for the application only when the head is ready: there the probe would wait for itself.

@@ -1,22 +1,32 @@
-"""The served model over real HTTP: OpenAI's shapes, streaming, errors, and two hundred requests in a row."""
+"""The served models over real HTTP: OpenAI's shapes, keys and limits, replicas that die, a new version, graceful ends."""
 
-import json
+import asyncio
+import os
+import signal
 import socket
-import urllib.error
+import threading
+import time
 import urllib.request
 
 import openai
 import pytest
 import torch
+import yaml
+from ray import serve
+from ray.util.state import list_actors
 
 from profuser.errors import UserError
 from profuser.lab import assets_path
+from profuser.serving.options import ServeConfig
+from tests.load import chat, load
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm]
 
-NAME = "fused"
+NAME, OTHER = "lab-fused", "mpt"
 MESSAGES = [{"role": "user", "content": "What is the capital of Morland?"}]
 NUM_TOKENS = 24
+KEY, SMALL_KEY = "sk-of-the-tests-0123456789", "sk-small-of-the-tests-0123"
+QUESTIONS = [f"What is {number} plus 5?" for number in range(20)]
 
 
 def free_port() -> int:
@@ -25,24 +35,42 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def folder():
-    return str(assets_path() / "sources" / "llama")
+def folder_of(source: str) -> str:
+    return str(assets_path() / "sources" / source)
+
+
+def model(name: str, source: str, **more) -> dict:
+    return {"name": name, "model": folder_of(source), "max_model_len": 128, "num_cpus": 0.5, **more}
 
 
 @pytest.fixture(scope="module")
-def url(folder):
+def keys(tmp_path_factory):
+    file = tmp_path_factory.mktemp("keys") / "keys.yaml"
+    small = {"name": "small", "key": SMALL_KEY, "concurrency": 2, "max_tokens": 30, "max_prompt_tokens": 40}
+    file.write_text(yaml.safe_dump([{"name": "tests", "key": KEY}, small | {"max_body_bytes": 2000}]))
+    return file
+
+
+@pytest.fixture(scope="module")
+def settings(keys):
+    models = [model(NAME, "llama", num_replicas=2), model(OTHER, "mpt", min_replicas=0)]
+    return {"models": models, "keys_file": str(keys)}
+
+
+@pytest.fixture(scope="module")
+def url(settings):
     from ray_jobs.cluster import connected
-    from ray_jobs.serve import ServeOptions, start_server, stop_server
+    from ray_jobs.serve import start_server, stop_server
 
     with connected():
-        yield start_server(ServeOptions(model=folder, served_model_name=NAME, port=free_port(), max_model_len=128))
+        yield start_server(ServeConfig.parse(settings, "the tests"), "127.0.0.1", free_port())
         stop_server()
+        serve.shutdown()
 
 
 @pytest.fixture(scope="module")
 def client(url):
-    return openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+    return openai.OpenAI(base_url=url, api_key=KEY, max_retries=0)
 
 
 def expected_text(folder, prompt_ids):
@@ -55,21 +83,74 @@ def expected_text(folder, prompt_ids):
     return tokenizer.decode(done[0, len(prompt_ids) :], skip_special_tokens=True)
 
 
-def test_the_model_is_listed(client):
-    assert [model.id for model in client.models.list()] == [NAME]
+def replica_pids(name: str = NAME) -> list[int]:
+    """Processes of a model's replicas."""
+    names = f"SERVE_REPLICA::profuser#Model-{name}#"
+    alive = list_actors(filters=[("state", "=", "ALIVE")], limit=1000, detail=True)
+    return [actor.pid for actor in alive if actor.name.startswith(names)]
 
 
-def test_a_greedy_chat_answer_is_the_models_own(client, folder):
+def wait_until(what, seconds=120.0):
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.3)
+    return found
+
+
+def asked(url, bodies, concurrency=16, on_done=lambda _: None, key=KEY):
+    return asyncio.run(load(url, bodies, concurrency, on_done, key))
+
+
+def test_the_models_are_listed_and_the_page_is_there(client, url):
+    assert [model.id for model in client.models.list()] == [NAME, OTHER]
+    assert client.models.retrieve(OTHER).id == OTHER
+    with urllib.request.urlopen(url.removesuffix("v1"), timeout=30) as page:
+        assert "text/html" in page.headers["content-type"]
+        assert NAME not in page.read().decode(), "nothing of the server's without a key"
+
+
+def test_a_greedy_chat_answer_is_the_models_own(client):
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder_of("llama"))
     text = tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
     prompt = tokenizer.encode(text, add_special_tokens=False)
     answer = client.chat.completions.create(model=NAME, messages=MESSAGES, max_tokens=NUM_TOKENS, temperature=0)
     assert answer.object == "chat.completion"
-    assert answer.choices[0].message.content.strip() == expected_text(folder, prompt).strip()
+    assert answer.choices[0].message.content.strip() == expected_text(folder_of("llama"), prompt).strip()
     assert answer.usage.prompt_tokens == len(prompt)
     assert 1 < answer.usage.completion_tokens <= NUM_TOKENS
+
+
+def test_a_model_without_replicas_comes_when_it_is_asked_and_streamed_pieces_make_the_answer(client):
+    assert replica_pids(OTHER) == []
+    wish = {"model": OTHER, "messages": MESSAGES, "max_tokens": NUM_TOKENS, "temperature": 0}
+    whole = client.chat.completions.create(**wish).choices[0].message.content
+    chunks = list(client.chat.completions.create(**wish, stream=True, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == whole
+    assert sum(bool(chunk.choices) for chunk in chunks) > 2
+    assert chunks[-1].usage.completion_tokens > 1
+    assert len(replica_pids(OTHER)) == 1
+
+
+def test_openais_settings_do_what_they_say(client):
+    wish = {"model": NAME, "messages": MESSAGES, "max_tokens": NUM_TOKENS}
+    many = client.chat.completions.create(**wish, n=3, temperature=1.0, seed=7)
+    again = client.chat.completions.create(**wish, n=3, temperature=1.0, seed=7)
+    assert len(many.choices) == 3
+    assert [c.message.content for c in many.choices] == [c.message.content for c in again.choices]
+    likely = client.chat.completions.create(**wish, temperature=0, logprobs=True, top_logprobs=2)
+    first = likely.choices[0].logprobs.content[0]
+    assert first.logprob == pytest.approx(first.top_logprobs[0].logprob)
+    assert len(first.top_logprobs) == 2
+    text = likely.choices[0].message.content
+    stopped = client.chat.completions.create(**wish, temperature=0, stop=[text[2:4]])
+    assert stopped.choices[0].message.content == text[: text.index(text[2:4])]
+    formed = client.chat.completions.create(
+        **wish | {"max_tokens": 60}, temperature=0, response_format={"type": "json_object"}
+    )
+    assert formed.choices[0].message.content.lstrip().startswith("{")
 
 
 def test_a_completion_has_its_shape_and_log_probabilities(client):
@@ -79,12 +160,16 @@ def test_a_completion_has_its_shape_and_log_probabilities(client):
     assert answer.choices[0].finish_reason == "length"
 
 
-def test_streamed_pieces_make_the_whole_answer(client):
-    wish = {"model": NAME, "messages": MESSAGES, "max_tokens": NUM_TOKENS, "temperature": 0}
-    whole = client.chat.completions.create(**wish).choices[0].message.content
-    pieces = [chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(**wish, stream=True)]
-    assert len(pieces) > 2
-    assert "".join(pieces) == whole
+def test_the_asynchronous_client_streams_too(url):
+    async def streamed():
+        client = openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0)
+        wish = {"model": NAME, "messages": MESSAGES, "max_tokens": NUM_TOKENS, "temperature": 0}
+        whole = await client.chat.completions.create(**wish)
+        pieces = [chunk async for chunk in await client.chat.completions.create(**wish, stream=True)]
+        return whole.choices[0].message.content, "".join(piece.choices[0].delta.content or "" for piece in pieces)
+
+    whole, pieces = asyncio.run(streamed())
+    assert whole == pieces
 
 
 def test_two_hundred_requests_in_a_row_all_succeed(client):
@@ -94,28 +179,117 @@ def test_two_hundred_requests_in_a_row_all_succeed(client):
         assert answer.choices[0].text == first
 
 
-def test_an_unknown_model_is_404_in_openais_format(client):
-    with pytest.raises(openai.NotFoundError) as caught:
-        client.completions.create(model="nobody", prompt="a", max_tokens=1)
-    assert "nobody" in caught.value.body["message"]
+def test_what_is_refused_has_its_status_in_openais_format(url, client):
+    small = openai.OpenAI(base_url=url, api_key=SMALL_KEY, max_retries=0)
+    nobody = openai.OpenAI(base_url=url, api_key="sk-nobody", max_retries=0)
+    wish = {"model": NAME, "messages": MESSAGES, "max_tokens": 5}
+    with pytest.raises(openai.AuthenticationError):
+        nobody.chat.completions.create(**wish)
+    with pytest.raises(openai.NotFoundError, match="nobody"):
+        client.chat.completions.create(**wish | {"model": "nobody"})
+    with pytest.raises(openai.UnprocessableEntityError, match="40 tokens"):
+        small.chat.completions.create(**wish | {"max_tokens": 40})
+    long = [{"role": "user", "content": "What is the capital of Morland? " * 9}]
+    with pytest.raises(openai.UnprocessableEntityError, match="this key may send 40"):
+        small.chat.completions.create(**wish | {"messages": long})
+    with pytest.raises(openai.APIStatusError, match="larger than 2,000 bytes") as caught:
+        small.chat.completions.create(**wish | {"messages": [{"role": "user", "content": "a" * 3000}]})
+    assert caught.value.status_code == 413
+    with pytest.raises(openai.BadRequestError, match=r"context|length"):
+        client.chat.completions.create(**wish | {"messages": [{"role": "user", "content": "a b c " * 200}]})
+    with pytest.raises(openai.BadRequestError, match="max_tokens"):
+        client.chat.completions.create(**wish | {"max_tokens": -3})
 
 
-@pytest.mark.parametrize("body", [b"{", b'{"model": "fused"}', b'{"model": "fused", "prompt": "a", "max_tokens": -3}'])
-def test_a_bad_body_is_the_clients_fault_and_shows_no_traceback(url, body):
-    request = urllib.request.Request(f"{url}/completions", body, {"Content-Type": "application/json"})
-    with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(request, timeout=60)
-    text = caught.value.read().decode()
-    assert caught.value.code in (400, 422)
-    assert "error" in json.loads(text)
-    assert "Traceback" not in text
+def test_a_key_with_too_many_requests_is_told_to_wait_and_a_client_that_leaves_frees_its_place(url):
+    client = openai.OpenAI(base_url=url, api_key=SMALL_KEY, max_retries=0)
+    wish = {"model": NAME, "messages": MESSAGES, "max_tokens": 30, "temperature": 0, "extra_body": {"ignore_eos": True}}
+    held = [client.chat.completions.create(**wish, stream=True) for _ in range(2)]
+    started = time.monotonic()
+    refused = asked(url, [chat(NAME, QUESTIONS[0], 30) for _ in range(8)], 8, key=SMALL_KEY)
+    # Their answers are short: by now some of the two may have ended, but eight more never fit.
+    assert 429 in {answer.status for answer in refused}
+    assert time.monotonic() - started < 30
+    for stream in held:
+        stream.close()
+    wait_until(lambda: _succeeds(client, wish), 30)
 
 
-def test_a_taken_port_and_a_folder_without_a_model_are_said_in_a_line(url, folder, tmp_path):
-    from ray_jobs.serve import ServeOptions, start_server
+def _succeeds(client, wish):
+    try:
+        return client.chat.completions.create(**wish)
+    except openai.RateLimitError as error:
+        return error.response.headers["retry-after"] != "1"
 
-    taken = int(url.split(":")[2].split("/")[0])
+
+def test_keys_come_and_go_without_a_restart(url, keys, client):
+    before = keys.read_text()
+    new = openai.OpenAI(base_url=url, api_key="sk-new-of-the-tests-012345", max_retries=0)
+    keys.write_text(yaml.safe_dump(["sk-new-of-the-tests-012345"]))
+    assert [model.id for model in new.models.list()] == [NAME, OTHER]
+    with pytest.raises(openai.AuthenticationError):
+        client.models.list()
+    keys.write_text(before)
+    assert client.models.list()
+
+
+def test_a_replica_killed_under_load_loses_no_answer(url):
+    bodies = [chat(NAME, question, 16, ignore_eos=True) for question in QUESTIONS]
+    alone = [answer.text for answer in asked(url, bodies, 1)]
+    wait_until(lambda: len(replica_pids()) == 2)
+    many = [body | {"stream": bool(number % 2)} for number, body in enumerate(bodies * 15)]
+    killed = []
+
+    def on_done(number: int) -> None:
+        if number == len(many) // 3:
+            killed.append(replica_pids()[0])
+            os.kill(killed[0], signal.SIGKILL)
+
+    answers = asked(url, many, 24, on_done)
+    assert killed
+    assert [(a.status, a.error) for a in answers] == [(200, None)] * len(many)
+    assert [a.text for a in answers] == alone * 15
+    wait_until(lambda: len(replica_pids()) == 2 and killed[0] not in replica_pids())
+
+
+def test_a_new_version_is_rolled_out_without_a_failed_request(url, settings):
+    from ray_jobs.serve import APP, build_app
+
+    bodies = [chat(NAME, question, 8) for question in QUESTIONS]
+    before = asked(url, bodies, 1)
+    app = build_app(ServeConfig.parse(settings | {"models": [model(NAME, "neox", num_replicas=2)]}, "the tests"))
+    rollout = threading.Thread(target=serve.run, args=(app,), kwargs={"name": APP, "route_prefix": "/"})
+    rollout.start()
+    answers = []
+    while rollout.is_alive():
+        answers += asked(url, bodies, 4)
+    after = asked(url, bodies, 1)
+    assert [(a.status, a.error) for a in answers + after] == [(200, None)] * len(answers + after)
+    assert len(answers) > len(bodies), "there was load while it was rolled out"
+    assert all(a.text != b.text for a, b in zip(before, after, strict=True))
+
+
+def test_metrics_count_requests_by_model_and_name_of_the_key(url):
+    request = urllib.request.Request(url.replace("/v1", "/metrics"), headers={"Authorization": f"Bearer {KEY}"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        text = answer.read().decode()
+    assert f'profuser_requests_total{{key="tests",model="{NAME}",path="/v1/chat/completions",status="200"}}' in text
+    assert KEY not in text
+
+
+def test_mistakes_are_said_in_a_line(url, settings, tmp_path):
+    from ray_jobs.serve import check_serving, start_server
+
+    config = ServeConfig.parse(settings, "the tests")
     with pytest.raises(UserError, match="choose another --port"):
-        start_server(ServeOptions(model=folder, served_model_name=NAME, port=taken))
+        start_server(config, "127.0.0.1", int(url.split(":")[2].split("/")[0]))
     with pytest.raises(UserError, match="is not a model"):
-        start_server(ServeOptions(model=str(tmp_path), served_model_name=NAME))
+        check_serving(
+            ServeConfig.parse(settings | {"models": [{"name": "a", "model": str(tmp_path)}]}, ""), "127.0.0.1"
+        )
+    with pytest.raises(UserError, match="no API key: set PROFUSER_API_KEYS"):
+        check_serving(ServeConfig.parse(settings | {"keys_file": None}, ""), "127.0.0.1")
+    with pytest.raises(
+        UserError, match=r"--insecure answers without a key, so it listens on 127.0.0.1 only, not on 0\.0"
+    ):
+        check_serving(ServeConfig.parse(settings | {"insecure": True}, ""), "0.0.0.0")

@@ -1,0 +1,55 @@
+"""Where a served model lies: a folder, a URI, a Hub name, or a version in MLflow's registry."""
+
+from pathlib import Path
+
+from profuser.errors import UserError
+from profuser.models import ModelRef
+from profuser.storage import Folder
+
+REGISTRY_SCHEME = "models:/"
+CACHE = Path.home() / ".cache" / "profuser"
+
+
+def registered(location: str, tracking_uri: str) -> str:
+    """The folder of a registered model, `models:/NAME@ALIAS` or `models:/NAME/VERSION`; any other location as it is.
+
+    Raises:
+        UserError: the registry has no such version, or the location has neither alias nor version.
+    """
+    if not location.startswith(REGISTRY_SCHEME):
+        return location
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    name, alias, version = _parts(location)
+    client = MlflowClient(tracking_uri)
+    try:
+        found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+    except MlflowException as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"serve: {location}: the registry at {tracking_uri} does not have it: {reason}") from None
+    return (found.source or "").removeprefix("file://")
+
+
+def local_model(location: str) -> str:
+    """What an engine can load: a folder of this machine, to which a URI is copied, or a Hub name."""
+    return str(Folder.at(location).local(CACHE)) if "://" in location else location
+
+
+def check_model(location: str) -> None:
+    """Raises UserError where a folder is no model. A URI and the Hub are asked by the replica."""
+    if "://" not in location:
+        ref = ModelRef(location)
+        if ref.is_local:
+            ref.config("serve")
+
+
+def _parts(location: str) -> tuple[str, str, str]:
+    rest = location.removeprefix(REGISTRY_SCHEME)
+    name, at, alias = rest.rpartition("@")
+    if at and name and alias:
+        return name, alias, ""
+    name, slash, version = rest.rpartition("/")
+    if not (slash and name and version.isdigit()):
+        raise UserError(f"serve: {location}: write models:/NAME@ALIAS or models:/NAME/VERSION")
+    return name, "", version

@@ -1,0 +1,150 @@
+"""Gateway and replicas against vLLM's own OpenAI server: requests/s, time to the first token, and a replica that is killed."""
+
+import asyncio
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import ray
+from ray import serve
+
+from profuser.serving.options import ServeConfig
+from ray_jobs.cluster import connected
+from ray_jobs.serve import APP, start_server, stop_server
+from ray_jobs.serve_model import vllm_flags
+from tests import tiny
+from tests.benchmarks.measure import Row
+from tests.load import Answer, chat, load
+
+NAME, NUM_TOKENS, NUM_LETTERS = "bench", 64, 26
+SHAPE = {
+    "hidden_size": 256,
+    "intermediate_size": 688,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "vocab_size": 4096,
+}
+"""Of a model of random weights whose tokens take some milliseconds, as those of one of 7B do on a GPU."""
+ROUNDS = 3
+NUM_KILLED = 2000
+
+
+def requests(number: int, stream: bool = False, tokens: int = NUM_TOKENS, model: str = NAME) -> list[dict]:
+    """Questions that differ; every answer has all its tokens."""
+    settings = {"stream": stream, "ignore_eos": True}
+    return [chat(model, f"Sort the letters {n % NUM_LETTERS}.", tokens, **settings) for n in range(number)]
+
+
+def rate(url: str, concurrency: int) -> float:
+    """Requests per second."""
+    bodies = requests(max(12, 6 * concurrency))
+    start = time.perf_counter()
+    answers = asyncio.run(load(url, bodies, concurrency))
+    seconds = time.perf_counter() - start
+    assert all(answer.status == 200 for answer in answers)
+    return len(bodies) / seconds
+
+
+def first_token(url: str) -> float:
+    """Milliseconds to the first token, the median of requests one after another."""
+    answers = asyncio.run(load(url, requests(40, stream=True, tokens=8), 1))
+    return 1000 * statistics.median(answer.first_seconds for answer in answers)
+
+
+def bare_server(path: str, options: ServeConfig, port: int) -> subprocess.Popen:
+    """vLLM's own, with the same engine options."""
+    flags = vllm_flags(options.models[0], path, on_gpu=False)
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--port", str(port), "--host", "127.0.0.1"]
+    # As Ray sets it for a replica of one CPU.
+    variables = {"OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    command += [*flags, "--disable-uvicorn-access-log"]
+    return subprocess.Popen(command, env=os.environ | variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for(url: str) -> None:
+    """Until it answers."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(url, timeout=5)
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise TimeoutError(url)
+
+
+def side_by_side(bare: str, ours: str) -> list[Row]:
+    """Both servers are up; they are asked in turns."""
+    out = []
+    for concurrency in (1, 8, 32):
+        pairs = [(rate(ours, concurrency), rate(bare, concurrency)) for _ in range(ROUNDS)]
+        value, baseline = sorted(pairs, key=lambda pair: pair[0] / pair[1])[ROUNDS // 2]
+        all_ratios = ", ".join(f"{a / b:.2f}" for a, b in sorted(pairs, key=lambda pair: pair[0] / pair[1]))
+        title = f"serve, requests at concurrency {concurrency}, against vLLM's server ({all_ratios})"
+        out.append(Row(title, value, "requests/s", baseline, ">= 0.85 x"))
+    pairs = [(first_token(ours), first_token(bare)) for _ in range(ROUNDS)]
+    value, baseline = sorted(pairs, key=lambda pair: pair[0] - pair[1])[ROUNDS // 2]
+    added = f"{value - baseline:.1f} ms more"
+    out.append(Row(f"serve, time to the first token ({added})", value, "ms", baseline, "<= 15 ms more"))
+    return out
+
+
+def kill_a_replica() -> None:
+    """SIGKILL, as a node that goes away."""
+    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+    replica = next(name for name in names if name.startswith(f"SERVE_REPLICA::{APP}#Model-{NAME}#"))
+    handle = ray.get_actor(replica, namespace="serve")
+    pid = next(actor.pid for actor in _actors() if actor.actor_id == handle._actor_id.hex())
+    os.kill(pid, signal.SIGKILL)
+
+
+def _actors():
+    from ray.util.state import list_actors
+
+    return list_actors(limit=1000)
+
+
+def killed(url: str, expected: list[str]) -> Row:
+    """Requests of which every second is streamed, while one of two replicas is killed."""
+    bodies = [body | {"stream": bool(n % 2)} for n, body in enumerate(requests(NUM_KILLED, tokens=16))]
+
+    def on_done(number: int) -> None:
+        if number == NUM_KILLED // 2:
+            kill_a_replica()
+
+    answers = asyncio.run(load(url, bodies, 32, on_done))
+    right = sum(is_right(answer, expected[n % NUM_LETTERS]) for n, answer in enumerate(answers))
+    return Row("serve, right answers of 2,000 while a replica is killed", right, "", NUM_KILLED, "all")
+
+
+def is_right(answer: Answer, expected: str) -> bool:
+    """Whole, and as the engine alone says it."""
+    return answer.status == 200 and answer.error is None and answer.text == expected
+
+
+def run() -> list[Row]:
+    with tempfile.TemporaryDirectory() as folder, connected():
+        path = tiny.llama(Path(folder) / "model", seed=0, **SHAPE)
+        tree = {"models": [{"name": NAME, "model": path, "num_cpus": 1, "max_model_len": 256}], "insecure": True}
+        options = ServeConfig.parse(tree, "the benchmark")
+        bare = bare_server(path, options, 8311)
+        try:
+            ours = start_server(options, "127.0.0.1", 8312)
+            wait_for("http://127.0.0.1:8311/health")
+            rows = side_by_side("http://127.0.0.1:8311/v1", ours)
+            alone = asyncio.run(load("http://127.0.0.1:8311/v1", requests(NUM_LETTERS, tokens=16), 1))
+        finally:
+            bare.terminate()
+            bare.wait()
+        two = {"models": [options.models[0].model_dump() | {"num_replicas": 2}], "insecure": True}
+        stop_server()
+        ours = start_server(ServeConfig.parse(two, "the benchmark"), "127.0.0.1", 8313)
+        rows.append(killed(ours, [answer.text for answer in alone]))
+        serve.shutdown()
+        return rows

@@ -1,0 +1,368 @@
+"""The playground in a real browser, with the real gateway behind it."""
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from websockets.sync.client import ClientConnection, connect
+
+from profuser.serving.keys import KeyRing
+from profuser.serving.options import Limits
+from tests.report.test_structure import contrast
+from tests.serving.playground_server import MODELS, Models, reply, serving
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+KEY = "sk-for-the-playground"
+KEYS = {
+    "Enter": ("Enter", 13, "\r"),
+    "Escape": ("Escape", 27, ""),
+    "Tab": ("Tab", 9, ""),
+    " ": ("Space", 32, " "),
+    "/": ("Slash", 191, "/"),
+    "n": ("KeyN", 78, ""),
+}
+"""Code, number and text of keys."""
+ALT, SHIFT = 1, 8
+BOXES = "[...document.querySelectorAll('.answer')].map(card => card.getBoundingClientRect().toJSON())"
+NUMBERS = "[...document.querySelectorAll('.numbers')].map(each => each.textContent.replaceAll('\\xa0', ' '))"
+ANSWERS = "Object.fromEntries([...document.querySelectorAll('.turn:last-child .answer')].map(card => {}))"
+TEXTS = ANSWERS.format("[card.querySelector('h3').textContent, card.querySelector('.text').textContent]")
+ERRORS = ANSWERS.format("[card.querySelector('h3').textContent, card.querySelector('.error').textContent]")
+IDLE = "document.querySelector('.turn') && !document.querySelector('[aria-busy]')"
+
+
+class Chromium:
+    """A browser, over its DevTools protocol."""
+
+    def __init__(self, connection: ClientConnection):
+        self.connection, self.number = connection, 0
+        self.events: list[dict] = []
+
+    def call(self, method: str, session: str | None = None, **params) -> dict:
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": params} | ({"sessionId": session} if session else {})
+        self.connection.send(json.dumps(message))
+        while True:
+            answer = json.loads(self.connection.recv(timeout=60))
+            if answer.get("id") != self.number:
+                self.events.append(answer)
+            elif "error" in answer:
+                raise RuntimeError(f"{method}: {answer['error']}")
+            else:
+                return answer["result"]
+
+
+class Tab:
+    """A tab with storage of its own, and what a user does there."""
+
+    def __init__(self, chromium: Chromium):
+        self.chromium = chromium
+        self.context = chromium.call("Target.createBrowserContext")["browserContextId"]
+        where = {"url": "about:blank", "browserContextId": self.context, "width": 1280, "height": 800}
+        self.target = chromium.call("Target.createTarget", **where)["targetId"]
+        attached = chromium.call("Target.attachToTarget", targetId=self.target, flatten=True)
+        self.session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)
+
+    def call(self, method: str, **params) -> dict:
+        return self.chromium.call(method, self.session, **params)
+
+    def open(self, address: str, ready: str = "document.querySelector('#prompt:focus')") -> "Tab":
+        self.call("Page.navigate", url=address)
+        self.until(ready)
+        return self
+
+    def js(self, expression: str):
+        done = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in done, done["exceptionDetails"]
+        return done["result"].get("value")
+
+    def until(self, expression: str) -> None:
+        end = time.monotonic() + 30
+        while not self.js(f"Boolean({expression})"):
+            assert time.monotonic() < end, f"never: {expression}; the page: {self.js('document.body.innerText')}"
+            time.sleep(0.02)
+
+    def press(self, key: str, modifiers: int = 0) -> None:
+        code, number, text = KEYS[key]
+        what = {"key": key, "code": code, "windowsVirtualKeyCode": number, "modifiers": modifiers}
+        self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **what)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **what)
+
+    def prefer(self, what: str, value: str) -> None:
+        self.call("Emulation.setEmulatedMedia", features=[{"name": f"prefers-{what}", "value": value}])
+
+    def type(self, text: str) -> None:
+        self.call("Input.insertText", text=text)
+
+    def fill(self, field: str, text: str) -> None:
+        self.js(f"document.querySelector('#{field}').focus(); document.querySelector('#{field}').value = ''")
+        self.type(text)
+
+    def ask(self, prompt: str) -> dict[str, str]:
+        """The answers when all have ended."""
+        self.type(prompt)
+        self.press("Enter")
+        self.until(IDLE)
+        return self.js(TEXTS)
+
+    def happened(self, method: str) -> list[dict]:
+        self.js("0")  # all events before its answer are there
+        mine = [event for event in self.chromium.events if event.get("sessionId") == self.session]
+        return [event["params"] for event in mine if event["method"] == method]
+
+    def complaints(self) -> list[str]:
+        """What the console shows in red, but for answers with an error's status: those are meant."""
+        logged = [each["entry"] for each in self.happened("Log.entryAdded")]
+        bad = [entry["text"] for entry in logged if entry["level"] == "error" and entry["source"] != "network"]
+        said = [str(each["args"]) for each in self.happened("Runtime.consoleAPICalled")]
+        return bad + said + [str(each) for each in self.happened("Runtime.exceptionThrown")]
+
+    def close(self) -> None:
+        self.chromium.call("Target.disposeBrowserContext", browserContextId=self.context)
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory) -> Iterator[Chromium]:
+    profile = tmp_path_factory.mktemp("profile")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+    command = [str(CHROMIUM), *options, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            with connect(_debugger(profile / "DevToolsActivePort"), max_size=None) as connection:
+                yield Chromium(connection)
+        finally:
+            process.kill()
+
+
+def _debugger(file: Path) -> str:
+    end = time.monotonic() + 30
+    while not (file.exists() and len(lines := file.read_text().split()) == 2):
+        assert time.monotonic() < end, "Chromium does not start"
+        time.sleep(0.05)
+    return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
+
+
+@pytest.fixture
+def blank(chromium) -> Iterator[Tab]:
+    tab = Tab(chromium)
+    yield tab
+    requests = [each["request"]["url"] for each in tab.happened("Network.requestWillBeSent")]
+    assert len({urlsplit(url)[:2] for url in requests}) == 1, requests
+    assert tab.complaints() == []
+    tab.close()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[str, Models]]:
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture
+def models(server) -> Models:
+    server[1].forget()
+    return server[1]
+
+
+@pytest.fixture
+def tab(blank, server, models) -> Tab:
+    return blank.open(server[0])
+
+
+def test_answers_stand_side_by_side(tab, models):
+    prompt = "Two words\nand 三 signs"
+    assert tab.ask(prompt) == {model: reply(model, prompt) for model in MODELS}
+    boxes = tab.js(BOXES)
+    assert len({box["top"] for box in boxes}) == 1
+    assert all(left["right"] < right["left"] for left, right in pairwise(boxes))
+    assert tab.js("document.querySelectorAll('.fused').length") == 1
+    for numbers in tab.js(NUMBERS):
+        assert numbers.startswith("first token ")
+        assert "tokens/s" in numbers
+        assert numbers.endswith("tokens, prompt 5")
+    usual = {"temperature": 0, "max_tokens": 256, "stream": True, "stream_options": {"include_usage": True}}
+    for fields in models.asked:
+        assert fields == usual | {"model": fields["model"], "messages": [{"role": "user", "content": prompt}]}
+
+
+def test_every_model_has_its_own_conversation(tab, models):
+    tab.ask("first, target fails")
+    tab.js("document.querySelector('#settings').open = true")
+    tab.fill("system", "Be brief.")
+    tab.fill("seed", "7")
+    tab.fill("prompt", "")
+    tab.ask("second")
+    before = [("user", "first, target fails"), ("assistant", reply("source-a", "first, target fails"))]
+    for model, said in (("source-a", before), ("target", [])):
+        messages = [("system", "Be brief."), *said, ("user", "second")]
+        assert [tuple(message.values()) for message in models.last(model)["messages"]] == messages
+        assert models.last(model)["seed"] == 7
+
+
+def test_the_keyboard_is_enough(tab, models):
+    tab.type("fused endless")
+    tab.press("Enter", SHIFT)
+    tab.type("target endless")
+    tab.press("Enter")
+    tab.until("document.querySelector('.answer .text').textContent.includes('more more')")
+    tab.press("Enter")
+    tab.js("document.activeElement.blur()")
+    tab.press("/")
+    tab.press("Escape")
+    tab.until(IDLE)
+    assert tab.js("document.querySelector('#prompt:focus').value") == ""
+    assert "Stopped." in tab.js("document.querySelector('.fused .numbers').textContent")
+    end = time.monotonic() + 30
+    while set(models.left) != {"fused", "target"}:
+        assert time.monotonic() < end, f"the server goes on for one who left: {models.left}"
+        time.sleep(0.02)
+    assert tab.ask("next")["fused"] == reply("fused", "next")
+    stopped = models.last("fused")["messages"]
+    assert [message["role"] for message in stopped] == ["user", "assistant", "user"]
+    assert stopped[0]["content"] == "fused endless\ntarget endless"
+    assert stopped[1]["content"].endswith("more more")
+    tab.press("n", ALT)
+    tab.until("!document.querySelector('.turn')")
+    tab.ask("anew")
+    assert len(models.last("fused")["messages"]) == 1
+
+
+def test_a_key_is_asked_for_and_forgotten_with_the_tab(blank, tmp_path):
+    file = tmp_path / "keys.yaml"
+    file.write_text(f"- {KEY}\n")
+    with serving(KeyRing(file, Limits())) as (address, models):
+        tab = blank.open(address, "document.querySelector('#key:focus')")
+        assert tab.js("document.querySelector('#key-words').textContent").startswith("Give a valid API key")
+        assert tab.js("document.querySelector('#key').type") == "password"
+        tab.js("document.querySelector('#key-words').textContent = ''")
+        tab.fill("key", "sk-a-wrong-key-of-some-length")
+        tab.press("Enter")
+        tab.until("document.querySelector('#key-words').textContent")
+        tab.fill("key", f" {KEY} ")
+        tab.press("Enter")
+        tab.until("document.querySelector('#prompt:focus')")
+        assert tab.js("document.querySelector('#access').open") is False
+        assert tab.ask("hello")["target"] == reply("target", "hello")
+        assert tab.open(address).ask("again")["target"] == reply("target", "again")
+        assert tab.js("Object.values(sessionStorage)") == [KEY]
+        assert tab.js("localStorage.length + document.cookie.length") == 0
+        file.write_text(f"- {KEY}-another\n")
+        tab.ask("no longer")
+        assert tab.js("document.querySelector('#access').open") is True
+        assert len(models.asked) == 2 * len(MODELS)
+
+
+def test_markup_in_an_answer_is_text(tab):
+    prompt = "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script><b>bold</b>"
+    assert tab.ask(prompt) == {model: reply(model, prompt) for model in MODELS}
+    assert tab.js("document.querySelectorAll('.turn img, .turn script, .turn b').length") == 0
+    assert tab.js("document.title") == "ProFuser playground"
+
+
+def test_an_error_is_its_own_columns_only(tab):
+    prompt = "target fails, source-a cut, source-b busy"
+    texts, errors = tab.ask(prompt), tab.js(ERRORS)
+    assert texts["fused"] == reply("fused", prompt)
+    assert texts["target"]
+    assert reply("target", prompt).startswith(texts["target"])
+    assert errors == {
+        "fused": "",
+        "target": "The model's replica was lost; try again.",
+        "source-a": "The answer broke off.",
+        "source-b": "The model 'source-b' has too many requests. Retry after 7 s.",
+    }
+    tab.js("[...document.querySelectorAll('.again')].at(-1).click()")
+    tab.until(IDLE)
+    assert tab.js(TEXTS) == texts | {"source-b": reply("source-b", prompt)}
+    assert tab.js("document.querySelectorAll('.error:not([hidden])').length") == 2
+
+
+def test_a_server_that_is_gone_is_said(blank):
+    with serving() as (address, _):
+        tab = blank.open(address)
+    tab.ask("hello?")
+    assert set(tab.js(ERRORS).values()) == {"The server cannot be reached."}
+
+
+def test_a_model_can_be_left_out_for_good(tab, server):
+    for key in ("Tab", "Tab", "Tab", " "):
+        tab.press(key)
+    tab.fill("prompt", "")
+    assert list(tab.ask("hello")) == ["fused", "target", "source-b"]
+    assert list(tab.open(server[0]).ask("hello")) == ["fused", "target", "source-b"]
+
+
+def test_a_setting_that_cannot_be_is_shown(tab, models):
+    tab.js("document.querySelector('#temperature').value = 9")
+    tab.type("hello")
+    tab.press("Enter")
+    tab.until("document.querySelector('#settings').open && document.querySelector('#temperature:focus')")
+    assert models.asked == []
+
+
+def test_an_answer_is_copied(tab, chromium):
+    chromium.call("Browser.grantPermissions", permissions=["clipboardReadWrite"], browserContextId=tab.context)
+    tab.ask("hello")
+    tab.js("document.querySelector('.copy').click()")
+    tab.until("document.querySelector('.copy').textContent === 'Copied'")
+    assert tab.js("navigator.clipboard.readText()") == reply("fused", "hello")
+
+
+def test_screen_readers_hear_whole_answers_once(tab):
+    tab.ask("hello")
+    said = tab.js("[...document.querySelectorAll('#spoken[aria-live=polite] p')].map(each => each.textContent)")
+    assert sorted(said) == sorted(f"{model} answers: {reply(model, 'hello')}" for model in MODELS)
+
+
+def test_every_control_has_a_name(tab):
+    tab.ask("hello, target fails")
+    tab.js("document.querySelectorAll('details').forEach(each => each.open = true)")
+    controls = {"button", "textbox", "checkbox", "spinbutton", "DisclosureTriangle"}
+    nodes = [node for node in tab.call("Accessibility.getFullAXTree")["nodes"] if not node["ignored"]]
+    names = [(node["role"]["value"], node["name"]["value"]) for node in nodes if node["role"]["value"] in controls]
+    assert len(names) > 12
+    assert all(name.strip() for _, name in names), names
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_stand_out(tab, scheme):
+    tab.prefer("color-scheme", scheme)
+    style = "getComputedStyle(document.documentElement).getPropertyValue('--{}')"
+    names = ("page", "card", "text", "soft", "mark", "on-mark", "worse", "worse-bg", "edge")
+    colour = {name: tab.js(style.format(name)).strip() for name in names}
+    for ground in ("page", "card"):
+        assert all(contrast(colour[name], colour[ground]) >= 4.5 for name in ("text", "soft", "mark"))
+        assert contrast(colour["edge"], colour[ground]) >= 3
+    assert contrast(colour["worse"], colour["worse-bg"]) >= 4.5
+    assert contrast(colour["mark"], colour["on-mark"]) >= 4.5
+
+
+def test_nothing_moves_for_those_who_do_not_want_it(tab):
+    tab.prefer("reduced-motion", "reduce")
+    tab.type("fused endless")
+    tab.press("Enter")
+    tab.until("document.querySelector('[aria-busy]')")
+    blinks = "getComputedStyle(document.querySelector('[aria-busy] .text'), '::after').animationName"
+    assert tab.js(blinks) == "none"
+    tab.press("Escape")
+    tab.until(IDLE)
+
+
+def test_a_phone_shows_one_answer_under_another(tab):
+    tab.call("Emulation.setDeviceMetricsOverride", width=360, height=640, deviceScaleFactor=1, mobile=True)
+    tab.ask(f"{'w' * 300} source-b fails")
+    tab.js("document.querySelectorAll('details').forEach(each => each.open = true)")
+    assert tab.js("document.documentElement.scrollWidth") == 360
+    boxes = tab.js(BOXES)
+    assert all(above["bottom"] < below["top"] for above, below in pairwise(boxes))
+    assert tab.js("document.querySelector('#send').getBoundingClientRect().right") <= 360
