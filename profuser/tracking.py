@@ -113,6 +113,20 @@ class Tracker:
         dataset = Dataset(name=name, digest=digest(fingerprint)[:8], source_type="local", source=source)
         MlflowClient(self.uri).log_inputs(self.parent.run_id, [DatasetInput(dataset, [])])
 
+    def register(self, name: str, source: str) -> str:
+        """Makes the model in a folder a version of a registered model, once per run and folder; its number."""
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        client = MlflowClient(self.uri)
+        with suppress(MlflowException):  # it is there
+            client.create_registered_model(name)
+        run_id = self.parent.run_id
+        for known in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
+            if known.source == source:
+                return str(known.version)
+        return str(client.create_model_version(name, source, run_id).version)
+
     def end(self, failed: bool = False) -> None:
         """Marks the fusion as finished or failed."""
         from mlflow import MlflowClient

@@ -79,6 +79,9 @@ def _run_stages(run: FusionRun, lock: RunLock, last: int) -> None:
         summary.end("failed")
         tracker.end(failed=True)
         raise
+    if recipe.tracking.registered_model and last == len(STAGES) - 1:
+        version = tracker.register(recipe.tracking.registered_model, (run.fuse().folder / "model").uri)
+        console.print(f"registered: models:/{recipe.tracking.registered_model}/{version}", markup=False)
     summary.end("finished" if last == len(STAGES) - 1 else "stopped")
     tracker.end()
 

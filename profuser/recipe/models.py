@@ -187,6 +187,9 @@ class TrackingConfig(Config):
 
     experiment: str = execution_field("profuser")
     """Name of the MLflow experiment."""
+    registered_model: str | None = execution_field(None)
+    """Name in MLflow's registry under which the fused model of a finished run becomes a version: `profuser serve --model
+    m=models:/NAME@ALIAS` hosts the one that an alias points to."""
 
 
 class Recipe(Config):

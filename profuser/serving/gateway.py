@@ -42,7 +42,7 @@ from profuser.serving.requests import CHAT, COMPLETIONS, ApiRequest, check_promp
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 PAGE_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")

@@ -1,0 +1,58 @@
+"""Where served models lie: a version of a real registry, a folder, a Hub name."""
+
+import json
+
+import pytest
+from mlflow import MlflowClient
+
+from profuser.errors import UserError
+from profuser.serving.locate import check_model, local_model, registered
+from profuser.tracking import Tracker
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory):
+    """Two versions of a model, of two runs; the alias is on the first."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    for name in ("one", "two"):
+        model = folder / name / "fuse" / "model"
+        model.mkdir(parents=True)
+        (model / "config.json").write_text(json.dumps({"model_type": "llama"}))
+        tracker = Tracker.open(uri, "profuser", name, {}, str(folder / "artifacts"))
+        versions = {tracker.register("fused", str(model)) for _ in range(2)}
+        assert len(versions) == 1, "once per run and folder"
+    MlflowClient(uri).set_registered_model_alias("fused", "champion", "1")
+    return uri, folder
+
+
+def test_an_alias_and_a_version_lead_to_the_runs_folders(registry):
+    uri, folder = registry
+    assert registered("models:/fused@champion", uri) == str(folder / "one" / "fuse" / "model")
+    assert registered("models:/fused/2", uri) == str(folder / "two" / "fuse" / "model")
+    check_model(registered("models:/fused/2", uri))
+    MlflowClient(uri).set_registered_model_alias("fused", "champion", "2")
+    assert registered("models:/fused@champion", uri).endswith("two/fuse/model")
+
+
+@pytest.mark.parametrize(
+    ("location", "says"),
+    [
+        ("models:/fused@nobody", "the registry at .* does not have it"),
+        ("models:/fused/9", "the registry at .* does not have it"),
+        ("models:/fused", "write models:/NAME@ALIAS or models:/NAME/VERSION"),
+        ("models:/@champion", "write models:/NAME"),
+    ],
+)
+def test_what_the_registry_does_not_have_is_said_in_a_line(registry, location, says):
+    with pytest.raises(UserError, match=says) as caught:
+        registered(location, registry[0])
+    assert "\n" not in str(caught.value)
+
+
+def test_other_locations_stay_as_they_are(tmp_path):
+    assert registered("org/model", "sqlite://") == local_model("org/model") == "org/model"
+    assert registered(str(tmp_path), "sqlite://") == str(tmp_path)
+    check_model("org/model")
+    with pytest.raises(UserError, match="is not a model: no config.json in it"):
+        check_model(str(tmp_path))
