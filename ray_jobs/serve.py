@@ -1,7 +1,7 @@
 """Serving: models of finished runs behind the OpenAI API, on Ray Serve.
 
-One application: a gateway (keys, limits, the playground), and behind it a deployment per model whose replicas hold vLLM's engine.
-`build_app` is also what a Serve config file imports: `serve deploy`, KubeRay's RayService.
+One application is the gateway (keys, limits, the playground), and one each model, whose replicas hold vLLM's engine.
+`build_gateway` and `build_model` are also what a Serve config file imports: `serve deploy`, KubeRay's RayService.
 """
 
 import json
@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +20,43 @@ import yaml
 from ray import serve
 from ray.serve.config import HTTPOptions
 
+from profuser.config import Config
 from profuser.errors import EngineError, UserError
 from profuser.serving.gateway import LOOPBACK
 from profuser.serving.keys import KeyRing
 from profuser.serving.locate import check_model
-from profuser.serving.options import ServeConfig
+from profuser.serving.options import GatewayConfig, ServeConfig, ServedModel
 from ray_jobs import serve_gateway, serve_model
+from ray_jobs.serve_model import APP, app_name
 
-APP = "profuser"
-IMPORT_PATH = "ray_jobs.serve:build_app"
 START_TIMEOUT_SECONDS = 1800.0
 REQUEST_TIMEOUT_SECONDS = 300.0
 
 
-def build_app(config: ServeConfig) -> serve.Application:
-    """The application for `serve.run`, and for `import_path` in a Serve config file."""
-    models = {model.name: serve_model.deployment(model) for model in config.models}
+def build_model(options: ServedModel) -> serve.Application:
+    """A model's application."""
+    return serve_model.deployment(options)
+
+
+def build_gateway(config: GatewayConfig) -> serve.Application:
+    """The gateway's application."""
     gateway: Any = serve_gateway.ServeGateway
-    return gateway.options(num_replicas=config.num_gateways).bind(config, models)
+    return gateway.options(num_replicas=config.num_gateways).bind(config)
 
 
 def serve_file(config: ServeConfig, host: str, port: int) -> str:
-    """A Serve config file with the application in it, for `serve deploy` and KubeRay's `serveConfigV2`."""
-    settings = config.model_dump(mode="json", exclude_defaults=True)
-    application = {"name": APP, "route_prefix": "/", "import_path": IMPORT_PATH, "args": settings}
+    """A Serve config file with all applications, for `serve deploy` and KubeRay's `serveConfigV2`."""
+    applications = [_application(app_name(model.name), None, build_model, model) for model in config.models]
+    applications.append(_application(APP, "/", build_gateway, config.gateway))
     options = {"host": host, "port": port}
-    tree = {"proxy_location": "EveryNode", "http_options": options, "applications": [application]}
+    tree = {"proxy_location": "EveryNode", "http_options": options, "applications": applications}
     return yaml.safe_dump(tree, sort_keys=False)
+
+
+def _application(name: str, route: str | None, build: Callable[..., Any], config: Config) -> dict[str, Any]:
+    settings = config.model_dump(mode="json", exclude_defaults=True)
+    path = f"{build.__module__}:{build.__name__}"
+    return {"name": name, "route_prefix": route, "import_path": path, "args": settings}
 
 
 def check_serving(config: ServeConfig, host: str) -> None:
@@ -74,7 +84,7 @@ def start_server(config: ServeConfig, host: str, port: int) -> str:
     serve.start(http_options=HTTPOptions(host=host, port=port))
     names = ", ".join(model.model for model in config.models)
     try:
-        serve.run(build_app(config), name=APP, route_prefix="/", blocking=False)
+        deploy(config)
     except RuntimeError as error:
         raise EngineError(f"serve: {names}: did not start: {_why(error)}") from error
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
@@ -82,10 +92,26 @@ def start_server(config: ServeConfig, host: str, port: int) -> str:
     return f"{url}/v1"
 
 
+def deploy(config: ServeConfig) -> None:
+    """Starts or changes what is served, and waits until it is; models that are no longer in it are taken away.
+
+    Raises:
+        RuntimeError: an application does not start.
+    """
+    targets = [serve.RunTarget(build_model(model), app_name(model.name), None) for model in config.models]
+    serve.run_many([*targets, serve.RunTarget(build_gateway(config.gateway), APP, "/")])
+    for name in _ours() - {APP, *(target.name for target in targets)}:
+        serve.delete(name)
+
+
+def _ours() -> set[str]:
+    return {name for name in serve.status().applications if name == APP or name.startswith(f"{APP}-")}
+
+
 def _why(error: RuntimeError) -> str:
     """The last line of what the first deployment that failed has to say."""
-    with suppress(KeyError):
-        for deployment in serve.status().applications[APP].deployments.values():
+    for name in sorted(_ours()):
+        for deployment in serve.status().applications[name].deployments.values():
             if lines := [line.strip() for line in deployment.message.splitlines() if line.strip()]:
                 return lines[-1][:300]
     return " ".join(str(error).split())[-300:]
@@ -105,7 +131,8 @@ def _wait_for(url: str, names: str) -> None:
 
 def stop_server() -> None:
     """Stops all replicas; on a cluster that lives on, and hosts no other application, Ray Serve as well."""
-    serve.delete(APP)
+    for name in _ours():
+        serve.delete(name)
     if "RAY_ADDRESS" in os.environ and not serve.status().applications:
         serve.shutdown()
 

@@ -1,23 +1,24 @@
 """The gateway as a Ray Serve deployment: it hands requests to the replicas of their models, and to others when those die."""
 
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 from ray import serve
 from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from profuser.serving.asgi import Head
 from profuser.serving.errors import ApiError, internal, interrupted, overloaded
 from profuser.serving.gateway import Gateway
 from profuser.serving.keys import KeyRing
-from profuser.serving.options import ServeConfig
+from profuser.serving.options import GatewayConfig
 from profuser.serving.replay import Replay
 from profuser.serving.requests import ApiRequest
+from ray_jobs.serve_model import app_name
 
 MAX_ONGOING = 10_000
 """Requests at one replica of the gateway: keys and models have their own limits."""
@@ -28,8 +29,22 @@ EVENTS = "text/event-stream"
 class Replicas:
     """Puts requests to the models' replicas through Serve's handles; see `profuser.serving.gateway.Backend`."""
 
-    def __init__(self, handles: Mapping[str, DeploymentHandle], max_attempts: int):
-        self.handles, self.max_attempts = handles, max_attempts
+    def __init__(self, max_attempts: int):
+        self.max_attempts = max_attempts
+        self.handles: dict[str, DeploymentHandle] = {}
+
+    def _handle(self, model: str) -> DeploymentHandle:
+        """Of the model's application, which may have come after this gateway.
+
+        Raises:
+            ApiError: 503, it is not there.
+        """
+        if model not in self.handles:
+            try:
+                self.handles[model] = serve.get_app_handle(app_name(model))
+            except RayServeException:
+                raise ApiError(503, f"The model {model!r} is not there yet.", "not_ready", retry_after=10) from None
+        return self.handles[model]
 
     async def whole(self, request: ApiRequest, request_id: str) -> tuple[Head, bytes]:
         """See `Backend.whole`."""
@@ -76,7 +91,7 @@ class Replicas:
     async def _whole(self, model: str, path: str, body: bytes, request_id: str) -> tuple[Head, bytes]:
         for _ in range(self.max_attempts):
             try:
-                return await self.handles[model].whole.remote(path, body, request_id)
+                return await self._handle(model).whole.remote(path, body, request_id)
             except BackPressureError:
                 raise overloaded(model) from None
             except RayActorError:
@@ -84,7 +99,7 @@ class Replicas:
         raise interrupted()
 
     async def _pieces(self, request: ApiRequest, request_id: str) -> AsyncGenerator[Any, None]:
-        handle: Any = self.handles[request.model].options(stream=True)
+        handle: Any = self._handle(request.model).options(stream=True)
         pieces = handle.stream.remote(request.path, request.body, request_id)
         try:
             async for piece in pieces:
@@ -100,10 +115,10 @@ class Replicas:
 class ServeGateway:
     """One replica of the gateway."""
 
-    def __init__(self, config: ServeConfig, handles: dict[str, DeploymentHandle]):
+    def __init__(self, config: GatewayConfig):
         file = Path(config.keys_file).expanduser() if config.keys_file else None
         keys = None if config.insecure else KeyRing(file, config.limits)
-        self.asgi = Gateway(config, Replicas(handles, config.max_attempts), keys).app()
+        self.asgi = Gateway(config, Replicas(config.max_attempts), keys).app()
 
     def __serve_build_asgi_app__(self) -> Any:
         """The application, for Ray Serve."""

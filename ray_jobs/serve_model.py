@@ -14,6 +14,8 @@ from profuser.serving.asgi import Head, call
 from profuser.serving.locate import local_model
 from profuser.serving.options import ServedModel
 
+APP = "profuser"
+"""Name of the application with the gateway; those of the models begin with it."""
 ENGINE_DEAD = 70
 """Exit code of a replica whose engine died: its requests are put to another, and Ray Serve starts a new one."""
 
@@ -75,6 +77,14 @@ def vllm_flags(options: ServedModel, path: str, on_gpu: bool) -> list[str]:
     return [*flags, "--enforce-eager"]
 
 
+def app_name(model: str) -> str:
+    """Of the Serve application that a model is: each has its own, so that models come, go and change one by one.
+
+    (In one application, Ray Serve 2.59 does not survive that a deployment with autoscaling is taken out of it.)
+    """
+    return f"{APP}-{model.replace('/', '-')}"
+
+
 def deployment(options: ServedModel) -> serve.Application:
     """The model's replicas, for Ray Serve."""
     replicas: dict[str, Any] = {"num_replicas": options.num_replicas}
@@ -87,7 +97,6 @@ def deployment(options: ServedModel) -> serve.Application:
             }
         }
     return Model.options(
-        name=f"Model-{options.name.replace('/', '-')}",
         ray_actor_options={"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
         max_ongoing_requests=options.max_ongoing_requests,
         max_queued_requests=options.max_queued_requests,

@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import aiohttp
+import psutil
+
+from ray_jobs.serve_model import app_name
 
 TIMEOUT = aiohttp.ClientTimeout(total=600)
 
@@ -72,6 +75,12 @@ async def load(
             return answer
 
         return await asyncio.gather(*(one(body) for body in bodies))
+
+
+def replica_pids(model: str) -> list[int]:
+    """Processes of a model's replicas on this machine."""
+    title = f"ray::ServeReplica:{app_name(model)}:Model"
+    return [each.pid for each in psutil.process_iter(["cmdline"]) if title in " ".join(each.info["cmdline"] or [])]
 
 
 def chat(model: str, question: str, max_tokens: int, **more) -> dict:

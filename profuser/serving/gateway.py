@@ -37,7 +37,7 @@ from profuser.serving.errors import ApiError, internal, unauthorized, unknown_mo
 from profuser.serving.keys import Client, KeyRing
 from profuser.serving.metrics import GatewayMetrics
 from profuser.serving.openapi import openapi_document
-from profuser.serving.options import ServeConfig
+from profuser.serving.options import GatewayConfig
 from profuser.serving.requests import CHAT, COMPLETIONS, ApiRequest, check_prompt, read_request
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
@@ -74,9 +74,9 @@ class Backend(Protocol):
 class Gateway:
     """The application and what it remembers: keys, requests in flight, metrics."""
 
-    def __init__(self, config: ServeConfig, backend: Backend, keys: KeyRing | None):
+    def __init__(self, config: GatewayConfig, backend: Backend, keys: KeyRing | None):
         self.config, self.backend, self.keys = config, backend, keys
-        self.names = [model.name for model in config.models]
+        self.names = list(config.models)
         self.created = int(time.time())
         self.in_flight: Counter[str] = Counter()
         self.metrics = GatewayMetrics()

@@ -66,11 +66,9 @@ class ServedModel(Config):
         return self
 
 
-class ServeConfig(Config):
-    """The whole application."""
+class GatewaySettings(Config):
+    """What stands before the models."""
 
-    models: tuple[ServedModel, ...] = Field(min_length=1)
-    """The first one is what the playground asks first."""
     keys_file: str | None = None
     """YAML list of API keys, see `profuser.serving.keys`; read again when it changes. On every node that runs a gateway."""
     insecure: bool = False
@@ -86,14 +84,34 @@ class ServeConfig(Config):
     max_attempts: int = Field(default=3, gt=0)
     """How often a request is put to a replica when those before have died under it."""
 
+
+class GatewayConfig(GatewaySettings):
+    """The gateway alone: a change of how a model is served does not touch it."""
+
+    models: tuple[ModelName, ...] = Field(min_length=1)
+    """Names; the first one is what the playground asks first."""
+
+
+class ServeConfig(GatewaySettings):
+    """All that is served."""
+
+    models: tuple[ServedModel, ...] = Field(min_length=1)
+    """The first one is what the playground asks first."""
+
     @field_validator("models")
     @classmethod
     def _names_differ(cls, value: tuple[ServedModel, ...]) -> tuple[ServedModel, ...]:
-        names = [model.name for model in value]
+        names = [model.name.replace("/", "-") for model in value]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise ValueError(f"two models are called {twice[0]!r}")
         return value
+
+    @property
+    def gateway(self) -> GatewayConfig:
+        """What the gateway needs of it."""
+        settings = {name: getattr(self, name) for name in GatewaySettings.model_fields}
+        return GatewayConfig(models=tuple(model.name for model in self.models), **settings)
 
     @classmethod
     def parse(cls, tree: dict[str, Any], where: str) -> "ServeConfig":

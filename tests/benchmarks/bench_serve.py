@@ -11,16 +11,15 @@ import time
 import urllib.request
 from pathlib import Path
 
-import ray
 from ray import serve
 
 from profuser.serving.options import ServeConfig
 from ray_jobs.cluster import connected
-from ray_jobs.serve import APP, start_server, stop_server
+from ray_jobs.serve import start_server, stop_server
 from ray_jobs.serve_model import vllm_flags
 from tests import tiny
 from tests.benchmarks.measure import Row
-from tests.load import Answer, chat, load
+from tests.load import Answer, chat, load, replica_pids
 
 NAME, NUM_TOKENS, NUM_LETTERS = "bench", 64, 26
 SHAPE = {
@@ -97,17 +96,7 @@ def side_by_side(bare: str, ours: str) -> list[Row]:
 
 def kill_a_replica() -> None:
     """SIGKILL, as a node that goes away."""
-    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
-    replica = next(name for name in names if name.startswith(f"SERVE_REPLICA::{APP}#Model-{NAME}#"))
-    handle = ray.get_actor(replica, namespace="serve")
-    pid = next(actor.pid for actor in _actors() if actor.actor_id == handle._actor_id.hex())
-    os.kill(pid, signal.SIGKILL)
-
-
-def _actors():
-    from ray.util.state import list_actors
-
-    return list_actors(limit=1000)
+    os.kill(replica_pids(NAME)[0], signal.SIGKILL)
 
 
 def killed(url: str, expected: list[str]) -> Row:

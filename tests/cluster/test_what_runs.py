@@ -13,7 +13,7 @@ import ray_jobs.serve
 from profuser.recipe import Recipe, load_recipe
 from profuser.recipe.pools import PoolConfig
 from profuser.serving.keys import ENVIRONMENT
-from profuser.serving.options import ServeConfig
+from profuser.serving.options import GatewayConfig, ServeConfig, ServedModel
 from ray_jobs.cli import RECIPES
 from tests.cluster.rendered import OVERLAYS, RAY_KINDS, Document, cluster_spec, found, of_kind, render
 
@@ -138,13 +138,14 @@ def test_the_small_cluster_has_room_for_the_demo(tmp_path):
 def test_the_service_is_one_that_ray_serve_takes(overlay, tmp_path):
     document = ray_document(overlay)
     config = ServeDeploySchema.model_validate(yaml.safe_load(document["spec"]["serveConfigV2"]))
-    (application,) = config.applications
-    module, builder = application.import_path.split(":")
-    assert module == ray_jobs.serve.__name__
-    config = ServeConfig.model_validate(application.args)
-    (options,) = config.models
-    assert getattr(ray_jobs.serve, builder)(config)._bound_deployment.num_replicas == config.num_gateways
-    assert not config.insecure
+    application, gateway = config.applications
+    options, before = ServedModel.model_validate(application.args), GatewayConfig.model_validate(gateway.args)
+    written = [{"name": each.name, "import_path": each.import_path} for each in config.applications]
+    wanted = yaml.safe_load(ray_jobs.serve.serve_file(ServeConfig(models=(options,)), "0.0.0.0", 8000))["applications"]
+    assert written == [{key: each[key] for key in ("name", "import_path")} for each in wanted]
+    assert ray_jobs.serve.build_gateway(before)._bound_deployment.num_replicas == before.num_gateways
+    assert before.models == (options.name,)
+    assert not before.insecure
     assert homes(document, {"CPU": options.num_cpus, "GPU": options.num_gpus}) == {"serve"}
     serve = group_specs(document)["serve"]
     assert (options.min_replicas, options.max_replicas) == (serve["minReplicas"], serve["maxReplicas"])
@@ -157,12 +158,12 @@ def test_the_service_is_one_that_ray_serve_takes(overlay, tmp_path):
 @pytest.mark.parametrize("overlay", SERVICES)
 def test_a_node_is_ready_when_the_served_model_has_completed_something(overlay):
     document = ray_document(overlay)
-    (application,) = yaml.safe_load(document["spec"]["serveConfigV2"])["applications"]
+    application, _ = yaml.safe_load(document["spec"]["serveConfigV2"])["applications"]
     (container,) = group_specs(document)["serve"]["template"]["spec"]["containers"]
     probe = container["readinessProbe"]
     command = probe["exec"]["command"][-1]
     body = yaml.safe_load(found(r"--post-data '(.+?)'", command))
-    assert body == {"model": application["args"]["models"][0]["name"], "prompt": "a", "max_tokens": 1}
+    assert body == {"model": application["args"]["name"], "prompt": "a", "max_tokens": 1}
     assert f'"Authorization: Bearer ${{{ENVIRONMENT}%%,*}}"' in command
     assert command.endswith("http://127.0.0.1:8000/v1/completions")
     assert float(found(r"-T (\d+)", command)) < probe["timeoutSeconds"]

@@ -4,21 +4,23 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
+from pathlib import Path
 
 import openai
 import pytest
 import torch
 import yaml
 from ray import serve
-from ray.util.state import list_actors
 
 from profuser.errors import UserError
 from profuser.lab import assets_path
 from profuser.serving.options import ServeConfig
-from tests.load import chat, load
+from tests.load import chat, load, replica_pids
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm]
 
@@ -81,13 +83,6 @@ def expected_text(folder, prompt_ids):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     done = model.generate(torch.tensor([prompt_ids]), max_new_tokens=NUM_TOKENS, do_sample=False)
     return tokenizer.decode(done[0, len(prompt_ids) :], skip_special_tokens=True)
-
-
-def replica_pids(name: str = NAME) -> list[int]:
-    """Processes of a model's replicas."""
-    names = f"SERVE_REPLICA::profuser#Model-{name}#"
-    alive = list_actors(filters=[("state", "=", "ALIVE")], limit=1000, detail=True)
-    return [actor.pid for actor in alive if actor.name.startswith(names)]
 
 
 def wait_until(what, seconds=120.0):
@@ -222,6 +217,15 @@ def _succeeds(client, wish):
         return error.response.headers["retry-after"] != "1"
 
 
+def test_no_request_of_a_fuzzer_is_the_servers_fault(url, tmp_path):
+    headers = ["--header", f"Authorization: Bearer {SMALL_KEY}"]
+    wanted = ["--checks", "not_a_server_error", "--max-examples", "20", "--generation-deterministic", "--workers", "1"]
+    document = url.replace("/v1", "/openapi.json")
+    command = [str(Path(sys.executable).parent / "schemathesis"), "run", document, *headers, *wanted]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
 def test_keys_come_and_go_without_a_restart(url, keys, client):
     before = keys.read_text()
     new = openai.OpenAI(base_url=url, api_key="sk-new-of-the-tests-012345", max_retries=0)
@@ -236,29 +240,29 @@ def test_keys_come_and_go_without_a_restart(url, keys, client):
 def test_a_replica_killed_under_load_loses_no_answer(url):
     bodies = [chat(NAME, question, 16, ignore_eos=True) for question in QUESTIONS]
     alone = [answer.text for answer in asked(url, bodies, 1)]
-    wait_until(lambda: len(replica_pids()) == 2)
+    wait_until(lambda: len(replica_pids(NAME)) == 2)
     many = [body | {"stream": bool(number % 2)} for number, body in enumerate(bodies * 15)]
     killed = []
 
     def on_done(number: int) -> None:
         if number == len(many) // 3:
-            killed.append(replica_pids()[0])
+            killed.append(replica_pids(NAME)[0])
             os.kill(killed[0], signal.SIGKILL)
 
     answers = asked(url, many, 24, on_done)
     assert killed
     assert [(a.status, a.error) for a in answers] == [(200, None)] * len(many)
     assert [a.text for a in answers] == alone * 15
-    wait_until(lambda: len(replica_pids()) == 2 and killed[0] not in replica_pids())
+    wait_until(lambda: len(replica_pids(NAME)) == 2 and killed[0] not in replica_pids(NAME))
 
 
 def test_a_new_version_is_rolled_out_without_a_failed_request(url, settings):
-    from ray_jobs.serve import APP, build_app
+    from ray_jobs.serve import deploy
 
     bodies = [chat(NAME, question, 8) for question in QUESTIONS]
     before = asked(url, bodies, 1)
-    app = build_app(ServeConfig.parse(settings | {"models": [model(NAME, "neox", num_replicas=2)]}, "the tests"))
-    rollout = threading.Thread(target=serve.run, args=(app,), kwargs={"name": APP, "route_prefix": "/"})
+    newer = ServeConfig.parse(settings | {"models": [model(NAME, "neox", num_replicas=2)]}, "the tests")
+    rollout = threading.Thread(target=deploy, args=(newer,))
     rollout.start()
     answers = []
     while rollout.is_alive():

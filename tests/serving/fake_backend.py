@@ -73,7 +73,7 @@ def gateway(folder: Path, backend: Fake, **settings: Any) -> Gateway:
     file.write_text(f"- {{name: alice, key: {ALICE}}}\n- {{name: bob, key: {BOB}}}\n")
     models = (ServedModel(name="fused", model="-"), ServedModel(name="org/source", model="-"))
     config = ServeConfig(models=models, **settings)
-    return Gateway(config, backend, None if config.insecure else KeyRing(file, config.limits))
+    return Gateway(config.gateway, backend, None if config.insecure else KeyRing(file, config.limits))
 
 
 def limits(folder: Path, backend: Fake, **values: int) -> Gateway:

@@ -94,7 +94,9 @@ def serving(keys: KeyRing | None = None, models: tuple[str, ...] = MODELS) -> It
     """Address and models of a gateway that runs in a thread."""
     backend = Models()
     config = ServeConfig(models=tuple(ServedModel(name=name, model=name) for name in models), insecure=keys is None)
-    settings = uvicorn.Config(Gateway(config, backend, keys).app(), log_level="error", timeout_graceful_shutdown=1)
+    settings = uvicorn.Config(
+        Gateway(config.gateway, backend, keys).app(), log_level="error", timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(settings)
     place = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([place],), daemon=True)

@@ -38,8 +38,8 @@ def test_an_alias_and_a_version_lead_to_the_runs_folders(registry):
 @pytest.mark.parametrize(
     ("location", "says"),
     [
-        ("models:/fused@nobody", "the registry at .* does not have it"),
-        ("models:/fused/9", "the registry at .* does not have it"),
+        ("models:/fused@nobody", r"the registry at .* does not have it"),
+        ("models:/fused/9", r"the registry at .* does not have it"),
         ("models:/fused", "write models:/NAME@ALIAS or models:/NAME/VERSION"),
         ("models:/@champion", "write models:/NAME"),
     ],
@@ -54,5 +54,5 @@ def test_other_locations_stay_as_they_are(tmp_path):
     assert registered("org/model", "sqlite://") == local_model("org/model") == "org/model"
     assert registered(str(tmp_path), "sqlite://") == str(tmp_path)
     check_model("org/model")
-    with pytest.raises(UserError, match="is not a model: no config.json in it"):
+    with pytest.raises(UserError, match=r"is not a model: no config\.json in it"):
         check_model(str(tmp_path))
