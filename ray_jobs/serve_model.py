@@ -27,6 +27,8 @@ class Model:
     async def __init__(self, options: ServedModel):
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        # By itself vLLM binds every engine of a machine to the same cores; Ray says how many threads each may have.
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(options.kv_cache_gib)))
         import torch
         from vllm import SamplingParams

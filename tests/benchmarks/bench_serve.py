@@ -62,6 +62,7 @@ def bare_server(path: str, options: ServeConfig, port: int) -> subprocess.Popen:
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--port", str(port), "--host", "127.0.0.1"]
     # As Ray sets it for a replica of one CPU.
     variables = {"OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    variables |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     command += [*flags, "--disable-uvicorn-access-log"]
     return subprocess.Popen(command, env=os.environ | variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
