@@ -154,8 +154,8 @@ def status(
 def report(name: RunName, storage: Storage = "runs") -> None:
     """Print a finished run's tables, and write its report anew."""
     from profuser.run_lock import RunLock
-    from ray_jobs.pipeline import find_run
     from ray_jobs.report import print_report, write_run_report
+    from ray_jobs.runs import find_run
 
     found = find_run(name, storage)
     with RunLock(found.folder):
@@ -185,8 +185,9 @@ def evaluate(
     redo: Annotated[bool, typer.Option("--redo", help="Measure anew.")] = False,
 ) -> None:
     """Measure a run's models on its held-out rows, where that is not done yet."""
-    from ray_jobs.pipeline import find_run, run_pipeline
+    from ray_jobs.pipeline import run_pipeline
     from ray_jobs.report import print_report
+    from ray_jobs.runs import find_run
 
     print_report(run_pipeline(find_run(name, storage).recipe, ["evaluate"] if redo else ()))
 

@@ -24,8 +24,8 @@ from profuser.evaluation.judged import MAJORITY, JudgedWinRate, judged_win_rates
 from profuser.evaluation.statistics import Difference, Estimate
 from profuser.report.tables import new_table
 from profuser.run import FUSED, TARGET, FusionRun
-from ray_jobs.pipeline import find_run
 from ray_jobs.progress import console
+from ray_jobs.runs import find_run
 
 NOTE = (
     "p: McNemar's where single runs are right or wrong on every item, else the paired bootstrap's; adjusted by Holm over the "

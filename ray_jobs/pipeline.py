@@ -1,20 +1,16 @@
 """The main job: all stages in order, each skipped where its artifact is finished and still fits."""
 
 import os
-import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from profuser.artifacts import Artifact, Manifest, read_manifest
+from profuser.artifacts import Artifact, Manifest
 from profuser.config import identity
-from profuser.errors import StorageError, UserError
-from profuser.recipe.loading import parse_recipe
+from profuser.errors import UserError
 from profuser.recipe.models import Recipe
 from profuser.run import STAGES, FusionRun
 from profuser.run_lock import RunLock
@@ -22,9 +18,10 @@ from profuser.storage import Folder
 from profuser.tracking import RunHandle, Tracker, tracking_uri
 from ray_jobs.cluster import connected
 from ray_jobs.progress import console
+from ray_jobs.runs import RECIPE
 from ray_jobs.shards import Draining
+from ray_jobs.summary import Summary
 
-RECIPE, SUMMARY = "recipe.yaml", "summary.json"
 JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """What Ray sets in the environment of a submitted job."""
 Job = tuple[Artifact, Callable[[RunHandle, Draining], Manifest]]
@@ -66,7 +63,7 @@ def _run_stages(run: FusionRun, lock: RunLock, last: int) -> None:
     artifact_root = (Folder.at(recipe.storage) / "mlflow-artifacts").uri
     console.print(f"run {recipe.name}: {run.folder.uri}", markup=False)
     tracker = Tracker.open(uri, recipe.tracking.experiment, recipe.name, identity(recipe), artifact_root)
-    summary = Summary(run, lock)
+    summary = Summary(run, lock, (artifact.stage for artifact, _ in jobs(run)))
     from ray_jobs.side_by_side import run_side_by_side
 
     try:
@@ -150,7 +147,7 @@ def jobs(run: FusionRun) -> list[Job]:
 
 def _run_part(
     tracker: Tracker,
-    summary: "Summary",
+    summary: Summary,
     artifact: Artifact,
     job: Callable[[RunHandle, Draining], Manifest],
     draining: Draining,
@@ -212,62 +209,3 @@ def check_fits_recipe(run: FusionRun) -> None:
             except UserError as error:
                 after = ", ".join(STAGES[index + 1 :])
                 raise UserError(f"{error}{f'; it touches {after} too' if after else ''}") from None
-
-
-class Summary:
-    """`summary.json`: the state of every stage, for people and programs that watch a run."""
-
-    def __init__(self, run: FusionRun, lock: RunLock):
-        self.run, self.lock, self.writing = run, lock, threading.Lock()
-        stages = {artifact.stage: {"state": "waiting"} for artifact, _ in jobs(run)}
-        self.content: dict[str, Any] = {"run": run.recipe.name, "state": "running", "stages": stages}
-
-    def stage(self, name: str, state: str, manifest: Manifest | None = None) -> None:
-        """Sets the state of a stage: `waiting`, `running`, `finished` or `failed`."""
-        entry: dict[str, Any] = {"state": state}
-        if manifest:
-            entry |= {"seconds": manifest.seconds, "counts": manifest.counts, "metrics": manifest.metrics}
-            entry["fingerprint"] = manifest.fingerprint
-        with self.writing:
-            self.content["stages"][name] = entry
-            self._write(state)
-
-    def end(self, state: str) -> None:
-        """Sets the state of the run: `finished`, `stopped` (before the last stage, as asked) or `failed`."""
-        self.content["state"] = state
-        self._write(state)
-
-    def _write(self, state: str) -> None:
-        # Every stage begins and ends here: a driver that was taken for dead meanwhile goes no further.
-        if state != "failed":
-            self.lock.check()
-            self.run.folder.write_json(SUMMARY, self.content)
-            return
-        # What failed may be the storage: then that is the error to show, and there was enough waiting.
-        with suppress(StorageError):
-            self.lock.check(patience_seconds=0.0)
-            self.run.folder.at_once().write_json(SUMMARY, self.content)
-
-
-def find_run(name: str, storage: str) -> FusionRun:
-    """A run that exists, by name in a storage or by its folder, with the recipe that it was started with.
-
-    Raises:
-        UserError: there is no such run.
-    """
-    # A storage that is mistyped is said at once.
-    for folder in (Folder.at(storage).at_once() / name, Folder.at(name).at_once()):
-        if folder.exists(RECIPE):
-            recipe = parse_recipe(yaml.safe_load(folder.read_bytes(RECIPE)), folder.path(RECIPE))
-            parent = folder.uri.rpartition("/")[0]
-            return FusionRun(recipe.model_copy(update={"storage": parent}))
-    known = [entry for entry in Folder.at(storage).at_once().names() if (Folder.at(storage) / entry).exists(RECIPE)]
-    there = f"there are: {', '.join(known)}" if known else f"there is none in {Folder.at(storage).uri}"
-    raise UserError(f"run {name!r} not found; {there} (see --storage)")
-
-
-def finished_model(run: FusionRun) -> Path:
-    """Local folder of a run's fused model; UserError where the run has none yet."""
-    if read_manifest(run.folder / "fuse") is None:
-        raise UserError(f"run {run.recipe.name!r} has no fused model yet; finish it with profuser run")
-    return (run.folder / "fuse" / "model").local(Path.home() / ".cache" / "profuser")

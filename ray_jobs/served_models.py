@@ -12,7 +12,7 @@ from profuser.serving.locate import registered
 from profuser.serving.options import ServeConfig, ServedModel
 from profuser.tracking import tracking_uri
 from ray_jobs.cluster import total_gpus
-from ray_jobs.pipeline import find_run, finished_model
+from ray_jobs.runs import find_run, finished_model
 
 TARGET = "target"
 

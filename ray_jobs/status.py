@@ -7,8 +7,9 @@ from rich.table import Table
 from profuser.artifacts import SHARD_NAME
 from profuser.errors import UserError
 from profuser.run_holder import read_holder
-from ray_jobs.pipeline import SUMMARY, find_run
 from ray_jobs.progress import clock, console
+from ray_jobs.runs import find_run
+from ray_jobs.summary import SUMMARY
 
 
 def read_summary(name: str, storage: str) -> dict[str, Any]:

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from profuser.lab.ablation_reading import AblationTable, both_metrics_plot, differences_plot
 from profuser.lab.ablation_results import Measured, Results, compare_all
 from profuser.lab.ablation_table import Made, as_json
-from profuser.report.ablation_reading import AblationTable, both_metrics_plot, differences_plot
 from profuser.report.metrics import BITS_PER_BYTE, EXACT_MATCH, METRICS
 
 NUM_ROWS = 40

@@ -1,0 +1,51 @@
+"""`summary.json`: how far a run is."""
+
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+from profuser.artifacts import Manifest
+from profuser.errors import StorageError
+from profuser.run import FusionRun
+from profuser.run_lock import RunLock
+
+SUMMARY = "summary.json"
+
+
+class Summary:
+    """`summary.json`: the state of every stage, for people and programs that watch a run."""
+
+    def __init__(self, run: FusionRun, lock: RunLock, stages: Iterable[str]):
+        self.run, self.lock, self.writing = run, lock, threading.Lock()
+        self.content: dict[str, Any] = {
+            "run": run.recipe.name,
+            "state": "running",
+            "stages": {name: {"state": "waiting"} for name in stages},
+        }
+
+    def stage(self, name: str, state: str, manifest: Manifest | None = None) -> None:
+        """Sets the state of a stage: `waiting`, `running`, `finished` or `failed`."""
+        entry: dict[str, Any] = {"state": state}
+        if manifest:
+            entry |= {"seconds": manifest.seconds, "counts": manifest.counts, "metrics": manifest.metrics}
+            entry["fingerprint"] = manifest.fingerprint
+        with self.writing:
+            self.content["stages"][name] = entry
+            self._write(state)
+
+    def end(self, state: str) -> None:
+        """Sets the state of the run: `finished`, `stopped` (before the last stage, as asked) or `failed`."""
+        self.content["state"] = state
+        self._write(state)
+
+    def _write(self, state: str) -> None:
+        # Every stage begins and ends here: a driver that was taken for dead meanwhile goes no further.
+        if state != "failed":
+            self.lock.check()
+            self.run.folder.write_json(SUMMARY, self.content)
+            return
+        # What failed may be the storage: then that is the error to show, and there was enough waiting.
+        with suppress(StorageError):
+            self.lock.check(patience_seconds=0.0)
+            self.run.folder.at_once().write_json(SUMMARY, self.content)
