@@ -17,7 +17,7 @@ from rich.table import Table
 from profuser.artifacts import git_commit
 from tests.benchmarks.measure import Row
 
-NAMES = ("transport", "codec", "losses", "fuse", "extraction", "collect")
+NAMES = ("transport", "codec", "losses", "fuse", "extraction", "collect", "serve")
 OUTPUT = Path("benchmarks.json")
 
 
