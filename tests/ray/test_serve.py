@@ -55,7 +55,10 @@ def keys(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(keys):
-    models = [model(NAME, "llama", num_replicas=2), model(OTHER, "mpt", min_replicas=0)]
+    models = [
+        model(NAME, "llama", num_replicas=2),
+        model(OTHER, "mpt", min_replicas=0, max_ongoing_requests=2, max_queued_requests=2),
+    ]
     return {"models": models, "keys_file": str(keys)}
 
 
@@ -215,6 +218,19 @@ def _succeeds(client, wish):
         return client.chat.completions.create(**wish)
     except openai.RateLimitError as error:
         return error.response.headers["retry-after"] != "1"
+
+
+def test_overload_is_refused_at_once_and_what_is_taken_is_answered(url):
+    bodies = [
+        chat(OTHER, question, NUM_TOKENS, ignore_eos=True, stream=bool(n % 2)) for n, question in enumerate(QUESTIONS)
+    ]
+    asked(url, bodies[:1], 1)  # it is there
+    answers = asked(url, bodies, len(bodies))
+    assert {answer.status for answer in answers} == {200, 429}
+    refused = [answer for answer in answers if answer.status == 429]
+    assert max(answer.seconds for answer in refused) < min(10, max(answer.seconds for answer in answers))
+    assert all("too many requests" in answer.text for answer in refused)
+    assert [answer.error for answer in answers] == [None] * len(answers)
 
 
 def test_no_request_of_a_fuzzer_is_the_servers_fault(url, tmp_path):
