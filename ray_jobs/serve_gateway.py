@@ -1,8 +1,9 @@
 """The gateway as a Ray Serve deployment: it hands requests to the replicas of their models, and to others when those die."""
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,11 @@ class Replicas:
                 yield piece
         except BackPressureError:
             raise overloaded(request.model) from None
-        finally:
-            pieces.cancel()
+        except (GeneratorExit, asyncio.CancelledError):
+            # The client left. A request that was refused meanwhile raises that again.
+            with suppress(RayServeException):
+                pieces.cancel()
+            raise
 
 
 @serve.deployment(name="Gateway", max_ongoing_requests=MAX_ONGOING)

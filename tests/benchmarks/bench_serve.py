@@ -15,7 +15,7 @@ from ray import serve
 
 from profuser.serving.options import ServeConfig
 from ray_jobs.cluster import connected
-from ray_jobs.serve import start_server, stop_server
+from ray_jobs.serve import start_server
 from ray_jobs.serve_model import vllm_flags
 from tests import tiny
 from tests.benchmarks.measure import Row
@@ -133,7 +133,7 @@ def run() -> list[Row]:
             bare.terminate()
             bare.wait()
         two = {"models": [options.models[0].model_dump() | {"num_replicas": 2}], "insecure": True}
-        stop_server()
+        serve.shutdown()
         ours = start_server(ServeConfig.parse(two, "the benchmark"), "127.0.0.1", 8313)
         rows.append(killed(ours, [answer.text for answer in alone]))
         serve.shutdown()
