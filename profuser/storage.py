@@ -20,6 +20,8 @@ from profuser.patience import PATIENCE_SECONDS, patiently, reason
 
 T = TypeVar("T")
 
+CACHE = Path.home() / ".cache" / "profuser"
+"""Where models that lie in an object store are copied to."""
 ABANDONED_SECONDS = 600.0
 """A temporary file that nobody has written to for so long belongs to a process that is dead."""
 

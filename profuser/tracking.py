@@ -10,6 +10,7 @@ from typing import Any
 
 from profuser.artifacts import digest
 from profuser.config import flatten
+from profuser.errors import UserError
 
 PARENT_TAG = "profuser.run"
 STAGE_TAG = "profuser.stage"
@@ -114,7 +115,11 @@ class Tracker:
         MlflowClient(self.uri).log_inputs(self.parent.run_id, [DatasetInput(dataset, [])])
 
     def register(self, name: str, source: str) -> str:
-        """Makes the model in a folder a version of a registered model, once per run and folder; its number."""
+        """Makes the model in a folder a version of a registered model, once per run and folder; its number.
+
+        Raises:
+            UserError: the registry refuses it; running again tries once more.
+        """
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
@@ -122,10 +127,14 @@ class Tracker:
         with suppress(MlflowException):  # it is there
             client.create_registered_model(name)
         run_id = self.parent.run_id
-        for known in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
-            if known.source == source:
-                return str(known.version)
-        return str(client.create_model_version(name, source, run_id).version)
+        try:
+            for known in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
+                if known.source == source:
+                    return str(known.version)
+            return str(client.create_model_version(name, source, run_id).version)
+        except MlflowException as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"tracking.registered_model: {name}: {self.uri} refuses it: {reason}") from None
 
     def end(self, failed: bool = False) -> None:
         """Marks the fusion as finished or failed."""

@@ -72,13 +72,13 @@ def _run_stages(run: FusionRun, lock: RunLock, last: int) -> None:
                 if STAGES.index(stage) <= last:
                     works = [partial(_run_part, tracker, summary, *part) for part in parts]
                     run_side_by_side(works, _at_once(stage, run))
+        if recipe.tracking.registered_model and last == len(STAGES) - 1:
+            version = tracker.register(recipe.tracking.registered_model, (run.fuse().folder / "model").uri)
+            console.print(f"registered: models:/{recipe.tracking.registered_model}/{version}", markup=False)
     except BaseException:
         summary.end("failed")
         tracker.end(failed=True)
         raise
-    if recipe.tracking.registered_model and last == len(STAGES) - 1:
-        version = tracker.register(recipe.tracking.registered_model, (run.fuse().folder / "model").uri)
-        console.print(f"registered: models:/{recipe.tracking.registered_model}/{version}", markup=False)
     summary.end("finished" if last == len(STAGES) - 1 else "stopped")
     tracker.end()
 

@@ -8,7 +8,7 @@ from profuser.artifacts import read_manifest
 from profuser.errors import UserError
 from profuser.recipe.loading import parse_recipe
 from profuser.run import FusionRun
-from profuser.storage import Folder
+from profuser.storage import CACHE, Folder
 
 RECIPE = "recipe.yaml"
 """What a run was started with, in its folder."""
@@ -35,4 +35,4 @@ def finished_model(run: FusionRun) -> Path:
     """Local folder of a run's fused model; UserError where the run has none yet."""
     if read_manifest(run.folder / "fuse") is None:
         raise UserError(f"run {run.recipe.name!r} has no fused model yet; finish it with profuser run")
-    return (run.folder / "fuse" / "model").local(Path.home() / ".cache" / "profuser")
+    return (run.folder / "fuse" / "model").local(CACHE)

@@ -25,23 +25,12 @@ from profuser.errors import EngineError, UserError
 from profuser.serving.gateway import LOOPBACK
 from profuser.serving.keys import KeyRing
 from profuser.serving.locate import check_model
-from profuser.serving.options import GatewayConfig, ServeConfig, ServedModel
-from ray_jobs import serve_gateway, serve_model
-from ray_jobs.serve_model import APP, app_name
+from profuser.serving.options import ServeConfig
+from ray_jobs.serve_gateway import build_gateway
+from ray_jobs.serve_model import APP, app_name, build_model
 
 START_TIMEOUT_SECONDS = 1800.0
 REQUEST_TIMEOUT_SECONDS = 300.0
-
-
-def build_model(options: ServedModel) -> serve.Application:
-    """A model's application."""
-    return serve_model.deployment(options)
-
-
-def build_gateway(config: GatewayConfig) -> serve.Application:
-    """The gateway's application."""
-    gateway: Any = serve_gateway.ServeGateway
-    return gateway.options(num_replicas=config.num_gateways).bind(config)
 
 
 def serve_file(config: ServeConfig, host: str, port: int) -> str:
@@ -55,7 +44,7 @@ def serve_file(config: ServeConfig, host: str, port: int) -> str:
 
 def _application(name: str, route: str | None, build: Callable[..., Any], config: Config) -> dict[str, Any]:
     settings = config.model_dump(mode="json", exclude_defaults=True)
-    path = f"{build.__module__}:{build.__name__}"
+    path = f"{__name__}:{build.__name__}"
     return {"name": name, "route_prefix": route, "import_path": path, "args": settings}
 
 

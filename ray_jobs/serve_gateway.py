@@ -127,3 +127,9 @@ class ServeGateway:
     def __serve_build_asgi_app__(self) -> Any:
         """The application, for Ray Serve."""
         return self.asgi
+
+
+def build_gateway(config: GatewayConfig) -> serve.Application:
+    """The gateway's application."""
+    gateway: Any = ServeGateway
+    return gateway.options(num_replicas=config.num_gateways).bind(config)

@@ -87,8 +87,8 @@ def app_name(model: str) -> str:
     return f"{APP}-{model.replace('/', '-')}"
 
 
-def deployment(options: ServedModel) -> serve.Application:
-    """The model's replicas, for Ray Serve."""
+def build_model(options: ServedModel) -> serve.Application:
+    """A model's application."""
     replicas: dict[str, Any] = {"num_replicas": options.num_replicas}
     if options.num_replicas is None:
         replicas = {

@@ -1,13 +1,10 @@
 """Where a served model lies: a folder, a URI, a Hub name, or a version in MLflow's registry."""
 
-from pathlib import Path
-
 from profuser.errors import UserError
 from profuser.models import ModelRef
-from profuser.storage import Folder
+from profuser.storage import CACHE, Folder
 
 REGISTRY_SCHEME = "models:/"
-CACHE = Path.home() / ".cache" / "profuser"
 
 
 def registered(location: str, tracking_uri: str) -> str:
