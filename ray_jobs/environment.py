@@ -8,6 +8,13 @@ ENVIRONMENT = {
     # A busy machine with few cores takes longer than Serve's 5 s to start a proxy.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+    # Requests go from proxy to gateway to model by gRPC, and within a process without a change of thread: a fifth less CPU time
+    # for a whole answer, a third less for a streamed one.
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    # Ten times a second, as by default, is a fortieth of a core.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     # Otherwise an error of ours comes back from an actor as Ray's own, and its one line is lost in a traceback.
     "RAY_DATA_RAISE_ORIGINAL_MAP_EXCEPTION": "1",
     # A thread that outlives the connection to Ray would start a Ray of its own.

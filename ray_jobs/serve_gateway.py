@@ -42,7 +42,8 @@ class Replicas:
         """
         if model not in self.handles:
             try:
-                self.handles[model] = serve.get_app_handle(app_name(model))
+                # A model answers in bytes: gRPC carries them as they are.
+                self.handles[model] = serve.get_app_handle(app_name(model)).options(response_serialization="noop")
             except RayServeException:
                 raise ApiError(503, f"The model {model!r} is not there yet.", "not_ready", retry_after=10) from None
         return self.handles[model]
@@ -59,7 +60,7 @@ class Replicas:
             replay.restart()
             try:
                 async with aclosing(self._pieces(request, request_id)) as pieces:
-                    head = await anext(pieces)
+                    head = Head.decode(await anext(pieces))
                     if sent and head.status != sent.status:
                         raise interrupted()
                     async for piece in pieces:
@@ -92,14 +93,16 @@ class Replicas:
     async def _whole(self, model: str, path: str, body: bytes, request_id: str) -> tuple[Head, bytes]:
         for _ in range(self.max_attempts):
             try:
-                return await self._handle(model).whole.remote(path, body, request_id)
+                answer: bytes = await self._handle(model).whole.remote(path, body, request_id)
+                head, _, content = answer.partition(b"\n")
+                return Head.decode(head), content
             except BackPressureError:
                 raise overloaded(model) from None
             except RayActorError:
                 continue
         raise interrupted()
 
-    async def _pieces(self, request: ApiRequest, request_id: str) -> AsyncGenerator[Any, None]:
+    async def _pieces(self, request: ApiRequest, request_id: str) -> AsyncGenerator[bytes, None]:
         handle: Any = self._handle(request.model).options(stream=True)
         pieces = handle.stream.remote(request.path, request.body, request_id)
         try:

@@ -50,17 +50,17 @@ class Model:
         async for _ in self.engine.generate({"prompt_token_ids": [0]}, SamplingParams(max_tokens=1), "first"):
             pass
 
-    async def whole(self, path: str, body: bytes, request_id: str) -> tuple[Head, bytes]:
-        """What vLLM's application answers to a POST of a JSON body."""
+    async def whole(self, path: str, body: bytes, request_id: str) -> bytes:
+        """What vLLM's application answers to a POST of a JSON body: a line with the head, and the body."""
         head, *parts = [piece async for piece in self.stream(path, body, request_id)]
-        return head, b"".join(parts)  # type: ignore[return-value]
+        return b"".join([head, b"\n", *parts])
 
-    async def stream(self, path: str, body: bytes, request_id: str) -> AsyncGenerator[Head | bytes, None]:
+    async def stream(self, path: str, body: bytes, request_id: str) -> AsyncGenerator[bytes, None]:
         """The same piece by piece. A client that leaves frees its place in the engine."""
         async for piece in call(self.app, path, body, {"x-request-id": request_id}):
             if self.engine.errored:
                 os._exit(ENGINE_DEAD)
-            yield piece
+            yield piece.encode() if isinstance(piece, Head) else piece
 
     async def check_health(self) -> None:
         """Raises where the engine has died, so that Ray Serve replaces the replica."""
@@ -100,6 +100,7 @@ def build_model(options: ServedModel) -> serve.Application:
         }
     return Model.options(
         ray_actor_options={"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
+        logging_config={"enable_access_log": False},  # the gateway has one
         max_ongoing_requests=options.max_ongoing_requests,
         max_queued_requests=options.max_queued_requests,
         graceful_shutdown_timeout_s=options.graceful_shutdown_seconds,

@@ -16,6 +16,16 @@ class Head:
     status: int
     content_type: str
 
+    def encode(self) -> bytes:
+        """In one line, for another process."""
+        return f"{self.status} {self.content_type}".encode()
+
+    @classmethod
+    def decode(cls, line: bytes) -> "Head":
+        """What `encode` made."""
+        status, _, content_type = line.decode().partition(" ")
+        return cls(int(status), content_type)
+
 
 async def call(app: Any, path: str, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[Head | bytes]:
     """POSTs a body of JSON; closing the iterator tells the application that its client has gone, and then cancels it.
