@@ -119,8 +119,9 @@ def _wait_for(url: str, names: str) -> None:
 
 
 def stop_server() -> None:
-    """Stops all replicas; on a cluster that lives on, and hosts no other application, Ray Serve as well."""
-    for name in _ours():
+    """Stops the gateway, which finishes what it has taken, then the models; on a cluster that lives on, and hosts no other
+    application, Ray Serve as well."""
+    for name in sorted(_ours()):
         serve.delete(name)
     if "RAY_ADDRESS" in os.environ and not serve.status().applications:
         serve.shutdown()

@@ -135,4 +135,5 @@ class ServeGateway:
 def build_gateway(config: GatewayConfig) -> serve.Application:
     """The gateway's application."""
     gateway: Any = ServeGateway
-    return gateway.options(num_replicas=config.num_gateways).bind(config)
+    seconds = config.graceful_shutdown_seconds
+    return gateway.options(num_replicas=config.num_gateways, graceful_shutdown_timeout_s=seconds).bind(config)

@@ -83,6 +83,8 @@ class GatewaySettings(Config):
     """Replicas of the gateway, which checks keys and hands requests to the models."""
     max_attempts: int = Field(default=3, gt=0)
     """How often a request is put to a replica when those before have died under it."""
+    graceful_shutdown_seconds: float = Field(default=300.0, ge=0)
+    """How long a gateway that is to stop may finish what it has taken."""
 
 
 class GatewayConfig(GatewaySettings):

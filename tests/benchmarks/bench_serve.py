@@ -1,6 +1,10 @@
-"""Gateway and replicas against vLLM's own OpenAI server: requests/s, time to the first token, and a replica that is killed."""
+"""Gateway and replicas against vLLM's own OpenAI server: requests/s, time to the first token, and a replica that is killed.
+
+Once behind Ray's own proxy, as on a laptop, and once behind HAProxy, as on Kubernetes.
+"""
 
 import asyncio
+import multiprocessing
 import os
 import signal
 import statistics
@@ -9,6 +13,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from ray import serve
@@ -32,6 +37,11 @@ SHAPE = {
 """Of a model of random weights whose tokens take some milliseconds, as those of one of 7B do on a GPU."""
 ROUNDS = 3
 NUM_KILLED = 2000
+PROXIES = {
+    "Ray's proxy": {},
+    # Without the second, more files than a user may have open here.
+    "HAProxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_MAXCONN": "4000"},
+}
 
 
 def requests(number: int, stream: bool = False, tokens: int = NUM_TOKENS, model: str = NAME) -> list[dict]:
@@ -79,19 +89,19 @@ def wait_for(url: str) -> None:
     raise TimeoutError(url)
 
 
-def side_by_side(bare: str, ours: str) -> list[Row]:
+def side_by_side(bare: str, ours: str, proxy: str) -> list[Row]:
     """Both servers are up; they are asked in turns."""
     out = []
     for concurrency in (1, 8, 32):
         pairs = [(rate(ours, concurrency), rate(bare, concurrency)) for _ in range(ROUNDS)]
         value, baseline = sorted(pairs, key=lambda pair: pair[0] / pair[1])[ROUNDS // 2]
         all_ratios = ", ".join(f"{a / b:.2f}" for a, b in sorted(pairs, key=lambda pair: pair[0] / pair[1]))
-        title = f"serve, requests at concurrency {concurrency}, against vLLM's server ({all_ratios})"
+        title = f"serve, {proxy}: requests at concurrency {concurrency}, against vLLM's server ({all_ratios})"
         out.append(Row(title, value, "requests/s", baseline, ">= 0.85 x"))
     pairs = [(first_token(ours), first_token(bare)) for _ in range(ROUNDS)]
     value, baseline = sorted(pairs, key=lambda pair: pair[0] - pair[1])[ROUNDS // 2]
     added = f"{value - baseline:.1f} ms more"
-    out.append(Row(f"serve, time to the first token ({added})", value, "ms", baseline, "<= 15 ms more"))
+    out.append(Row(f"serve, {proxy}: time to the first token ({added})", value, "ms", baseline, "<= 15 ms more"))
     return out
 
 
@@ -100,7 +110,7 @@ def kill_a_replica() -> None:
     os.kill(replica_pids(NAME)[0], signal.SIGKILL)
 
 
-def killed(url: str, expected: list[str]) -> Row:
+def killed(url: str, expected: list[str], proxy: str) -> Row:
     """Requests of which every second is streamed, while one of two replicas is killed."""
     bodies = [body | {"stream": bool(n % 2)} for n, body in enumerate(requests(NUM_KILLED, tokens=16))]
 
@@ -110,7 +120,7 @@ def killed(url: str, expected: list[str]) -> Row:
 
     answers = asyncio.run(load(url, bodies, 32, on_done))
     right = sum(is_right(answer, expected[n % NUM_LETTERS]) for n, answer in enumerate(answers))
-    return Row("serve, right answers of 2,000 while a replica is killed", right, "", NUM_KILLED, "all")
+    return Row(f"serve, {proxy}: right answers of 2,000 while a replica is killed", right, "", NUM_KILLED, "all")
 
 
 def is_right(answer: Answer, expected: str) -> bool:
@@ -118,23 +128,39 @@ def is_right(answer: Answer, expected: str) -> bool:
     return answer.status == 200 and answer.error is None and answer.text == expected
 
 
-def run() -> list[Row]:
+def behind(proxy: str) -> list[Row]:
+    """All rows behind one proxy, in a process that has its variables from the start."""
     with tempfile.TemporaryDirectory() as folder, connected():
-        path = tiny.llama(Path(folder) / "model", seed=0, **SHAPE)
-        tree = {"models": [{"name": NAME, "model": path, "num_cpus": 1, "max_model_len": 256}], "insecure": True}
-        options = ServeConfig.parse(tree, "the benchmark")
+        options, path = made(folder, num_replicas=1)
         bare = bare_server(path, options, 8311)
         try:
             ours = start_server(options, "127.0.0.1", 8312)
             wait_for("http://127.0.0.1:8311/health")
-            rows = side_by_side("http://127.0.0.1:8311/v1", ours)
+            rows = side_by_side("http://127.0.0.1:8311/v1", ours, proxy)
             alone = asyncio.run(load("http://127.0.0.1:8311/v1", requests(NUM_LETTERS, tokens=16), 1))
         finally:
             bare.terminate()
             bare.wait()
-        two = {"models": [options.models[0].model_dump() | {"num_replicas": 2}], "insecure": True}
         serve.shutdown()
-        ours = start_server(ServeConfig.parse(two, "the benchmark"), "127.0.0.1", 8313)
-        rows.append(killed(ours, [answer.text for answer in alone]))
+        ours = start_server(made(folder, num_replicas=2)[0], "127.0.0.1", 8313)
+        rows.append(killed(ours, [answer.text for answer in alone], proxy))
         serve.shutdown()
         return rows
+
+
+def made(folder: str, num_replicas: int) -> tuple[ServeConfig, str]:
+    """What is served, and the model's folder."""
+    path = tiny.llama(Path(folder) / "model", seed=0, **SHAPE)
+    model = {"name": NAME, "model": path, "num_cpus": 1, "max_model_len": 256, "num_replicas": num_replicas}
+    return ServeConfig.parse({"models": [model], "insecure": True}, "the benchmark"), path
+
+
+def run() -> list[Row]:
+    rows = []
+    for proxy, variables in PROXIES.items():
+        os.environ |= variables
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+            rows += fresh.submit(behind, proxy).result()
+        for name in variables:
+            del os.environ[name]
+    return rows

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from profuser import __version__
+from ray_jobs.environment import ENVIRONMENT
 from tests.cluster.rendered import ROOT, found, pods, render
 
 DOCKERFILES = {"gpu": ROOT / "cluster" / "Dockerfile", "cpu": ROOT / "cluster" / "Dockerfile.cpu"}
@@ -103,6 +104,15 @@ def test_bases_are_of_one_version_that_the_project_supports(build):
     version = found(r"^python:(\d+\.\d+)\.\d+-slim-\w+$", base).split(".")
     lowest = found(r"^>=(\d+\.\d+)$", PROJECT["requires-python"]).split(".")
     assert [int(number) for number in version] >= [int(number) for number in lowest]
+
+
+@both
+def test_ray_serve_runs_as_it_does_under_a_driver_of_ours(build):
+    pairs = [word.partition("=") for name, rest in instructions(build) if name == "ENV" for word in shlex.split(rest)]
+    given = {name: value for name, _, value in pairs}
+    assert {
+        name: value for name, value in ENVIRONMENT.items() if name.startswith("RAY_SERVE_")
+    }.items() <= given.items()
 
 
 @both

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 import torch
@@ -290,10 +291,14 @@ def test_a_new_version_is_rolled_out_without_a_failed_request(url, settings):
     assert all(a.text != b.text for a, b in zip(before, after, strict=True))
 
 
-def test_metrics_count_requests_by_model_and_name_of_the_key(url):
+def metrics(url):
     request = urllib.request.Request(url.replace("/v1", "/metrics"), headers={"Authorization": f"Bearer {KEY}"})
     with urllib.request.urlopen(request, timeout=30) as answer:
-        text = answer.read().decode()
+        return answer.read().decode()
+
+
+def test_metrics_count_requests_by_model_and_name_of_the_key(url):
+    text = metrics(url)
     assert f'profuser_requests_total{{key="tests",model="{NAME}",path="/v1/chat/completions",status="200"}}' in text
     assert KEY not in text
 
@@ -314,3 +319,20 @@ def test_mistakes_are_said_in_a_line(url, settings, tmp_path):
         UserError, match=r"--insecure answers without a key, so it listens on 127.0.0.1 only, not on 0\.0"
     ):
         check_serving(ServeConfig.parse(settings | {"insecure": True}, ""), "0.0.0.0")
+
+
+def test_a_server_that_stops_finishes_the_answers_at_work_and_takes_no_more(url):
+    from ray_jobs.serve import stop_server
+
+    bodies = [
+        chat(NAME, question, 100, ignore_eos=True, stream=bool(n % 2)) for n, question in enumerate(QUESTIONS[:8])
+    ]
+    answers = []
+    load = threading.Thread(target=lambda: answers.extend(asked(url, bodies, len(bodies))))
+    load.start()
+    wait_until(lambda: f'profuser_requests_in_flight{{key="tests"}} {len(bodies)}.0' in metrics(url))
+    stop_server()
+    load.join()
+    assert [(a.status, a.error) for a in answers] == [(200, None)] * len(bodies)
+    refused = httpx.post(f"{url}/chat/completions", json=bodies[0], headers={"Authorization": f"Bearer {KEY}"})
+    assert refused.status_code in (404, 503)

@@ -1,0 +1,90 @@
+"""`serve deploy` with the file that `profuser serve --write-config` writes, on a cluster that was started by hand."""
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+import yaml
+
+from profuser.lab import assets_path
+from tests.ray.test_run import free_ports
+
+pytestmark = [pytest.mark.ray, pytest.mark.vllm]
+
+BIN = Path(sys.executable).parent
+KEY, NAME = "sk-of-the-deployment-0123456789", "lab"
+
+
+@pytest.fixture
+def cluster():
+    """Environment of a Ray cluster of one node, with its dashboard's address and an API key of the server's."""
+    gcs, board, client, agent = free_ports(4)
+    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex, "PROFUSER_API_KEYS": KEY}
+    variables |= {"RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{board}", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    options = [f"--port={gcs}", f"--dashboard-port={board}", f"--ray-client-server-port={client}"]
+    options += [f"--dashboard-agent-listen-port={agent}", "--num-cpus=4", "--block", "--disable-usage-stats"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | variables
+    start = [str(BIN / "ray"), "start", "--head", *options]
+    process = subprocess.Popen(start, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    _wait_for(
+        f"{variables['RAY_DASHBOARD_ADDRESS']}/api/version",
+        {"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"},
+    )
+    yield environment
+    process.terminate()
+    process.wait(60)
+
+
+def _wait_for(url, headers, seconds=240):
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            if httpx.get(url, headers=headers, timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        assert time.monotonic() < end, url
+        time.sleep(0.5)
+
+
+def test_a_written_file_is_deployed_changed_in_place_and_taken_away(cluster, tmp_path):
+    def run(program, *arguments):
+        command = [str(BIN / program), *map(str, arguments)]
+        done = subprocess.run(command, env=cluster, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        return done.stdout
+
+    (port,) = free_ports(1)
+    file, folder = tmp_path / "serve.yaml", assets_path() / "sources" / "llama"
+    run("profuser", "serve", "--model", f"{NAME}={folder}", "--port", port, "--write-config", file)
+    run("serve", "deploy", file)
+    _wait_for(f"http://127.0.0.1:{port}/v1/models", {"Authorization": f"Bearer {KEY}"})
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=KEY)
+    wish = {"model": NAME, "messages": [{"role": "user", "content": "What is 2 plus 3?"}], "max_tokens": 8}
+    assert client.chat.completions.create(**wish).usage.completion_tokens > 0
+    status = yaml.safe_load(run("serve", "status"))
+    assert {application["status"] for application in status["applications"].values()} == {"RUNNING"}
+
+    changed = yaml.safe_load(file.read_text())
+    changed["applications"][-1]["args"]["limits"] = {"max_tokens": 4}
+    file.write_text(yaml.safe_dump(changed))
+    run("serve", "deploy", file)
+    end = time.monotonic() + 120
+    while _is_answered(client, wish):
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    assert client.chat.completions.create(**wish | {"max_tokens": 4})
+    run("serve", "shutdown", "--yes")
+
+
+def _is_answered(client, wish):
+    try:
+        return client.chat.completions.create(**wish)
+    except openai.UnprocessableEntityError:
+        return None
