@@ -16,11 +16,9 @@ import urllib.request
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from ray import serve
-
 from profuser.serving.options import ServeConfig
 from ray_jobs.cluster import connected
-from ray_jobs.serve import start_server
+from ray_jobs.serve import deploy, start_server
 from ray_jobs.serve_model import vllm_flags
 from tests import tiny
 from tests.benchmarks.measure import Row
@@ -141,10 +139,8 @@ def behind(proxy: str) -> list[Row]:
         finally:
             bare.terminate()
             bare.wait()
-        serve.shutdown()
-        ours = start_server(made(folder, num_replicas=2)[0], "127.0.0.1", 8313)
+        deploy(made(folder, num_replicas=2)[0])
         rows.append(killed(ours, [answer.text for answer in alone], proxy))
-        serve.shutdown()
         return rows
 
 
