@@ -33,7 +33,7 @@ SHAPE = {
     "vocab_size": 4096,
 }
 """Of a model of random weights whose tokens take some milliseconds, as those of one of 7B do on a GPU."""
-ROUNDS = 3
+ROUNDS = 5
 NUM_KILLED = 2000
 PROXIES = {
     "Ray's proxy": {},
