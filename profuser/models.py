@@ -3,12 +3,16 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from profuser.errors import UserError
+from profuser.errors import StorageError, UserError
 from profuser.lab import assets_path
+from profuser.local_copy import local_copy
+from profuser.storage import Folder
 
 LAB_SCHEME = "lab://"
 TOKENIZER_FILES = (
@@ -34,9 +38,21 @@ def resolve(location: str, lab: str | None) -> str:
     return str(root / location.removeprefix(LAB_SCHEME))
 
 
+def local_model(location: str, weights: bool = True) -> str:
+    """What an engine can load: a folder of this machine, to which a URI is copied, or a Hub name.
+
+    Args:
+        location: a folder, a URI or a Hub name.
+        weights: False leaves the weights of a URI where they are, for who only wants the tokenizer or the config.
+    """
+    if "://" not in location:
+        return location
+    return str(local_copy(Folder.at(location), lambda name: weights or Path(name).suffix not in WEIGHT_SUFFIXES))
+
+
 @dataclass(frozen=True)
 class ModelRef:
-    """A model as an engine takes it: a local folder or a Hub name with a revision."""
+    """A model as the recipe names it: a folder, a URI (`s3://`, `gs://`), or a Hub name with a revision."""
 
     path: str
     revision: str | None = None
@@ -48,8 +64,12 @@ class ModelRef:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a path: it exists, or it cannot be a Hub name."""
+        """Whether it is a path or a URI: it exists, or it cannot be a Hub name."""
         return os.path.isdir(self.path) or self.path.startswith((".", "/", "~")) or self.path.count("/") != 1
+
+    def local(self, weights: bool = True) -> str:
+        """Folder of this machine or Hub name, see `local_model`."""
+        return local_model(self.path, weights)
 
     def config(self, setting: str) -> dict[str, Any]:
         """The model's config.json.
@@ -58,8 +78,13 @@ class ModelRef:
             setting: the recipe's key, for the error.
 
         Raises:
-            UserError: there is no such folder, or the Hub does not give it.
+            UserError: there is no such folder, or the store or the Hub does not give it.
         """
+        if "://" in self.path:
+            file = f"{self.path}/config.json"
+            with _asked_for(setting, self.path):
+                data = Folder.at(self.path).at_once().read_bytes("config.json")
+            return _json(data, setting, file)
         if self.is_local:
             file = Path(self.path) / "config.json"
             if not file.is_file():
@@ -67,15 +92,12 @@ class ModelRef:
                 raise UserError(f"{setting}: {self.path!r} is not a model: {why}")
         else:
             file = Path(_from_hub(self.path, self.revision, "config.json", setting))
-        try:
-            return json.loads(file.read_text())
-        except ValueError as error:
-            raise UserError(f"{setting}: {file} is not JSON: {error}") from None
+        return _json(file.read_bytes(), setting, str(file))
 
     def digest(self, setting: str) -> str:
         """Sixteen hex digits that tell this model from another.
 
-        A local folder: the SHA-256 over its small files and, of each file of weights, name, size and both ends (1 MiB each).
+        A folder or URI: the SHA-256 over its small files and, of each file of weights, name, size and both ends (1 MiB each).
         A Hub model: over its name and the commit that its revision stands for.
         """
         sha = hashlib.sha256()
@@ -84,19 +106,16 @@ class ModelRef:
             sha.update(f"{self.path}@{commit}".encode())
             return sha.hexdigest()[:16]
         self.config(setting)
-        for file in sorted(Path(self.path).iterdir()):
-            if not file.is_file() or file.suffix == ".md":
-                continue
-            sha.update(file.name.encode())
-            with file.open("rb") as stream:
-                if file.suffix not in WEIGHT_SUFFIXES:
-                    sha.update(stream.read())
+        folder = Folder.at(self.path).at_once()
+        with _asked_for(setting, self.path):
+            for name, size in sorted(folder.sizes().items()):
+                if name.endswith(".md"):
                     continue
-                size = file.stat().st_size
-                sha.update(str(size).encode())
-                sha.update(stream.read(SAMPLE_BYTES))
-                stream.seek(max(0, size - SAMPLE_BYTES))
-                sha.update(stream.read(SAMPLE_BYTES))
+                sha.update(name.encode())
+                if Path(name).suffix in WEIGHT_SUFFIXES:
+                    sha.update(str(size).encode() + folder.read_ends(name, SAMPLE_BYTES))
+                else:
+                    sha.update(folder.read_bytes(name))
         return sha.hexdigest()[:16]
 
     def tokenizer_digest(self, setting: str) -> str:
@@ -107,11 +126,31 @@ class ModelRef:
         if not self.is_local:
             return self.digest(setting)
         sha = hashlib.sha256()
-        for name in TOKENIZER_FILES:
-            file = Path(self.path) / name
-            if file.is_file():
-                sha.update(name.encode() + file.read_bytes())
+        folder = Folder.at(self.path).at_once()
+        with _asked_for(setting, self.path):
+            there = folder.sizes()
+            for name in TOKENIZER_FILES:
+                if name in there:
+                    sha.update(name.encode() + folder.read_bytes(name))
         return sha.hexdigest()[:16]
+
+
+@contextmanager
+def _asked_for(setting: str, path: str) -> Iterator[None]:
+    """A store that does not give a model's file is the user's mistake: it is asked at set-up."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{setting}: {path!r} is not a model: no config.json in it, or no such folder") from None
+    except StorageError as error:
+        raise UserError(f"{setting}: {error}") from None
+
+
+def _json(data: bytes, setting: str, file: str) -> dict[str, Any]:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise UserError(f"{setting}: {file} is not JSON: {error}") from None
 
 
 def _from_hub(name: str, revision: str | None, file: str, setting: str) -> str:

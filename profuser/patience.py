@@ -16,6 +16,9 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 10.0
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_AN_OUTAGE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 """Answers about what is there: waiting does not change them. All other errors (object stores give no number) may pass."""
+REFUSED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH", "EXPIRED_TOKEN", "UNAUTHENTICATED")
+NO_BUCKET = ("Bucket '", "NO_SUCH_BUCKET")
+NO_NETWORK = ("NETWORK_CONNECTION", "UNAVAILABLE")
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +48,7 @@ def patiently(path: str, action: Callable[[], T], patience_seconds: float) -> T:
             waited = time.monotonic() - began if is_away else 0.0
             if waited >= patience_seconds:
                 after = f" for {waited:.0f} s" if is_away else ""
-                raise StorageError(f"{path}: {reason(error)}{after}; mend the storage and run again") from error
+                raise StorageError(f"{path}: {reason(error)}{after}; {remedy(error)} and run again") from error
             if not is_away:
                 is_away, began = True, time.monotonic()
                 log.warning("%s: %s; trying again for up to %.0f s", path, reason(error), patience_seconds)
@@ -60,3 +63,18 @@ def patiently(path: str, action: Callable[[], T], patience_seconds: float) -> T:
 def reason(error: OSError) -> str:
     """An error of a file system or an object store in one line."""
     return os.strerror(error.errno) if error.errno else " ".join(str(error).split())[:300]
+
+
+def remedy(error: OSError) -> str:
+    """What its user can do about it."""
+    if error.errno:
+        return "mend the storage"
+    text = str(error)
+    # A refusal names the bucket too.
+    if any(sign in text for sign in REFUSED):
+        return "give credentials that may read and write there (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, a role)"
+    if any(sign in text for sign in NO_NETWORK):
+        return "see that it runs and can be reached (AWS_ENDPOINT_URL, the network)"
+    if any(sign in text for sign in NO_BUCKET):
+        return "make the bucket or mend its name"
+    return "mend the storage"

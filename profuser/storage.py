@@ -20,8 +20,6 @@ from profuser.patience import PATIENCE_SECONDS, patiently, reason
 
 T = TypeVar("T")
 
-CACHE = Path.home() / ".cache" / "profuser"
-"""Where models that lie in an object store are copied to."""
 ABANDONED_SECONDS = 600.0
 """A temporary file that nobody has written to for so long belongs to a process that is dead."""
 
@@ -87,15 +85,29 @@ class Folder:
         """Bytes of the files directly inside, by name; empty where the folder is not there."""
         return {entry.base_name: entry.size for entry in self._entries() if entry.type == pafs.FileType.File}
 
+    def files(self) -> dict[str, pafs.FileInfo]:
+        """All files below, by their path from here; under the name `""` where this is itself a file."""
+
+        def find(fs: pafs.FileSystem, root: str) -> dict[str, pafs.FileInfo]:
+            own = fs.get_file_info(root)
+            if own.type == pafs.FileType.File:
+                return {"": own}
+            found = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True, recursive=True))
+            return {info.path[len(root) + 1 :]: info for info in found if info.type == pafs.FileType.File}
+
+        return self._patiently("", find)
+
     def _entries(self) -> list[pafs.FileInfo]:
         return self._patiently("", lambda fs, root: fs.get_file_info(pafs.FileSelector(root, allow_not_found=True)))
 
     def clock(self) -> float:
         """The storage's own time in seconds, from a file that is written and deleted: the one clock that all machines share."""
-        probe = _temporary("probe")
+        probe, is_begun = _temporary("probe"), False
 
         def attempt(fs: pafs.FileSystem, root: str) -> float:
+            nonlocal is_begun
             fs.create_dir(root, recursive=True)
+            is_begun = True
             with fs.open_output_stream(f"{root}/{probe}", compression=None) as stream:
                 stream.write(b"0")
             nanoseconds = fs.get_file_info(f"{root}/{probe}").mtime_ns
@@ -105,18 +117,21 @@ class Folder:
         try:
             return self._patiently("", attempt)
         except BaseException:
-            self._discard(probe)
+            if is_begun:
+                self._discard(probe)
             raise
 
     def check_writable(self) -> None:
         """Raises UserError where nothing can be written here, without patience: to be called at set-up."""
-        remedy = "or choose another: --set storage=FOLDER"
+        otherwise = "or choose another: --set storage=FOLDER"
         try:
+            # Asked first: a store that does not answer says so in half the time that making a folder takes to fail.
+            self.at_once().exists()
             self.at_once().clock()
         except StorageError as error:
-            raise UserError(f"storage {error}, {remedy}") from None
+            raise UserError(f"storage {error}, {otherwise}") from None
         except OSError as error:
-            raise UserError(f"storage {self.uri}: {reason(error)}; make it a folder, {remedy}") from None
+            raise UserError(f"storage {self.uri}: {reason(error)}; make it a folder, {otherwise}") from None
 
     def sweep(self) -> None:
         """Deletes what dead processes left half-written: temporary files that are old by the storage's own clock."""
@@ -129,17 +144,20 @@ class Folder:
 
     def _write(self, name: str, write: Callable[[pafs.FileSystem, str], None]) -> None:
         """Gives `write` a temporary path, and that file the final name only when it has ended well."""
-        temporary = _temporary(name)
+        temporary, is_begun = _temporary(name), False
 
         def attempt(fs: pafs.FileSystem, root: str) -> None:
+            nonlocal is_begun
             fs.create_dir(root, recursive=True)
+            is_begun = True
             write(fs, f"{root}/{temporary}")
             fs.move(f"{root}/{temporary}", f"{root}/{name}")
 
         try:
             self._patiently(name, attempt)
         except BaseException:
-            self._discard(temporary)
+            if is_begun:
+                self._discard(temporary)
             raise
 
     def _discard(self, temporary: str) -> None:
@@ -181,6 +199,17 @@ class Folder:
         def read(fs: pafs.FileSystem, root: str) -> bytes:
             with fs.open_input_file(f"{root}/{name}") as stream:
                 return stream.read()
+
+        return self._patiently(name, read)
+
+    def read_ends(self, name: str, num_bytes: int) -> bytes:
+        """The first and the last bytes of a file, so many of each; what lies between is not fetched."""
+
+        def read(fs: pafs.FileSystem, root: str) -> bytes:
+            with fs.open_input_file(f"{root}/{name}") as stream:
+                head = stream.read(num_bytes)
+                stream.seek(max(0, stream.size() - num_bytes))
+                return head + stream.read(num_bytes)
 
         return self._patiently(name, read)
 
@@ -244,17 +273,15 @@ class Folder:
         if self.exists():
             self._patiently("", lambda fs, root: fs.delete_dir(root))
 
-    def local(self, cache: Path) -> Path:
-        """The folder as a local path: itself where it is local, else a copy below `cache`."""
-        if self.is_local:
-            return Path(self._open()[1])
-        copy = cache / self.uri.split("://", 1)[1]
-        copy.mkdir(parents=True, exist_ok=True)
+    def download(self, name: str, to: Path) -> None:
+        """Copies a file inside, or this file itself where the name is empty, to a path of this machine."""
         disk = pafs.LocalFileSystem()
-        self._patiently(
-            "", lambda fs, root: pafs.copy_files(root, str(copy), source_filesystem=fs, destination_filesystem=disk)
-        )
-        return copy
+
+        def copy(fs: pafs.FileSystem, root: str) -> None:
+            source = f"{root}/{name}" if name else root
+            pafs.copy_files(source, str(to), source_filesystem=fs, destination_filesystem=disk)
+
+        self._patiently(name, copy)
 
     def upload(self, folder: Path) -> None:
         """Copies a local folder's files to here."""

@@ -2,9 +2,10 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,25 @@ from profuser.errors import UserError
 PARENT_TAG = "profuser.run"
 STAGE_TAG = "profuser.stage"
 MAX_PARAM_CHARS = 500
+SQLITE = "sqlite:///"
 
 
 def tracking_uri(storage: str) -> str:
     """MLFLOW_TRACKING_URI where it is set, else a SQLite file in the storage folder (in `./runs` for object storage)."""
     if "MLFLOW_TRACKING_URI" in os.environ:
         return os.environ["MLFLOW_TRACKING_URI"]
-    folder = Path("runs" if "://" in storage else storage).expanduser().absolute()
+    folder = _own_folder(storage)
     folder.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{folder / 'mlflow.db'}"
+    return f"{SQLITE}{folder / 'mlflow.db'}"
+
+
+def artifact_root(storage: str) -> str:
+    """Where artifacts go without a server: beside the SQLite file. (MLflow's own way into an object store needs boto3.)"""
+    return str(_own_folder(storage) / "mlflow-artifacts")
+
+
+def _own_folder(storage: str) -> Path:
+    return Path("runs" if "://" in storage else storage).expanduser().absolute()
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,17 @@ class RunHandle:
     def last_step(self, name: str) -> int:
         """The last step at which a metric was logged; -1 before any."""
         return max((metric.step for metric in self._client().get_metric_history(self.run_id, name)), default=-1)
+
+    def log_missing(self, records: Iterable[Mapping[str, float]], name: str) -> None:
+        """Logs those of a run's `step` records that come after the last one at which a metric was logged."""
+        last = self.last_step(name)
+        for record in records:
+            if record["step"] > last:
+                self.log_metrics(record, int(record["step"]))
+
+    def is_here(self) -> bool:
+        """Whether this machine reaches it: a SQLite file lies where the driver runs."""
+        return not self.uri.startswith(SQLITE) or Path(self.uri.removeprefix(SQLITE)).is_file()
 
     def log_artifacts(self, folder: Path, to: str | None = None) -> None:
         """Logs all files in a local folder."""
@@ -62,13 +84,32 @@ class Tracker:
 
     @classmethod
     def open(cls, uri: str, experiment: str, run_name: str, recipe: Mapping[str, Any], artifact_root: str) -> "Tracker":
-        """Finds the parent run of this name, or makes it, with the recipe as its parameters."""
+        """Finds the parent run of this name, or makes it, with the recipe as its parameters.
+
+        Raises:
+            UserError: the tracking server does not answer, or refuses, or its artifacts cannot be written from here; that is
+                known within seconds.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            with _impatient():
+                return cls._open(uri, experiment, run_name, recipe, artifact_root)
+        except MlflowException as error:
+            remedy = "see that it runs and MLFLOW_TRACKING_URI (and _USERNAME, _PASSWORD) are right, or unset it"
+            raise UserError(f"tracking: MLflow at {uri}: {_reason(error)}; {remedy}") from None
+
+    @classmethod
+    def _open(
+        cls, uri: str, experiment: str, run_name: str, recipe: Mapping[str, Any], artifact_root: str
+    ) -> "Tracker":
         from mlflow import MlflowClient
 
         client = MlflowClient(uri)
         found = client.get_experiment_by_name(experiment)
         local = artifact_root if uri.startswith("sqlite") else None
         experiment_id = found.experiment_id if found else client.create_experiment(experiment, artifact_location=local)
+        _check_artifacts(uri, client.get_experiment(experiment_id).artifact_location)
         runs = client.search_runs([experiment_id], f"tags.`{PARENT_TAG}` = '{run_name}' and tags.`{STAGE_TAG}` = 'run'")
         if runs:
             run_id = runs[0].info.run_id
@@ -133,8 +174,7 @@ class Tracker:
                     return str(known.version)
             return str(client.create_model_version(name, source, run_id).version)
         except MlflowException as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"tracking.registered_model: {name}: {self.uri} refuses it: {reason}") from None
+            raise UserError(f"tracking.registered_model: {name}: {self.uri} refuses it: {_reason(error)}") from None
 
     def end(self, failed: bool = False) -> None:
         """Marks the fusion as finished or failed."""
@@ -144,6 +184,30 @@ class Tracker:
             _fail(self.parent)
         else:
             MlflowClient(self.uri).set_terminated(self.parent.run_id, "FINISHED")
+
+
+def _check_artifacts(uri: str, location: str) -> None:
+    """A server started with --default-artifact-root has its clients write to S3 themselves: known now, not with the report."""
+    if location.startswith("s3://") and find_spec("boto3") is None:
+        remedy = "pip install boto3, or start the server with --artifacts-destination"
+        raise UserError(f"tracking: MLflow at {uri} keeps artifacts at {location}, and boto3 is not here; {remedy}")
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """Within, a server is asked once more at most, where the environment does not say otherwise: MLflow alone takes minutes."""
+    own = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+    own = {name: value for name, value in own.items() if name not in os.environ}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name in own:
+            del os.environ[name]
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _fail(run: RunHandle) -> None:

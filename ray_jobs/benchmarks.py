@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import ray
@@ -14,11 +13,11 @@ from profuser.errors import ProfuserError
 from profuser.evaluation.benchmark_checks import benchmark_size, local_data
 from profuser.evaluation.benchmark_data import Pack
 from profuser.evaluation.benchmarks import benchmark_score, metric_means, standard_error
+from profuser.models import local_model
 from profuser.recipe.evaluating import BenchmarkConfig
 from profuser.recipe.models import ModelConfig, TemplateConfig
 from profuser.run import FusionRun
 from profuser.stage_time import DeviceClock
-from profuser.storage import Folder
 from ray_jobs.cluster import check_fits, gpus_for, own_cause, resources_of, total_gpus
 from ray_jobs.evaluate import model_of
 from ray_jobs.progress import console
@@ -51,7 +50,7 @@ def _measure(part: _Part) -> None:
     from profuser.evaluation.benchmark_tasks import load_benchmark
 
     clock = DeviceClock(part.output, part.num_devices, part.began)
-    path = part.path if "://" not in part.path else str(Folder.at(part.path).local(Path.home() / ".cache" / "profuser"))
+    path = local_model(part.path)
     benchmark = load_benchmark(part.benchmark, part.pack)
     lm = load_lm(path, part.model.revision, part.model.engine, part.template, part.benchmark.batch_size)
     clock.note()
@@ -111,3 +110,9 @@ def benchmarks_at_once(run: FusionRun) -> int:
     """How many models the cluster has room for at one time, at least one: on GPUs by what each needs, else one per node."""
     needs = [gpus_for(config, config.pool) for config in map(run.evaluated_config, run.evaluated())]
     return max(1, int(total_gpus() // max(needs))) if max(needs) else max(1, nodes_with_cpus())
+
+
+if __name__ == "__main__":
+    from ray_jobs.stage_script import run_stage
+
+    run_stage("benchmarks", "model")

@@ -61,3 +61,9 @@ def evaluate(run: FusionRun, name: str) -> Manifest:
     known = {row["row_id"] for row in table.to_pylist() if row["refused"] is None}
     result = score(table, known)
     return finish(output, counts, seconds, bits_per_byte=result.bits_per_byte, exact_match=result.exact_match)
+
+
+if __name__ == "__main__":
+    from ray_jobs.stage_script import run_stage
+
+    run_stage("evaluate", "model")

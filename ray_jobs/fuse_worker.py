@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ import ray.train.torch
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from profuser.artifacts import Artifact
+from profuser.models import local_model
+from profuser.patience import PATIENCE_SECONDS, patiently
 from profuser.recipe.models import Recipe
 from profuser.stage_time import DeviceClock
 from profuser.tracking import RunHandle
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 MODEL, METRICS = "model", "metrics.jsonl"
 WORST = 1.0e9
+STEP_METRIC = "learning_rate"
+"""Logged with every step: it says how far MLflow has heard."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class WorkerTask:
     """Reference to the UpdatePlan."""
     reader: ExampleReader
     target: str
-    """The target's folder, or its name on the Hub."""
+    """The target's folder or URI, or its name on the Hub."""
     output: Artifact
     began: float
     """When this attempt at the stage began, in seconds since the epoch."""
@@ -52,6 +56,7 @@ def train_worker(config: dict[str, Any]) -> None:
     from profuser.training.loop import Hooks
 
     task: WorkerTask = config["task"]
+    task = replace(task, target=local_model(task.target))
     clock = DeviceClock(task.output, task.num_devices, task.began)
     trainer, ingest = make_trainer(task)
     first = trainer.rank == 0
@@ -119,7 +124,9 @@ class Saver:
 
         def upload(checkpoint: Checkpoint, name: str) -> Checkpoint:
             wait()
-            return storage.persist_current_checkpoint(checkpoint, name)
+            # Ray Train copies once: a store that is away would cost the steps since the checkpoint before.
+            where = self.task.output.folder / name
+            return patiently(where.uri, lambda: storage.persist_current_checkpoint(checkpoint, name), PATIENCE_SECONDS)
 
         ray.train.report(
             _scored(trainer.history[-1]),
@@ -175,15 +182,16 @@ def _barrier() -> None:
 
 
 class Logger:
-    """Sends the first worker's metrics to MLflow and to the driver's progress line."""
+    """Sends the first worker's metrics to MLflow and to the driver."""
 
     def __init__(self, task: WorkerTask, active: bool):
         self.handle, self.board, self.active = task.handle, task.board, active
-        self.logged = task.handle.last_step("learning_rate") if active else -1
+        self.is_heard = active and task.handle.is_here()
+        self.logged = task.handle.last_step(STEP_METRIC) if self.is_heard else -1
 
     def __call__(self, record: "Record") -> None:
         """What a restarted run repeats was logged before."""
         if self.active:
-            if record["step"] > self.logged:
+            if self.is_heard and record["step"] > self.logged:
                 self.handle.log_metrics(record, int(record["step"]))
             self.board.post.remote(record)

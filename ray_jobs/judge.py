@@ -60,3 +60,9 @@ def judge(run: FusionRun, reward: RewardConfig, draining: Draining) -> Manifest:
     judged = read_answers(run, [reward])
     rates = win_rates(judged, FUSED, run.recipe.select.vote, [1.0]) if judged.answers else {}
     return finish(output, counts, seconds, **{f"win_rate/{name}": rate.raw.value for name, rate in rates.items()})
+
+
+if __name__ == "__main__":
+    from ray_jobs.stage_script import run_stage
+
+    run_stage("judge", "reward")

@@ -160,7 +160,7 @@ def print_memory(run: FusionRun) -> None:
     from profuser.report.memory_table import memory_table, memory_words
     from profuser.training.memory import estimate, on_other_devices
 
-    config = AutoConfig.from_pretrained(ref.path, revision=ref.revision, local_files_only=True)
+    config = AutoConfig.from_pretrained(ref.local(weights=False), revision=ref.revision, local_files_only=True)
     dtype = recipe.fuse.dtype
     if dtype == "auto":
         dtype = "float32" if recipe.fuse.workers.use_gpu is False else "bfloat16"

@@ -29,8 +29,8 @@ from profuser.run import FusionRun
 from profuser.storage import Folder
 from ray_jobs.cluster import check_fits, connected, gpus_for, own_cause
 from ray_jobs.collect import make_reader
-from ray_jobs.pipeline import check_storage, check_tokenizers
 from ray_jobs.progress import console
+from ray_jobs.run_checks import check_storage, check_tokenizers
 from ray_jobs.shards import Draining
 from ray_jobs.side_by_side import run_side_by_side, sources_at_once
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from ray import serve
 
+from profuser.models import local_model
 from profuser.serving.asgi import Head, call
-from profuser.serving.locate import local_model
 from profuser.serving.options import ServedModel
 
 APP = "profuser"

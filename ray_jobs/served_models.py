@@ -19,7 +19,7 @@ TARGET = "target"
 
 def fused_model(run: FusionRun, name: str, **settings: Any) -> ServedModel:
     """The fused model of a finished run, with the engine settings of its target."""
-    return _served(name, str(finished_model(run)), run.recipe.target, settings)
+    return _served(name, finished_model(run), run.recipe.target, settings)
 
 
 def compared_models(run: FusionRun, names: Sequence[str], taken: Sequence[str], **settings: Any) -> list[ServedModel]:

@@ -1,11 +1,13 @@
-"""Where a corpus lies: a file, a folder, a glob, or a dataset on the Hub."""
+"""Where a corpus lies: a file, a folder, a glob, a file or folder in an object store, or a dataset on the Hub."""
 
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from profuser.errors import UserError
+from profuser.errors import StorageError, UserError
+from profuser.local_copy import local_copy
+from profuser.storage import Folder
 
 HUB = "hub:"
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".parquet")
@@ -18,7 +20,8 @@ def corpus_files(location: str) -> list[Path]:
 
     Args:
         location: a file of any name; a folder or a glob, of which the files with a known ending are taken (no hidden ones);
-            or a Hub dataset, `hub:owner/name[:split]` or an `owner/name` that is no path.
+            the URI of a file or folder (`s3://`, `gs://`), which is copied to this machine; or a Hub dataset,
+            `hub:owner/name[:split]` or an `owner/name` that is no path.
 
     Returns:
         The files, sorted by path; none for a Hub dataset.
@@ -36,7 +39,7 @@ def corpus_files(location: str) -> list[Path]:
             )
         return []
     try:
-        files = _local_files(location)
+        files = _fetched_files(location) if "://" in location else _local_files(location)
     except OSError as error:
         inside = "" if error.filename in (None, location) else f" ({error.filename})"
         raise UserError(f"{location}: cannot be read: {error.strerror or error}{inside}") from None
@@ -77,11 +80,30 @@ def _local_files(location: str) -> list[Path]:
         return files
     if is_hub_name(location):
         return []
-    if "://" in location:
-        raise UserError(
-            f"{location}: a corpus is read from a path of this machine or from hub:owner/name; copy it here"
-        )
     raise UserError(f"{location}: no such file or folder")
+
+
+def _fetched_files(location: str) -> list[Path]:
+    """The corpus files at a URI, copied to this machine."""
+    try:
+        # Known at set-up, where nobody wants to wait for a storage that is away.
+        source = Folder.at(location).at_once()
+        place = local_copy(source, lambda name: not name or (_known(name) and not _hidden(Path(name))))
+    except FileNotFoundError:
+        if source.exists():
+            raise UserError(
+                f"{location}: no corpus file in this folder; known endings: {', '.join(SUFFIXES)}"
+            ) from None
+        pattern = "; a pattern of names is only known on a disk: give the folder" if "*" in location else ""
+        raise UserError(f"{location}: no such file or folder{pattern}") from None
+    except StorageError as error:
+        raise UserError(str(error)) from None
+    except UserError as error:
+        raise UserError(
+            f"{location}: a corpus is read from a path of this machine, from an object store (s3://, gs://) or from "
+            f"hub:owner/name; copy it here ({error})"
+        ) from None
+    return [place] if place.is_file() else sorted(filter(_usable, _walk(place)))
 
 
 def _walk(folder: Path) -> Iterator[Path]:

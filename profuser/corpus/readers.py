@@ -15,6 +15,7 @@ from profuser.corpus.json_text import read_json_text
 from profuser.corpus.locations import HUB, corpus_files
 from profuser.corpus.rows import RawRow, row_of
 from profuser.errors import UserError
+from profuser.local_copy import origin
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 64 << 20
@@ -42,7 +43,7 @@ def read_corpus(location: str) -> Iterator[RawRow]:
 
 def _read_file(file: Path) -> Iterator[RawRow]:
     """Reads a file by its content rather than its name: a gzip without .gz is one all the same, and .gz on plain text none."""
-    label = os.fsencode(file).decode("utf-8", "replace")
+    label = os.fsencode(origin(file)).decode("utf-8", "replace")
     try:
         with file.open("rb") as raw:
             head = raw.peek(1)

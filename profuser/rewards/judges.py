@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+from profuser.models import local_model
 from profuser.recipe.rewards import RewardConfig, RewardModelConfig
 from profuser.rewards.verifiers import Verifier
 
@@ -24,7 +25,7 @@ def load_judge(config: RewardConfig, path: str | None = None) -> Judge:
 
     Args:
         config: what the recipe says of it.
-        path: of a reward model, its folder or Hub name.
+        path: of a reward model, its folder, URI or Hub name.
 
     Raises:
         EngineError: the reward model cannot be loaded.
@@ -39,7 +40,7 @@ def load_judge(config: RewardConfig, path: str | None = None) -> Judge:
     from profuser.rewards.conversations import Conversations
     from profuser.rewards.transformers_reward_model import TransformersRewardModel
 
-    conversations = Conversations(path or config.model, config)
+    conversations = Conversations(local_model(path or config.model), config)
     kind = config.engine.kind
     if kind == "auto":
         on_gpu = torch.cuda.is_available()

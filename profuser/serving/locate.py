@@ -2,7 +2,6 @@
 
 from profuser.errors import UserError
 from profuser.models import ModelRef
-from profuser.storage import CACHE, Folder
 
 REGISTRY_SCHEME = "models:/"
 
@@ -26,11 +25,6 @@ def registered(location: str, tracking_uri: str) -> str:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"serve: {location}: the registry at {tracking_uri} does not have it: {reason}") from None
     return (found.source or "").removeprefix("file://")
-
-
-def local_model(location: str) -> str:
-    """What an engine can load: a folder of this machine, to which a URI is copied, or a Hub name."""
-    return str(Folder.at(location).local(CACHE)) if "://" in location else location
 
 
 def check_model(location: str) -> None:

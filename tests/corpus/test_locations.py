@@ -78,7 +78,7 @@ def test_a_tilde_is_the_home_folder_or_a_part_of_the_name(tree, monkeypatch):
         ("data/a.jsonl", "no such file"),
         ("folder.jsonl", "no corpus file in this folder; known endings: .json"),
         ("  ", "corpus.path is empty"),
-        ("s3://bucket/a.jsonl", "copy it here"),
+        ("http://host/a.jsonl", "copy it here"),
         ("~no-such-user/a.jsonl", "no such file"),
         ("x" * 5000, "cannot be read: File name too long"),
         ("a\0b.jsonl", "no such file"),

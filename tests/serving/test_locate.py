@@ -6,7 +6,8 @@ import pytest
 from mlflow import MlflowClient
 
 from profuser.errors import UserError
-from profuser.serving.locate import check_model, local_model, registered
+from profuser.models import local_model
+from profuser.serving.locate import check_model, registered
 from profuser.tracking import Tracker
 
 
