@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
@@ -41,6 +42,7 @@ class RunLock:
         heartbeat_seconds: time between renewals.
         stale_seconds: a holder that cannot be seen is dead when its lock has not been renewed for so long.
         settle_seconds: how long a driver waits on an object store before it looks whether its lock is still its own.
+        on_heartbeat: called before each renewal, in the lock's own thread.
 
     Raises:
         UserError: another driver holds it, or the folder cannot be written.
@@ -53,10 +55,11 @@ class RunLock:
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         stale_seconds: float = STALE_SECONDS,
         settle_seconds: float = SETTLE_SECONDS,
+        on_heartbeat: Callable[[], None] = lambda: None,
     ):
         self.folder, self.own = folder, Holder.new()
         self.heartbeat_seconds, self.stale_seconds = heartbeat_seconds, stale_seconds
-        self.settle_seconds = settle_seconds
+        self.settle_seconds, self.on_heartbeat = settle_seconds, on_heartbeat
         self._ended, self._is_lost = threading.Event(), False
         self._thread = threading.Thread(target=self._keep, name="run-lock", daemon=True)
 
@@ -171,6 +174,7 @@ class RunLock:
     def _keep(self) -> None:
         is_away = False
         while not self._ended.wait(self.heartbeat_seconds):
+            self.on_heartbeat()
             try:
                 self._is_lost = not self._renew()
                 is_away = False

@@ -3,12 +3,14 @@
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
 
+from profuser.artifacts import Artifact
 from ray_jobs.cluster import beside_the_driver
+from ray_jobs.metrics import TrainingMetrics
 from ray_jobs.progress import Counter
 
 POLL_SECONDS = 1.0
@@ -19,7 +21,7 @@ class _Board:
 
     def __init__(self):
         self.plan: tuple[int, int] | None = None
-        self.last: dict[str, float] | None = None
+        self.unread: list[dict[str, float]] = []
         self.stopping = False
 
     def begin(self, step: int, num_steps: int) -> None:
@@ -27,12 +29,13 @@ class _Board:
         self.plan = (step, num_steps)
 
     def post(self, record: dict[str, float]) -> None:
-        """Sets what the last update did."""
-        self.last = record
+        """Puts up what an update did."""
+        self.unread.append(record)
 
-    def read(self) -> tuple[tuple[int, int] | None, dict[str, float] | None]:
-        """The plan and the last update; None before there are any."""
-        return self.plan, self.last
+    def read(self) -> tuple[tuple[int, int] | None, list[dict[str, float]]]:
+        """The plan, None before there is one, and the updates since the last reading."""
+        records, self.unread = self.unread, []
+        return self.plan, records
 
     def stop(self) -> None:
         """Asks for a checkpoint and an end."""
@@ -60,9 +63,10 @@ class StopWish:
 
 
 class Watch:
-    """Shows what stands on a board while training runs, and hands on SIGTERM as the wish to stop."""
+    """Shows and tells Prometheus what stands on a board while training runs, and hands on SIGTERM as the wish to stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, artifact: Artifact) -> None:
+        self.metrics = TrainingMetrics(artifact)
         # Beside the driver: another node may go while training goes on.
         self.board = ray.remote(num_cpus=0)(_Board).options(scheduling_strategy=beside_the_driver()).remote()
         self.stopped = False
@@ -90,18 +94,19 @@ class Watch:
         self.stopped = True
 
     def _watch(self) -> None:
-        plan, told = None, False
-        while plan is None and not self._ended.wait(POLL_SECONDS):
-            told = self._tell(told)
-            plan, _ = ray.get(self.board.read.remote())
-        if plan is None:
-            return
-        with Counter("fuse", plan[1], "steps", plan[0]) as counter:
-            while not self._ended.wait(POLL_SECONDS):
+        with ExitStack() as stack:
+            counter: Counter | None = None
+            ended = told = False
+            while not ended:
+                ended = self._ended.wait(POLL_SECONDS)
                 told = self._tell(told)
-                _, last = ray.get(self.board.read.remote())
-                if last is not None:
-                    counter.reach(int(last["step"]) + 1, _words(last))
+                plan, records = ray.get(self.board.read.remote())
+                if counter is None and plan is not None:
+                    counter = stack.enter_context(Counter("fuse", plan[1], "steps", plan[0]))
+                for record in records:
+                    self.metrics.update(record)
+                if counter and records:
+                    counter.reach(int(records[-1]["step"]) + 1, _words(records[-1]))
 
     def _tell(self, told: bool) -> bool:
         if self.stopped and not told:

@@ -13,9 +13,11 @@ from profuser.engines.collecting import RowSignals, SourceReader
 from profuser.engines.crash_guard import Attempt, CrashGuard, EngineDeadError
 from profuser.engines.loading import load_engine
 from profuser.engines.signal_tables import collect_table, count
+from profuser.models import local_model
 from profuser.recipe.models import ModelConfig, SourceConfig, TemplateConfig
 from profuser.run import FusionRun
 from ray_jobs.cluster import gpus_for
+from ray_jobs.metrics import EngineMetrics
 from ray_jobs.shards import Draining, finish, run_shards
 
 NOTES = "attempts"
@@ -35,6 +37,7 @@ class EngineWorker(ABC):
     def __init__(self, source: Artifact, output: Artifact, reader: dict[str, Any]):
         self.source, self.output = source, output
         self.reader = make_reader(**reader)
+        self.reader.loop.observe = EngineMetrics(output)
         self.guard = CrashGuard(output.folder / NOTES)
 
     def process(self, shard: int) -> dict[str, float]:
@@ -79,11 +82,12 @@ def read_guarded(reader: SourceReader, rows: pa.Table, how: Reading, attempt: At
 
 
 def make_reader(path: str, config: ModelConfig, template: TemplateConfig) -> SourceReader:
-    """Loads a model's engine, with the end-of-turn token of its template as a stop."""
+    """Loads the engine of a model (a folder, a URI or a Hub name), with the end-of-turn token of its template as a stop."""
     from transformers import AutoTokenizer
 
     from profuser.corpus import end_token_id
 
+    path = local_model(path)
     tokenizer = AutoTokenizer.from_pretrained(
         path, revision=config.revision, trust_remote_code=config.engine.trust_remote_code
     )
@@ -111,3 +115,9 @@ def collect(run: FusionRun, source: SourceConfig, draining: Draining | None = No
         draining,
     )
     return finish(output, counts, seconds)
+
+
+if __name__ == "__main__":
+    from ray_jobs.stage_script import run_stage
+
+    run_stage("collect", "source")

@@ -20,7 +20,7 @@ from profuser.training.examples import LIGHT_COLUMNS, ExampleIndex, ExampleReade
 from profuser.training.loop import HELDOUT
 from ray_jobs.board import Watch
 from ray_jobs.cluster import check_fits, total_gpus
-from ray_jobs.fuse_worker import METRICS, WorkerTask, train_worker
+from ray_jobs.fuse_worker import METRICS, STEP_METRIC, WorkerTask, train_worker
 from ray_jobs.shards import finish
 
 
@@ -38,7 +38,7 @@ def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
     index = ExampleIndex.build(_light_tables(select), recipe.fuse.max_tokens, recipe.fuse.weighting)
     plan = UpdatePlan(index, recipe.fuse, recipe.training_seed)
     handle.log_metrics(_index_facts(plan))
-    watch = Watch()
+    watch = Watch(output)
     task = WorkerTask(
         recipe=recipe,
         plan=ray.put(plan),
@@ -71,6 +71,8 @@ def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
     history = _read_history(output)
     if len(history) < plan.num_steps:
         raise SystemExit(143)
+    # Where the workers could not.
+    handle.log_missing(history, STEP_METRIC)
     counts = {"steps": len(history), "tokens": sum(int(step["tokens"]) for step in history)}
     last = {k: v for k, v in history[-1].items() if k.endswith("_nats") or k.startswith(HELDOUT)}
     return finish(output, [counts], time.monotonic() - start, skipped_steps=history[-1]["skipped_steps"], **last)
@@ -125,3 +127,9 @@ def _own_failure(error: BaseException) -> ProfuserError:
 def _read_history(output: Artifact) -> list[dict[str, float]]:
     lines = output.folder.read_bytes(METRICS).decode().splitlines()
     return [json.loads(line) for line in lines]
+
+
+if __name__ == "__main__":
+    from ray_jobs.stage_script import run_stage
+
+    run_stage("fuse")

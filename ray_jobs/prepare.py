@@ -9,6 +9,7 @@ from profuser.artifacts import Manifest
 from profuser.corpus.stage import write_corpus
 from profuser.run import FusionRun
 from ray_jobs.cluster import beside_the_driver, own_cause
+from ray_jobs.metrics import count_rows
 from ray_jobs.shards import finish
 
 
@@ -22,7 +23,14 @@ def prepare(run: FusionRun) -> Manifest:
     except RayTaskError as error:
         raise own_cause(error) from None
     seconds = time.monotonic() - start
+    count_rows(artifacts[0], counts[0]["rows"], counts[2]["rows"])
     # The whole time is the corpus's: it is measured once.
     for artifact, count in zip(artifacts[1:], counts[1:], strict=True):
         finish(artifact, [count], 0.0)
     return finish(artifacts[0], [counts[0]], seconds)
+
+
+if __name__ == "__main__":
+    from ray_jobs.stage_script import run_stage
+
+    run_stage("prepare")

@@ -16,7 +16,8 @@ from profuser.artifacts import Artifact, Manifest
 from profuser.errors import ProfuserError
 from profuser.recipe.models import PoolConfig
 from profuser.stage_time import DeviceClock, clear_notes, stage_time
-from ray_jobs.cluster import check_fits, own_cause, resources_of
+from ray_jobs.cluster import check_fits, may_bring_nodes, own_cause, resources_of
+from ray_jobs.metrics import ShardMetrics, told
 from ray_jobs.progress import Counter, clock, console
 
 Draining = Callable[[], None]
@@ -47,9 +48,9 @@ class _Actor:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         if self.failure:
             raise self.failure
-        counts = [self.worker.process(int(shard)) for shard in batch["shard"]]
+        counts = [told(self.worker.process(int(shard))) for shard in batch["shard"]]
         self.clock.note()
-        return {"rows": [c["rows"] for c in counts]}
+        return {name: [c[name] for c in counts] for name in counts[0]}
 
 
 def run_shards(
@@ -89,7 +90,8 @@ def run_shards(
             check_fits(artifact.stage, pool.num_cpus, num_gpus)
             held = {"artifact": artifact, "num_devices": num_gpus or pool.num_cpus, "began": began}
             dataset = _dataset(left, (worker, arguments, held), pool, num_gpus, in_flight)
-            _stream(dataset, counter, len(left) - in_flight * min(pool.max_actors, len(left)), draining)
+            metrics = ShardMetrics(artifact, len(left), total - done)
+            _stream(dataset, counter, metrics, len(left) - in_flight * min(pool.max_actors, len(left)), draining)
     if draining and not left:
         draining()
     finished = artifact.finished_shards()
@@ -104,13 +106,15 @@ def _dataset(
 ) -> ray.data.Dataset:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    most = max(pool.min_actors, min(pool.max_actors, len(shards)))
     return ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map_batches(
         _Actor,
         fn_constructor_args=arguments,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
-            min_size=pool.min_actors,
-            max_size=max(pool.min_actors, min(pool.max_actors, len(shards))),
+            # A pool grows into nodes that are there; on a cluster, actors that wait for a node are what brings it.
+            min_size=most if may_bring_nodes() else pool.min_actors,
+            max_size=most,
             max_tasks_in_flight_per_actor=2 * in_flight,
             max_concurrent_calls_per_actor=in_flight,
             enable_true_multi_threading=in_flight > 1,
@@ -119,11 +123,14 @@ def _dataset(
     )
 
 
-def _stream(dataset: ray.data.Dataset, counter: Counter, num_unbegun: int, draining: Draining | None) -> None:
+def _stream(
+    dataset: ray.data.Dataset, counter: Counter, metrics: ShardMetrics, num_unbegun: int, draining: Draining | None
+) -> None:
     """Counts shards as they are done; `num_unbegun` of them are more than the actors have in flight."""
     try:
         for done, row in enumerate(dataset.iter_rows(), 1):
             counter.add(int(row["rows"]))
+            metrics.done(row)
             if draining and done == max(1, num_unbegun):
                 draining()
     except RayTaskError as error:

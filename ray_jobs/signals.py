@@ -54,7 +54,7 @@ class SignalsWorker(EngineWorker):
         tables = [self._force(rows, answers, [c for c in own if c.mode == mode], mode) for mode in MODES]
         table = pa.concat_tables([table for table in tables if table] or [self.output.schema.empty_table()])
         self.output.write_shard(shard, table, {"rows": rows.num_rows, "responses": len(table)})
-        return {"rows": rows.num_rows}
+        return {"rows": rows.num_rows, "training_tokens": len(table["response_ids"].combine_chunks().flatten())}
 
     def _force(self, rows: pa.Table, answers: pa.Table, choices: list[Choice], mode: str) -> pa.Table | None:
         if not choices:
@@ -90,3 +90,9 @@ def signals(run: FusionRun, source: SourceConfig, draining: Draining | None = No
         draining,
     )
     return finish(output, counts, seconds)
+
+
+if __name__ == "__main__":
+    from ray_jobs.stage_script import run_stage
+
+    run_stage("signals", "source")

@@ -121,6 +121,12 @@ def test_a_pid_that_is_another_process_now_does_not_block(folder):
         lock.check()
 
 
+def test_a_lock_that_is_held_passes_its_heartbeat_on(folder):
+    beat = threading.Event()
+    with RunLock(folder, heartbeat_seconds=0.05, on_heartbeat=beat.set):
+        assert beat.wait(10)
+
+
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
 def test_a_driver_that_is_told_to_end_takes_its_lock_away(folder, drivers, ending):
     driver = drivers(folder)

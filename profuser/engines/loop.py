@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 
 from profuser.engines.base import Request, Response, SourceEngine
@@ -17,6 +17,8 @@ class EngineLoop:
 
     def __init__(self, engine: SourceEngine):
         self.engine = engine
+        self.observe: Callable[[SourceEngine, int], None] = lambda engine, num_requests: None
+        """Called in the loop's thread after each step, with the requests that have no response yet."""
         self._incoming: queue.SimpleQueue[tuple[Request, Future[Response]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
@@ -60,6 +62,7 @@ class EngineLoop:
             except queue.Empty:
                 for number, response in self.engine.step():
                     owners.pop(number).set_result(response)
+                self.observe(self.engine, len(owners))
                 continue
             if pair is None:
                 return

@@ -74,6 +74,12 @@ class VllmEngine:
         outputs = [output for output in self.llm.llm_engine.step() if output.finished]
         return [(int(output.request_id), _response(self.requests.pop(output.request_id), output)) for output in outputs]
 
+    @property
+    def num_running(self) -> int:
+        """Requests that share the scheduler's batch; the others wait for a place, or for memory."""
+        core = getattr(self.llm.llm_engine.engine_core, "engine_core", None)  # None where it is a process of its own
+        return len(core.scheduler.running) if core else len(self.requests)
+
     def _parameters(self, request: Request) -> Any:
         if request.response_ids is not None:
             return self._make_parameters(max_tokens=1, prompt_logprobs=request.top_k, **self._common)

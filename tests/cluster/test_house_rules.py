@@ -28,6 +28,7 @@ KINDS = {
     *RAY_KINDS,
     *("Namespace", "ServiceAccount", "PersistentVolumeClaim", "ConfigMap", "Service", "StatefulSet"),
     *("NetworkPolicy", "PodDisruptionBudget", "ClusterQueue", "LocalQueue", "ResourceFlavor"),
+    *("PodMonitor", "PrometheusRule"),
 }
 
 every_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
