@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from profuser.errors import ProfuserError, UserError
-from ray_jobs.environment import set_defaults
 from ray_jobs.progress import console
 
 INTERRUPTED = 130
@@ -62,6 +61,10 @@ def run(
     until: Annotated[
         str, typer.Option(metavar="STAGE", help="Stop after this stage; a later run goes on from there.")
     ] = "report",
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="STAGE[/PART]", help="This stage alone (fuse), or a part of it (collect/NAME)."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the recipe, the corpus and the models; start nothing.")
     ] = False,
@@ -69,10 +72,12 @@ def run(
     """Run a fusion, or what is left of it."""
     from profuser.run import STAGES, FusionRun
 
+    if only and until != STAGES[-1]:
+        raise UserError("--only, --until: give one of them")
     loaded = load(recipe, settings, arm)
     if dry_run:
         from ray_jobs.alignment import print_pairs
-        from ray_jobs.pipeline import check_target
+        from ray_jobs.run_checks import check_target
 
         checked = FusionRun(loaded)
         checked.check_inputs()
@@ -84,13 +89,14 @@ def run(
         return
     from ray_jobs.pipeline import run_pipeline
 
-    done = run_pipeline(loaded, redo or (), until)
-    if until == STAGES[-1]:
+    done = run_pipeline(loaded, redo or (), until, only)
+    if (only or until) == STAGES[-1]:
         from ray_jobs.report import print_report
 
         print_report(done)
     else:
-        console.print(f"stopped after {until}; without --until it goes on", markup=False)
+        option = "--only" if only else "--until"
+        console.print(f"stopped after {only or until}; without {option} it goes on", markup=False)
 
 
 @app.command()
@@ -315,9 +321,13 @@ def lab_ablate(
 
 def main() -> None:
     """The `profuser` command."""
-    set_defaults()
+    run_app(app, "profuser")
+
+
+def run_app(app: typer.Typer, name: str) -> None:
+    """A command under this name, as the shell calls it: an error of ours is one line and an exit code."""
     try:
-        app(prog_name="profuser")
+        app(prog_name=name)
     except UserError as error:
         _fail(error, 2)
     except ProfuserError as error:

@@ -118,9 +118,14 @@ def beside_the_driver() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
+def may_bring_nodes() -> bool:
+    """Whether this is a cluster, which may bring nodes where some are wanted, and not one machine alone."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
 def check_fits(what: str, num_cpus: float, num_gpus: float, count: int = 1) -> None:
     """Raises UserError where a cluster that does not autoscale can never place this, instead of waiting for ever."""
-    if os.environ.get("RAY_ADDRESS"):
+    if may_bring_nodes():
         return
     have = ray.cluster_resources()
     for name, need in (("CPU", num_cpus * count), ("GPU", num_gpus * count)):

@@ -17,6 +17,9 @@ ENVIRONMENT = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     # Otherwise an error of ours comes back from an actor as Ray's own, and its one line is lost in a traceback.
     "RAY_DATA_RAISE_ORIGINAL_MAP_EXCEPTION": "1",
+    # Under load Ray Data would ask for one node more of every shape that it sees, whatever accelerator a pool names: actors that
+    # wait for a node ask for the right one.
+    "RAY_DATA_CLUSTER_SCALING_UP_UTIL_THRESHOLD": "inf",
     # A thread that outlives the connection to Ray would start a Ray of its own.
     "RAY_ENABLE_AUTO_CONNECT": "0",
     # Ray's C++ parts write remarks for Ray's makers at level error.

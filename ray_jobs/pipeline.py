@@ -1,10 +1,8 @@
 """The main job: all stages in order, each skipped where its artifact is finished and still fits."""
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
-from pathlib import Path
 
 import yaml
 
@@ -14,27 +12,39 @@ from profuser.errors import UserError
 from profuser.recipe.models import Recipe
 from profuser.run import STAGES, FusionRun
 from profuser.run_lock import RunLock
-from profuser.storage import Folder
-from profuser.tracking import RunHandle, Tracker, tracking_uri
+from profuser.tracking import RunHandle, Tracker, artifact_root, tracking_uri
 from ray_jobs.cluster import connected
+from ray_jobs.metrics import at_work, refresh
 from ray_jobs.progress import console
+from ray_jobs.run_checks import (
+    check_fits_recipe,
+    check_inputs_finished,
+    check_only,
+    check_storage,
+    check_target,
+    check_tokenizers,
+    is_part,
+    stage_index,
+    stage_of,
+)
 from ray_jobs.runs import RECIPE
 from ray_jobs.shards import Draining
 from ray_jobs.summary import Summary
 
-JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""What Ray sets in the environment of a submitted job."""
 Job = tuple[Artifact, Callable[[RunHandle, Draining], Manifest]]
 """An artifact and what makes it, given the MLflow run of its stage, and what to call once its last rows are being worked on."""
 
 
-def run_pipeline(recipe: Recipe, redo: Sequence[str] = (), until: str = STAGES[-1]) -> FusionRun:
+def run_pipeline(
+    recipe: Recipe, redo: Sequence[str] = (), until: str = STAGES[-1], only: str | None = None
+) -> FusionRun:
     """Runs whatever of a fusion is not done yet.
 
     Args:
         recipe: what to run.
         redo: stages whose artifacts are deleted first, with all that follows from them.
         until: last stage to run; a later call goes on from there.
+        only: run this stage (`fuse`) or this part of one (`collect/llama`) alone; what it stands on must be finished.
 
     Raises:
         UserError: an input is missing, a stage has no such name, a tokenizer cannot be aligned, the recipe no longer fits
@@ -45,41 +55,50 @@ def run_pipeline(recipe: Recipe, redo: Sequence[str] = (), until: str = STAGES[-
     last = stage_index(until, "--until")
     check_storage(recipe.storage)
     run.check_inputs()
-    with RunLock(run.folder) as lock:
+    if only:
+        check_only([artifact.stage for artifact, _ in jobs(run)], only, redo)
+    with RunLock(run.folder, on_heartbeat=refresh) as lock:
         delete_stages(run, redo)
         check_fits_recipe(run)
+        chosen = [job for job in jobs(run) if _is_asked_for(job[0].stage, last, only)]
+        if only:
+            check_inputs_finished(run, only, [artifact for artifact, _ in chosen])
         if run.select().manifest() is None:
             check_tokenizers(run)
         if run.fuse().manifest() is None:
             check_target(run)
-        _run_stages(run, lock, last)
+        _run_stages(run, lock, chosen)
     return run
 
 
-def _run_stages(run: FusionRun, lock: RunLock, last: int) -> None:
+def _is_asked_for(name: str, last: int, only: str | None) -> bool:
+    return is_part(name, only) if only else STAGES.index(stage_of(name)) <= last
+
+
+def _run_stages(run: FusionRun, lock: RunLock, chosen: Sequence[Job]) -> None:
     recipe = run.recipe
     run.folder.write_bytes(RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).encode())
     uri = tracking_uri(recipe.storage)
-    artifact_root = (Folder.at(recipe.storage) / "mlflow-artifacts").uri
     console.print(f"run {recipe.name}: {run.folder.uri}", markup=False)
-    tracker = Tracker.open(uri, recipe.tracking.experiment, recipe.name, identity(recipe), artifact_root)
-    summary = Summary(run, lock, (artifact.stage for artifact, _ in jobs(run)))
+    tracker = Tracker.open(
+        uri, recipe.tracking.experiment, recipe.name, identity(recipe), artifact_root(recipe.storage)
+    )
+    summary = Summary(run, lock, [artifact for artifact, _ in jobs(run)])
     from ray_jobs.side_by_side import run_side_by_side
 
     try:
         with connected():
-            for stage, parts in groupby(jobs(run), lambda job: job[0].stage.split("/")[0]):
-                if STAGES.index(stage) <= last:
-                    works = [partial(_run_part, tracker, summary, *part) for part in parts]
-                    run_side_by_side(works, _at_once(stage, run))
-        if recipe.tracking.registered_model and last == len(STAGES) - 1:
+            for stage, parts in groupby(chosen, lambda job: stage_of(job[0].stage)):
+                works = [partial(_run_part, tracker, summary, *part) for part in parts]
+                run_side_by_side(works, _at_once(stage, run))
+        if recipe.tracking.registered_model and summary.is_finished():
             version = tracker.register(recipe.tracking.registered_model, (run.fuse().folder / "model").uri)
             console.print(f"registered: models:/{recipe.tracking.registered_model}/{version}", markup=False)
     except BaseException:
         summary.end("failed")
         tracker.end(failed=True)
         raise
-    summary.end("finished" if last == len(STAGES) - 1 else "stopped")
+    summary.end("finished" if summary.is_finished() else "stopped")
     tracker.end()
 
 
@@ -91,29 +110,6 @@ def _at_once(stage: str, run: FusionRun) -> int:
     if stage == "benchmarks":
         return benchmarks_at_once(run)
     return sources_at_once(run.recipe) if stage in ("collect", "signals") else 1
-
-
-def check_storage(storage: str) -> None:
-    """Raises UserError where a job on a cluster would write into its own working directory, which Ray deletes."""
-    if JOB_MARK in os.environ and "://" not in storage and not Path(storage).expanduser().is_absolute():
-        raise UserError(
-            f"storage: {storage!r} is relative, and the working directory of a Ray job is deleted after it; "
-            "give a folder that all nodes share, or a URI: --set storage=/shared/runs"
-        )
-
-
-def check_tokenizers(run: FusionRun) -> None:
-    """Raises UserError where a source's tokenizer cannot be aligned with the target's: before anything is collected."""
-    from ray_jobs.alignment import read_pairs
-
-    read_pairs(run)
-
-
-def check_target(run: FusionRun) -> None:
-    """Raises UserError where the target cannot be trained as the recipe says: before anything is collected."""
-    from profuser.training.target import check_trainable
-
-    check_trainable(run.model(run.recipe.target).path, run.recipe.target.revision, run.recipe.fuse)
 
 
 def jobs(run: FusionRun) -> list[Job]:
@@ -159,7 +155,7 @@ def _run_part(
         summary.stage(artifact.stage, "finished", manifest)
         return
     summary.stage(artifact.stage, "running")
-    with tracker.stage(artifact.stage) as handle:
+    with tracker.stage(artifact.stage) as handle, at_work(artifact):
         try:
             manifest = job(handle, draining)
         except BaseException:
@@ -193,19 +189,7 @@ def delete_stages(run: FusionRun, redo: Sequence[str]) -> None:
             (run.folder / stage).delete()
 
 
-def stage_index(name: str, option: str) -> int:
-    """Where a stage stands in the order; UserError that names the option where there is no such stage."""
-    if name not in STAGES:
-        raise UserError(f"{option} {name}: no such stage; there are: {', '.join(STAGES)}")
-    return STAGES.index(name)
+if __name__ == "__main__":
+    from ray_jobs.stage_script import run_all
 
-
-def check_fits_recipe(run: FusionRun) -> None:
-    """Raises UserError where something that was made no longer fits the recipe, and names what else it touches."""
-    for index, stage in enumerate(STAGES):
-        for artifact in run.artifacts(stage):
-            try:
-                artifact.is_complete()
-            except UserError as error:
-                after = ", ".join(STAGES[index + 1 :])
-                raise UserError(f"{error}{f'; it touches {after} too' if after else ''}") from None
+    run_all()

@@ -210,3 +210,9 @@ def _samples(run: FusionRun, tables: dict[str, pa.Table]) -> list[dict[str, Any]
         }
         for row in picked
     ]
+
+
+if __name__ == "__main__":
+    from ray_jobs.stage_script import run_stage
+
+    run_stage("report")

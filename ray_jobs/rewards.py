@@ -61,3 +61,9 @@ def score_answers(run: FusionRun, reward: RewardConfig) -> Manifest:
     }
     counts, seconds = run_shards(output, run.corpus(), RewardWorker, arguments, reward.pool, num_gpus)
     return finish(output, counts, seconds)
+
+
+if __name__ == "__main__":
+    from ray_jobs.stage_script import run_stage
+
+    run_stage("rewards", "reward")

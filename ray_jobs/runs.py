@@ -1,14 +1,12 @@
 """Runs that exist: by name in a storage, or by their folder."""
 
-from pathlib import Path
-
 import yaml
 
 from profuser.artifacts import read_manifest
 from profuser.errors import UserError
 from profuser.recipe.loading import parse_recipe
 from profuser.run import FusionRun
-from profuser.storage import CACHE, Folder
+from profuser.storage import Folder
 
 RECIPE = "recipe.yaml"
 """What a run was started with, in its folder."""
@@ -31,8 +29,8 @@ def find_run(name: str, storage: str) -> FusionRun:
     raise UserError(f"run {name!r} not found; {there} (see --storage)")
 
 
-def finished_model(run: FusionRun) -> Path:
-    """Local folder of a run's fused model; UserError where the run has none yet."""
+def finished_model(run: FusionRun) -> str:
+    """Folder or URI of a run's fused model; UserError where the run has none yet."""
     if read_manifest(run.folder / "fuse") is None:
         raise UserError(f"run {run.recipe.name!r} has no fused model yet; finish it with profuser run")
-    return (run.folder / "fuse" / "model").local(CACHE)
+    return (run.folder / "fuse" / "model").uri

@@ -91,3 +91,9 @@ def select(run: FusionRun) -> Manifest:
         for rule, number in projection.counts().items()
     }
     return finish(output, counts, seconds, **vocabulary)
+
+
+if __name__ == "__main__":
+    from ray_jobs.stage_script import run_stage
+
+    run_stage("select")

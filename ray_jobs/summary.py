@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-from profuser.artifacts import Manifest
+from profuser.artifacts import Artifact, Manifest
 from profuser.errors import StorageError
 from profuser.run import FusionRun
 from profuser.run_lock import RunLock
@@ -16,26 +16,29 @@ SUMMARY = "summary.json"
 class Summary:
     """`summary.json`: the state of every stage, for people and programs that watch a run."""
 
-    def __init__(self, run: FusionRun, lock: RunLock, stages: Iterable[str]):
+    def __init__(self, run: FusionRun, lock: RunLock, artifacts: Iterable[Artifact]):
         self.run, self.lock, self.writing = run, lock, threading.Lock()
+        found = {artifact.stage: artifact.manifest() for artifact in artifacts}
         self.content: dict[str, Any] = {
             "run": run.recipe.name,
             "state": "running",
-            "stages": {name: {"state": "waiting"} for name in stages},
+            "stages": {
+                name: _entry("finished" if manifest else "waiting", manifest) for name, manifest in found.items()
+            },
         }
 
     def stage(self, name: str, state: str, manifest: Manifest | None = None) -> None:
         """Sets the state of a stage: `waiting`, `running`, `finished` or `failed`."""
-        entry: dict[str, Any] = {"state": state}
-        if manifest:
-            entry |= {"seconds": manifest.seconds, "counts": manifest.counts, "metrics": manifest.metrics}
-            entry["fingerprint"] = manifest.fingerprint
         with self.writing:
-            self.content["stages"][name] = entry
+            self.content["stages"][name] = _entry(state, manifest)
             self._write(state)
 
+    def is_finished(self) -> bool:
+        """Whether every stage is."""
+        return all(entry["state"] == "finished" for entry in self.content["stages"].values())
+
     def end(self, state: str) -> None:
-        """Sets the state of the run: `finished`, `stopped` (before the last stage, as asked) or `failed`."""
+        """Sets the state of the run: `finished`, `stopped` (with stages left, as asked) or `failed`."""
         self.content["state"] = state
         self._write(state)
 
@@ -49,3 +52,11 @@ class Summary:
         with suppress(StorageError):
             self.lock.check(patience_seconds=0.0)
             self.run.folder.at_once().write_json(SUMMARY, self.content)
+
+
+def _entry(state: str, manifest: Manifest | None) -> dict[str, Any]:
+    entry: dict[str, Any] = {"state": state}
+    if manifest:
+        entry |= {"seconds": manifest.seconds, "counts": manifest.counts, "metrics": manifest.metrics}
+        entry["fingerprint"] = manifest.fingerprint
+    return entry
