@@ -19,7 +19,7 @@ class CorpusConfig(Config):
     """The instruction corpus with ground-truth responses."""
 
     path: str
-    """File, folder, glob or Hub dataset (`hub:owner/name[:split]`); `lab://...` is a file of the laboratory."""
+    """File, folder, glob, URI (`s3://`) or Hub dataset (`hub:owner/name[:split]`); `lab://...` is a file of the laboratory."""
     format: Literal["auto", "alpaca", "qa", "messages", "sharegpt"] = "auto"
     """Shape of a record; `auto` looks at the first usable one."""
     category_field: str | None = None
@@ -127,7 +127,7 @@ class ModelConfig(Config):
     """A model and how to run it."""
 
     model: str
-    """Folder, Hub name, or `lab://...`."""
+    """Folder, URI of one (`s3://`, `gs://`), Hub name, or `lab://...`."""
     revision: str | None = None
     """Commit, branch or tag of a Hub model."""
     engine: EngineConfig = EngineConfig()

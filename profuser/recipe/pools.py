@@ -11,7 +11,7 @@ class PoolConfig(Config):
     min_actors: int = execution_field(1, gt=0)
     """Actors that are kept."""
     max_actors: int = execution_field(1, gt=0)
-    """Actors at most."""
+    """Actors at most; on a cluster all are asked for at once, so that their nodes come."""
     num_cpus: float = execution_field(1.0, ge=0)
     """CPUs an actor reserves."""
     num_gpus: float | None = execution_field(None, ge=0)

@@ -41,7 +41,7 @@ class RewardModelConfig(_Judge):
 
     kind: Literal["reward_model"]
     model: str
-    """Folder, Hub name, or `lab://...`."""
+    """Folder, URI of one (`s3://`, `gs://`), Hub name, or `lab://...`."""
     revision: str | None = None
     """Commit, branch or tag of a Hub model."""
     engine: RewardEngineConfig = execution_field(RewardEngineConfig())

@@ -25,10 +25,14 @@ def test_vllm_equals_transformers(make, tmp_path):
     results = {}
     for kind in ("transformers", "vllm"):
         engine = load_engine(path, None, EngineConfig(kind=kind, **ENGINE))
-        loop = EngineLoop(engine)
+        loop, queue = EngineLoop(engine), []
+        loop.observe = lambda engine, left, queue=queue: queue.append((left, getattr(engine, "num_running", left)))
         results[kind] = loop.run([*forced, *generated])
         assert engine.max_model_len == 128
         loop.close()
+        assert all(0 <= running <= left for left, running in queue)
+        assert max(running for _, running in queue) > 0
+        assert queue[-1] == (0, 0)
     for mine, oracle in zip(results["vllm"], results["transformers"], strict=True):
         assert mine.ids.tolist() == oracle.ids.tolist()
         assert mine.finish_reason == oracle.finish_reason

@@ -1,165 +1,108 @@
-"""A stage on a cluster that has no node for it yet: Ray's own autoscaler brings nodes (here processes) and takes them away."""
+"""A fusion on a cluster that begins with a head alone: Ray's own autoscaler brings nodes (here processes) and takes them away."""
 
+import csv
 import json
-import os
 import subprocess
 import sys
-import tempfile
-import threading
-import time
 from pathlib import Path
 
-import psutil
-import pyarrow as pa
 import pytest
-import ray
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+import yaml
 
-from profuser.artifacts import Artifact
-from profuser.recipe.pools import PoolConfig
-from profuser.storage import Folder
-from ray_jobs.cluster import connected
-from ray_jobs.shards import run_shards
-from tests.ray.test_run import free_ports
+from cluster.node_history import Sample, bill, stage_times
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
-SCHEMA = pa.schema([pa.field("row_id", pa.string(), nullable=False)])
-RAY = str(Path(sys.executable).parent / "ray")
-NUM_SHARDS, MAX_NODES = 40, 3
-
-# As `ray.cluster_utils.AutoscalingCluster` has it, which reads a file that is not in the wheel and stops every Ray of the machine.
-# The provider is named as an external one because `fake_multinode` wants such a file too.
-CONFIG = {
-    "cluster_name": "autoscaling",
-    "max_workers": MAX_NODES,
-    "idle_timeout_minutes": 0.1,
-    "upscaling_speed": 1.0,
-    "provider": {
-        "type": "external",
-        "module": "tests.ray.local_nodes.LocalNodes",
-        "use_node_id_as_ip": True,
-        "disable_node_updaters": True,
-        "disable_launch_config_check": True,
-        "launch_multiple": True,
-        "head_node_id": FAKE_HEAD_NODE_ID,
-    },
-    "available_node_types": {
-        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-        "cpu": {
-            "resources": {"CPU": 2, "memory": 1 << 30},
-            "node_config": {},
-            "min_workers": 0,
-            "max_workers": MAX_NODES,
-        },
-    },
-    "head_node_type": "ray.head.default",
-    "auth": {},
-    "head_node": {},
-    "worker_nodes": {},
-    "file_mounts": {},
-    "cluster_synced_files": [],
-    "file_mounts_sync_continuously": False,
-    "initialization_commands": [],
-    "setup_commands": [],
-    "head_setup_commands": [],
-    "worker_setup_commands": [],
-    "head_start_ray_commands": [],
-    "worker_start_ray_commands": [],
-}
-
-
-class SlowWorker:
-    """Takes its time over a shard; the test is about the pool, not about what it does."""
-
-    def __init__(self, output):
-        self.output = output
-
-    def process(self, shard):
-        time.sleep(2)
-        self.output.write_shard(shard, pa.table({"row_id": [str(shard)]}, schema=SCHEMA), {"rows": 1})
-        return {"rows": 1}
+PROJECT = Path(__file__).parents[2]
+RECIPE = PROJECT / "cluster" / "autoscaling.yaml"
+GROUPS = ("cpu", "engines", "rewards", "train")
+NUM_ROWS, NUM_HELDOUT = 120, 12
 
 
 @pytest.fixture
-def autoscaling(monkeypatch):
-    """A head without CPUs, and up to three nodes of two CPUs that are there only when they are wanted."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    gcs, board, client, agent = free_ports(4)
-    environment = os.environ | {
-        "RAY_AUTH_MODE": "disabled",
-        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-        "RAY_FAKE_CLUSTER": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "RAY_enable_autoscaler_v2": "1",
-        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
-        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+def recipe(tmp_path):
+    """The shipped one with two sources, a verifier for a reward model, and a few rows."""
+    shipped = yaml.safe_load(RECIPE.read_text())
+    pool = next(reward["pool"] for reward in shipped["rewards"])
+    changed = {
+        "base": str(RECIPE),
+        "name": "tiny",
+        "corpus": {"max_rows": NUM_ROWS, "heldout_rows": NUM_HELDOUT, "rows_per_shard": 12},
+        "sources": shipped["sources"][:2],
+        "rewards": [{"kind": "exact_match", "name": "exact", "pool": pool}],
+        "fuse": {"duration": {"kind": "steps", "value": 8}, "batch_tokens": 1024},
+        "evaluate": {"judged": False},
     }
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        provider = CONFIG["provider"] | {"gcs_address": f"{ray.util.get_node_ip_address()}:{gcs}"}
-        json.dump(CONFIG | {"provider": provider}, file)
-        file.flush()
-        ports = [f"--port={gcs}", f"--dashboard-port={board}", f"--ray-client-server-port={client}"]
-        ports += [f"--dashboard-agent-listen-port={agent}"]
-        start = [RAY, "start", "--head", "--num-cpus=0", "--block", *ports]
-        process = subprocess.Popen(
-            [*start, f"--autoscaling-config={file.name}", "--disable-usage-stats"],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        address = f"127.0.0.1:{gcs}"
-        monkeypatch.setenv("RAY_ADDRESS", address)
-        try:
-            wait_for(address)
-            yield
-        finally:
-            _stop(process, gcs)
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(changed))
+    return file
 
 
-def _stop(process, gcs):
-    """The head, and the nodes that its autoscaler has started: they know it by its port."""
-    started = [p for p in psutil.process_iter(["cmdline"]) if f":{gcs}" in " ".join(p.info["cmdline"] or [])]
-    process.terminate()
-    process.wait(60)
-    for each in started:
-        if each.is_running():
-            each.kill()
+@pytest.mark.ray
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_each_stage_brings_its_nodes_and_they_go_when_it_ends(recipe, tmp_path):
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "cluster.autoscaling", str(recipe), "--output", str(output), "--idle-seconds", "5"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    summary = json.loads((output / "tiny" / "summary.json").read_text())
+    assert summary["state"] == "finished"
+    assert summary["stages"]["collect/mpt"]["counts"]["rows"] == NUM_ROWS
+    with (output / "nodes.csv").open() as file:
+        history = [
+            {**row, **{group: int(row[group]) for group in GROUPS}, "stage": row["stages"].split("/")[0]}
+            for row in csv.DictReader(file)
+        ]
+
+    def most(group, stages):
+        return max(row[group] for row in history if row["stage"] in stages)
+
+    assert all(history[0][group] == history[-1][group] == 0 for group in GROUPS)
+    assert most("engines", ("collect",)) == 2
+    assert [most(group, ("collect",)) for group in ("cpu", "rewards", "train")] == [0, 0, 0]
+    assert most("rewards", ("rewards",)) == 1
+    assert most("cpu", ("select",)) == 1
+    assert most("train", ("prepare", "collect", "rewards", "select")) == 0
+    assert most("train", ("fuse",)) == 1
+    assert [row for row in history if row["stage"] == "fuse"][-1]["engines"] == 0
+    assert most("engines", ("evaluate",)) == 1
+    assert (output / "nodes.png").stat().st_size > 10_000
+    costs = json.loads((output / "bill.json").read_text())["groups"]
+    assert {each["group"]: each["most_nodes"] for each in costs} == {
+        "head": 1,
+        "cpu": 1,
+        "engines": 2,
+        "rewards": 1,
+        "train": 1,
+    }
+    assert all(0 < each["cost"] < each["fixed_cost"] for each in costs if each["group"] != "head")
 
 
-def wait_for(address):
-    deadline = time.monotonic() + 60
-    while subprocess.run([RAY, "health-check", "--address", address], capture_output=True, env=os.environ).returncode:
-        assert time.monotonic() < deadline, "the head did not start"
-        time.sleep(0.5)
+HISTORY = [
+    Sample(0.0, {"engines": 0, "train": 0}, ()),
+    Sample(10.0, {"engines": 2, "train": 0}, ("collect/a",)),
+    Sample(30.0, {"engines": 1, "train": 0}, ("collect/b",)),
+    Sample(40.0, {"engines": 0, "train": 1}, ("fuse",)),
+    Sample(100.0, {"engines": 0, "train": 0}, ()),
+]
 
 
-def alive():
-    return sum(node["Alive"] for node in ray.nodes()) - 1  # without the head
+def test_a_group_is_billed_for_its_node_seconds_and_at_a_fixed_size_for_its_most_nodes_all_the_time():
+    head, engines, train = bill(HISTORY, 90.0, {"head": 1.0, "engines": 36.0, "train": 360.0})
+    assert (engines.most_nodes, engines.node_seconds, engines.fixed_node_seconds) == (2, 50.0, 180.0)
+    assert (engines.cost, engines.fixed_cost) == pytest.approx((0.5, 1.8))
+    assert (train.node_seconds, train.cost, train.fixed_cost) == pytest.approx((60.0, 6.0, 9.0))
+    assert head.node_seconds == head.fixed_node_seconds == 90.0
 
 
-def test_nodes_come_with_the_work_and_go_with_it(autoscaling, tmp_path):
-    source, output = (Artifact(Folder.at(tmp_path / name), name, SCHEMA) for name in ("source", "output"))
-    for shard in range(NUM_SHARDS):
-        source.write_shard(shard, pa.table({"row_id": [str(shard)]}, schema=SCHEMA), {"rows": 1})
-    source.finish([{"rows": NUM_SHARDS}], 0.0)
-    pool = PoolConfig(min_actors=1, max_actors=MAX_NODES, num_cpus=2)
-    with connected():
-        counts, ended = [alive()], threading.Event()
+def test_the_parts_of_a_stage_are_one_in_the_picture():
+    assert stage_times(HISTORY) == {"collect": (10.0, 40.0), "fuse": (40.0, 100.0)}
 
-        def watch():
-            while not ended.wait(0.5):
-                counts.append(alive())
 
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        run_shards(output, source, SlowWorker, {"output": output}, pool, 0.0)
-        deadline = time.monotonic() + 240
-        while alive() and time.monotonic() < deadline:
-            time.sleep(1)
-        ended.set()
-        watcher.join()
-        counts.append(alive())
-    assert output.shards() == list(range(NUM_SHARDS))
-    assert counts[0] == 0
-    assert max(counts) == MAX_NODES
-    assert counts[-1] == 0
+@pytest.mark.parametrize("wrong", ["train", "train=much", "train=-1", "gpu=3"])
+def test_a_price_that_is_none_is_one_line(wrong):
+    command = [sys.executable, "-m", "cluster.autoscaling", "--price", wrong]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: --price {wrong}: expected GROUP=PRICE")
+    assert done.stderr.count("\n") == 1
