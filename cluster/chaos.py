@@ -110,7 +110,7 @@ class Monkey:
 
 def _title(process: psutil.Process) -> str:
     with suppress(psutil.Error):
-        return " ".join(process.cmdline())[:80]
+        return " ".join(process.cmdline()).strip()[:80]
     return ""
 
 
