@@ -133,18 +133,15 @@ def chaos(
     tolerance: Annotated[float, typer.Option(min=0, help="By which a weight may differ.")] = 0.0,
 ) -> None:
     """Run a fusion in peace and in chaos, and compare what they have made; exit 1 where it is not the same."""
-    runs = {}
-    for name in ("peace", "chaos"):
-        placed = [*(settings or ()), f"storage={(output / name).absolute()}"]
-        runs[name] = FusionRun(load_recipe(recipe, placed, RECIPES))
+    placed = {name: [*(settings or ()), f"storage={(output / name).absolute()}"] for name in ("peace", "chaos")}
+    runs = {name: FusionRun(load_recipe(recipe, each, RECIPES)) for name, each in placed.items()}
     if runs["chaos"].folder.names():
         raise UserError(f"{runs['chaos'].folder.uri} is there: take it away, or give another --output")
     output.mkdir(parents=True, exist_ok=True)
     shipped = Path(recipe).absolute() if Path(recipe).exists() else recipe
-    for name, run in runs.items():
-        settings_of_run = [*(settings or ()), f"storage={run.recipe.storage}"]
+    for name in runs:
         command = [*DRIVER.split(), str(shipped)]
-        command += [part for each in settings_of_run for part in ("--set", each)]
+        command += [part for each in placed[name] for part in ("--set", each)]
         start, log = time.monotonic(), output / f"{name}.log"
         with LocalCluster(num_nodes, 2, os.environ) as cluster:
             console.print(f"{name}: {cluster.dashboard}, log: {log}", markup=False)

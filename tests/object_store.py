@@ -14,6 +14,8 @@ from pathlib import Path
 import boto3
 import pyarrow.fs as pafs
 
+from cluster.node_processes import free_port
+
 REGION = "us-east-1"
 BLOCK = 1 << 16
 START_SECONDS = 120
@@ -186,9 +188,3 @@ def _answers(port):
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]

@@ -5,9 +5,10 @@ import time
 
 import pytest
 
+from cluster.node_processes import free_port
 from profuser.errors import UserError
 from profuser.tracking import RunHandle, Tracker
-from tests.object_store import free_port, object_store
+from tests.object_store import object_store
 from tests.tracking_server import tracking_server, with_postgres
 
 RECIPE = {"name": "demo", "fuse": {"beta": 0.11}}

@@ -3,7 +3,6 @@
 import gzip
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -91,16 +90,6 @@ def rows(folder):
 
 def row_ids(folder):
     return [row["row_id"] for row in rows(folder)]
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def test_a_run_that_is_killed_twice_ends_with_every_row_once(storage, command):

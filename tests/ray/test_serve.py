@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ import torch
 import yaml
 from ray import serve
 
+from cluster.node_processes import free_port
 from profuser.errors import UserError
 from profuser.lab import assets_path
 from profuser.serving.options import ServeConfig
@@ -30,12 +30,6 @@ MESSAGES = [{"role": "user", "content": "What is the capital of Morland?"}]
 NUM_TOKENS = 24
 KEY, SMALL_KEY = "sk-of-the-tests-0123456789", "sk-small-of-the-tests-0123"
 QUESTIONS = [f"What is {number} plus 5?" for number in range(20)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def folder_of(source: str) -> str:

@@ -12,8 +12,8 @@ import openai
 import pytest
 import yaml
 
+from cluster.node_processes import free_port, free_ports
 from profuser.lab import assets_path
-from tests.ray.test_run import free_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm]
 
@@ -60,8 +60,7 @@ def test_a_written_file_is_deployed_changed_in_place_and_taken_away(cluster, tmp
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         return done.stdout
 
-    (port,) = free_ports(1)
-    file, folder = tmp_path / "serve.yaml", assets_path() / "sources" / "llama"
+    port, file, folder = free_port(), tmp_path / "serve.yaml", assets_path() / "sources" / "llama"
     run("profuser", "serve", "--model", f"{NAME}={folder}", "--port", port, "--write-config", file)
     run("serve", "deploy", file)
     _wait_for(f"http://127.0.0.1:{port}/v1/models", {"Authorization": f"Bearer {KEY}"})

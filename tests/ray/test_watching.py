@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cluster.node_processes import free_port, free_ports
 from tests.cluster.promql import MONITORING, queries
 from tests.ray import stages
-from tests.ray.test_run import BIN, BROKEN, free_ports
+from tests.ray.test_run import BIN, BROKEN
 
 PROMETHEUS = shutil.which("prometheus")
 pytestmark = [
@@ -38,7 +39,7 @@ class Prometheus:
     """A server that scrapes what Ray's discovery file names, every second; the rules are the shipped ones."""
 
     def __init__(self, folder, discovery):
-        (port,) = free_ports(1)
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}/api/v1"
         config = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())
         config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
