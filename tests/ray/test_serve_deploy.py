@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import openai
+import psutil
 import pytest
 import yaml
 
@@ -62,17 +63,21 @@ def test_a_written_file_is_deployed_changed_in_place_and_taken_away(cluster, tmp
 
     port, file, folder = free_port(), tmp_path / "serve.yaml", assets_path() / "sources" / "llama"
     run("profuser", "serve", "--model", f"{NAME}={folder}", "--port", port, "--write-config", file)
+    config = yaml.safe_load(file.read_text())
+    config["applications"][0]["args"]["tensor_parallel_size"] = 2
+    file.write_text(yaml.safe_dump(config))
     run("serve", "deploy", file)
     _wait_for(f"http://127.0.0.1:{port}/v1/models", {"Authorization": f"Bearer {KEY}"})
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=KEY)
     wish = {"model": NAME, "messages": [{"role": "user", "content": "What is 2 plus 3?"}], "max_tokens": 8}
     assert client.chat.completions.create(**wish).usage.completion_tokens > 0
+    below = psutil.Process().children(recursive=True)
+    assert sum("VLLM::Worker" in " ".join(process.cmdline()) for process in below) == 2
     status = yaml.safe_load(run("serve", "status"))
     assert {application["status"] for application in status["applications"].values()} == {"RUNNING"}
 
-    changed = yaml.safe_load(file.read_text())
-    changed["applications"][-1]["args"]["limits"] = {"max_tokens": 4}
-    file.write_text(yaml.safe_dump(changed))
+    config["applications"][-1]["args"]["limits"] = {"max_tokens": 4}
+    file.write_text(yaml.safe_dump(config))
     run("serve", "deploy", file)
     end = time.monotonic() + 120
     while _is_answered(client, wish):
