@@ -8,7 +8,7 @@ STAMP := $(VENV)/.ready-$(BUILD)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup demo check format test test-fast test-lab bench bench-scale clean
+.PHONY: help setup demo check format test test-fast test-long bench bench-scale clean
 
 help: ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -46,9 +46,9 @@ test-fast: $(STAMP) ## The default tests: no Ray, no vLLM
 
 test: $(STAMP) ## All tests that this machine can run: the fast ones first
 	$(PYTEST) -m "not ray and not vllm and not slow and not long and not gpu"
-	$(PYTEST) -m "(ray or vllm or slow) and not gpu"
+	$(PYTEST) -m "(ray or vllm or slow) and not long and not gpu"
 
-test-lab: $(STAMP) ## Build the whole laboratory anew, and hold it against the shipped one (some twenty minutes)
+test-long: $(STAMP) ## What `make test` leaves out: the whole laboratory built anew, a fusion in chaos (some half an hour)
 	$(PYTEST) -m long
 
 bench: $(STAMP) ## The benchmarks, side by side in one run

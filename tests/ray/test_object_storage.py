@@ -66,6 +66,7 @@ def recipe(store, tmp_path):
             "batch_tokens": 512,
             "max_tokens": 128,
             "checkpoint_every_steps": 2,
+            "optimizer": {"learning_rate": 3.0e-3},
         },
         "evaluate": {"sources": False, "generation": {"max_tokens": 24}},
         "tracking": {"registered_model": "fused"},
@@ -140,6 +141,8 @@ def check_model(found):
     assert AutoTokenizer.from_pretrained(local).chat_template
     assert AutoModelForCausalLM.from_pretrained(local).config.architectures == ["LlamaForCausalLM"]
     assert Folder.at(model).exists("README.md")
+    bits = [found.evaluate(name).manifest().metrics["bits_per_byte"] for name in ("target", "fused")]
+    assert bits[0] != bits[1]
     assert found.report().folder.sizes()["index.html"] > 10_000
     assert {entry["state"] for entry in found.folder.read_json("summary.json")["stages"].values()} == {"finished"}
 
