@@ -136,4 +136,8 @@ def build_gateway(config: GatewayConfig) -> serve.Application:
     """The gateway's application."""
     gateway: Any = ServeGateway
     seconds = config.graceful_shutdown_seconds
-    return gateway.options(num_replicas=config.num_gateways, graceful_shutdown_timeout_s=seconds).bind(config)
+    return gateway.options(
+        num_replicas=config.num_gateways,
+        graceful_shutdown_timeout_s=seconds,
+        logging_config={"enable_access_log": False},  # it has its own
+    ).bind(config)

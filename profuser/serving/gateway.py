@@ -48,6 +48,8 @@ PAGE_POLICY = (
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """What of a client's own goes on to the model and its log."""
 log = logging.getLogger("ray.serve")
+FILE_ONLY = {"log_to_stderr": False}
+"""Ray Serve writes a line to the replica's log alone, and not to what Ray gathers from all processes as well."""
 
 
 @runtime_checkable
@@ -182,7 +184,8 @@ class Gateway:
             self.metrics.in_flight(client.name, -1)
             seconds = time.perf_counter() - outcome.start
             self.metrics.count(outcome.model, path, client.name, outcome.status, seconds)
-            log.info("%s %s key=%s %s %.3fs", path, outcome.model or "-", client.name, outcome.status, seconds)
+            entry = path, outcome.model or "-", client.name, outcome.status, seconds
+            log.info("%s %s key=%s %s %.3fs", *entry, extra=FILE_ONLY)
 
     async def list_models(self, request: Request) -> Response:
         """The models, as OpenAI lists them."""
