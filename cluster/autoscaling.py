@@ -19,6 +19,7 @@ import typer
 from rich.table import Table
 
 from profuser.errors import ProfuserError, UserError
+from ray_jobs.cli import run_app
 from ray_jobs.environment import set_defaults
 from ray_jobs.progress import clock, console
 
@@ -131,11 +132,7 @@ def main() -> None:
     """The command; a user's mistake is one line."""
     set_defaults()
     os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex})
-    try:
-        app()
-    except ProfuserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, UserError) else 1) from None
+    run_app(app, "autoscaling")
 
 
 if __name__ == "__main__":

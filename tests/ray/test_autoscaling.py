@@ -104,5 +104,5 @@ def test_a_price_that_is_none_is_one_line(wrong):
     command = [sys.executable, "-m", "cluster.autoscaling", "--price", wrong]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: --price {wrong}: expected GROUP=PRICE")
+    assert done.stderr.startswith(f"profuser: --price {wrong}: expected GROUP=PRICE")
     assert done.stderr.count("\n") == 1
