@@ -37,12 +37,12 @@ class Model:
         from vllm.entrypoints.openai.cli_args import make_arg_parser
         from vllm.utils.argparse_utils import FlexibleArgumentParser
         from vllm.v1.engine.async_llm import AsyncLLM
-
-        from ray_jobs.serve_metrics import EngineStatLogger
+        from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
         flags = vllm_flags(options, local_model(options.model), torch.cuda.is_available())
         arguments: Any = make_arg_parser(FlexibleArgumentParser()).parse_args(flags)
-        loggers: Any = [EngineStatLogger]
+        # The engine's queue, cache and speed are told by Ray's agent on every node, for Prometheus.
+        loggers: Any = [RayPrometheusStatLogger]
         self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(arguments), stat_loggers=loggers)
         tasks = await self.engine.get_supported_tasks()
         self.app = build_app(arguments, tasks, self.engine.model_config)
