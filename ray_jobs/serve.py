@@ -9,8 +9,6 @@ import os
 import signal
 import socket
 import threading
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +16,6 @@ from typing import Any
 
 import yaml
 from ray import serve
-from ray.serve.config import HTTPOptions
 
 from profuser.config import Config
 from profuser.errors import EngineError, UserError
@@ -27,9 +24,9 @@ from profuser.serving.keys import KeyRing
 from profuser.serving.locate import check_model
 from profuser.serving.options import ServeConfig
 from ray_jobs.serve_gateway import build_gateway
+from ray_jobs.serve_listener import build_listening_gateway
 from ray_jobs.serve_model import APP, app_name, build_model
 
-START_TIMEOUT_SECONDS = 1800.0
 REQUEST_TIMEOUT_SECONDS = 300.0
 
 
@@ -59,7 +56,7 @@ def check_serving(config: ServeConfig, host: str) -> None:
 
 
 def start_server(config: ServeConfig, host: str, port: int) -> str:
-    """Starts serving on the connected cluster; every model has answered once, and the gateway over HTTP.
+    """Starts serving on the connected cluster; the gateway listens on this machine, and every model has answered once.
 
     Returns:
         The API's base URL, `http://host:port/v1`.
@@ -70,25 +67,33 @@ def start_server(config: ServeConfig, host: str, port: int) -> str:
     """
     check_serving(config, host)
     _check_port(host, port)
-    serve.start(http_options=HTTPOptions(host=host, port=port))
-    names = ", ".join(model.model for model in config.models)
+    serve.start(proxy_location="Disabled")
     try:
-        deploy(config)
+        deploy(config, (host, port))
     except RuntimeError as error:
+        names = ", ".join(model.model for model in config.models)
         raise EngineError(f"serve: {names}: did not start: {_why(error)}") from error
-    url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
-    _wait_for(f"{url}/health", names)
-    return f"{url}/v1"
+    return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}/v1"
 
 
-def deploy(config: ServeConfig) -> None:
+def deploy(config: ServeConfig, address: tuple[str, int] | None) -> None:
     """Starts or changes what is served, and waits until it is; models that are no longer in it are taken away.
+
+    A replica whose model and engine settings are the same stays.
+
+    Args:
+        config: all that is served.
+        address: where the gateway listens; None: behind Ray Serve's proxies.
 
     Raises:
         RuntimeError: an application does not start.
     """
     targets = [serve.RunTarget(build_model(model), app_name(model.name), None) for model in config.models]
-    serve.run_many([*targets, serve.RunTarget(build_gateway(config.gateway), APP, "/")])
+    if address:
+        gateway = serve.RunTarget(build_listening_gateway(config.gateway, *address), APP, None)
+    else:
+        gateway = serve.RunTarget(build_gateway(config.gateway), APP, "/")
+    serve.run_many([*targets, gateway])
     for name in _ours() - {APP, *(target.name for target in targets)}:
         serve.delete(name)
 
@@ -104,18 +109,6 @@ def _why(error: RuntimeError) -> str:
             if lines := [line.strip() for line in deployment.message.splitlines() if line.strip()]:
                 return lines[-1][:300]
     return " ".join(str(error).split())[-300:]
-
-
-def _wait_for(url: str, names: str) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=REQUEST_TIMEOUT_SECONDS):
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
-            if time.monotonic() > deadline:
-                raise EngineError(f"serve: {names}: no answer at {url}: {error}") from error
-            time.sleep(0.2)
 
 
 def stop_server() -> None:

@@ -11,6 +11,7 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
 
 from profuser.serving.asgi import Head
 from profuser.serving.errors import ApiError, internal, interrupted, overloaded
@@ -117,15 +118,20 @@ class Replicas:
             raise
 
 
+def gateway_app(config: GatewayConfig) -> Starlette:
+    """The ASGI application before Ray Serve's replicas."""
+    file = Path(config.keys_file).expanduser() if config.keys_file else None
+    keys = None if config.insecure else KeyRing(file, config.limits)
+    return Gateway(config, Replicas(config.max_attempts), keys).app()
+
+
 @serve.deployment(name="Gateway", max_ongoing_requests=MAX_ONGOING)
 @serve.ingress()
 class ServeGateway:
-    """One replica of the gateway."""
+    """One replica of the gateway, behind Ray Serve's proxies."""
 
     def __init__(self, config: GatewayConfig):
-        file = Path(config.keys_file).expanduser() if config.keys_file else None
-        keys = None if config.insecure else KeyRing(file, config.limits)
-        self.asgi = Gateway(config, Replicas(config.max_attempts), keys).app()
+        self.asgi = gateway_app(config)
 
     def __serve_build_asgi_app__(self) -> Any:
         """The application, for Ray Serve."""
@@ -133,7 +139,7 @@ class ServeGateway:
 
 
 def build_gateway(config: GatewayConfig) -> serve.Application:
-    """The gateway's application."""
+    """The gateway's application, behind Ray Serve's proxies."""
     gateway: Any = ServeGateway
     seconds = config.graceful_shutdown_seconds
     return gateway.options(

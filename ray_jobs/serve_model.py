@@ -4,6 +4,7 @@ Templates, sampling parameters, streaming, usage and the checks of a request are
 of versions it loses its model after a first request.
 """
 
+import hashlib
 import os
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -18,6 +19,17 @@ APP = "profuser"
 """Name of the application with the gateway; those of the models begin with it."""
 ENGINE_DEAD = 70
 """Exit code of a replica whose engine died: its requests are put to another, and Ray Serve starts a new one."""
+
+
+ENGINE_SETTINGS = {
+    "name",
+    "model",
+    "dtype",
+    "max_model_len",
+    "tensor_parallel_size",
+    "gpu_memory_utilization",
+    "kv_cache_gib",
+}
 
 
 @serve.deployment
@@ -104,5 +116,8 @@ def build_model(options: ServedModel) -> serve.Application:
         max_ongoing_requests=options.max_ongoing_requests,
         max_queued_requests=options.max_queued_requests,
         graceful_shutdown_timeout_s=options.graceful_shutdown_seconds,
+        # Replicas stay while what their engine is made of does; by itself Serve would start others with every `serve.run`.
+        version=hashlib.sha256(options.model_dump_json(include=ENGINE_SETTINGS).encode()).hexdigest(),
+        _internal=True,
         **replicas,
     ).bind(options)

@@ -1,6 +1,7 @@
 """Gateway and replicas against vLLM's own OpenAI server: requests/s, time to the first token, and a replica that is killed.
 
-Once behind Ray's own proxy, as on a laptop, and once behind HAProxy, as on Kubernetes.
+Once as `profuser serve` starts them, where the gateway listens itself; once behind HAProxy, as on Kubernetes; and once behind Ray
+Serve's own proxy, as a `serve deploy` without HAProxy does it.
 """
 
 import asyncio
@@ -16,9 +17,12 @@ import urllib.request
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from ray import serve
+from ray.serve.config import HTTPOptions
+
 from profuser.serving.options import ServeConfig
 from ray_jobs.cluster import connected
-from ray_jobs.serve import deploy, start_server
+from ray_jobs.serve import deploy
 from ray_jobs.serve_model import vllm_flags
 from tests import tiny
 from tests.benchmarks.measure import Row
@@ -35,11 +39,15 @@ SHAPE = {
 """Of a model of random weights whose tokens take some milliseconds, as those of one of 7B do on a GPU."""
 ROUNDS = 5
 NUM_KILLED = 2000
+NO_PROXY = "no proxy"
 PROXIES = {
-    "Ray's proxy": {},
+    NO_PROXY: {},
     # Without the second, more files than a user may have open here.
     "HAProxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_MAXCONN": "4000"},
+    "Ray's proxy": {},
 }
+BARE, OURS = 8311, 8312
+"""Ports."""
 
 
 def requests(number: int, stream: bool = False, tokens: int = NUM_TOKENS, model: str = NAME) -> list[dict]:
@@ -127,20 +135,24 @@ def is_right(answer: Answer, expected: str) -> bool:
 
 
 def behind(proxy: str) -> list[Row]:
-    """All rows behind one proxy, in a process that has its variables from the start."""
+    """All rows behind one proxy, or none, in a process that has its variables from the start."""
+    address = ("127.0.0.1", OURS) if proxy == NO_PROXY else None
+    bare_url, url = (f"http://127.0.0.1:{port}/v1" for port in (BARE, OURS))
     with tempfile.TemporaryDirectory() as folder, connected():
         options, path = made(folder, num_replicas=1)
-        bare = bare_server(path, options, 8311)
+        bare = bare_server(path, options, BARE)
         try:
-            ours = start_server(options, "127.0.0.1", 8312)
-            wait_for("http://127.0.0.1:8311/health")
-            rows = side_by_side("http://127.0.0.1:8311/v1", ours, proxy)
-            alone = asyncio.run(load("http://127.0.0.1:8311/v1", requests(NUM_LETTERS, tokens=16), 1))
+            serve.start("Disabled" if address else None, HTTPOptions(host="127.0.0.1", port=OURS))
+            deploy(options, address)
+            wait_for(f"http://127.0.0.1:{OURS}/health")
+            wait_for(f"http://127.0.0.1:{BARE}/health")
+            rows = side_by_side(bare_url, url, proxy)
+            alone = asyncio.run(load(bare_url, requests(NUM_LETTERS, tokens=16), 1))
         finally:
             bare.terminate()
             bare.wait()
-        deploy(made(folder, num_replicas=2)[0])
-        rows.append(killed(ours, [answer.text for answer in alone], proxy))
+        deploy(made(folder, num_replicas=2)[0], address)
+        rows.append(killed(url, [answer.text for answer in alone], proxy))
         return rows
 
 
