@@ -69,31 +69,23 @@ def start_server(config: ServeConfig, host: str, port: int) -> str:
     _check_port(host, port)
     serve.start(proxy_location="Disabled")
     try:
-        deploy(config, (host, port))
+        deploy(config, host, port)
     except RuntimeError as error:
         names = ", ".join(model.model for model in config.models)
         raise EngineError(f"serve: {names}: did not start: {_why(error)}") from error
     return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}/v1"
 
 
-def deploy(config: ServeConfig, address: tuple[str, int] | None) -> None:
+def deploy(config: ServeConfig, host: str, port: int) -> None:
     """Starts or changes what is served, and waits until it is; models that are no longer in it are taken away.
 
     A replica whose model and engine settings are the same stays.
-
-    Args:
-        config: all that is served.
-        address: where the gateway listens; None: behind Ray Serve's proxies.
 
     Raises:
         RuntimeError: an application does not start.
     """
     targets = [serve.RunTarget(build_model(model), app_name(model.name), None) for model in config.models]
-    if address:
-        gateway = serve.RunTarget(build_listening_gateway(config.gateway, *address), APP, None)
-    else:
-        gateway = serve.RunTarget(build_gateway(config.gateway), APP, "/")
-    serve.run_many([*targets, gateway])
+    serve.run_many([*targets, serve.RunTarget(build_listening_gateway(config.gateway, host, port), APP, None)])
     for name in _ours() - {APP, *(target.name for target in targets)}:
         serve.delete(name)
 

@@ -21,7 +21,7 @@ KEEP_ALIVE_SECONDS = 90
 class ListeningGateway:
     """One replica of the gateway; those of one node share its port."""
 
-    def __init__(self, host: str, port: int, grace_seconds: float):
+    def __init__(self, host: str, port: int):
         self.listening = socket.create_server((host, port), backlog=2048, reuse_port=True)
         options = uvicorn.Config(
             self._answer,
@@ -31,7 +31,6 @@ class ListeningGateway:
             access_log=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=round(grace_seconds),
         )
         self.server = uvicorn.Server(options)
         self.serving: asyncio.Task[None] | None = None
@@ -51,7 +50,7 @@ class ListeningGateway:
             raise RuntimeError("the gateway no longer listens")
 
     async def __del__(self) -> None:
-        """Takes no more, and finishes what it has taken."""
+        """Takes no more, and finishes what it has taken, for as long as Ray Serve waits."""
         self.server.should_exit = True
         if self.serving:
             await self.serving
@@ -60,14 +59,13 @@ class ListeningGateway:
 def build_listening_gateway(config: GatewayConfig, host: str, port: int) -> serve.Application:
     """The gateway's application, listening on the driver's node."""
     gateway: Any = ListeningGateway
-    seconds = config.graceful_shutdown_seconds
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     return gateway.options(
         num_replicas=config.num_gateways,
-        graceful_shutdown_timeout_s=seconds,
+        graceful_shutdown_timeout_s=config.graceful_shutdown_seconds,
         ray_actor_options={"num_cpus": 0, "label_selector": here},
         user_config=config.model_dump(mode="json"),
         # With a version that stays, new settings reach a gateway in place; else Serve would close its port and start another.
         version="1",
         _internal=True,
-    ).bind(host, port, seconds)
+    ).bind(host, port)

@@ -21,17 +21,6 @@ ENGINE_DEAD = 70
 """Exit code of a replica whose engine died: its requests are put to another, and Ray Serve starts a new one."""
 
 
-ENGINE_SETTINGS = {
-    "name",
-    "model",
-    "dtype",
-    "max_model_len",
-    "tensor_parallel_size",
-    "gpu_memory_utilization",
-    "kv_cache_gib",
-}
-
-
 @serve.deployment
 class Model:
     """One replica. It is ready when it has answered once."""
@@ -110,6 +99,7 @@ def build_model(options: ServedModel) -> serve.Application:
                 "target_ongoing_requests": options.target_ongoing_requests,
             }
         }
+    engine = [*vllm_flags(options, options.model, on_gpu=True), options.kv_cache_gib]
     return Model.options(
         ray_actor_options={"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
         logging_config={"enable_access_log": False},  # the gateway has one
@@ -117,7 +107,7 @@ def build_model(options: ServedModel) -> serve.Application:
         max_queued_requests=options.max_queued_requests,
         graceful_shutdown_timeout_s=options.graceful_shutdown_seconds,
         # Replicas stay while what their engine is made of does; by itself Serve would start others with every `serve.run`.
-        version=hashlib.sha256(options.model_dump_json(include=ENGINE_SETTINGS).encode()).hexdigest(),
+        version=hashlib.sha256(repr(engine).encode()).hexdigest(),
         _internal=True,
         **replicas,
     ).bind(options)

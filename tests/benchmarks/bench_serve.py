@@ -25,7 +25,8 @@ from ray.serve.config import HTTPOptions
 from profuser.serving.options import ServeConfig
 from ray_jobs.cluster import connected
 from ray_jobs.serve import deploy
-from ray_jobs.serve_model import vllm_flags
+from ray_jobs.serve_gateway import build_gateway
+from ray_jobs.serve_model import APP, app_name, build_model, vllm_flags
 from tests import tiny
 from tests.benchmarks.measure import Row
 from tests.load import Answer, chat, load, replica_pids
@@ -146,16 +147,23 @@ def is_right(answer: Answer, expected: str) -> bool:
     return answer.status == 200 and answer.error is None and answer.text == expected
 
 
+def behind_a_proxy(config: ServeConfig) -> None:
+    """Starts or changes what a Serve config file would have."""
+    (model,) = config.models
+    applications = [(build_model(model), app_name(model.name), None), (build_gateway(config.gateway), APP, "/")]
+    serve.run_many([serve.RunTarget(*application) for application in applications])
+
+
 def behind(proxy: str) -> list[Row]:
     """All rows behind one proxy, or none, in a process that has its variables from the start."""
-    address = ("127.0.0.1", OURS) if proxy == NO_PROXY else None
+    started = partial(deploy, host="127.0.0.1", port=OURS) if proxy == NO_PROXY else behind_a_proxy
     bare_url, url = (f"http://127.0.0.1:{port}/v1" for port in (BARE, OURS))
     with tempfile.TemporaryDirectory() as folder, connected():
         options, path = made(folder, num_replicas=1)
         bare = bare_server(path, options, BARE)
         try:
-            serve.start("Disabled" if address else None, HTTPOptions(host="127.0.0.1", port=OURS))
-            deploy(options, address)
+            serve.start("Disabled" if proxy == NO_PROXY else None, HTTPOptions(host="127.0.0.1", port=OURS))
+            started(options)
             wait_for(f"http://127.0.0.1:{OURS}/health")
             wait_for(f"http://127.0.0.1:{BARE}/health")
             rows = side_by_side(bare_url, url, proxy)
@@ -163,7 +171,7 @@ def behind(proxy: str) -> list[Row]:
         finally:
             bare.terminate()
             bare.wait()
-        deploy(made(folder, num_replicas=2)[0], address)
+        started(made(folder, num_replicas=2)[0])
         rows.append(killed(url, [answer.text for answer in alone], proxy))
         return rows
 

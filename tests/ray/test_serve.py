@@ -289,13 +289,13 @@ def test_several_gateways_share_the_port(url, settings):
 
     address = ("127.0.0.1", port_of(url))
     (first,), replicas = gateway_pids(url), replica_pids(NAME)
-    deploy(ServeConfig.parse(settings | {"num_gateways": 2}, "the tests"), address)
+    deploy(ServeConfig.parse(settings | {"num_gateways": 2}, "the tests"), *address)
     assert len(gateway_pids(url)) == 2
     assert first in gateway_pids(url)
     assert sorted(replica_pids(NAME)) == sorted(replicas), "what has not changed goes on"
     answers = asked(url, [chat(NAME, question, 4) for question in QUESTIONS], len(QUESTIONS))
     assert [(a.status, a.error) for a in answers] == [(200, None)] * len(QUESTIONS)
-    deploy(ServeConfig.parse(settings, "the tests"), address)
+    deploy(ServeConfig.parse(settings, "the tests"), *address)
     wait_until(lambda: len(gateway_pids(url)) == 1)
 
 
@@ -305,7 +305,7 @@ def test_a_new_version_is_rolled_out_without_a_failed_request(url, settings):
     bodies = [chat(NAME, question, 8) for question in QUESTIONS]
     before = asked(url, bodies, 1)
     newer = ServeConfig.parse(settings | {"models": [model(NAME, "neox", num_replicas=2)]}, "the tests")
-    rollout = threading.Thread(target=deploy, args=(newer, ("127.0.0.1", port_of(url))))
+    rollout = threading.Thread(target=deploy, args=(newer, "127.0.0.1", port_of(url)))
     rollout.start()
     answers = []
     while rollout.is_alive():
