@@ -6,9 +6,7 @@
 import functools
 import json
 import os
-import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +18,7 @@ from ray._private import parameter
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 from ray.util import get_node_ip_address
 
-from cluster.node_processes import RAY, START_SECONDS, NodeProcess, free_port
-from profuser.errors import ProfuserError
+from cluster.node_processes import NodeProcess, free_port
 
 HEAD = "ray.head.default"
 AUTOSCALER_ENVIRONMENT = {
@@ -99,7 +96,7 @@ def autoscaling_cluster(groups: Sequence[NodeGroup], idle_seconds: float) -> Ite
         # The nodes are processes below the head's, and end with it.
         head = NodeProcess([*options, f"--autoscaling-config={file.name}"], os.environ | AUTOSCALER_ENVIRONMENT)
         try:
-            _wait_for(head, address)
+            head.wait_started()
             yield address
         finally:
             head.kill()
@@ -136,13 +133,3 @@ def _config(groups: Sequence[NodeGroup], idle_seconds: float, gcs: int) -> dict[
         **{name: {} for name in mappings},
         **{f"{name}_commands": [] for name in commands},
     }
-
-
-def _wait_for(head: NodeProcess, address: str) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while subprocess.run([RAY, "health-check", "--address", address], capture_output=True).returncode:
-        if head.root.poll() is not None or time.monotonic() > deadline:
-            raise ProfuserError(
-                f"Ray: the head did not start within {START_SECONDS:.0f} s; its logs: /tmp/ray/session_latest"
-            )
-        time.sleep(0.5)

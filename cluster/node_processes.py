@@ -1,5 +1,6 @@
 """A Ray cluster on this machine, a tree of processes per node: a head without CPUs, and nodes that can be killed as machines."""
 
+import os
 import shutil
 import signal
 import socket
@@ -20,6 +21,8 @@ from profuser.errors import ProfuserError
 
 RAY = str(Path(sys.executable).parent / "ray")
 START_SECONDS = 90.0
+STARTED = b"Ray runtime started."
+"""`ray start` says it once the node is one of the cluster's."""
 OBJECT_STORE_BYTES = 200_000_000
 """Of every node; by default Ray would take a third of the machine's memory for each."""
 
@@ -31,13 +34,28 @@ class NodeProcess:
         common = ["--block", "--disable-usage-stats", f"--object-store-memory={OBJECT_STORE_BYTES}"]
         # Nodes of one machine: each asks the kernel for its ports.
         common += [f"--dashboard-agent-listen-port={free_port()}", "--min-worker-port=0", "--max-worker-port=0"]
+        self.output = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `kill`)
         self.root = psutil.Popen(
             [RAY, "start", *common, *options],
             env=dict(environment),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=self.output,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+    def wait_started(self) -> None:
+        """Waits until it has joined the cluster, or made one.
+
+        Raises:
+            ProfuserError: it ended, or took longer than `START_SECONDS`; with its last words.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        # Not `read`: the node writes where the file that both share stands.
+        while STARTED not in (said := os.pread(self.output.fileno(), os.fstat(self.output.fileno()).st_size, 0)):
+            if self.root.poll() is not None or time.monotonic() > deadline:
+                last = (said.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+                raise ProfuserError(f"Ray: a node did not start within {START_SECONDS:.0f} s: {last}")
+            time.sleep(0.1)
 
     def processes(self) -> list[psutil.Process]:
         """All of this node that live, itself among them."""
@@ -49,6 +67,7 @@ class NodeProcess:
         """Ends all of it on the spot, as if the machine were gone."""
         _kill(self.processes())
         self.root.wait()
+        self.output.close()
 
 
 class LocalCluster:
@@ -77,9 +96,12 @@ class LocalCluster:
         head = ["--head", "--num-cpus=0", f"--temp-dir={self.folder}", *ports]
         self.head = NodeProcess(head, self.environment)
         try:
+            # A node that comes before the head has registered itself ends at once.
             self._wait_for_head()
             for _ in range(self.num_nodes):
                 self.add_node()
+            for node in self.nodes:
+                node.wait_started()
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -108,10 +130,11 @@ class LocalCluster:
         return [process for node in [self.head, *self.nodes] for process in node.processes()]
 
     def _wait_for_head(self) -> None:
+        self.head.wait_started()
         deadline = time.monotonic() + START_SECONDS
         while not _answers(self.dashboard):
-            if self.head.root.poll() is not None or time.monotonic() > deadline:
-                raise ProfuserError(f"Ray: the head did not start within {START_SECONDS:.0f} s")
+            if time.monotonic() > deadline:
+                raise ProfuserError(f"Ray: {self.dashboard} did not answer within {START_SECONDS:.0f} s")
             time.sleep(0.2)
 
 

@@ -1,7 +1,8 @@
 """What a stage took in time, over all its attempts: notes in the artifact's folder, until its manifest has their sums.
 
 A process that is killed says nothing any more. So each one that holds devices for a stage writes down how long it has held them,
-first when it has loaded and then with every shard that it has written. Whoever finishes the stage adds up what all of them noted.
+first when it gets them, again when it has loaded, and then with every shard that it has written. Whoever finishes the stage adds up
+what all of them noted.
 """
 
 import time
@@ -24,6 +25,7 @@ class Note:
     until: float
     """When it wrote this, by its own clock. Only an attempt that was killed is measured by the two clocks."""
     device_seconds: float
+    has_loaded: bool = True
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class StageTime:
 
 
 class DeviceClock:
-    """Made by a process as soon as it holds devices for a stage; its notes may come from several threads.
+    """Made, and noted, by a process as soon as it holds devices for a stage; its notes may come from several threads.
 
     Args:
         artifact: what the stage makes.
@@ -48,11 +50,15 @@ class DeviceClock:
     def __init__(self, artifact: Artifact, num_devices: float, began: float):
         self.folder, self.name = _folder(artifact), f"{uuid.uuid4().hex}.json"
         self.num_devices, self.began, self.start = num_devices, began, time.monotonic()
+        self._write(has_loaded=False)
 
     def note(self) -> None:
         """Writes down how long the process has held its devices, in the place of its last note."""
+        self._write(has_loaded=True)
+
+    def _write(self, has_loaded: bool) -> None:
         held = self.num_devices * (time.monotonic() - self.start)
-        self.folder.write_json(self.name, asdict(Note(self.began, time.time(), held)))
+        self.folder.write_json(self.name, asdict(Note(self.began, time.time(), held, has_loaded)))
 
 
 def stage_time(artifact: Artifact, seconds: float) -> StageTime:
@@ -62,13 +68,18 @@ def stage_time(artifact: Artifact, seconds: float) -> StageTime:
         artifact: what it makes.
         seconds: wall time of the present attempt, which ends now.
     """
-    folder, now = _folder(artifact), time.time()
-    notes = [Note(**folder.read_json(name)) for name in folder.names() if name.endswith(".json")]
+    notes, now = _notes(artifact), time.time()
     spans = [(note.began, note.until) for note in notes]
     return StageTime(
         covered_seconds([*spans, (now - seconds, now)]) if spans else seconds,
         sum(note.device_seconds for note in notes),
     )
+
+
+def num_holders(artifact: Artifact, began: float) -> tuple[int, int]:
+    """Processes that have got devices in the attempt that began then, dead ones among them; and those of them that have loaded."""
+    have_loaded = [note.has_loaded for note in _notes(artifact) if note.began == began]
+    return len(have_loaded), sum(have_loaded)
 
 
 def covered_seconds(spans: Iterable[tuple[float, float]]) -> float:
@@ -83,6 +94,11 @@ def covered_seconds(spans: Iterable[tuple[float, float]]) -> float:
 def clear_notes(artifact: Artifact) -> None:
     """Deletes the notes of a stage that is finished."""
     (artifact.folder / NOTES).delete()
+
+
+def _notes(artifact: Artifact) -> list[Note]:
+    folder = _folder(artifact)
+    return [Note(**folder.read_json(name)) for name in folder.names() if name.endswith(".json")]
 
 
 def _folder(artifact: Artifact) -> Folder:

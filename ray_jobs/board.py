@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from profuser.artifacts import Artifact
 from ray_jobs.cluster import beside_the_driver
 from ray_jobs.metrics import TrainingMetrics
 from ray_jobs.progress import Counter
+from ray_jobs.stalls import StallWatch
 
 POLL_SECONDS = 1.0
 
@@ -63,9 +64,15 @@ class StopWish:
 
 
 class Watch:
-    """Shows and tells Prometheus what stands on a board while training runs, and hands on SIGTERM as the wish to stop."""
+    """Shows and tells Prometheus what stands on a board while training runs, and hands on SIGTERM as the wish to stop.
 
-    def __init__(self, artifact: Artifact) -> None:
+    Args:
+        artifact: what training makes.
+        why: says what training waits for, where it does not begin.
+    """
+
+    def __init__(self, artifact: Artifact, why: Callable[[], str]) -> None:
+        self.why = why
         self.metrics = TrainingMetrics(artifact)
         # Beside the driver: another node may go while training goes on.
         self.board = ray.remote(num_cpus=0)(_Board).options(scheduling_strategy=beside_the_driver()).remote()
@@ -96,13 +103,15 @@ class Watch:
     def _watch(self) -> None:
         with ExitStack() as stack:
             counter: Counter | None = None
+            stalls = stack.enter_context(StallWatch("fuse", self.why))
             ended = told = False
             while not ended:
                 ended = self._ended.wait(POLL_SECONDS)
                 told = self._tell(told)
                 plan, records = ray.get(self.board.read.remote())
-                if counter is None and plan is not None:
-                    counter = stack.enter_context(Counter("fuse", plan[1], "steps", plan[0]))
+                if plan is not None:
+                    stalls.moved()
+                    counter = counter or stack.enter_context(Counter("fuse", plan[1], "steps", plan[0]))
                 for record in records:
                     self.metrics.update(record)
                 if counter and records:

@@ -22,6 +22,7 @@ from ray_jobs.board import Watch
 from ray_jobs.cluster import check_fits, total_gpus
 from ray_jobs.fuse_worker import METRICS, STEP_METRIC, WorkerTask, train_worker
 from ray_jobs.shards import finish
+from ray_jobs.stalls import holders_say
 
 
 def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
@@ -31,21 +32,22 @@ def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
         TrainingError: training failed more often than `fuse.workers.max_failures` allows.
         SystemExit: SIGTERM came; a checkpoint was written.
     """
-    start = time.monotonic()
+    start, began = time.monotonic(), time.time()
     output, recipe = run.fuse(), run.recipe
     scaling, torch_config = _scaling(recipe.fuse)
     select, top_k = run.select(), recipe.collect.top_k
     index = ExampleIndex.build(_light_tables(select), recipe.fuse.max_tokens, recipe.fuse.weighting)
     plan = UpdatePlan(index, recipe.fuse, recipe.training_seed)
     handle.log_metrics(_index_facts(plan))
-    watch = Watch(output)
+    wanted = {"CPU": recipe.fuse.workers.num_cpus, "GPU": float(bool(scaling.use_gpu))}
+    watch = Watch(output, holders_say(output, began, wanted, "workers"))
     task = WorkerTask(
         recipe=recipe,
         plan=ray.put(plan),
         reader=ExampleReader(select.read_shard, top_k, run.vocab_size("target.model"), recipe.fuse.max_tokens),
         target=run.model(recipe.target).path,
         output=output,
-        began=time.time(),
+        began=began,
         num_devices=1.0 if scaling.use_gpu else recipe.fuse.workers.num_cpus,
         handle=handle,
         board=watch.board,

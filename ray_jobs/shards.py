@@ -5,7 +5,7 @@ only counts come back to the driver. A shard is done when its file is there, so 
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from profuser.stage_time import DeviceClock, clear_notes, stage_time
 from ray_jobs.cluster import check_fits, may_bring_nodes, own_cause, resources_of
 from ray_jobs.metrics import ShardMetrics, told
 from ray_jobs.progress import Counter, clock, console
+from ray_jobs.stalls import StallWatch, holders_say
 
 Draining = Callable[[], None]
 """Called when the last shards of a stage are being worked on: what comes next may begin to load."""
@@ -91,7 +92,10 @@ def run_shards(
             held = {"artifact": artifact, "num_devices": num_gpus or pool.num_cpus, "began": began}
             dataset = _dataset(left, (worker, arguments, held), pool, num_gpus, in_flight)
             metrics = ShardMetrics(artifact, len(left), total - done)
-            _stream(dataset, counter, metrics, len(left) - in_flight * min(pool.max_actors, len(left)), draining)
+            why = holders_say(artifact, began, {"CPU": pool.num_cpus, "GPU": num_gpus}, "actors")
+            num_unbegun = len(left) - in_flight * min(pool.max_actors, len(left))
+            with StallWatch(artifact.stage, why) as watch:
+                _stream(watch.over(dataset.iter_rows()), counter, metrics, num_unbegun, draining)
     if draining and not left:
         draining()
     finished = artifact.finished_shards()
@@ -124,11 +128,15 @@ def _dataset(
 
 
 def _stream(
-    dataset: ray.data.Dataset, counter: Counter, metrics: ShardMetrics, num_unbegun: int, draining: Draining | None
+    rows: Iterable[Mapping[str, Any]],
+    counter: Counter,
+    metrics: ShardMetrics,
+    num_unbegun: int,
+    draining: Draining | None,
 ) -> None:
     """Counts shards as they are done; `num_unbegun` of them are more than the actors have in flight."""
     try:
-        for done, row in enumerate(dataset.iter_rows(), 1):
+        for done, row in enumerate(rows, 1):
             counter.add(int(row["rows"]))
             metrics.done(row)
             if draining and done == max(1, num_unbegun):

@@ -8,7 +8,7 @@ from profuser import stage_time as module
 from profuser.artifacts import Artifact
 from profuser.plan_file import measure
 from profuser.schemas import QUARANTINE
-from profuser.stage_time import DeviceClock, StageTime, clear_notes, covered_seconds, stage_time
+from profuser.stage_time import DeviceClock, StageTime, clear_notes, covered_seconds, num_holders, stage_time
 from profuser.storage import Folder
 
 
@@ -86,3 +86,15 @@ def test_a_plan_is_held_against_device_hours_and_what_they_cost(artifact):
 def test_what_several_spans_cover_equals_a_count_second_by_second(spans):
     covered = {second for start, stop in spans for second in range(start, stop)}
     assert covered_seconds(spans) == len(covered)
+
+
+def test_who_has_got_devices_in_this_attempt_and_who_of_them_has_loaded(clock, artifact):
+    DeviceClock(artifact, 1.0, clock.time()).note()
+    clock.now = 10.0
+    began = clock.time()
+    assert num_holders(artifact, began) == (0, 0)
+    first, _ = DeviceClock(artifact, 1.0, began), DeviceClock(artifact, 0.0, began)
+    assert num_holders(artifact, began) == (2, 0)
+    first.note()
+    first.note()
+    assert num_holders(artifact, began) == (2, 1)

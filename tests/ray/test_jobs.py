@@ -8,6 +8,7 @@ import sys
 import time
 import uuid
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -82,6 +83,16 @@ class Desk:
         )
         return done.returncode, done.stdout
 
+    @contextmanager
+    def following(self, job):
+        """The job's log as it is written; not to its end where the body fails."""
+        logs = subprocess.Popen(**self.command("logs", job, "--follow"), stdout=subprocess.PIPE, text=True)
+        try:
+            yield logs.stdout
+        finally:
+            logs.kill()
+            logs.communicate()
+
     def submit(self, *entrypoint, options=()):
         return self.ray_job("submit", "--working-dir", ".", *options, "--", *entrypoint)
 
@@ -112,10 +123,10 @@ def desk(folder, cluster, token, run):
     return desk
 
 
-def wait_for(condition, timeout=200):
+def wait_for(condition, what_is_said, timeout=200):
     deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < deadline, "the moment never came"
+        assert time.monotonic() < deadline, what_is_said()
         time.sleep(0.1)
 
 
@@ -167,13 +178,13 @@ def test_a_job_that_is_stopped_unwinds_and_one_that_is_submitted_again_goes_on_f
     collect = ("python", "-m", "ray_jobs.collect", "recipe.yaml", "--source", "neox")
     code, said = desk.submit(*collect, options=("--no-wait", "--submission-id", "first", "--runtime-env-json", STOPPED))
     assert code == 0, said
-    with subprocess.Popen(**desk.command("logs", "first", "--follow"), stdout=subprocess.PIPE, text=True) as logs:
-        assert any(line.startswith("run small: ") for line in logs.stdout)
+    with desk.following("first") as log:
+        assert any(line.startswith("run small: ") for line in log)
         assert "RUNNING" in desk.ray_job("status", "first")[1]
-        wait_for(lambda: len(shards(artifact)) >= 2)
+        wait_for(lambda: len(shards(artifact)) >= 2, lambda: desk.ray_job("logs", "first")[1])
         code, said = desk.ray_job("stop", "first")
         assert code == 0, said
-        rest = logs.stdout.read()
+        rest = log.read()
     assert "Job 'first' was stopped" in desk.ray_job("status", "first")[1]
     assert "Traceback" not in rest
     kept = shards(artifact)

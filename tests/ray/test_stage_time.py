@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import ray
 from ray.exceptions import RayTaskError
 
 from profuser.artifacts import Artifact
@@ -12,6 +13,7 @@ from profuser.errors import EngineError
 from profuser.recipe.pools import PoolConfig
 from profuser.schemas import QUARANTINE
 from profuser.storage import Folder
+from ray_jobs import stalls
 from ray_jobs.cluster import connected
 from ray_jobs.shards import finish, run_shards
 from tests.ray import stages
@@ -37,13 +39,19 @@ class TimedWorker:
         return {"rows": 1}
 
 
-def test_all_attempts_count(tmp_path):
+@pytest.fixture
+def stage(tmp_path):
+    """Arguments of `run_shards`."""
     source, output = (Artifact(Folder.at(tmp_path / name), name, QUARANTINE) for name in ("x", "collect/a"))
     for shard in range(NUM_SHARDS):
         source.write_shard(shard, ROWS, {"rows": 1})
     source.finish([{"rows": NUM_SHARDS}], 0.0)
     arguments = {"output": output, "gave_up": str(tmp_path / "gave_up")}
-    stage = (output, source, TimedWorker, arguments, PoolConfig(num_cpus=NUM_CPUS), 0.0)
+    return output, source, TimedWorker, arguments, PoolConfig(num_cpus=NUM_CPUS), 0.0
+
+
+def test_all_attempts_count(stage):
+    output = stage[0]
     with connected():
         start = time.monotonic()
         with (
@@ -60,3 +68,22 @@ def test_all_attempts_count(tmp_path):
     assert NUM_CPUS * busy <= manifest.device_seconds < NUM_CPUS * (first_seconds + seconds)
     assert manifest.seconds - seconds > 2 * LOAD_SECONDS + 4 * SHARD_SECONDS
     assert sorted(output.folder.names()) == ["manifest.json", *(f"shard-{n:05d}.parquet" for n in range(NUM_SHARDS))]
+
+
+def test_who_waits_for_a_place_says_so(stage, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stalls, "FIRST_SECONDS", 1.0)
+    (tmp_path / "gave_up").touch()
+
+    @ray.remote
+    def hold(seconds):
+        time.sleep(seconds)
+
+    with connected():
+        have = int(ray.cluster_resources()["CPU"])
+        held = hold.options(num_cpus=have).remote(15.0)
+        while ray.available_resources().get("CPU", 0):
+            time.sleep(0.1)
+        run_shards(*stage)
+        ray.get(held)
+    said = capsys.readouterr().out
+    assert f"no actors have got their place yet: each wants 2 CPU; free in the cluster: 0 of {have} CPU" in said
