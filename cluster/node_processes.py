@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 
@@ -87,13 +88,14 @@ class LocalCluster:
         self.address = f"127.0.0.1:{free_port()}"
         self.dashboard = f"http://127.0.0.1:{free_port()}"
         self.nodes: list[NodeProcess] = []
+        self._numbers = count(1)
 
     def __enter__(self) -> "LocalCluster":
         # A short path: sockets lie below it. Of its own: a Ray that is started beside it would not take this one for its.
         self.folder = tempfile.mkdtemp(prefix="ray-")
         ports = [f"--port={self.address.split(':')[1]}", f"--dashboard-port={self.dashboard.split(':')[2]}"]
         ports += [f"--ray-client-server-port={free_port()}"]
-        head = ["--head", "--num-cpus=0", f"--temp-dir={self.folder}", *ports]
+        head = ["--head", "--num-cpus=0", f"--temp-dir={self.folder}/0", *ports]
         self.head = NodeProcess(head, self.environment)
         try:
             # A node that comes before the head has registered itself ends at once.
@@ -117,6 +119,9 @@ class LocalCluster:
     def add_node(self) -> None:
         """Starts another node, and does not wait for it."""
         options = [f"--address={self.address}", f"--num-cpus={self.num_cpus}"]
+        # A folder of its own, as on a machine of its own: in one that they share, nodes that start at the same moment choose the
+        # same names for their sockets, and die of it.
+        options.append(f"--temp-dir={self.folder}/{next(self._numbers)}")
         self.nodes.append(NodeProcess(options, self.environment))
 
     def lose_node(self, node: NodeProcess) -> None:
