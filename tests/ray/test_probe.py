@@ -53,7 +53,9 @@ def test_a_run_takes_about_what_its_probe_foretold(tmp_path, corpus):
         assert disk.measured == sum(file.stat().st_size for file in files)
         assert disk.planned.value == pytest.approx(disk.measured, rel=0.3)
         hours, money = (errors[f"collect/{source.name}", quantity] for quantity in ("device_hours", "money"))
-        assert 0 < hours.measured * 3600 == manifests[source.name].device_seconds < manifests[source.name].seconds
+        manifest = manifests[source.name]
+        assert 3600 * hours.measured == pytest.approx(manifest.device_seconds)
+        assert 0 < manifest.device_seconds < manifest.seconds
         assert money.measured == pytest.approx(2.5 * hours.measured)
     assert len(plan_error_lines(RunFacts("tiny", {}, plan_errors=plan_errors(run)))) == len(errors)
     other = stages.make_run(tmp_path / "runs", corpus, collect={"top_k": 5, "generation": {"max_tokens": 24}})
