@@ -9,6 +9,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PYTEST := $(BIN)/python -m pytest
 # Files of tests that run at one time: the slow ones mostly wait, and take up to 6 GiB each.
 WORKERS ?= 2
+SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo check format test test-fast test-long bench bench-scale clean
 
@@ -44,10 +45,10 @@ format: $(STAMP) ## Mend what ruff can mend
 	$(BIN)/ruff format .
 
 test-fast: $(STAMP) ## The default tests: no Ray, no vLLM
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not ray and not vllm and not slow and not long and not gpu"
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not ray and not vllm and not slow and not long and not gpu"
 
 test: test-fast ## All tests that this machine can run: the fast ones first
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m "(ray or vllm or slow) and not long and not gpu"
+	$(PYTEST) $(SIDE_BY_SIDE) -m "(ray or vllm or slow) and not long and not gpu"
 
 test-long: $(STAMP) ## What `make test` leaves out: the whole laboratory built anew, a fusion in chaos (some half an hour)
 	$(PYTEST) -m long

@@ -93,11 +93,11 @@ def gateway_pids(url):
     return sorted(each.pid for each in listening if each.laddr.port == port_of(url) and each.pid)
 
 
-def wait_until(what, seconds=120.0):
+def wait_until(what, seconds=120.0, every=0.3):
     end = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < end, "waited too long"
-        time.sleep(0.3)
+        time.sleep(every)
     return found
 
 
@@ -356,7 +356,8 @@ def test_a_server_that_stops_finishes_the_answers_at_work_and_takes_no_more(url)
     answers = []
     load = threading.Thread(target=lambda: answers.extend(asked(url, bodies, len(bodies))))
     load.start()
-    wait_until(lambda: f'profuser_requests_in_flight{{key="tests"}} {len(bodies)}.0' in metrics(url))
+    # Tiny models answer within a second: a slower look misses the moment.
+    wait_until(lambda: f'profuser_requests_in_flight{{key="tests"}} {len(bodies)}.0' in metrics(url), every=0.01)
     stop_server()
     load.join()
     assert [(a.status, a.error) for a in answers] == [(200, None)] * len(bodies)
