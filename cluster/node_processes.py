@@ -53,9 +53,11 @@ class NodeProcess:
         deadline = time.monotonic() + START_SECONDS
         # Not `read`: the node writes where the file that both share stands.
         while STARTED not in (said := os.pread(self.output.fileno(), os.fstat(self.output.fileno()).st_size, 0)):
-            if self.root.poll() is not None or time.monotonic() > deadline:
+            ended = self.root.poll() is not None
+            if ended or time.monotonic() > deadline:
+                how = "ended at its start" if ended else f"did not start within {START_SECONDS:.0f} s"
                 last = (said.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-                raise ProfuserError(f"Ray: a node did not start within {START_SECONDS:.0f} s: {last}")
+                raise ProfuserError(f"Ray: a node {how}: {last}")
             time.sleep(0.1)
 
     def processes(self) -> list[psutil.Process]:

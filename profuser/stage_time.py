@@ -26,6 +26,7 @@ class Note:
     """When it wrote this, by its own clock. Only an attempt that was killed is measured by the two clocks."""
     device_seconds: float
     has_loaded: bool = True
+    """False until its first `DeviceClock.note`: it has its devices, and loads."""
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def _stage(tables: dict[int, pa.Table]) -> Row:
             "the benchmark",
         )
         with tracker.stage("fuse") as handle:
-            watch = Watch(select, lambda: "")
+            watch = Watch(select, lambda: "its workers have not begun")
             work = {"recipe": recipe, "select": select, "folder": folder, "handle": handle, "board": watch.board}
             trainer = TorchTrainer(
                 _worker,

@@ -10,6 +10,6 @@ from profuser.errors import ProfuserError
 
 def test_a_node_that_ends_at_once_is_an_error_with_its_last_words():
     node = NodeProcess(["--no-such-option"], os.environ)
-    with pytest.raises(ProfuserError, match=r"a node did not start within 90 s: .*--no-such-option"):
+    with pytest.raises(ProfuserError, match=r"a node ended at its start: .*--no-such-option"):
         node.wait_started()
     node.kill()
