@@ -95,6 +95,8 @@ def make_trainer(task: WorkerTask) -> tuple["Trainer", Ingest]:
     check_vocabulary(module.model, task.reader.vocab_size, task.target)
     context = ray.train.get_context()
     world_size, rank = context.get_world_size(), context.get_world_rank()
+    if rank == 0:
+        print(f"fuse: {module.attention}", flush=True)
     pad_id = module.model.config.get_text_config().pad_token_id or 0
     packs = plan.deal_validation(world_size, rank)
     validation = list(read_packs(plan.index, task.reader, packs, pad_id))

@@ -6,6 +6,8 @@ from pydantic import model_validator
 
 from profuser.config import Config, execution_field
 
+Attention = Literal["auto", "varlen", "flash_attention_2", "flash_attention_3", "flex_attention", "sdpa", "eager"]
+
 
 class WorkersConfig(Config):
     """Ray Train's workers: one per device."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from profuser.config import Config, execution_field
-from profuser.recipe.devices import MemoryConfig, WorkersConfig
+from profuser.recipe.devices import Attention, MemoryConfig, WorkersConfig
 from profuser.schedule import PROGRESSIVE, SchedulePiece, check_pieces
 
 
@@ -101,6 +101,9 @@ class FuseConfig(Config):
     """Train low-rank adapters only."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type of parameters: `auto` is bfloat16 on GPUs and float32 on CPUs. Master weights are float32."""
+    attention: Attention = execution_field("auto")
+    """Attention function: `varlen` knows where packed examples begin and needs no mask; the others are Transformers'. `auto` takes
+    `varlen` where the target's attention allows it, else the best that Transformers has for the target; training prints which."""
     validation_rows: int = Field(default=64, ge=0)
     """Rows kept apart, on which bits per byte of both modes are measured at every checkpoint; at most a tenth of all."""
     checkpoint_every_steps: int = execution_field(100, gt=0)

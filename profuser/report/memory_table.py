@@ -45,8 +45,9 @@ def memory_table(plan: MemoryPlan, dtype: str) -> Table:
 
 
 def memory_words(plan: MemoryPlan, others: Sequence[MemoryPlan]) -> list[str]:
-    """The peak, what lies in the host's memory, and the peak on other numbers of devices; a sentence each."""
-    words = [f"The peak is {_amount(plan.peak_bytes)} on each device, in the {NAMES[plan.peak_moment]}."]
+    """The attention, the peak, what is in the host's memory, and the peak on other numbers of devices; a sentence each."""
+    words = [f"{plan.attention[:1].upper()}{plan.attention[1:]}."]
+    words.append(f"The peak is {_amount(plan.peak_bytes)} on each device, in the {NAMES[plan.peak_moment]}.")
     if plan.host:
         words.append(f"Each worker keeps {_amount(sum(plan.host.values()))} in the host's memory besides.")
     peaks = [

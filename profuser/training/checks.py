@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from profuser.errors import ArtifactError, UserError
+from profuser.training.attention import Boundaries
 from profuser.training.output_head import check_head
 from profuser.training.step import FusionModule
 
@@ -54,5 +56,6 @@ def check_packing(module: FusionModule, path: str) -> None:
 
 
 def _hidden(module: FusionModule, ids: torch.Tensor, lengths: Any) -> torch.Tensor:
-    positions = torch.cat([torch.arange(length, device=ids.device) for length in lengths])[None]
-    return module.hidden(ids, positions).float()
+    positions = np.concatenate([np.arange(length) for length in lengths])[None]
+    boundaries = Boundaries.of(positions, ids.device)
+    return module.hidden(ids, torch.from_numpy(positions).to(ids.device), boundaries).float()

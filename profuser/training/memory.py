@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 from unittest.mock import patch
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from torch.testing._internal.distributed import fake_pg  # noqa: F401, the impor
 from profuser.errors import TrainingError
 from profuser.recipe.fusing import FuseConfig
 from profuser.schemas import MODES
+from profuser.training.attention import Boundaries
 from profuser.training.batches import micro_batches
 from profuser.training.live_bytes import LiveBytes
 from profuser.training.loop import make_optimizer
@@ -55,13 +57,15 @@ def estimate(
     memory = fuse_config.memory.model_copy(update={"compile": False})
     config = fuse_config.model_copy(update={"dtype": dtype, "memory": memory})
     rows, length, accumulates = largest_micro_batch(config, world_size)
+    boundaries = Boundaries.of(np.tile(np.arange(length), (rows, 1)), CPU)
     with _pretended_workers(world_size):
-        module = FusionModule(hollow(model_config, config), config)
+        kind = torch.device("cuda" if dtype == "bfloat16" else "cpu")
+        module = FusionModule(hollow(model_config, config), config, kind, getattr(torch, dtype))
         shard(module, config, CPU)
         try:
             with _examples_seen(config), FakeTensorMode(allow_non_fake_inputs=True), LiveBytes("parameters") as live:
                 optimizer = _fill(module, config, live)
-                batch = _batch(rows, length)
+                batch = _batch(rows, length, boundaries)
                 if accumulates:
                     _backward(module, batch)
                 moments = _update(module, optimizer, config, live, batch)
@@ -73,7 +77,7 @@ def estimate(
         host = {part: moments["step"][part] for part in SHARDED}
         for parts in moments.values():
             parts.update(dict.fromkeys(SHARDED, 0))
-    return MemoryPlan(world_size, (rows, length), moments, host)
+    return MemoryPlan(world_size, (rows, length), str(module.attention), moments, host)
 
 
 def on_other_devices(plan: MemoryPlan, fuse_config: FuseConfig) -> list[MemoryPlan]:
@@ -153,7 +157,7 @@ def _update(
 
     compute = module.hidden
 
-    def hidden(*args: Tensor) -> Tensor:
+    def hidden(*args: Any) -> Tensor:
         out = compute(*args)
         enter("loss", left="forward")
         out.register_hook(lambda grad: enter("backward", left="loss"))
@@ -177,7 +181,7 @@ def _step(module: FusionModule, optimizer: torch.optim.Optimizer, config: FuseCo
     optimizer.step()
 
 
-def _batch(rows: int, length: int) -> MicroBatch:
+def _batch(rows: int, length: int, boundaries: Boundaries) -> MicroBatch:
     num_tokens = rows * length
     return MicroBatch(
         input_ids=torch.zeros(rows, length, dtype=torch.int64),
@@ -188,6 +192,7 @@ def _batch(rows: int, length: int) -> MicroBatch:
         topk_logprobs=torch.zeros(num_tokens, TOP_K),
         mode=torch.zeros(num_tokens, dtype=torch.int64),
         weight=torch.ones(num_tokens),
+        boundaries=boundaries,
     )
 
 

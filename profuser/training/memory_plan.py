@@ -25,6 +25,8 @@ class MemoryPlan:
     """Devices."""
     micro_batch: tuple[int, int]
     """Sequences of the largest micro-batch, and tokens of each."""
+    attention: str
+    """The attention function, and why it was chosen."""
     moments: Mapping[Moment, Mapping[Part, int]]
     host: Mapping[Part, int]
     """What each worker keeps in the host's memory instead (`memory.cpu_offload`)."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from profuser.recipe.fusing import FuseConfig
+from profuser.training.attention import WITHOUT_MASK, Boundaries, set_attention
 from profuser.training.examples import Example
 from profuser.training.losses import Tail, TokenLosses, fusion_loss
 from profuser.training.output_head import OutputHead
@@ -35,7 +36,9 @@ class MicroBatch(NamedTuple):
     mode: Int[Tensor, "N"]
     """Index into `MODES`."""
     weight: Float[Tensor, "N"]
-    """Of the example that it is of."""
+    """Weight of the token's example."""
+    boundaries: Boundaries
+    """Of the examples in the flattened `[B * S]`; each stretch of padding counts as one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +62,10 @@ class PackedExamples:
     def tensors(self, device: torch.device) -> MicroBatch:
         """What the model reads, on its device."""
         wide = {"topk_logprobs": torch.float32, "weight": torch.float32}
-        arrays = {name: getattr(self, name) for name in MicroBatch._fields}
+        arrays = {name: getattr(self, name) for name in MicroBatch._fields if name != "boundaries"}
         arrays |= {name: arrays[name][self.example] for name in ("mode", "weight")}
-        return MicroBatch(
-            **{name: torch.from_numpy(a).to(device, wide.get(name, torch.int64)) for name, a in arrays.items()}
-        )
+        tensors = {name: torch.from_numpy(a).to(device, wide.get(name, torch.int64)) for name, a in arrays.items()}
+        return MicroBatch(**tensors, boundaries=Boundaries.of(self.position_ids, device))
 
     def to_table(self) -> pa.Table:
         """One row of a table, every array a flat list."""
@@ -137,14 +139,25 @@ class FusionModule(nn.Module):
     The loss is inside, so that sharded parameters (the output weight among them) are whole while it reads them.
     """
 
-    def __init__(self, model: Any, config: FuseConfig):
+    def __init__(
+        self, model: Any, config: FuseConfig, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ):
+        """Sets the model's attention.
+
+        Args:
+            model: the target; its parameters may have no memory yet.
+            config: how it is trained.
+            device: where it computes, if not where its parameters are (they have no memory, or wait in the host's).
+            dtype: in which its parameters are used, if not in their own.
+        """
         super().__init__()
         self.model = model
         self.beta, self.temperature, self.chunk_tokens = config.beta, config.temperature, config.loss_chunk_tokens
         self.tail: Tail = config.tail
         self.packing = config.packing
-        self.device = next(model.parameters()).device
-        """Where it computes: not where parameters are, if these wait in the host's memory."""
+        first = next(model.parameters())
+        self.device = device or first.device
+        self.attention = set_attention(model, config.attention, self.packing, self.device, dtype or first.dtype)
         self.takes = set(inspect.signature(model.base_model.forward).parameters)
 
     def forward(self, batch: MicroBatch, scale: Float[Tensor, "2"]) -> TokenLosses:
@@ -154,7 +167,9 @@ class FusionModule(nn.Module):
             batch: of packed examples.
             scale: per mode, its weight over its response tokens in the whole update, each counted as its example is weighted.
         """
-        hidden = self.hidden(batch.input_ids, batch.position_ids).flatten(0, 1)[batch.places]
+        hidden = self.hidden(batch.input_ids, batch.position_ids, batch.boundaries).flatten(0, 1)
+        # Not by brackets: the gradient of those sorts the places first, in case one is there twice.
+        hidden = hidden.index_select(0, batch.places)
         ce_weight = scale[batch.mode] * batch.weight
         return fusion_loss(
             hidden,
@@ -181,23 +196,28 @@ class FusionModule(nn.Module):
             if isinstance(module, FSDPModule):
                 module.reshard()
 
-    def hidden(self, input_ids: Int[Tensor, "B S"], position_ids: Int[Tensor, "B S"]) -> Float[Tensor, "B S D"]:
+    def hidden(
+        self, input_ids: Int[Tensor, "B S"], position_ids: Int[Tensor, "B S"], boundaries: Boundaries
+    ) -> Float[Tensor, "B S D"]:
         """Last hidden states; no example sees another where they are packed.
 
-        Where the architecture takes positions, Transformers sees from their restarts where examples begin. Others (MPT) get the
-        mask itself: ALiBi's biases count from the key's place, and a softmax does not mind what they all share.
+        An attention without a mask gets all sequences as one, with the examples' boundaries. With a mask, Transformers finds the
+        examples by where positions restart, if the architecture takes positions. Others (MPT) get the mask itself: ALiBi's biases
+        count from the key's place, and a softmax does not change by what all keys share.
         """
         settings: dict[str, Any] = {}
-        if self.packing and "position_ids" in self.takes:
+        shape = input_ids.shape
+        if self.packing and self.model.config._attn_implementation in WITHOUT_MASK:
+            input_ids, settings["position_ids"] = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
+            settings |= boundaries.arguments()
+        elif self.packing and "position_ids" in self.takes:
             settings["position_ids"] = position_ids
         elif self.packing:
             settings["attention_mask"] = block_diagonal_mask(position_ids, next(self.parameters()).dtype)
         if "use_cache" in self.takes:
             settings["use_cache"] = False
-        if "flash" in str(self.model.config._attn_implementation) and self.packing:
-            # Its kernels find the examples in one long sequence only.
-            input_ids, settings["position_ids"] = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
-        return self.model.base_model(input_ids=input_ids, **settings).last_hidden_state
+        hidden = self.model.base_model(input_ids=input_ids, **settings).last_hidden_state
+        return hidden.reshape(*shape, -1)
 
 
 def block_diagonal_mask(position_ids: Int[Tensor, "B S"], dtype: torch.dtype) -> Float[Tensor, "B 1 S S"]:

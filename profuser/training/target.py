@@ -27,6 +27,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from profuser.errors import UserError
 from profuser.recipe.fusing import FuseConfig
+from profuser.training.attention import set_attention
 from profuser.training.checks import check_target
 from profuser.training.lora import MARK, add_adapters, fill_adapters
 from profuser.training.step import FusionModule
@@ -50,8 +51,8 @@ def load_target(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if dist.is_initialized():
-        module = FusionModule(hollow(AutoConfig.from_pretrained(path, revision=revision), config), config)
-        module.device = device
+        empty = hollow(AutoConfig.from_pretrained(path, revision=revision), config)
+        module = FusionModule(empty, config, device, compute_dtype(config, device))
         shard(module, config, device)
         _fill(module, path, revision, offloads(config, device))
     else:
@@ -65,11 +66,17 @@ def load_target(
 
 
 def check_trainable(path: str, revision: str | None, config: FuseConfig) -> None:
-    """Raises UserError where Transformers has no class for the target, or `fuse.lora` names no layer of it. No weight is read."""
+    """Raises UserError for a target that cannot be trained as configured. No weight is read.
+
+    Transformers has no class for it, `fuse.lora` names no layer of it, or `fuse.attention` is one that it does not have.
+    """
     from transformers import AutoConfig
 
+    # Workers may be on other machines than this one: they get GPUs unless the recipe says otherwise.
+    device = torch.device("cpu" if config.workers.use_gpu is False else "cuda")
     try:
-        hollow(AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False), config)
+        model = hollow(AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False), config)
+        set_attention(model, config.attention, config.packing, device, compute_dtype(config, device))
     except (ValueError, OSError, ImportError) as error:
         raise UserError(
             f"target.model: {path}: {' '.join(str(error).split())[:300]} (a target is trained as a class of Transformers' own)"
@@ -106,6 +113,7 @@ class _Selective:
         torch.ops.aten._scaled_dot_product_flash_attention.default,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
         torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+        torch.ops.torch_attn._varlen_attn.default,  # registered by profuser.training.attention
     )
 
     def __init__(self) -> None:

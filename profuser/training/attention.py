@@ -1,0 +1,251 @@
+"""Attention over packed examples with kernels that know where each example begins: no mask of S x S is in memory.
+
+Two functions are registered with Transformers' attention interface, under names of our own. Both give what scaled dot-product
+attention gives with a block-diagonal causal mask:
+
+- `VARLEN`: PyTorch's variable-length attention (FlashAttention), on GPUs in half precision.
+- `BY_EXAMPLE`: `scaled_dot_product_attention`, one example after another, on CPUs and for what the kernel does not take.
+
+Legend: B sequences (one, where there are boundaries), S tokens of the longest, N tokens of all laid end to end, E examples (each
+stretch of padding counts as one), H query heads, G key heads, D head size, M keys.
+"""
+
+import importlib.util
+import inspect
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Integer
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
+
+from profuser.errors import UserError
+from profuser.recipe.devices import Attention
+
+VARLEN, BY_EXAMPLE = "profuser_varlen", "profuser_by_example"
+FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
+"""Implementations of Transformers, and the package that each needs."""
+WITHOUT_MASK = (VARLEN, BY_EXAMPLE, *FLASH)
+"""Implementations that take the examples' boundaries, in one sequence, instead of a mask."""
+LARGEST_HEAD = 256
+"""Largest head size of the FlashAttention kernel in PyTorch."""
+NOT_TAKEN = ("softcap", "s_aux", "position_bias")
+"""Arguments of other attention functions that would change the result."""
+HAS_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+class Boundaries(NamedTuple):
+    """Where the examples of a micro-batch begin and end in its flattened tokens."""
+
+    offsets: Int[Tensor, "E1"]
+    """`[0, ..., N]`, int32: example e is `[offsets[e], offsets[e + 1])`."""
+    longest: int
+    """Tokens of the longest example."""
+
+    @classmethod
+    def of(cls, position_ids: Integer[np.ndarray, "B S"], device: torch.device) -> "Boundaries":
+        """From positions that start at 0 with each example. They are on the host, so no device is waited for."""
+        flat = position_ids.reshape(-1)
+        offsets = np.append(np.flatnonzero(flat == 0), len(flat)).astype(np.int32)
+        return cls(torch.from_numpy(offsets).to(device, non_blocking=True), int(np.diff(offsets).max()))
+
+    def arguments(self) -> dict[str, Any]:
+        """Transformers' names for the same."""
+        ends = {f"cu_seq_lens_{side}": self.offsets for side in "qk"}
+        return ends | {f"max_length_{side}": self.longest for side in "qk"}
+
+
+class Choice(NamedTuple):
+    """The attention that a target is trained with."""
+
+    implementation: str
+    """Its name in Transformers."""
+    why: str
+
+    def __str__(self) -> str:
+        return f"attention: {self.implementation.removeprefix('profuser_')} ({self.why})"
+
+
+def set_attention(model: Any, wanted: Attention, packing: bool, device: torch.device, dtype: torch.dtype) -> Choice:
+    """Sets the attention of a Hugging Face model for training.
+
+    Args:
+        model: its parameters may have no memory.
+        wanted: `fuse.attention`.
+        packing: whether examples lie end to end.
+        device: that it will run on.
+        dtype: that its parameters are used in.
+
+    Raises:
+        UserError: the model or this machine does not have what the recipe names.
+    """
+    choice = choose(model, wanted, packing, device, dtype)
+    if choice.implementation != model.config._attn_implementation:
+        _register()
+        try:
+            model.set_attn_implementation(choice.implementation)
+        except (ValueError, ImportError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"fuse.attention: {wanted}: {reason}") from None
+    return choice
+
+
+def choose(model: Any, wanted: Attention, packing: bool, device: torch.device, dtype: torch.dtype) -> Choice:
+    """What `set_attention` sets."""
+    default = model.config._attn_implementation
+    kernel = device.type == "cuda" and kernel_misfit(model, dtype) is None
+    if wanted == "varlen":
+        if misfit := boundaries_misfit(model):
+            raise UserError(f"fuse.attention: varlen: {misfit}; use auto")
+        return Choice(VARLEN if kernel else BY_EXAMPLE, "as configured")
+    if wanted != "auto":
+        if reason := _refusal(model, wanted, device):
+            raise UserError(f"fuse.attention: {wanted}: {reason}, or use auto")
+        return Choice(wanted, "as configured")
+    if not packing:
+        return Choice(default, "nothing is packed")
+    if misfit := boundaries_misfit(model):
+        return _choose_for_others(model, misfit, device)
+    if kernel:
+        return Choice(VARLEN, "PyTorch's variable-length kernel")
+    if device.type == "cpu":
+        return Choice(BY_EXAMPLE, "one example after another")
+    return Choice(default, f"with a mask: {kernel_misfit(model, dtype)}")
+
+
+def _refusal(model: Any, wanted: str, device: torch.device) -> str | None:
+    """Why a function of Transformers cannot be had for a model, and what to do; None where it can."""
+    default = model.config._attn_implementation
+    if wanted != default and not model._supports_attention_backend:
+        return f"{type(model).__name__} has an attention of its own; set {default}"
+    if wanted in FLASH and importlib.util.find_spec(FLASH[wanted]) is None:
+        return f"package {FLASH[wanted]} is not installed; install it"
+    if wanted == "flex_attention" and device.type == "cpu":
+        return f"it has no backward pass on a CPU; set {default}"
+    return None
+
+
+def _choose_for_others(model: Any, misfit: str, device: torch.device) -> Choice:
+    """For a model whose attention is more than the plain one: what Transformers has for it."""
+    if device.type == "cuda" and model._supports_flash_attn and importlib.util.find_spec("flash_attn"):
+        return Choice("flash_attention_2", misfit)
+    if device.type == "cuda" and getattr(model, "_supports_flex_attn", False):
+        return Choice("flex_attention", misfit)
+    return Choice(model.config._attn_implementation, f"with a mask: {misfit}")
+
+
+def boundaries_misfit(model: Any) -> str | None:
+    """Why an attention that takes boundaries, windows and nothing else would be wrong for a model; None where it is right.
+
+    Transformers knows: it gives such models plain `sdpa` by default, and lets them use FlashAttention, which has no mask either.
+    """
+    kind, text = type(model).__name__, model.config.get_text_config()
+    if getattr(text, "attn_logit_softcapping", None):
+        return f"{kind} caps its attention logits"
+    takes = inspect.signature(model.base_model.forward).parameters.values()
+    passes_on = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in takes)
+    if not (passes_on and model._supports_sdpa and model._supports_flash_attn and model._supports_attention_backend):
+        return f"{kind} has an attention of its own"
+    return None
+
+
+def kernel_misfit(model: Any, dtype: torch.dtype) -> str | None:
+    """Why the variable-length kernel does not take a model; None where it does."""
+    text = model.config.get_text_config()
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"the kernel takes half precision, this is {str(dtype).removeprefix('torch.')}"
+    if size % 8 or size > LARGEST_HEAD:
+        return f"the kernel takes heads of up to {LARGEST_HEAD} in steps of 8, these are {size}"
+    if getattr(text, "v_head_dim", size) != size:
+        return "keys and values differ in size"
+    if getattr(text, "attention_dropout", 0):
+        return "the kernel has no dropout"
+    return None
+
+
+def _register() -> None:
+    """Makes both functions known to Transformers. A name that its masks do not know gets none."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(VARLEN, varlen)
+    AttentionInterface.register(BY_EXAMPLE, by_example)
+
+
+def varlen(
+    module: Any,
+    query: Float[Tensor, "B H N D"],
+    key: Float[Tensor, "B G N D"],
+    value: Float[Tensor, "B G N D"],
+    attention_mask: Any,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "B N H D"], None]:
+    """Causal attention within each example, by PyTorch's variable-length kernel; a window counts the token itself.
+
+    Raises:
+        ValueError: the model wants more than that.
+    """
+    if "cu_seq_lens_q" not in kwargs:
+        return by_example(module, query, key, value, attention_mask, scaling, dropout, sliding_window, **kwargs)
+    _refuse(kwargs | {"attention_mask": attention_mask, "dropout": dropout or None})
+    q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
+    options: dict[str, Any] = {"enable_gqa": True} if HAS_GQA else {}
+    if not HAS_GQA and k.shape[1] != q.shape[1]:
+        k, v = (each.repeat_interleave(q.shape[1] // each.shape[1], dim=1) for each in (k, v))
+    offsets, longest = kwargs["cu_seq_lens_q"], kwargs["max_length_q"]
+    window = (-1 if sliding_window is None else sliding_window - 1, 0)
+    out: Any = varlen_attn(q, k, v, offsets, offsets, longest, longest, scale=scaling, window_size=window, **options)
+    return out[None], None
+
+
+def by_example(
+    module: Any,
+    query: Float[Tensor, "B H N D"],
+    key: Float[Tensor, "B G M D"],
+    value: Float[Tensor, "B G M D2"],
+    attention_mask: Any,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "B N H D2"], None]:
+    """The same, by `scaled_dot_product_attention` over one example at a time.
+
+    Without boundaries each sequence is an example, of which the queries are the end (M > N with a cache).
+
+    Raises:
+        ValueError: the model wants more than that.
+    """
+    _refuse(kwargs | {"attention_mask": attention_mask})
+    offsets = kwargs["cu_seq_lens_q"].tolist() if "cu_seq_lens_q" in kwargs else None
+    parts = (
+        (each,) if offsets is None else each.split(np.diff(offsets).tolist(), dim=2) for each in (query, key, value)
+    )
+    out = []
+    for q, k, v in zip(*parts, strict=True):
+        sizes = q.shape[2], k.shape[2]
+        plain = sizes[0] == sizes[1] and (sliding_window is None or sliding_window >= sizes[1])
+        mask = None if plain else _band(*sizes, sliding_window or sizes[1], q.device)
+        grouped = q.shape[1] != k.shape[1]
+        out.append(
+            scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=plain, scale=scaling, enable_gqa=grouped)
+        )
+    return torch.cat(out, dim=2).transpose(1, 2), None
+
+
+def _band(num_queries: int, num_keys: int, window: int, device: torch.device) -> Bool[Tensor, "N M"]:
+    """True where a key is one of the `window` tokens that end with the query's; the last query is at the last key."""
+    keys = torch.arange(num_keys, device=device)
+    back = keys[num_keys - num_queries :, None] - keys
+    return (back >= 0) & (back < window)
+
+
+def _refuse(arguments: dict[str, Any]) -> None:
+    wanted = [name for name in (*NOT_TAKEN, "attention_mask", "dropout") if arguments.get(name) is not None]
+    if wanted or arguments.get("is_causal") is False:
+        raise ValueError(f"packed attention does not take {', '.join(wanted) or 'attention to later tokens'}")
