@@ -49,7 +49,9 @@ class Boundaries(NamedTuple):
         """From positions that start at 0 with each example. They are on the host, so no device is waited for."""
         flat = position_ids.reshape(-1)
         offsets = np.append(np.flatnonzero(flat == 0), len(flat)).astype(np.int32)
-        return cls(torch.from_numpy(offsets).to(device, non_blocking=True), int(np.diff(offsets).max()))
+        tensor = torch.from_numpy(offsets)
+        tensor = tensor.pin_memory() if device.type == "cuda" else tensor
+        return cls(tensor.to(device, non_blocking=True), int(np.diff(offsets).max()))
 
     def arguments(self) -> dict[str, Any]:
         """Transformers' names for the same."""
@@ -203,6 +205,7 @@ def varlen(
     return out[None], None
 
 
+@torch.compiler.disable  # lengths of examples differ in each batch: compiled, it would be compiled for each
 def by_example(
     module: Any,
     query: Float[Tensor, "B H N D"],

@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from profuser.errors import TrainingError
-from profuser.recipe.fusing import FuseConfig, OptimizerConfig
+from profuser.recipe.fusing import FuseConfig
 from profuser.schedule import Schedule
 from profuser.schemas import MODES
 from profuser.training.batches import Update, UpdatePlan
 from profuser.training.guards import SpikeWatch, memory_named, worst_rows
 from profuser.training.metrics import ModelFlops, StepMetrics, peak_memory_gib, peak_tflops
-from profuser.training.step import FusionModule, PackedExamples
+from profuser.training.optimizer import learning_rate, make_optimizer, step_if_finite
+from profuser.training.step import FusionModule, PackedExamples, on_device
 
 Record = dict[str, float]
-"""What an update did, by name; at a checkpoint held-out bits per byte besides."""
+"""What an update did, by name; at a checkpoint also held-out bits per byte."""
 Stream = Callable[["Trainer"], Iterator[tuple[Update, list[PackedExamples]]]]
 """The updates that are left of a trainer's plan, with this worker's micro-batches."""
 HELDOUT = "heldout_bits_per_byte"
@@ -37,6 +38,23 @@ class Hooks:
     """Asked on every worker with each update; if any says yes, all write a checkpoint after it and stop."""
     wants_checkpoint: Callable[[], bool] = lambda: False
     """Asked on every worker after each update that none is due after; all give the same answer."""
+
+
+@dataclass(frozen=True, eq=False)
+class LaunchedStep:
+    """An update that a device may still be working on."""
+
+    update: Update
+    batches: Sequence[PackedExamples]
+    ce_nats: list[Tensor]
+    """Of each micro-batch, the cross-entropy per response token."""
+    numbers: Tensor
+    """On the host once `done`: CE sums, KL sums, workers that want to stop, gradient norm."""
+    done: Any
+    """CUDA event; None where there is nothing to wait for."""
+    learning_rate: float
+    start: float
+    """When it was launched, in seconds of `time.perf_counter`."""
 
 
 class Trainer:
@@ -67,6 +85,12 @@ class Trainer:
         self.flops, self.peak_tflops = ModelFlops.of(module.model), peak_tflops(self.device)
         self.step = self.cursor = self.skipped = self.consecutive_skips = 0
         self.history: list[Record] = []
+        moves_on = any(piece.moves_on for piece in config.schedule)
+        self.overlaps = self.device.type == "cuda" and not moves_on
+        """Whether an update's numbers are read, logged and watched while the next one runs: the device then never waits for the
+        host. A stage that ends by its losses must know them first."""
+        self._launched: LaunchedStep | None = None
+        self._last_done = 0.0
 
     def run(self, stream: Stream, hooks: Hooks) -> bool:
         """Runs the updates that are left; False if it was stopped before the last one.
@@ -87,35 +111,30 @@ class Trainer:
         return True
 
     def _advance(self, update: Update, batches: list[PackedExamples], hooks: Hooks) -> tuple[bool, bool]:
-        """One update and what follows from it: whether the stage has ended early, and whether training was told to stop."""
-        metrics, stopped = self.train_step(update, batches, hooks.wants_stop())
+        """One update and what follows from it: whether the stage has ended early, and whether a worker wants to stop."""
+        before, self._launched = self._launched, self.train_step(update, batches, hooks.wants_stop())
         self.step, self.cursor = update.step + 1, update.end
-        moved_on = self.schedule.observe(update.step, metrics.ce_inference_nats)
+        stopped = before is not None and self._settle(before, hooks)[1]
         due = self.step % self.config.checkpoint_every_steps == 0 or self.step == self.plan.num_steps
-        record = metrics.known() | (self.validate() if due else {})
-        self.history.append(record)
-        hooks.on_step(record)
-        if due or stopped or hooks.wants_checkpoint():
+        saves = due or stopped or hooks.wants_checkpoint()
+        if self.overlaps and not saves:
+            return False, False
+        moved_on, also_stopped = self._settle(self._launched, hooks, validates=due)
+        self._launched = None
+        stopped |= also_stopped
+        if saves or stopped:
             hooks.on_checkpoint(self)
         return moved_on, stopped and self.step < self.plan.num_steps
 
-    def train_step(
-        self, update: Update, batches: Sequence[PackedExamples], wants_stop: bool = False
-    ) -> tuple[StepMetrics, bool]:
-        """One update: all micro-batches, clipping, and the optimizer, unless the gradient is not finite.
-
-        Returns:
-            What it did, and whether any worker wants to stop.
-        """
+    def train_step(self, update: Update, batches: Sequence[PackedExamples], wants_stop: bool = False) -> LaunchedStep:
+        """Launches one update: all micro-batches, clipping, and the optimizer, unless the gradient is not finite."""
         start = time.perf_counter()
         torch.manual_seed(hash((self.seed, update.step, self.rank)) % 2**63)
         rate = self._learning_rate(update.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        scale = torch.tensor(
-            [getattr(update.weights, m) / (n or 1.0) for m, n in zip(MODES, update.weighted_tokens, strict=True)]
-        )
-        scale = scale.to(self.device)
+        shares = [getattr(update.weights, m) / (n or 1.0) for m, n in zip(MODES, update.weighted_tokens, strict=True)]
+        scale = on_device(torch.tensor(shares), self.device)
         sums = torch.zeros(2 * len(MODES) + 1, device=self.device)
         ce_nats = []
         for each in batches:
@@ -127,14 +146,33 @@ class Trainer:
                 sums[part * len(MODES) :].index_add_(0, batch.mode, values.float())
             ce_nats.append(losses.ce_nats)
         norm: Any = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optimizer.clip_norm)
-        grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         sums[-1] = float(wants_stop)
         if self.world_size > 1:
             dist.all_reduce(sums)
-        finite = self._apply(update.step, grad_norm)
-        metrics = self._metrics(update, sums.tolist(), rate, grad_norm, time.perf_counter() - start)
-        self._watch(metrics, finite, batches, ce_nats)
-        return metrics, bool(sums[-1] > 0)
+        self._apply(norm)
+        numbers, done = _to_host(torch.cat([sums, norm.to(sums).reshape(1)]))
+        return LaunchedStep(update, batches, ce_nats, numbers, done, rate, start)
+
+    def _settle(self, launched: LaunchedStep, hooks: Hooks, validates: bool = False) -> tuple[bool, bool]:
+        """Waits for an update, and logs it: whether the stage has ended early, and whether a worker wants to stop."""
+        if launched.done:
+            launched.done.synchronize()
+        now = time.perf_counter()
+        # Launched while the one before was running, it began when that was done.
+        seconds = now - max(launched.start, self._last_done)
+        self._last_done = now
+        *sums, grad_norm = launched.numbers.tolist()
+        finite = math.isfinite(grad_norm)
+        self.skipped += not finite
+        self.consecutive_skips = 0 if finite else self.consecutive_skips + 1
+        metrics = self._metrics(launched.update, sums, launched.learning_rate, grad_norm, seconds)
+        self._watch(metrics, finite, launched.batches, launched.ce_nats)
+        moved_on = self.schedule.observe(launched.update.step, metrics.ce_inference_nats)
+        record = metrics.known() | (self.validate() if validates else {})
+        self.history.append(record)
+        hooks.on_step(record)
+        return moved_on, sums[-1] > 0
 
     @torch.no_grad()
     def validate(self) -> Record:
@@ -167,17 +205,8 @@ class Trainer:
         _, first, end = self.schedule.piece(step)
         return learning_rate(config, step - first, end - first)
 
-    def _apply(self, step: int, grad_norm: float) -> bool:
-        """Steps the optimizer; False where the gradient is not finite and nothing was done."""
-        finite = math.isfinite(grad_norm)
-        if finite:
-            self.optimizer.step()
-            self.consecutive_skips = 0
-        else:
-            self.skipped += 1
-            self.consecutive_skips += 1
-        self.optimizer.zero_grad(set_to_none=True)
-        return finite
+    def _apply(self, grad_norm: Tensor) -> None:
+        step_if_finite(self.optimizer, grad_norm)
 
     def _watch(self, metrics: StepMetrics, finite: bool, batches: Sequence[PackedExamples], ce_nats: list[Any]) -> None:
         """Names the rows of an update that is not finite or whose loss spikes. All workers see the same numbers."""
@@ -225,22 +254,12 @@ class Trainer:
         )
 
 
-def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Fused AdamW over what is trained."""
-    return torch.optim.AdamW(
-        [parameter for parameter in module.parameters() if parameter.requires_grad],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-
-
-def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
-    """Linear warm-up from 0, then a cosine to `final_fraction` of the peak at the last update."""
-    warmup = math.ceil(config.warmup_fraction * num_steps)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    done = (step - warmup) / max(1, num_steps - warmup)
-    share = config.final_fraction + (1 - config.final_fraction) * (1 + math.cos(math.pi * done)) / 2
-    return config.learning_rate * share
+def _to_host(tensor: Tensor) -> tuple[Tensor, Any]:
+    """Begins to copy numbers to the host; returns the copy, and the event after which it holds them (None for a CPU)."""
+    if tensor.device.type != "cuda":
+        return tensor, None
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    copy.copy_(tensor, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+    return copy, done

@@ -156,7 +156,7 @@ def _bend(logits: Float[Tensor, "n V"], scale: float, softcap: float | None) -> 
         return None
     logits *= scale
     if softcap is None:
-        return logits.new_tensor(scale)
+        return logits.new_full((), scale)
     bent = logits.div_(softcap).tanh_()
     slope = (1 - bent.square()).mul_(scale)
     bent.mul_(softcap)

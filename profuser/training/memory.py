@@ -28,8 +28,8 @@ from profuser.schemas import MODES
 from profuser.training.attention import Boundaries
 from profuser.training.batches import micro_batches
 from profuser.training.live_bytes import LiveBytes
-from profuser.training.loop import make_optimizer
 from profuser.training.memory_plan import PARTS, SHARDED, MemoryPlan, Moment, Part
+from profuser.training.optimizer import make_optimizer
 from profuser.training.step import FusionModule, MicroBatch
 from profuser.training.target import hollow, shard
 

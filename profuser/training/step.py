@@ -64,7 +64,9 @@ class PackedExamples:
         wide = {"topk_logprobs": torch.float32, "weight": torch.float32}
         arrays = {name: getattr(self, name) for name in MicroBatch._fields if name != "boundaries"}
         arrays |= {name: arrays[name][self.example] for name in ("mode", "weight")}
-        tensors = {name: torch.from_numpy(a).to(device, wide.get(name, torch.int64)) for name, a in arrays.items()}
+        tensors = {
+            name: on_device(torch.from_numpy(a), device).to(wide.get(name, torch.int64)) for name, a in arrays.items()
+        }
         return MicroBatch(**tensors, boundaries=Boundaries.of(self.position_ids, device))
 
     def to_table(self) -> pa.Table:
@@ -87,6 +89,11 @@ class PackedExamples:
             text = pa.types.is_string(flat.type) or pa.types.is_null(flat.type)
             values[name] = flat.to_pylist() if text else np.array(flat).reshape(shapes.get(name, (-1,)))
         return cls(**values)
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copies a tensor of the host to the device; the host does not wait for a GPU to have it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def collate(packs: Sequence[Sequence[Example]], pad_id: int, top_k: int) -> PackedExamples:

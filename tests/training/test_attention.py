@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from profuser.errors import UserError
 from profuser.training import attention
 from profuser.training.attention import BY_EXAMPLE, VARLEN, Boundaries, by_example, choose, set_attention, varlen
 from profuser.training.step import FusionModule
-from tests.training.made import CONFIGS, config, model
+from tests.training.made import CONFIGS, SMALL, config, model
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 LENGTHS = [5, 1, 9, 3]
@@ -118,8 +119,7 @@ def test_auto_takes_what_the_targets_attention_allows(name, on_gpu, on_cpu, monk
 def test_what_the_kernel_does_not_take_gets_a_mask_and_is_said():
     found = choose(model("llama"), "auto", True, GPU, torch.float32)
     assert str(found) == "attention: sdpa (with a mask: the kernel takes half precision, this is float32)"
-    odd = model("llama")
-    odd.config.head_dim = 20
+    odd = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=50, head_dim=20, **SMALL))
     assert "in steps of 8, these are 20" in choose(odd, "auto", True, GPU, torch.bfloat16).why
 
 

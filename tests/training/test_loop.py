@@ -1,5 +1,6 @@
 """A loop that continues where it stopped, skips what is not finite, and says whose rows they were."""
 
+import copy
 import math
 from itertools import pairwise
 
@@ -13,8 +14,9 @@ from profuser.schemas import MODES
 from profuser.training.batches import read_packs
 from profuser.training.checkpoint import Checkpointer, load_checkpoint
 from profuser.training.guards import SpikeWatch, memory_named
-from profuser.training.loop import HELDOUT, learning_rate
+from profuser.training.loop import HELDOUT
 from profuser.training.metrics import ModelFlops
+from profuser.training.optimizer import learning_rate
 from tests.training.made import Setting, config, curve, model
 
 
@@ -54,6 +56,77 @@ def test_a_run_that_is_told_to_stop_writes_a_checkpoint_and_continues_from_it(tm
     load_checkpoint(resumed, tmp_path / "2")
     assert setting.run(resumed)
     assert curve(resumed) == curve(whole)
+
+
+def overlapping(setting):
+    """A trainer as on a GPU: each update's numbers are read while the next one runs."""
+    trainer = setting.trainer()
+    assert not trainer.overlaps
+    trainer.overlaps = True
+    return trainer
+
+
+def test_updates_whose_numbers_are_read_late_are_the_same(tmp_path):
+    setting = Setting(config(duration={"kind": "steps", "value": 8}))
+    at_once, late = setting.trainer(), overlapping(setting)
+    logged = []
+    setting.run(at_once)
+    assert setting.run(
+        late, on_checkpoint=saver(tmp_path), on_step=lambda record: logged.append((record["step"], late.step))
+    )
+    assert curve(late) == curve(at_once)
+    # Read one update late, but for those after which a checkpoint is due: it holds all that went before.
+    assert logged == [(0, 2), (1, 3), (2, 3), (3, 5), (4, 6), (5, 6), (6, 8), (7, 8)]
+    for a, b in zip(late.module.parameters(), at_once.module.parameters(), strict=True):
+        assert torch.equal(a, b)
+    resumed = overlapping(setting)
+    load_checkpoint(resumed, tmp_path / "3")
+    assert setting.run(resumed)
+    assert curve(resumed) == curve(at_once)
+
+
+def test_a_wish_to_stop_that_is_read_late_loses_no_update(tmp_path):
+    setting = Setting()
+    whole, told = setting.trainer(), overlapping(setting)
+    setting.run(whole)
+    assert not setting.run(told, on_checkpoint=saver(tmp_path), wants_stop=lambda: told.step == 0)
+    assert (told.step, len(told.history), [f.name for f in tmp_path.iterdir()]) == (2, 2, ["2"])
+    resumed = overlapping(setting)
+    load_checkpoint(resumed, tmp_path / "2")
+    assert setting.run(resumed)
+    assert curve(resumed) == curve(whole)
+
+
+def test_steps_that_are_skipped_are_counted_when_read_late(capsys):
+    setting = Setting(config(guards={"max_consecutive_skips": 2}))
+    trainer = overlapping(setting)
+    with torch.no_grad():
+        trainer.module.model.lm_head.weight[3] = float("nan")
+    before = [p.clone() for p in trainer.module.parameters()]
+    with pytest.raises(TrainingError, match=r"2 steps in a row .* row"):
+        setting.run(trainer)
+    assert trainer.skipped == 2
+    for a, b in zip(trainer.module.parameters(), before, strict=True):
+        assert torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def test_a_step_without_a_finite_gradient_leaves_the_optimizer_as_it_was():
+    setting = Setting()
+    trainer = setting.trainer()
+    updates = setting.stream()(trainer)
+    trainer.train_step(*next(updates))
+    before = copy.deepcopy(trainer.optimizer.state_dict()["state"])
+    weight = trainer.module.model.lm_head.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight[3] = float("inf")
+    trainer.train_step(*next(updates))
+    with torch.no_grad():
+        weight[3] = kept[3]
+    for place, state in trainer.optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, before[place][name])
+    assert torch.equal(weight, kept)
 
 
 def test_a_stage_that_has_stopped_improving_gives_way_and_no_row_is_lost():
