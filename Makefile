@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest
 WORKERS ?= 2
 SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo check format test test-fast test-long bench bench-scale clean
+.PHONY: help setup demo check format test test-fast test-long bench bench-scale bench-gpu gpu-wheels clean
 
 help: ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,12 @@ bench: $(STAMP) ## The benchmarks, side by side in one run
 
 bench-scale: $(STAMP) ## Time and memory over 100,000 and 1,000,000 synthetic rows, apart from the others (some forty minutes)
 	$(BIN)/python -m tests.benchmarks scale
+
+bench-gpu: ## The benchmarks of one GPU (eight minutes at most); needs neither .venv nor a network, only PyTorch and `make gpu-wheels`
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m tests.benchmarks gpu
+
+gpu-wheels: $(STAMP) ## Gather what a bare GPU machine lacks for bench-gpu, in .gpu-wheels
+	$(BIN)/python -m tests.benchmarks.gpu.wheels
 
 clean: ## Take away what was built
 	rm -rf $(VENV) dist .pytest_cache .ruff_cache

@@ -1,10 +1,12 @@
 """The Transformers engine: for architectures that vLLM does not know, and the oracle for the vLLM engine in tests."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 
 from profuser.engines.base import Request, Response
 from profuser.engines.device import context_length, device, dtype_here
@@ -13,6 +15,8 @@ from profuser.recipe.models import EngineConfig
 from profuser.signals.codec import TopK
 
 BATCH_TOKENS = 4096
+READ_TOKENS = 1024
+"""Positions of which the logits are read at a time."""
 
 
 class TransformersEngine:
@@ -64,10 +68,20 @@ class TransformersEngine:
     def _force(self, requests: list[Request]) -> Iterator[Response]:
         sequences = [r.prompt_ids + (r.response_ids or []) for r in requests]
         logits = self.model(**self._padded(sequences, left=False)).logits
-        for row, request in enumerate(requests):
-            ids = np.asarray(request.response_ids, dtype=np.int64)
-            first = len(request.prompt_ids) - 1
-            yield _response(logits[row, first : first + len(ids)], ids, request.top_k, "given")
+        given = [np.asarray(r.response_ids, dtype=np.int64) for r in requests]
+        lengths = [len(ids) for ids in given]
+        rows = np.repeat(np.arange(len(given)), lengths)
+        places = np.concatenate([len(r.prompt_ids) - 1 + np.arange(n) for r, n in zip(requests, lengths, strict=True)])
+        index = [torch.from_numpy(each).to(logits.device) for each in (rows, places, np.concatenate(given))]
+        parts = [
+            _read(logits[row, place], own, requests[0].top_k)
+            for row, place, own in zip(*(each.split(READ_TOKENS) for each in index), strict=True)
+        ]
+        own, ids, logprobs = (torch.cat(each).cpu().numpy() for each in zip(*parts, strict=True))
+        ends = np.cumsum(lengths)
+        for end, length, response in zip(ends, lengths, given, strict=True):
+            part = slice(end - length, end)
+            yield Response(response, own[part], TopK(ids[part], logprobs[part]), "given")
 
     def _generate(self, requests: list[Request]) -> Iterator[Response]:
         generation = requests[0].generation
@@ -79,37 +93,73 @@ class TransformersEngine:
             "min_p": generation.min_p,
         }
         inputs = self._padded([r.prompt_ids for r in requests], left=True)
-        done = self.model.generate(
-            **inputs,
-            max_new_tokens=max(r.max_tokens for r in requests),
-            do_sample=generation.temperature > 0,
-            **(sampling if generation.temperature > 0 else {}),
-            repetition_penalty=generation.repetition_penalty,
-            eos_token_id=self.end_ids or None,
-            pad_token_id=self.pad_id,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        logits = torch.stack(done.logits, dim=1)
-        answers = done.sequences[:, inputs["input_ids"].shape[1] :].cpu().numpy()
+        steps = StepReader(requests[0].top_k)
+        with steps.reading(self.model):
+            sequences = self.model.generate(
+                **inputs,
+                max_new_tokens=max(r.max_tokens for r in requests),
+                do_sample=generation.temperature > 0,
+                **(sampling if generation.temperature > 0 else {}),
+                repetition_penalty=generation.repetition_penalty,
+                eos_token_id=self.end_ids or None,
+                pad_token_id=self.pad_id,
+            )
+        own, top_ids, logprobs = steps.finish(sequences[:, -1])
+        answers = sequences[:, inputs["input_ids"].shape[1] :].cpu().numpy()
         for row, request in enumerate(requests):
             ids = answers[row][: request.max_tokens]
             ends = np.flatnonzero(np.isin(ids, self.end_ids))
             ids = ids[: ends[0] + 1] if len(ends) else ids
-            yield _response(logits[row, : len(ids)], ids, request.top_k, "stop" if len(ends) else "length")
+            kept = row, slice(len(ids))
+            topk = TopK(top_ids[kept], logprobs[kept])
+            yield Response(ids.astype(np.int64), own[kept], topk, "stop" if len(ends) else "length")
 
     def close(self) -> None:
         """Frees the model's memory."""
         del self.model
 
 
-def _response(logits: torch.Tensor, ids: np.ndarray, top_k: int, reason: str) -> Response:
-    """A response from the raw logits of its positions, `[T, V]`."""
-    logprobs = logits.float().log_softmax(-1)
-    top = logprobs.topk(top_k, dim=-1)
-    own = logprobs.gather(-1, torch.as_tensor(ids, device=logits.device)[:, None])[:, 0]
-    topk = TopK(ids=top.indices.cpu().numpy(), logprobs=top.values.cpu().numpy())
-    return Response(np.asarray(ids, dtype=np.int64), own.cpu().numpy(), topk, reason)
+class StepReader:
+    """Reads every step of a generation as it is made: all that is kept of its logits is the top-k and the token's own.
+
+    Transformers can keep the logits of all steps instead; of 32 answers of 256 tokens over 150,000 that is 5 GB.
+    """
+
+    def __init__(self, top_k: int):
+        self.top_k = top_k
+        self._logits: torch.Tensor | None = None
+        self._steps: list[tuple[torch.Tensor, ...]] = []
+
+    @contextmanager
+    def reading(self, model: Any) -> Iterator[None]:
+        """Within this context each forward pass of the model is a step; what it is fed is what the step before has chosen."""
+
+        def read(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+            if self._logits is not None:
+                self._steps.append(_read(self._logits, kwargs["input_ids"][:, -1], self.top_k))
+            self._logits = output.logits[:, -1]
+
+        handle = model.register_forward_hook(read, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def finish(self, last: Int[torch.Tensor, "B"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Own log-probabilities `[B, T]`, and ids and log-probabilities of the top-k `[B, T, K]`, given the last tokens."""
+        assert self._logits is not None
+        self._steps.append(_read(self._logits, last, self.top_k))
+        own, ids, logprobs = (torch.stack(each, dim=1).cpu().numpy() for each in zip(*self._steps, strict=True))
+        return own, ids, logprobs
+
+
+def _read(
+    logits: Float[torch.Tensor, "N V"], own: Int[torch.Tensor, "N"], top_k: int
+) -> tuple[Float[torch.Tensor, "N"], Int[torch.Tensor, "N K"], Float[torch.Tensor, "N K"]]:
+    """Log-probabilities of given tokens, and ids and log-probabilities of the top-k, in float32."""
+    total = logits.float().logsumexp(-1, keepdim=True)
+    top = logits.topk(top_k, dim=-1)
+    return (logits.gather(-1, own[:, None]).float() - total)[:, 0], top.indices, top.values.float() - total
 
 
 def _batch(waiting: Mapping[int, Request]) -> list[int]:

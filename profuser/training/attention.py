@@ -193,7 +193,7 @@ def varlen(
         ValueError: the model wants more than that.
     """
     if "cu_seq_lens_q" not in kwargs:
-        return by_example(module, query, key, value, attention_mask, scaling, dropout, sliding_window, **kwargs)
+        return by_example(module, query, key, value, attention_mask, scaling, dropout, sliding_window, **kwargs)  # type: ignore[call-arg]
     _refuse(kwargs | {"attention_mask": attention_mask, "dropout": dropout or None})
     q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
     options: dict[str, Any] = {"enable_gqa": True} if HAS_GQA else {}

@@ -14,9 +14,11 @@ KL `sum p log(p/q) - p + q`, which is also zero, with zero gradient, at agreemen
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from profuser.training import loss_kernels
+from profuser.training.loss_passes import KernelPasses, Passes, PlainPasses
 from profuser.training.output_head import OutputHead
 
 Tail = Literal["bucket", "renormalise", "drop"]
@@ -52,6 +54,7 @@ def fusion_loss(
     temperature: float = 1.0,
     tail: Tail = "bucket",
     chunk_tokens: int = 1024,
+    kernels: bool | None = None,
 ) -> TokenLosses:
     """Cross-entropy and forward KL over response tokens, computed together.
 
@@ -68,6 +71,7 @@ def fusion_loss(
         temperature: of both distributions in the KL.
         tail: what happens to the mass outside the top-k.
         chunk_tokens: tokens whose logits exist at one time.
+        kernels: use Triton kernels for the passes over the vocabulary; by default where they can run.
 
     Returns:
         The sum over tokens and its parts in nats per token. The gradient is taken in the same pass as the value, so the
@@ -78,6 +82,7 @@ def fusion_loss(
     if torch.is_autocast_enabled(kind):
         low = torch.get_autocast_dtype(kind)
         hidden, weight = hidden.to(low), weight.to(low)
+    kernels = loss_kernels.there_for(hidden.device) if kernels is None else kernels
     working = _working(hidden.dtype)
     topk_logprobs, ce_weight, kl_weight = (each.to(working) for each in (topk_logprobs, ce_weight, kl_weight))
     counted = targets != IGNORE
@@ -97,6 +102,7 @@ def fusion_loss(
             temperature,
             tail,
             chunk_tokens,
+            kernels and working == torch.float32,
         )
     return TokenLosses(total, ce * counted, kl, counted.sum(), taught.sum())
 
@@ -104,7 +110,21 @@ def fusion_loss(
 class _FusionLoss(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx, hidden, weight, bias, scale, softcap, targets, ids, logprobs, ce_weight, kl_weight, temperature, tail, step
+        ctx,
+        hidden,
+        weight,
+        bias,
+        scale,
+        softcap,
+        targets,
+        ids,
+        logprobs,
+        ce_weight,
+        kl_weight,
+        temperature,
+        tail,
+        step,
+        kernels,
     ):
         working = _working(hidden.dtype)
         # Sums over chunks are in full precision, whatever the type of the products. A frozen layer gets none (LoRA).
@@ -117,24 +137,17 @@ class _FusionLoss(torch.autograd.Function):
         kl = torch.empty_like(ce)
         for start in range(0, len(hidden), step):
             part = slice(start, start + step)
-            logits = (hidden[part] @ weight.T).to(working)
-            if bias is not None:
-                logits += bias
-            slope = _bend(logits, scale, softcap)
+            passes = (KernelPasses if kernels else PlainPasses)(hidden[part] @ weight.T, bias, scale, softcap)
             ce[part], kl[part], grad = _chunk(
-                logits, targets[part], ids[part], logprobs[part], ce_weight[part], kl_weight[part], temperature, tail
+                passes, targets[part], ids[part], logprobs[part], ce_weight[part], kl_weight[part], temperature, tail
             )
-            if slope is not None:
-                grad *= slope
             if grad_bias is not None:
-                grad_bias += grad.sum(0)
+                grad_bias += grad.sum(0, dtype=working)
             low = grad.to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = low @ weight
-            if grad_weight is not None and working == hidden.dtype:
-                grad_weight.addmm_(low.T, hidden[part])
-            elif grad_weight is not None:
-                grad_weight += low.T @ hidden[part]
+            if grad_weight is not None:
+                _add_product(grad_weight, low.T, hidden[part], kernels)
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), grad_bias)
         ctx.mark_non_differentiable(ce, kl)
         return (ce_weight * ce + kl_weight * kl).sum(), ce, kl
@@ -142,7 +155,16 @@ class _FusionLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_total, *_):  # type: ignore[override]
         grads = [None if grad is None else grad * grad_total for grad in ctx.saved_tensors]
-        return *grads, *(None,) * 10
+        return *grads, *(None,) * 11
+
+
+def _add_product(total: Float[Tensor, "V D"], a: Float[Tensor, "V n"], b: Float[Tensor, "n D"], kernels: bool) -> None:
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    elif kernels:
+        loss_kernels.add_product_(total, a, b)
+    else:
+        total += a @ b
 
 
 def _working(dtype: torch.dtype) -> torch.dtype:
@@ -150,21 +172,8 @@ def _working(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _bend(logits: Float[Tensor, "n V"], scale: float, softcap: float | None) -> Float[Tensor, "*broadcast"] | None:
-    """Scales and caps logits in place (`OutputHead`); returns the derivative, or None where nothing is done."""
-    if scale == 1 and softcap is None:
-        return None
-    logits *= scale
-    if softcap is None:
-        return logits.new_full((), scale)
-    bent = logits.div_(softcap).tanh_()
-    slope = (1 - bent.square()).mul_(scale)
-    bent.mul_(softcap)
-    return slope
-
-
 def _chunk(
-    logits: Float[Tensor, "n V"],
+    passes: Passes,
     targets: Int[Tensor, "n"],
     ids: Int[Tensor, "n K"],
     logprobs: Float[Tensor, "n K"],
@@ -178,12 +187,13 @@ def _chunk(
     With g_c the KL's gradient in the category log-probabilities, the gradient in logit j is
     `g_j - q_j G` for a top-k token and `g_tail q_j / q_tail - q_j G` for any other, where G is the sum of all g.
     """
-    log_probs = torch.log_softmax(logits, -1, out=logits)  # in place: the fewest passes over the vocabulary
     valid = logprobs > -torch.inf
     has_teacher = valid[:, 0]
+    # An empty place repeats the first id.
     ids = torch.where(valid, ids, ids[:, :1])
-    ce = -log_probs.gather(1, targets[:, None])[:, 0]
-    log_q = torch.where(valid, log_probs.gather(1, ids), -torch.inf)
+    own = passes.log_probs(targets[:, None])[:, 0]
+    every = passes.log_probs(ids)
+    log_q = torch.where(valid, every, -torch.inf)
     tail_q = (1 - log_q.exp().sum(-1)).clamp_min(torch.finfo(log_q.dtype).eps)
     kl, grad_top, grad_tail = _divergence(logprobs.to(log_q.dtype), log_q, tail_q, temperature, tail)
     kl = torch.where(has_teacher, kl, 0.0)
@@ -191,22 +201,17 @@ def _chunk(
     grad_tail = torch.where(has_teacher, grad_tail, 0.0) * kl_weight
     # q_j has this factor for a top-k token; any other token has its share of the tail's gradient on top.
     factor = ce_weight - grad_top.sum(-1) - grad_tail
-    probs = log_probs.exp_()
-    top = factor[:, None] * probs.gather(1, ids) + grad_top
-    grad = probs.mul_((factor + grad_tail / tail_q)[:, None])
-    # Top-k entries are set, not corrected: q_tail may be tiny, and the difference would cancel. An empty place repeats the
-    # first id and adds nothing; a row without any teacher sets its first id back to the plain CE gradient.
-    grad.scatter_(1, ids, 0.0)
-    grad.scatter_add_(1, ids, torch.where(valid | _first_place(valid), top, 0.0))
-    grad.scatter_add_(1, targets[:, None], -ce_weight[:, None])
-    return ce, kl, grad
-
-
-def _first_place(valid: Bool[Tensor, "n K"]) -> Bool[Tensor, "n K"]:
-    """True in the first column."""
-    first = torch.zeros_like(valid)
-    first[:, 0] = True
-    return first
+    other = factor + grad_tail / tail_q
+    # Entries of the top-k and of the target are set, not corrected: differences would cancel where q_tail is tiny, and in half
+    # precision where the target's probability is near 1.
+    is_target = ids == targets[:, None]
+    top = factor[:, None] * every.exp() + grad_top - ce_weight[:, None] * is_target
+    top = torch.where(valid, top, top[:, :1])
+    at_target = torch.where(
+        is_target.any(-1), top.gather(1, is_target.int().argmax(-1, keepdim=True))[:, 0], other * own.exp() - ce_weight
+    )
+    places = torch.cat([ids, targets[:, None]], -1)
+    return -own, kl, passes.gradient(other, places, torch.cat([top, at_target[:, None]], -1))
 
 
 def _divergence(

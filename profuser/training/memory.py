@@ -39,7 +39,11 @@ CPU = torch.device("cpu")
 
 
 def estimate(
-    model_config: Any, fuse_config: FuseConfig, world_size: int, dtype: Literal["float32", "bfloat16"]
+    model_config: Any,
+    fuse_config: FuseConfig,
+    world_size: int,
+    dtype: Literal["float32", "bfloat16"],
+    device: torch.device | None = None,
 ) -> MemoryPlan:
     """Memory of one device in an update of the largest kind: full sequences, of which every token is a response's.
 
@@ -50,6 +54,7 @@ def estimate(
         fuse_config: how it is trained.
         world_size: devices.
         dtype: in which parameters are used.
+        device: whose attention and loss are planned, by kind; by default a GPU for bfloat16 and a CPU for float32.
 
     Raises:
         TrainingError: the model's code cannot run on tensors without values.
@@ -59,8 +64,8 @@ def estimate(
     rows, length, accumulates = largest_micro_batch(config, world_size)
     boundaries = Boundaries.of(np.tile(np.arange(length), (rows, 1)), CPU)
     with _pretended_workers(world_size):
-        kind = torch.device("cuda" if dtype == "bfloat16" else "cpu")
-        module = FusionModule(hollow(model_config, config), config, kind, getattr(torch, dtype))
+        device = device or torch.device("cuda" if dtype == "bfloat16" else "cpu")
+        module = FusionModule(hollow(model_config, config), config, device, getattr(torch, dtype))
         shard(module, config, CPU)
         try:
             with _examples_seen(config), FakeTensorMode(allow_non_fake_inputs=True), LiveBytes("parameters") as live:

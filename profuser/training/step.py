@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from profuser.recipe.fusing import FuseConfig
+from profuser.training import loss_kernels
 from profuser.training.attention import WITHOUT_MASK, Boundaries, set_attention
 from profuser.training.examples import Example
 from profuser.training.losses import Tail, TokenLosses, fusion_loss
@@ -165,6 +166,7 @@ class FusionModule(nn.Module):
         first = next(model.parameters())
         self.device = device or first.device
         self.attention = set_attention(model, config.attention, self.packing, self.device, dtype or first.dtype)
+        self.kernels = loss_kernels.there_for(self.device)
         self.takes = set(inspect.signature(model.base_model.forward).parameters)
 
     def forward(self, batch: MicroBatch, scale: Float[Tensor, "2"]) -> TokenLosses:
@@ -189,6 +191,7 @@ class FusionModule(nn.Module):
             self.temperature,
             self.tail,
             self.chunk_tokens,
+            self.kernels,
         )
 
     def check(self, test: Callable[["FusionModule"], None]) -> None:

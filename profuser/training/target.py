@@ -4,6 +4,7 @@ Where there are several workers, the model is made without memory for its parame
 reads from the checkpoint no more than its share.
 """
 
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -161,20 +162,31 @@ def hollow(model_config: Any, config: FuseConfig) -> Any:
     from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
+        # Of a copy: the model's attention is written into its config.
+        model = AutoModelForCausalLM.from_config(deepcopy(model_config), dtype=torch.float32)
     model.tie_weights()  # which being empty has parted; FSDP would shard both
     with init_empty_weights(include_buffers=False):
         return prepare(model, config)
 
 
-def _fill(module: FusionModule, path: str, revision: str | None, offloaded: bool) -> None:
-    """Gives sharded parameters memory and reads this worker's share of them."""
+def allocate(module: FusionModule, offloaded: bool = False) -> None:
+    """Gives the parameters of a sharded model memory, without values; its buffers keep theirs.
+
+    Args:
+        module: sharded.
+        offloaded: parameters wait in the host's memory.
+    """
     buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
     module.to_empty(device="cpu" if offloaded else module.device)
     for name, buffer in module.named_buffers():
         buffer.data = buffers[name].to(module.device)
+    module.model.tie_weights()
+
+
+def _fill(module: FusionModule, path: str, revision: str | None, offloaded: bool) -> None:
+    """Gives sharded parameters memory and reads this worker's share of them."""
+    allocate(module, offloaded)
     model = module.model
-    model.tie_weights()
     saved = model.state_dict().keys()
     wanted = {name: parameter.data for name, parameter in model.named_parameters() if MARK not in name}
     wanted |= {name: buffer for name, buffer in model.named_buffers() if name in saved}

@@ -5,7 +5,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import torch
 from ray.train import RunConfig, ScalingConfig
@@ -15,33 +14,32 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from profuser.artifacts import Artifact
 from profuser.recipe.fusing import FuseConfig
 from profuser.recipe.loading import parse_recipe
-from profuser.schedule import ModeWeights
 from profuser.schemas import select_schema
 from profuser.stage_time import DeviceClock
 from profuser.storage import Folder
 from profuser.tracking import Tracker
-from profuser.training.batches import UpdatePlan, read_packs
+from profuser.training.batches import UpdatePlan
 from profuser.training.examples import ExampleIndex, ExampleReader
 from profuser.training.loop import Hooks, Trainer
-from profuser.training.step import FusionModule, collate
+from profuser.training.step import FusionModule
 from ray_jobs.board import Watch
 from ray_jobs.cluster import connected
+from tests.benchmarks.examples import BOTH, K, Updates, table
 from tests.benchmarks.measure import Row, by_turns
 from tests.training.made import stream_from
 
-V, K, NUM_ROWS, ROWS_PER_SHARD = 4096, 10, 768, 64
+V, NUM_ROWS, ROWS_PER_SHARD = 4096, 768, 64
 MAX_TOKENS, BATCH_TOKENS, NUM_STEPS = 512, 2048, 12
 STEP_TOKENS = 8192
 """Of the updates that are timed one by one: 80 examples, so that padding is what it is on average. (In one of 2,048 tokens, 22
 examples, the longest has 223 tokens, and padding costs a third less than in the whole table.)"""
-BOTH = [{"until": 1.0, "inference": 1.0, "training": 1.0}]
 SHAPE = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 2, "num_attention_heads": 12}
 
 
 def config(**settings) -> FuseConfig:
     return FuseConfig.model_validate(
         {
-            "schedule": BOTH,
+            "schedule": list(BOTH),
             "duration": {"kind": "steps", "value": NUM_STEPS},
             "batch_tokens": BATCH_TOKENS,
             "max_tokens": MAX_TOKENS,
@@ -56,34 +54,6 @@ def config(**settings) -> FuseConfig:
 def target() -> LlamaForCausalLM:
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(vocab_size=V, max_position_embeddings=MAX_TOKENS, **SHAPE))
-
-
-def table(shard: int) -> pa.Table:
-    """Examples with the lengths of Alpaca: log-normal, prompts of 31 tokens in the middle, responses of 42, some very long."""
-    rng = np.random.default_rng(shard)
-    records = []
-    for row in range(ROWS_PER_SHARD):
-        prompt = rng.integers(0, V, int(np.clip(rng.lognormal(3.45, 0.45), 8, 128)))
-        for mode in ("training", "inference"):
-            size = int(np.clip(rng.lognormal(3.75, 1.15), 2, MAX_TOKENS - len(prompt)))
-            logprobs = np.sort(rng.normal(-3, 1, (size, K)) - 2, axis=1)[:, ::-1]
-            records.append(
-                {
-                    "row_id": f"{shard}-{row}",
-                    "mode": mode,
-                    "category": None,
-                    "teacher": "a",
-                    "sample": 0,
-                    "advantages": [1.0],
-                    "prompt_ids": prompt,
-                    "response_ids": rng.integers(0, V, size),
-                    "response_bytes": 4 * size,
-                    "topk_ids": rng.integers(0, V, size * K),
-                    "topk_logprobs": logprobs.astype(np.float16).reshape(-1),
-                    "rules": np.ones(size, dtype=np.uint8),
-                }
-            )
-    return pa.Table.from_pylist(records, schema=select_schema(V))
 
 
 class Sft:
@@ -109,21 +79,13 @@ class Sft:
 
 
 def run() -> list[Row]:
-    tables = {shard: table(shard) for shard in range(NUM_ROWS // ROWS_PER_SHARD)}
-    return [*_steps(tables), _stage(tables)]
+    return [*_steps(), _stage({s: table(s, ROWS_PER_SHARD, MAX_TOKENS, V) for s in range(NUM_ROWS // ROWS_PER_SHARD)})]
 
 
-def _steps(tables: dict[int, pa.Table]) -> list[Row]:
+def _steps() -> list[Row]:
     settings = config(batch_tokens=STEP_TOKENS)
-    index = ExampleIndex.build(tables.items(), MAX_TOKENS)
-    reader = ExampleReader(tables.__getitem__, K, V, MAX_TOKENS)
-    plan = UpdatePlan(index, settings, 0)
-    update = plan.update(0, 0, ModeWeights(1.0, 1.0))
-    packed = list(read_packs(index, reader, plan.deal(update, 1, 0), 0))
-    examples = [example for _, example in reader.read(index, update.keys)]
-    order = np.random.default_rng(0).permutation(len(examples))
-    rows = [[examples[i]] for i in order]
-    padded = [collate(rows[start : start + 16], 0, K) for start in range(0, len(rows), 16)]
+    made = Updates(settings, NUM_ROWS, V)
+    plan, update, packed, padded = made.plan, made.update, made.packed, made.padded(16)
     sft = Sft()
     trainer = Trainer(FusionModule(target(), settings), plan, settings, 0)
     ways = {

@@ -1,10 +1,13 @@
 """Figures of one run, side by side: times by turns, so that the machine's noise falls on all alike, and peak memory."""
 
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+REACH = re.compile(r"((?P<how>[<>]=?)|(?P<least>[\d.]+) to) (?P<bound>[\d.,]+)(?P<times> x)?( .*)?")
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,21 @@ class Row:
     """The same figure of what it is held against, which the name says."""
     reach: str = ""
     """What the project asks of it."""
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the figure is what is asked of it; None where nothing is, or there is nothing to hold it against.
+
+        `<= 1.1 x` is asked of the ratio, `>= 250,000` of the value, and so is every other unit; `0.9 to 1.1 x` asks for a range.
+        """
+        asked = REACH.fullmatch(self.reach)
+        figure = self.ratio if asked and asked["times"] else self.value
+        if not asked or figure is None:
+            return None
+        bound = float(asked["bound"].replace(",", ""))
+        if asked["least"]:
+            return float(asked["least"]) <= figure <= bound
+        return {"<": figure < bound, "<=": figure <= bound, ">": figure > bound, ">=": figure >= bound}[asked["how"]]
 
     @property
     def ratio(self) -> float | None:

@@ -1,5 +1,7 @@
 """Made-up examples and tiny targets of real architectures, for tests of training."""
 
+import copy
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -57,7 +59,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
 
 def model(name="llama"):
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(CONFIGS[name], dtype=torch.float32)
+    return AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name]), dtype=torch.float32)
 
 
 def make_table(num_rows=11, seed=0, first=0):

@@ -159,7 +159,7 @@ def test_in_bfloat16_too(tmp_path, alone):
     # Few tokens: a CPU is slow at products in bfloat16. And it copies a bfloat16 gradient before it adds it to a float32 one, the
     # output layer's at the peak; a GPU does not.
     config = fuse_config(dtype="bfloat16", max_tokens=64, micro_batch_tokens=256, batch_tokens=256)
-    planned = estimate(CONFIGS["llama"], config, 1, "bfloat16").peak_bytes
+    planned = estimate(CONFIGS["llama"], config, 1, "bfloat16", torch.device("cpu")).peak_bytes
     save("llama", tmp_path)
     alone()
     assert planned == pytest.approx(measured(tmp_path, config), rel=0.1)
