@@ -5,32 +5,35 @@ BIN := $(VENV)/bin
 # The GPU build of vLLM where the driver answers, the CPU build elsewhere. Override with `make BUILD=cpu`.
 BUILD ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 STAMP := $(VENV)/.ready-$(BUILD)
-TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+# Where `make lock` finds the CPU build of torch. Behind a mirror: `make lock PYTORCH="--index https://..."`.
+PYTORCH ?= --torch-backend cpu
 PYTEST := $(BIN)/python -m pytest
 # Files of tests that run at one time: the slow ones mostly wait, and take up to 6 GiB each.
 WORKERS ?= 2
 SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo check format test test-fast test-long bench bench-scale bench-gpu gpu-wheels clean
+.PHONY: help setup lock demo check format test test-fast test-long bench bench-scale bench-gpu gpu-wheels clean
 
 help: ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP) ## Create .venv with everything (a CPU or a GPU build)
 
-$(STAMP): pyproject.toml
-	@echo "Setting up $(VENV) ($(BUILD) build); this takes a few minutes once."
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-ifeq ($(BUILD),cpu)
-	$(BIN)/python -m pip install --quiet "torch==2.13.0+cpu" 2>/dev/null \
-		|| $(BIN)/python -m pip install --quiet "torch==2.13.0+cpu" --extra-index-url $(TORCH_CPU_INDEX)
-endif
-	$(BIN)/python -m pip install --quiet --group dev --editable ".[$(BUILD)]"
-ifeq ($(BUILD),cpu)
-	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
-endif
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): pyproject.toml $(wildcard locks/*) | $(BIN)/python
+	@echo "Setting up $(VENV) ($(BUILD) build); this takes a minute or two once."
+	@rm -f $(VENV)/.ready-*
+	$(BIN)/python locks/install.py $(BUILD) --develop
 	@touch $@
+
+COMPILE = UV_INDEX= UV_FIND_LINKS= $(BIN)/python locks/uv.py pip compile $(if $(UPGRADE),--upgrade) \
+	--quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header
+lock: | $(BIN)/python ## Pin in locks/ what pyproject.toml wants (UPGRADE=1: newer versions of all)
+	$(COMPILE) pyproject.toml --extra cpu --excludes locks/excluded.txt $(PYTORCH) --output-file locks/cpu.txt
+	$(COMPILE) pyproject.toml --extra gpu --output-file locks/gpu.txt
+	$(COMPILE) --group dev --constraint locks/cpu.txt --constraint locks/gpu.txt --output-file locks/dev.txt
 
 demo: $(STAMP) ## The main job in the laboratory, from corpus to an answer of the served model
 	$(BIN)/profuser demo
