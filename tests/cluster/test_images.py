@@ -57,30 +57,36 @@ def test_nothing_comes_into_the_context_that_no_image_takes():
 
 
 @both
-def test_the_layer_of_dependencies_is_what_the_project_asks_for(build, tmp_path):
-    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
-    script = [sys.executable, "-I", str(ROOT / "cluster" / "requirements.py"), "pyproject.toml", build]
-    printed = subprocess.run(script, capture_output=True, text=True, check=True, cwd=tmp_path, timeout=60).stdout
-    assert printed.splitlines() == PROJECT["dependencies"] + PROJECT["optional-dependencies"][build]
+def test_the_layer_of_dependencies_is_the_lock_of_the_build(build):
+    words = instructions(build)
+    (layer,) = [place for place, (word, rest) in enumerate(words) if word == "RUN" and "locks/install.py" in rest]
+    before = {name for word, rest in words[:layer] if word == "COPY" for name in shlex.split(rest)[:-1]}
+    assert before == {"locks/install.py", "locks/uv.py", f"locks/{build}.txt"}
+    assert found(r"python (locks/install\.py \S+)", words[layer][1]) == f"locks/install.py {build}"
+
+
+@both
+def test_the_image_installs_as_make_does(build):
     runs = " ".join(rest for word, rest in instructions(build) if word == "RUN")
-    assert f"python requirements.py pyproject.toml {build} > requirements.txt" in runs
+    command = r"python locks/install\.py (\S+)"
+    assert found(command, runs) == build
+    assert found(command, (ROOT / "Makefile").read_text()) == "$(BUILD)"
+    assert all("--no-deps" in run for run in re.findall(r"pip install ([^&]+)", runs))
 
 
-def test_an_unknown_extra_is_one_clear_line():
-    script = [sys.executable, str(ROOT / "cluster" / "requirements.py"), str(ROOT / "pyproject.toml"), "tpu"]
+@both
+def test_the_image_has_compiled_modules(build):
+    # User 1000 cannot write them, and uv writes none unless it is asked to.
+    environment = " ".join(rest for word, rest in instructions(build) if word == "ENV")
+    assert "UV_COMPILE_BYTECODE=1" in environment
+
+
+@pytest.mark.parametrize("arguments", [[], ["tpu"], ["cpu", "dev"]])
+def test_an_unknown_build_is_answered_with_the_usage(arguments):
+    script = [sys.executable, str(ROOT / "locks" / "install.py"), *arguments]
     done = subprocess.run(script, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert done.stderr.strip().endswith("no extra 'tpu'; there are: gpu, cpu")
-
-
-def test_the_cpu_image_installs_as_make_does():
-    makefile = (ROOT / "Makefile").read_text()
-    runs = " ".join(rest for word, rest in instructions("cpu") if word == "RUN")
-    taken_out = r"pip uninstall (?:--quiet )?--yes ([\w ]+)"
-    assert found(taken_out, runs).split() == found(taken_out, makefile).split()
-    torch = r"(torch==[\w.]+)\+cpu"
-    assert found(torch, runs) == found(torch, makefile)
-    assert found(torch, runs) in PROJECT["dependencies"]
+    assert "Usage: python locks/install.py cpu|gpu [--develop]" in done.stderr
 
 
 @both
