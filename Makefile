@@ -10,7 +10,7 @@ PYTORCH ?= --torch-backend cpu
 PYTEST := $(BIN)/python -m pytest
 # Files of tests that run at one time: the slow ones mostly wait, and take up to 6 GiB each.
 WORKERS ?= 2
-SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10
 
 .PHONY: help setup lock demo check format test test-fast test-long bench bench-scale bench-gpu gpu-wheels clean
 
