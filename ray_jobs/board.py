@@ -11,7 +11,7 @@ import ray
 from profuser.artifacts import Artifact
 from ray_jobs.cluster import beside_the_driver
 from ray_jobs.metrics import TrainingMetrics
-from ray_jobs.progress import Counter
+from ray_jobs.progress import Counter, console
 from ray_jobs.stalls import StallWatch
 
 POLL_SECONDS = 1.0
@@ -21,19 +21,19 @@ class _Board:
     """Holds how far the first worker is, and whether training shall stop."""
 
     def __init__(self):
-        self.plan: tuple[int, int] | None = None
+        self.plan: tuple[int, int, str] | None = None
         self.unread: list[dict[str, float]] = []
         self.stopping = False
 
-    def begin(self, step: int, num_steps: int) -> None:
-        """Sets where training begins, and how many updates there are in all."""
-        self.plan = (step, num_steps)
+    def begin(self, step: int, num_steps: int, words: str) -> None:
+        """Sets where training begins, how many updates there are in all, and what the user is told of it."""
+        self.plan = (step, num_steps, words)
 
     def post(self, record: dict[str, float]) -> None:
         """Puts up what an update did."""
         self.unread.append(record)
 
-    def read(self) -> tuple[tuple[int, int] | None, list[dict[str, float]]]:
+    def read(self) -> tuple[tuple[int, int, str] | None, list[dict[str, float]]]:
         """The plan, None before there is one, and the updates since the last reading."""
         records, self.unread = self.unread, []
         return self.plan, records
@@ -111,7 +111,9 @@ class Watch:
                 plan, records = ray.get(self.board.read.remote())
                 if plan is not None:
                     stalls.moved()
-                    counter = counter or stack.enter_context(Counter("fuse", plan[1], "steps", plan[0]))
+                    if counter is None:
+                        console.print(f"fuse: {plan[2]}", markup=False)
+                        counter = stack.enter_context(Counter("fuse", plan[1], "steps", plan[0]))
                 for record in records:
                     self.metrics.update(record)
                 if counter and records:

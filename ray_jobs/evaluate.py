@@ -1,34 +1,32 @@
-"""Stage `evaluate`, once per model: bits per byte and exact match on the held-out rows."""
+"""Stage `evaluate`, once per model: bits per byte and exact match on the held-out rows.
+
+Those of a source were mostly made with its signals (`collect`): then their shards are there, and no engine is loaded.
+"""
 
 from typing import Any
 
 import pyarrow as pa
 
 from profuser.artifacts import Artifact, Manifest
-from profuser.engines.base import Reading
 from profuser.engines.crash_guard import Attempt
-from profuser.evaluation.heldout import evaluate_table, score
-from profuser.recipe.models import EvaluateConfig, ModelConfig
+from profuser.evaluation.heldout import score
+from profuser.recipe.models import ModelConfig
 from profuser.run import FUSED, FusionRun
 from ray_jobs.cluster import gpus_for
-from ray_jobs.collect import EngineWorker, read_guarded
+from ray_jobs.engine_worker import EngineWorker, Evaluation
 from ray_jobs.shards import finish, run_shards
 
 
 class EvaluateWorker(EngineWorker):
     """Turns held-out shards into shards of answers and scores."""
 
-    def __init__(self, source: Artifact, output: Artifact, reader: dict[str, Any], config: EvaluateConfig, seed: int):
+    def __init__(self, source: Artifact, output: Artifact, reader: dict[str, Any], evaluation: Evaluation):
         super().__init__(source, output, reader)
-        self.config, self.how = config, Reading(config.generation, 0, seed)
+        self.evaluation = evaluation
 
     def make(self, shard: int, rows: pa.Table, attempt: Attempt) -> dict[str, float]:
         """Evaluates one shard."""
-        signals = read_guarded(self.reader, rows, self.how, attempt)
-        table = evaluate_table(rows, signals, self.config.answer_pattern)
-        counts: dict[str, float] = {"rows": len(table), "refused": sum(s.refused is not None for s in signals)}
-        self.output.write_shard(shard, table, counts)
-        return counts
+        return self.evaluation.make(self.reader, shard, rows, attempt)
 
 
 def model_of(run: FusionRun, name: str) -> tuple[str, ModelConfig]:
@@ -45,8 +43,7 @@ def evaluate(run: FusionRun, name: str) -> Manifest:
         "source": run.heldout(),
         "output": output,
         "reader": {"path": path, "config": config, "template": run.recipe.template},
-        "config": run.recipe.evaluate,
-        "seed": run.recipe.seed,
+        "evaluation": Evaluation(run.heldout(), output, run.recipe.evaluate, run.recipe.seed),
     }
     counts, seconds = run_shards(
         output,

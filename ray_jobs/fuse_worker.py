@@ -61,7 +61,7 @@ def train_worker(config: dict[str, Any]) -> None:
     trainer, ingest = make_trainer(task)
     first = trainer.rank == 0
     if first:
-        task.board.begin.remote(trainer.step, trainer.plan.num_steps)
+        task.board.begin.remote(trainer.step, trainer.plan.num_steps, str(trainer.module.attention))
     saver = Saver(task, first, clock)
     hooks = Hooks(Logger(task, first), saver, StopWish(task.board), Notice())
     finished = trainer.run(ingest, hooks)
@@ -95,8 +95,6 @@ def make_trainer(task: WorkerTask) -> tuple["Trainer", Ingest]:
     check_vocabulary(module.model, task.reader.vocab_size, task.target)
     context = ray.train.get_context()
     world_size, rank = context.get_world_size(), context.get_world_rank()
-    if rank == 0:
-        print(f"fuse: {module.attention}", flush=True)
     pad_id = module.model.config.get_text_config().pad_token_id or 0
     packs = plan.deal_validation(world_size, rank)
     validation = list(read_packs(plan.index, task.reader, packs, pad_id))

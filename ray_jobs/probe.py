@@ -28,7 +28,7 @@ from profuser.recipe.models import SourceConfig
 from profuser.run import FusionRun
 from profuser.storage import Folder
 from ray_jobs.cluster import check_fits, connected, gpus_for, own_cause
-from ray_jobs.collect import make_reader
+from ray_jobs.engine_worker import make_reader
 from ray_jobs.progress import console
 from ray_jobs.run_checks import check_storage, check_tokenizers
 from ray_jobs.shards import Draining

@@ -5,8 +5,8 @@ only counts come back to the driver. A shard is done when its file is there, so 
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import ray
@@ -33,6 +33,21 @@ class ShardWorker(Protocol):
         ...
 
 
+class Rider(NamedTuple):
+    """Shards of another artifact that the actors make after their own, while their models are loaded."""
+
+    source: Artifact
+    """The artifact whose shards it follows one by one."""
+    artifact: Artifact
+    method: str
+    """Of the worker, as `ShardWorker.process`."""
+
+    def left(self) -> list[dict[str, Any]]:
+        """Shards that are not there yet, as rows for the actors."""
+        finished = self.artifact.finished_shards()
+        return [{"shard": s, "method": self.method} for s in self.source.shards() if s not in finished]
+
+
 class _Actor:
     """Adapts a worker to Ray Data's batches, and notes how long it holds its devices."""
 
@@ -49,7 +64,8 @@ class _Actor:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         if self.failure:
             raise self.failure
-        counts = [told(self.worker.process(int(shard))) for shard in batch["shard"]]
+        calls = zip(batch["method"], batch["shard"], strict=True)
+        counts = [told(getattr(self.worker, str(method))(int(shard))) for method, shard in calls]
         self.clock.note()
         return {name: [c[name] for c in counts] for name in counts[0]}
 
@@ -63,6 +79,7 @@ def run_shards(
     num_gpus: float,
     in_flight: int = 1,
     draining: Draining | None = None,
+    riders: Sequence[Rider] = (),
 ) -> tuple[list[Mapping[str, float]], float]:
     """Makes all shards of an artifact that are not there yet.
 
@@ -75,6 +92,7 @@ def run_shards(
         num_gpus: GPUs of an actor.
         in_flight: shards that an actor works on at one time, in as many threads.
         draining: called once, when no shard is left that an actor has not begun.
+        riders: what else the actors make, if they are started at all. A shard of theirs that is not made is left to their stage.
 
     Returns:
         Counts of every shard, and the seconds that this attempt took.
@@ -82,10 +100,13 @@ def run_shards(
     start, began = time.monotonic(), time.time()
     finished = artifact.finished_shards()
     wanted = source.shards()
-    manifest = source.manifest()
-    total = int(manifest.counts["rows"]) if manifest else 0
-    left = [shard for shard in wanted if shard not in finished]
+    left = [{"shard": shard, "method": "process"} for shard in wanted if shard not in finished]
     done = int(sum(counts["rows"] for counts in finished.values()))
+    total = _num_rows(source)
+    for rider in riders if left else ():
+        left += rider.left()
+        total += _num_rows(rider.source)
+        done += int(sum(counts["rows"] for counts in rider.artifact.finished_shards().values()))
     with Counter(artifact.stage, total, "rows", done) as counter:
         if left:
             check_fits(artifact.stage, pool.num_cpus, num_gpus)
@@ -105,13 +126,18 @@ def run_shards(
     return list(finished.values()), time.monotonic() - start
 
 
+def _num_rows(artifact: Artifact) -> int:
+    manifest = artifact.manifest()
+    return int(manifest.counts["rows"]) if manifest else 0
+
+
 def _dataset(
-    shards: list[int], arguments: tuple[Any, ...], pool: PoolConfig, num_gpus: float, in_flight: int
+    items: list[dict[str, Any]], arguments: tuple[Any, ...], pool: PoolConfig, num_gpus: float, in_flight: int
 ) -> ray.data.Dataset:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    most = max(pool.min_actors, min(pool.max_actors, len(shards)))
-    return ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map_batches(
+    most = max(pool.min_actors, min(pool.max_actors, len(items)))
+    return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         _Actor,
         fn_constructor_args=arguments,
         batch_size=1,

@@ -19,7 +19,7 @@ from profuser.run import FusionRun
 from profuser.schemas import MODES
 from ray_jobs.alignment import read_tokens
 from ray_jobs.cluster import gpus_for
-from ray_jobs.collect import EngineWorker
+from ray_jobs.engine_worker import EngineWorker
 from ray_jobs.selection import make_chooser, reward_scales
 from ray_jobs.shards import Draining, finish, run_shards
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-import ray_jobs.collect
+import ray_jobs.engine_worker
 from profuser.engines.base import Request, Response
 from profuser.signals.codec import TopK
 from ray_jobs.collect import CollectWorker
@@ -54,5 +54,5 @@ class PretendingWorker(CollectWorker):
     """The actor of `collect`, with that engine."""
 
     def __init__(self, **arguments: Any):
-        ray_jobs.collect.load_engine = PretendingEngine
+        ray_jobs.engine_worker.load_engine = PretendingEngine
         super().__init__(**arguments)
