@@ -5,8 +5,8 @@ from profuser.evaluation.judged import judge_table, read_answers, win_rates
 from profuser.recipe.rewards import RewardConfig, RewardModelConfig
 from profuser.rewards.judges import load_judge
 from profuser.run import FUSED, FusionRun
-from ray_jobs.cluster import gpus_for
 from ray_jobs.shards import Draining, finish, run_shards
+from ray_jobs.side_by_side import num_gpus_of
 
 
 class JudgeWorker:
@@ -46,7 +46,6 @@ def judge(run: FusionRun, reward: RewardConfig, draining: Draining) -> Manifest:
     """
     output = run.judge(reward)
     is_model = isinstance(reward, RewardModelConfig)
-    num_gpus = gpus_for(reward, reward.pool) if is_model else reward.pool.num_gpus or 0.0
     arguments = {
         "heldout": run.heldout(),
         "evaluated": {name: run.evaluate(name) for name in run.evaluated()},
@@ -55,7 +54,7 @@ def judge(run: FusionRun, reward: RewardConfig, draining: Draining) -> Manifest:
         "path": run.model(reward).path if is_model else None,
     }
     counts, seconds = run_shards(
-        output, run.heldout(), JudgeWorker, arguments, reward.pool, num_gpus, draining=draining
+        output, run.heldout(), JudgeWorker, arguments, reward.pool, num_gpus_of(reward), draining=draining
     )
     judged = read_answers(run, [reward])
     rates = win_rates(judged, FUSED, run.recipe.select.vote, [1.0]) if judged.answers else {}

@@ -105,10 +105,12 @@ def _run_stages(run: FusionRun, lock: RunLock, chosen: Sequence[Job]) -> None:
 def _at_once(stage: str, run: FusionRun) -> int:
     """Parts of a stage that may run at one time: of most, each begins when the one before is done."""
     from ray_jobs.benchmarks import benchmarks_at_once
-    from ray_jobs.side_by_side import sources_at_once
+    from ray_jobs.side_by_side import judges_at_once, sources_at_once
 
     if stage == "benchmarks":
         return benchmarks_at_once(run)
+    if stage in ("rewards", "judge"):
+        return judges_at_once(run.recipe)
     return sources_at_once(run.recipe) if stage in ("collect", "signals") else 1
 
 
@@ -130,7 +132,10 @@ def jobs(run: FusionRun) -> list[Job]:
     lazy = recipe.sources if recipe.collect.signals == "lazy" else ()
     out: list[Job] = [(run.corpus(), lambda *_: prepare(run))]
     out += [(run.collect(source), lambda _, draining, s=source: collect(run, s, draining)) for source in recipe.sources]
-    out += [(run.rewards(reward), lambda *_, r=reward: score_answers(run, r)) for reward in recipe.rewards]
+    out += [
+        (run.rewards(reward), lambda _, draining, r=reward: score_answers(run, r, draining))
+        for reward in recipe.rewards
+    ]
     out += [(run.signals(source), lambda _, draining, s=source: signals(run, s, draining)) for source in lazy]
     out += [(run.select(), lambda *_: select(run)), (run.fuse(), lambda handle, _: fuse(run, handle))]
     out += [(run.evaluate(name), lambda *_, n=name: evaluate(run, n)) for name in run.evaluated()]

@@ -11,8 +11,8 @@ from profuser.recipe.rewards import RewardConfig, RewardModelConfig
 from profuser.rewards.judges import load_judge
 from profuser.run import FusionRun
 from profuser.schemas import REWARDS
-from ray_jobs.cluster import gpus_for
-from ray_jobs.shards import finish, run_shards
+from ray_jobs.shards import Draining, finish, run_shards
+from ray_jobs.side_by_side import num_gpus_of
 
 
 class RewardWorker:
@@ -46,11 +46,10 @@ class RewardWorker:
         return counts
 
 
-def score_answers(run: FusionRun, reward: RewardConfig) -> Manifest:
-    """Runs the stage for one reward."""
+def score_answers(run: FusionRun, reward: RewardConfig, draining: Draining | None = None) -> Manifest:
+    """Runs the stage for one reward; `draining` is called when its last shards are being scored."""
     output = run.rewards(reward)
     is_model = isinstance(reward, RewardModelConfig)
-    num_gpus = gpus_for(reward, reward.pool) if is_model else reward.pool.num_gpus or 0.0
     arguments = {
         "corpus": run.corpus(),
         "collected": run.artifacts("collect"),
@@ -59,7 +58,9 @@ def score_answers(run: FusionRun, reward: RewardConfig) -> Manifest:
         "path": run.model(reward).path if is_model else None,
         "num_samples": run.recipe.collect.samples_per_source,
     }
-    counts, seconds = run_shards(output, run.corpus(), RewardWorker, arguments, reward.pool, num_gpus)
+    counts, seconds = run_shards(
+        output, run.corpus(), RewardWorker, arguments, reward.pool, num_gpus_of(reward), draining=draining
+    )
     return finish(output, counts, seconds)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import ray
 
 from profuser.recipe.models import Recipe
+from profuser.recipe.rewards import RewardConfig, RewardModelConfig
 from ray_jobs.cluster import gpus_for, total_gpus
 from ray_jobs.shards import Draining
 
@@ -106,6 +107,23 @@ def sources_at_once(recipe: Recipe) -> int:
         left -= gpus_for(source, source.pool) * source.pool.min_actors
         fitting += left >= 0
     return max(1, fitting)
+
+
+def judges_at_once(recipe: Recipe) -> int:
+    """How many rewards the cluster has room for at one time, at least one: reward models by GPUs, and all by CPUs."""
+    cpus, gpus, fitting = ray.cluster_resources().get("CPU", 0), total_gpus(), 0
+    for reward in recipe.rewards:
+        cpus -= reward.pool.num_cpus * reward.pool.min_actors
+        gpus -= num_gpus_of(reward) * reward.pool.min_actors
+        fitting += cpus >= 0 and gpus >= 0
+    return max(1, fitting)
+
+
+def num_gpus_of(reward: RewardConfig) -> float:
+    """GPUs of an actor of a reward: a verifier has those that it asks for."""
+    if isinstance(reward, RewardModelConfig):
+        return gpus_for(reward, reward.pool)
+    return reward.pool.num_gpus or 0.0
 
 
 def nodes_with_cpus() -> int:

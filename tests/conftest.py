@@ -6,6 +6,11 @@ import sys
 import pytest
 from hypothesis import settings
 
+# Each of pytest-xdist's workers has its share of the cores: with a thread per core in each, threads that wait for one another cost
+# several times what they gain. Set before torch is imported; processes that tests start inherit it.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+
 # A test's time is a measure of the machine and of what else it does. CI always tries the same examples, others search for new ones.
 settings.register_profile("ours", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("ours")

@@ -4,7 +4,7 @@ Two functions are registered with Transformers' attention interface, under names
 attention gives with a block-diagonal causal mask:
 
 - `VARLEN`: PyTorch's variable-length attention (FlashAttention), on GPUs in half precision.
-- `BY_EXAMPLE`: `scaled_dot_product_attention`, one example after another, on CPUs and for what the kernel does not take.
+- `BY_EXAMPLE`: `scaled_dot_product_attention` over examples of like length together, on CPUs.
 
 Legend: B sequences (one, where there are boundaries), S tokens of the longest, N tokens of all laid end to end, E examples (each
 stretch of padding counts as one), H query heads, G key heads, D head size, M keys.
@@ -31,6 +31,8 @@ WITHOUT_MASK = (VARLEN, BY_EXAMPLE, *FLASH)
 """Implementations that take the examples' boundaries, in one sequence, instead of a mask."""
 LARGEST_HEAD = 256
 """Largest head size of the FlashAttention kernel in PyTorch."""
+SHORTEST_GROUP = 16
+"""Examples of up to so many tokens are all of one group."""
 NOT_TAKEN = ("softcap", "s_aux", "position_bias")
 """Arguments of other attention functions that would change the result."""
 HAS_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
@@ -113,7 +115,7 @@ def choose(model: Any, wanted: Attention, packing: bool, device: torch.device, d
     if kernel:
         return Choice(VARLEN, "PyTorch's variable-length kernel")
     if device.type == "cpu":
-        return Choice(BY_EXAMPLE, "one example after another")
+        return Choice(BY_EXAMPLE, "examples of like length together")
     return Choice(default, f"with a mask: {kernel_misfit(model, dtype)}")
 
 
@@ -217,28 +219,50 @@ def by_example(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "B N H D2"], None]:
-    """The same, by `scaled_dot_product_attention` over one example at a time.
+    """The same, by `scaled_dot_product_attention` over examples of like length together.
 
-    Without boundaries each sequence is an example, of which the queries are the end (M > N with a cache).
+    Shorter ones are padded at their end with whatever follows: causal attention never looks there. Without boundaries each sequence
+    is an example, of which the queries are the end (M > N with a cache).
 
     Raises:
         ValueError: the model wants more than that.
     """
     _refuse(kwargs | {"attention_mask": attention_mask})
-    offsets = kwargs["cu_seq_lens_q"].tolist() if "cu_seq_lens_q" in kwargs else None
-    parts = (
-        (each,) if offsets is None else each.split(np.diff(offsets).tolist(), dim=2) for each in (query, key, value)
-    )
-    out = []
-    for q, k, v in zip(*parts, strict=True):
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         sizes = q.shape[2], k.shape[2]
         plain = sizes[0] == sizes[1] and (sliding_window is None or sliding_window >= sizes[1])
         mask = None if plain else _band(*sizes, sliding_window or sizes[1], q.device)
         grouped = q.shape[1] != k.shape[1]
-        out.append(
-            scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=plain, scale=scaling, enable_gqa=grouped)
-        )
-    return torch.cat(out, dim=2).transpose(1, 2), None
+        return scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=plain, scale=scaling, enable_gqa=grouped)
+
+    if "cu_seq_lens_q" not in kwargs:
+        return attend(query, key, value).transpose(1, 2), None
+    groups, order = _groups_of_like_length(kwargs["cu_seq_lens_q"].tolist())
+    out = []
+    for places in groups:
+        parts = (each[0, :, places].transpose(0, 1) for each in (query, key, value))
+        out.append(attend(*parts).transpose(1, 2).flatten(0, 1))
+    return torch.cat(out).index_select(0, order)[None], None
+
+
+def _groups_of_like_length(offsets: list[int]) -> tuple[list[Int[Tensor, "E L"]], Int[Tensor, "N"]]:
+    """Places of the tokens of examples, those of at most twice the length together, and where each token is in all groups laid out.
+
+    Rows are as long as their group's longest example, and go on behind the end of a shorter one.
+    """
+    starts, lengths = np.array(offsets[:-1]), np.diff(offsets)
+    kinds = np.ceil(np.log2(np.maximum(lengths, SHORTEST_GROUP)))
+    groups, order, laid_out = [], np.empty(offsets[-1], dtype=np.int64), 0
+    for kind in np.unique(kinds):
+        own = np.flatnonzero(kinds == kind)
+        width = int(lengths[own].max())
+        places = starts[own, None] + np.arange(width)
+        inside = np.arange(width) < lengths[own, None]
+        order[places[inside]] = laid_out + np.flatnonzero(inside)
+        laid_out += places.size
+        groups.append(torch.from_numpy(np.minimum(places, offsets[-1] - 1)))
+    return groups, torch.from_numpy(order)
 
 
 def _band(num_queries: int, num_keys: int, window: int, device: torch.device) -> Bool[Tensor, "N M"]:

@@ -20,7 +20,7 @@ def run(*arguments):
 @pytest.mark.parametrize("options", [(), ("--sharded",)])
 def test_examples_become_a_fused_model(options):
     found = json.loads(run("tests.training.whole_path", *options).splitlines()[-1])
-    assert found["attention"] == "attention: by_example (one example after another)"
+    assert found["attention"] == "attention: by_example (examples of like length together)"
     assert found["resumed_equals_whole"]
     assert found["losses"][-1] < found["losses"][0]
     assert found["changed_weights"] == found["weights"]
