@@ -9,7 +9,9 @@ from ray.cluster_utils import Cluster
 
 from profuser.errors import UserError
 from ray_jobs.cluster import connected
-from ray_jobs.collect import collect
+from ray_jobs.collect import collect, evaluation_beside
+from ray_jobs.evaluate import evaluate
+from ray_jobs.pipeline import delete_stages
 from ray_jobs.prepare import prepare
 from ray_jobs.side_by_side import sources_at_once
 from tests.ray import stages
@@ -45,6 +47,23 @@ def test_lazy_signals_make_the_same_examples_from_less_on_disk(tmp_path, corpus)
     assert "training_topk_ids" not in runs["lazy"].collect(runs["lazy"].recipe.sources[0]).schema.names
     kept = [sum(map(len, artifact.tables(["row_id"]))) for artifact in runs["lazy"].artifacts("signals")]
     assert sum(kept) == len(lazy)
+
+
+def test_held_out_rows_read_with_the_signals_are_evaluated_as_by_an_engine_of_their_own(tmp_path, corpus):
+    with connected():
+        run = stages.make_run(tmp_path, corpus)
+        prepare(run)
+        # The target has other engine settings than the source of the same model: it is not read along.
+        assert [evaluation_beside(run, source) is not None for source in run.recipe.sources] == [False, True]
+        collect(run, run.recipe.sources[1])
+        assert evaluate(run, "neox").device_seconds == 0
+        beside = stages.whole(run.evaluate("neox"))
+        delete_stages(run, ["evaluate"])
+        assert evaluate(run, "neox").device_seconds > 0
+    assert len(beside) == 4
+    for mine, other in zip(beside, stages.whole(run.evaluate("neox")), strict=True):
+        assert mine.pop("nats") == pytest.approx(other.pop("nats"), rel=1e-3)
+        assert mine == other
 
 
 def test_several_answers_of_each_source_stand_for_election(tmp_path, corpus):
