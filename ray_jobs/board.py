@@ -26,7 +26,7 @@ class _Board:
         self.stopping = False
 
     def begin(self, step: int, num_steps: int, words: str) -> None:
-        """Sets where training begins, how many updates there are in all, and what the user is told of it."""
+        """Sets the first update, the number of all updates, and a line that the driver prints."""
         self.plan = (step, num_steps, words)
 
     def post(self, record: dict[str, float]) -> None:

@@ -45,8 +45,8 @@ class CollectWorker(EngineWorker):
 def collect(run: FusionRun, source: SourceConfig, draining: Draining | None = None) -> Manifest:
     """Runs the stage for one source; `draining` is called when its last rows are in the engines.
 
-    Where the source is evaluated too, its engine reads the held-out rows after the others: `evaluate` then finds their shards, and
-    loads no engine for them.
+    Where the source is evaluated too, its engine also reads the held-out rows, after the others: `evaluate` then finds their
+    shards, and loads no engine for them.
     """
     output = run.collect(source)
     recipe = run.recipe
@@ -72,7 +72,7 @@ def collect(run: FusionRun, source: SourceConfig, draining: Draining | None = No
 
 
 def evaluation_beside(run: FusionRun, source: SourceConfig) -> Evaluation | None:
-    """The evaluation of a source, where the engine that collects it is the one that would evaluate it."""
+    """Returns the evaluation of a source that its collecting engine can make: the engines' settings must be equal."""
     name = TARGET if run.recipe.is_target(source) else source.name
     if name not in run.evaluated() or run.evaluate(name).manifest() is not None:
         return None

@@ -34,7 +34,7 @@ class ShardWorker(Protocol):
 
 
 class Rider(NamedTuple):
-    """Shards of another artifact that the actors make after their own, while their models are loaded."""
+    """Shards of another artifact, which the actors make after their own while their models are loaded."""
 
     source: Artifact
     """The artifact whose shards it follows one by one."""
@@ -92,7 +92,7 @@ def run_shards(
         num_gpus: GPUs of an actor.
         in_flight: shards that an actor works on at one time, in as many threads.
         draining: called once, when no shard is left that an actor has not begun.
-        riders: what else the actors make, if they are started at all. A shard of theirs that is not made is left to their stage.
+        riders: other artifacts that the actors work on, if any of the artifact's own shards is left. Their stages finish them.
 
     Returns:
         Counts of every shard, and the seconds that this attempt took.

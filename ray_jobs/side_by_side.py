@@ -110,7 +110,7 @@ def sources_at_once(recipe: Recipe) -> int:
 
 
 def judges_at_once(recipe: Recipe) -> int:
-    """How many rewards the cluster has room for at one time, at least one: reward models by GPUs, and all by CPUs."""
+    """Returns how many rewards fit on the cluster concurrently, at least one: by CPUs, and reward models also by GPUs."""
     cpus, gpus, fitting = ray.cluster_resources().get("CPU", 0), total_gpus(), 0
     for reward in recipe.rewards:
         cpus -= reward.pool.num_cpus * reward.pool.min_actors
@@ -120,7 +120,7 @@ def judges_at_once(recipe: Recipe) -> int:
 
 
 def num_gpus_of(reward: RewardConfig) -> float:
-    """GPUs of an actor of a reward: a verifier has those that it asks for."""
+    """Returns the GPUs of one actor of a reward; a verifier gets what its pool requests."""
     if isinstance(reward, RewardModelConfig):
         return gpus_for(reward, reward.pool)
     return reward.pool.num_gpus or 0.0

@@ -32,7 +32,7 @@ WITHOUT_MASK = (VARLEN, BY_EXAMPLE, *FLASH)
 LARGEST_HEAD = 256
 """Largest head size of the FlashAttention kernel in PyTorch."""
 SHORTEST_GROUP = 16
-"""Examples of up to so many tokens are all of one group."""
+"""Examples of at most this many tokens form one group."""
 NOT_TAKEN = ("softcap", "s_aux", "position_bias")
 """Arguments of other attention functions that would change the result."""
 HAS_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
@@ -221,8 +221,8 @@ def by_example(
 ) -> tuple[Float[Tensor, "B N H D2"], None]:
     """The same, by `scaled_dot_product_attention` over examples of like length together.
 
-    Shorter ones are padded at their end with whatever follows: causal attention never looks there. Without boundaries each sequence
-    is an example, of which the queries are the end (M > N with a cache).
+    Shorter ones are padded at their end with the tokens that follow: causal attention never looks there. Without boundaries each
+    sequence is one example, and the queries are its last tokens (M > N with a cache).
 
     Raises:
         ValueError: the model wants more than that.
@@ -247,9 +247,11 @@ def by_example(
 
 
 def _groups_of_like_length(offsets: list[int]) -> tuple[list[Int[Tensor, "E L"]], Int[Tensor, "N"]]:
-    """Places of the tokens of examples, those of at most twice the length together, and where each token is in all groups laid out.
+    """Groups examples whose lengths differ by at most a factor of two.
 
-    Rows are as long as their group's longest example, and go on behind the end of a shorter one.
+    Returns:
+        The tokens' places, group by group: a row per example, as long as the group's longest one; a shorter example's row continues
+        past its end. And for each token its place in the flattened rows of all groups.
     """
     starts, lengths = np.array(offsets[:-1]), np.diff(offsets)
     kinds = np.ceil(np.log2(np.maximum(lengths, SHORTEST_GROUP)))

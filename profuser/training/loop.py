@@ -111,7 +111,7 @@ class Trainer:
         return True
 
     def _advance(self, update: Update, batches: list[PackedExamples], hooks: Hooks) -> tuple[bool, bool]:
-        """One update and what follows from it: whether the stage has ended early, and whether a worker wants to stop."""
+        """Runs one update and what follows from it; returns whether the stage has ended early, and whether training stops."""
         before, self._launched = self._launched, self.train_step(update, batches, hooks.wants_stop())
         self.step, self.cursor = update.step + 1, update.end
         stopped = before is not None and self._settle(before, hooks)[1]
@@ -155,7 +155,7 @@ class Trainer:
         return LaunchedStep(update, batches, ce_nats, numbers, done, rate, start)
 
     def _settle(self, launched: LaunchedStep, hooks: Hooks, validates: bool = False) -> tuple[bool, bool]:
-        """Waits for an update, and logs it: whether the stage has ended early, and whether a worker wants to stop."""
+        """Waits for an update and logs it; returns whether the stage has ended early, and whether a worker wants to stop."""
         if launched.done:
             launched.done.synchronize()
         now = time.perf_counter()

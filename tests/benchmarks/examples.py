@@ -62,7 +62,7 @@ class Updates:
         self.packed = list(read_packs(index, self.reader, self.plan.deal(self.update, 1, 0), 0))
 
     def padded(self, num_rows: int) -> Sequence[PackedExamples]:
-        """The same examples in any order, one in each row, so many rows at a time."""
+        """Returns the same examples in random order, one per row, `num_rows` rows per micro-batch."""
         examples = [example for _, example in self.reader.read(self.plan.index, self.update.keys)]
         order = np.random.default_rng(0).permutation(len(examples))
         rows = [[examples[i]] for i in order]

@@ -25,7 +25,7 @@ class Side(NamedTuple):
 
 
 def responses() -> list[str]:
-    """Answers of Alpaca where it is at hand, those of the laboratory elsewhere."""
+    """Returns answers of Alpaca where its file is there, else those of the laboratory."""
     if ALPACA.exists():
         return [text for row in json.loads(ALPACA.read_text())[:4000] if (text := row["output"].strip())]
     return [row.response for row in draw_rows("train", 4000, seed=0)]

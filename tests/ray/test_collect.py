@@ -53,7 +53,7 @@ def test_held_out_rows_read_with_the_signals_are_evaluated_as_by_an_engine_of_th
     with connected():
         run = stages.make_run(tmp_path, corpus)
         prepare(run)
-        # The target has other engine settings than the source of the same model: it is not read along.
+        # The target has other engine settings than the source of the same model: it is evaluated separately.
         assert [evaluation_beside(run, source) is not None for source in run.recipe.sources] == [False, True]
         collect(run, run.recipe.sources[1])
         assert evaluate(run, "neox").device_seconds == 0

@@ -85,7 +85,7 @@ def test_updates_whose_numbers_are_read_late_are_the_same(tmp_path):
     assert curve(resumed) == curve(at_once)
 
 
-def test_a_wish_to_stop_that_is_read_late_loses_no_update(tmp_path):
+def test_a_request_to_stop_that_is_read_late_loses_no_update(tmp_path):
     setting = Setting()
     whole, told = setting.trainer(), overlapping(setting)
     setting.run(whole)

@@ -48,6 +48,27 @@ def test_packed_examples_give_the_losses_and_gradients_of_each_by_itself(name, a
         torch.testing.assert_close(together[2][key], grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("attention", ["auto", "varlen", "flex_attention"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu_too(name, attention, dtype, examples):
+    device, target = torch.device("cuda"), model(name).to(dtype)
+    try:
+        module = FusionModule(target.to(device), config(attention=attention))
+    except UserError:
+        pytest.skip("the target does not have it")
+
+    def found(batches):
+        module.zero_grad()
+        for packs in batches:
+            module(collate(packs, 0, K).tensors(device), SCALE.to(device)).total.backward()
+        return torch.cat([p.grad.float().reshape(-1) for p in module.parameters()])
+
+    together, alone = found([[examples[:4], examples[4:]]]), found([[[e]] for e in examples])
+    assert float((together - alone).norm() / alone.norm()) < (1e-4 if dtype == torch.float32 else 0.05)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_cross_entropy_is_that_of_the_model_itself(name, examples):
     """An oracle by the model's own loss: response tokens only, each predicted from the token before it."""

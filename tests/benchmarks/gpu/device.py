@@ -20,7 +20,7 @@ DTYPE = torch.bfloat16 if GPU else torch.float32
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the work is: that of the issue, or a tiny form in which all of it runs on a CPU."""
+    """Sizes of the work: `FULL` for an 80 GB GPU, `TINY` for a CPU."""
 
     loss_tokens: int
     hidden_size: int
@@ -97,7 +97,7 @@ def sync() -> None:
 
 
 def free() -> None:
-    """Gives back what nothing refers to any longer."""
+    """Frees what nothing refers to any longer."""
     gc.collect()
     if GPU:
         torch.cuda.empty_cache()
@@ -105,7 +105,7 @@ def free() -> None:
 
 
 def peak_bytes(way: Callable[[], object]) -> int:
-    """How far memory rises above where it stands before: of the device, or of the process where there is none."""
+    """Returns how far memory rises while something runs: of the device, or of the process on a CPU."""
     if not GPU:
         from tests.benchmarks.measure import peak_bytes as of_process
 
@@ -167,6 +167,6 @@ def driver() -> str | None:
 
 
 def now() -> float:
-    """Seconds of a clock that only goes forward, when the device has done its work."""
+    """Returns the seconds of a monotonic clock, once the device is idle."""
     sync()
     return time.perf_counter()
