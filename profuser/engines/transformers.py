@@ -166,7 +166,7 @@ def _batch(waiting: Mapping[int, Request]) -> list[int]:
     """Numbers of requests of one kind and of like length, the shortest first, about `BATCH_TOKENS` padded tokens in all."""
 
     def kind(request: Request) -> tuple:
-        return request.response_ids is None, request.generation.model_dump_json()
+        return request.response_ids is None, request.top_k, request.generation.model_dump_json()
 
     def length(number: int) -> int:
         request = waiting[number]

@@ -1,5 +1,7 @@
 """The Transformers engine against the model's own logits, row by row: teacher forcing, greedy and sampled answers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,14 @@ WAYS = [
     GenerationConfig(max_tokens=20),
     GenerationConfig(max_tokens=20, temperature=1.0, top_p=0.9, repetition_penalty=1.3),
 ]
+
+
+def test_requests_for_other_numbers_of_candidates_are_answered_too(engine):
+    rows = requests(None)
+    for number, request in enumerate(rows):
+        engine.add(number, replace(request, top_k=number % 3))
+    answers = dict(engine.step()) | dict(engine.step()) | dict(engine.step())
+    assert [answers[number].topk.ids.shape[1] for number in range(len(rows))] == [0, 1, 2, 0, 1]
 
 
 @pytest.mark.parametrize("generation", WAYS, ids=["forced", "greedy", "sampled"])
