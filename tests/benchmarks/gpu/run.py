@@ -36,7 +36,7 @@ def groups(sizes: Sizes, profiles: dict[str, Any]) -> Mapping[str, Callable[[], 
 
 
 def run(show: Callable[[str, list[Row]], None], tiny: bool = False, output: Path = OUTPUT) -> list[str]:
-    """Runs every group, shows its rows, and writes all that there are so far.
+    """Runs every group, and shows its rows; the file is written with each row.
 
     Args:
         show: a group's name and rows.
@@ -54,7 +54,10 @@ def run(show: Callable[[str, list[Row]], None], tiny: bool = False, output: Path
     for name, measure in groups(sizes, profiles).items():
         start, rows = now(), []
         try:
-            rows.extend(measure())
+            for row in measure():
+                rows.append(row)
+                facts["rows"].append(asdict(row) | {"ratio": row.ratio, "group": name})
+                _write(facts, output)
         # A group that cannot run here must not take the others with it.
         except Exception as error:
             facts["failed"][name] = reason(error)
@@ -62,10 +65,16 @@ def run(show: Callable[[str, list[Row]], None], tiny: bool = False, output: Path
         free()
         facts["left_out"] += [f"{name}: {each}" for each in LEFT_OUT]
         LEFT_OUT.clear()
-        facts["rows"] += [asdict(row) | {"ratio": row.ratio, "group": name} for row in rows]
-        output.write_text(json.dumps(facts, indent=2) + "\n")
+        _write(facts, output)
         show(f"{name} ({now() - start:.0f} s)", rows)
     return [*(f"{name}: {why}" for name, why in facts["failed"].items()), *facts["left_out"]]
+
+
+def _write(facts: dict[str, Any], output: Path) -> None:
+    """Writes all that there is, whole: a run may be cut at any moment."""
+    new = output.with_name(f"{output.name}.new")
+    new.write_text(json.dumps(facts, indent=2) + "\n")
+    new.replace(output)
 
 
 def machine() -> dict[str, Any]:
