@@ -21,7 +21,8 @@ def run_demo(recipe: Recipe, question: str) -> None:
     Serving starts when the model is fused, so that it has loaded when the last stage is done.
     """
     start = time.monotonic()
-    with connected(), ThreadPoolExecutor(1) as beside:
+    # Ray ends first: if the server is still starting, it then fails at once.
+    with ThreadPoolExecutor(1) as beside, connected():
         serving: list[Future[str]] = []
 
         def serve(stage: str, run: FusionRun) -> None:
