@@ -2,8 +2,10 @@
 
 import socket
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from profuser.recipe.models import Recipe
+from profuser.run import FusionRun
 from profuser.serving.options import ServeConfig
 from ray_jobs.cluster import connected
 from ray_jobs.pipeline import run_pipeline
@@ -14,16 +16,21 @@ from ray_jobs.served_models import fused_model
 
 
 def run_demo(recipe: Recipe, question: str) -> None:
-    """Runs the demo recipe, prints its table, serves the fused model and prints its answer."""
+    """Runs the demo recipe, prints its table, serves the fused model and prints its answer.
+
+    Serving starts when the model is fused, so that it has loaded when the last stage is done.
+    """
     start = time.monotonic()
-    with connected():
-        run = run_pipeline(recipe)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        # For this one question: no key, and nobody on another machine is answered.
-        served = ServeConfig(models=(fused_model(run, recipe.name),), insecure=True)
-        url = start_server(served, "127.0.0.1", port)
+    # Ray ends first: if the server is still starting, it then fails at once.
+    with ThreadPoolExecutor(1) as beside, connected():
+        serving: list[Future[str]] = []
+
+        def serve(stage: str, run: FusionRun) -> None:
+            if stage == "fuse":
+                serving.append(beside.submit(_serve, run, recipe.name))
+
+        run = run_pipeline(recipe, after_stage=serve)
+        url = serving[0].result()
         answer = ask(url, recipe.name, question, max_tokens=64)
         stop_server()
     print_report(run)
@@ -32,3 +39,13 @@ def run_demo(recipe: Recipe, question: str) -> None:
         f"\n{clock(time.monotonic() - start)} in all. To serve it: profuser serve {recipe.name} --insecure",
         markup=False,
     )
+
+
+def _serve(run: FusionRun, name: str) -> str:
+    """Serves a run's fused model on a free port of this machine; returns the URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # For one question: no key, and nobody on another machine is answered.
+    served = ServeConfig(models=(fused_model(run, name),), insecure=True)
+    return start_server(served, "127.0.0.1", port)

@@ -36,7 +36,11 @@ Job = tuple[Artifact, Callable[[RunHandle, Draining], Manifest]]
 
 
 def run_pipeline(
-    recipe: Recipe, redo: Sequence[str] = (), until: str = STAGES[-1], only: str | None = None
+    recipe: Recipe,
+    redo: Sequence[str] = (),
+    until: str = STAGES[-1],
+    only: str | None = None,
+    after_stage: Callable[[str, FusionRun], None] = lambda stage, run: None,
 ) -> FusionRun:
     """Runs whatever of a fusion is not done yet.
 
@@ -45,6 +49,7 @@ def run_pipeline(
         redo: stages whose artifacts are deleted first, with all that follows from them.
         until: last stage to run; a later call goes on from there.
         only: run this stage (`fuse`) or this part of one (`collect/llama`) alone; what it stands on must be finished.
+        after_stage: called when all parts of a stage are finished.
 
     Raises:
         UserError: an input is missing, a stage has no such name, a tokenizer cannot be aligned, the recipe no longer fits
@@ -67,7 +72,7 @@ def run_pipeline(
             check_tokenizers(run)
         if run.fuse().manifest() is None:
             check_target(run)
-        _run_stages(run, lock, chosen)
+        _run_stages(run, lock, chosen, after_stage)
     return run
 
 
@@ -75,7 +80,9 @@ def _is_asked_for(name: str, last: int, only: str | None) -> bool:
     return is_part(name, only) if only else STAGES.index(stage_of(name)) <= last
 
 
-def _run_stages(run: FusionRun, lock: RunLock, chosen: Sequence[Job]) -> None:
+def _run_stages(
+    run: FusionRun, lock: RunLock, chosen: Sequence[Job], after_stage: Callable[[str, FusionRun], None]
+) -> None:
     recipe = run.recipe
     run.folder.write_bytes(RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).encode())
     uri = tracking_uri(recipe.storage)
@@ -91,6 +98,7 @@ def _run_stages(run: FusionRun, lock: RunLock, chosen: Sequence[Job]) -> None:
             for stage, parts in groupby(chosen, lambda job: stage_of(job[0].stage)):
                 works = [partial(_run_part, tracker, summary, *part) for part in parts]
                 run_side_by_side(works, _at_once(stage, run))
+                after_stage(stage, run)
         if recipe.tracking.registered_model and summary.is_finished():
             version = tracker.register(recipe.tracking.registered_model, (run.fuse().folder / "model").uri)
             console.print(f"registered: models:/{recipe.tracking.registered_model}/{version}", markup=False)
