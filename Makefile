@@ -12,6 +12,10 @@ PYTEST := $(BIN)/python -m pytest
 WORKERS ?= 2
 SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10
 
+# Every stage starts several Python processes that import gigabytes: each compiles them anew where Python may not keep what
+# it compiled (containers often say so), and takes twice as long to start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup lock demo check format test test-fast test-long bench bench-scale bench-gpu gpu-wheels clean
 
 help: ## Say what each target does
