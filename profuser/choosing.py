@@ -11,7 +11,7 @@ import pyarrow as pa
 from jaxtyping import Bool
 
 from profuser.advantage import min_ce, training_advantage
-from profuser.alignment.spans import byte_spans
+from profuser.alignment.spans import misspelt
 from profuser.alignment.token_bytes import TokenBytes
 from profuser.engines.signal_tables import candidate_answers
 from profuser.errors import ArtifactError
@@ -121,9 +121,10 @@ class Chooser:
             taken = np.flatnonzero(~np.isnan(nats[:, source]))
             ids = from_list_column(table["training_ids"].take(pa.array(taken)))
             # A normaliser that changes text scores another response than the ground truth.
-            spans = byte_spans(self.tokens[source], ids, [rows[row]["response"].encode() for row in taken.tolist()])
-            nats[taken[sorted(spans.refused)], source] = np.nan
-            counts[f"misspelt/{self.names[source]}"] = len(spans.refused)
+            wrong = misspelt(self.tokens[source], ids, [rows[row]["response"].encode() for row in taken.tolist()])
+            nats[taken[sorted(wrong)], source] = np.nan
+            counts[f"misspelt/{self.names[source]}"] = len(wrong)
+        counts["misspelt_by_sources"] = sum(counts[f"misspelt/{name}"] for name in self.names)
         advantages = training_advantage(nats, num_tokens, num_bytes, self.config.training_metric)
         teachers = min_ce(np.where(self.allowed, advantages, np.nan))
         return [

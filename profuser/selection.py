@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from profuser.alignment.averaging import average_rows, spread_rows
 from profuser.alignment.matching import AlignmentRules, coverage
+from profuser.alignment.spans import misspelt
 from profuser.alignment.token_bytes import TokenBytes
 from profuser.alignment.transport import SourceSignals, TransportedRows, transport_rows
 from profuser.alignment.vocab_projection import VocabProjection
@@ -29,6 +30,15 @@ class Target:
     tokenizer: Any
     tokens: TokenBytes
     template: TemplateConfig
+
+
+@dataclass(frozen=True)
+class _Example:
+    """A choice in the target's tokens."""
+
+    choice: Choice
+    prompt_ids: list[int]
+    response_ids: list[int]
 
 
 class Selector:
@@ -68,16 +78,19 @@ class Selector:
         """
         choices, counts = self.chooser.choose(corpus, collected, rewards)
         rows = corpus.to_pylist()
+        examples = self._encode(rows, choices, counts)
         tables = []
-        if self.chooser.averages and (chosen := [choice for choice in choices if choice.mode == "training"]):
-            choices = [choice for choice in choices if choice.mode != "training"]
+        if self.chooser.averages and (chosen := [one for one in examples if one.choice.mode == "training"]):
+            examples = [one for one in examples if one.choice.mode != "training"]
             tables.append(self._average(rows, chosen, collected, counts))
         for teacher in range(len(self.chooser.names)):
             for mode in MODES:
-                chosen = [choice for choice in choices if choice.teacher == teacher and choice.mode == mode]
+                chosen = [one for one in examples if one.choice.teacher == teacher and one.choice.mode == mode]
                 if chosen:
-                    signals = self._signals(rows, chosen, collected[teacher], lazy[teacher] if lazy else None)
-                    tables.append(self._carry_over(rows, chosen, signals, counts))
+                    parts = [one.choice for one in chosen]
+                    signals = self._signals(rows, parts, collected[teacher], lazy[teacher] if lazy else None)
+                    carried = self._transport(teacher, signals, chosen, counts)
+                    tables.append(self._table(rows, chosen, carried, counts))
         return (pa.concat_tables(tables) if tables else self.schema.empty_table()), counts
 
     @property
@@ -107,74 +120,61 @@ class Selector:
             lazy.take([places[key] for key in wanted]), "response", [0] * len(wanted), vocab_size, self.top_k
         )
 
-    def _carry_over(
-        self, rows: list[dict], choices: list[Choice], signals: SourceSignals, counts: dict[str, float]
-    ) -> pa.Table:
-        """The examples of one teacher and mode, with its distributions in the target's vocabulary."""
-        encoded = self._encode(rows, choices)
-        carried = self._transport(choices[0].teacher, signals, choices, [ids for _, ids in encoded], counts)
-        return self._table(rows, choices, encoded, carried, counts)
-
     def _average(
-        self, rows: list[dict], choices: list[Choice], collected: Sequence[pa.Table], counts: dict[str, float]
+        self, rows: list[dict], examples: list[_Example], collected: Sequence[pa.Table], counts: dict[str, float]
     ) -> pa.Table:
         """The training-mode examples with the mean distributions of all sources that may teach and took the row."""
-        encoded = self._encode(rows, choices)
-        target_ids = Ragged.from_rows([response for _, response in encoded], dtype=np.int64)
-        advantages = np.array([choice.advantages for choice in choices])
+        offsets = _response_ids(examples).offsets
+        advantages = np.array([one.choice.advantages for one in examples])
         advantages[:, ~self.chooser.allowed] = np.nan
         # NaN comes last, and of equal ones the first source is first, as in Min-CE.
         ranks = advantages.argsort(axis=1, kind="stable").argsort(axis=1)
         parts, sources = [], np.flatnonzero(~np.isnan(advantages).all(axis=0))
         for source in sources.tolist():
             taken = np.flatnonzero(~np.isnan(advantages[:, source]))
-            own = [choices[place] for place in taken]
-            table = collected[source].take([choice.row for choice in own])
+            own = [examples[place] for place in taken]
+            table = collected[source].take([one.choice.row for one in own])
             vocab_size = self.projections[source].source.vocab_size
             signals = read_signals(table, "training", [0] * len(own), vocab_size, self.top_k)
-            carried = self._transport(source, signals, own, [encoded[place][1] for place in taken], counts)
-            parts.append(spread_rows(carried, taken, target_ids.offsets))
-        carried = average_rows(parts, ranks[:, sources], self.top_k)
-        return self._table(rows, choices, encoded, carried, counts)
+            parts.append(spread_rows(self._transport(source, signals, own, counts), taken, offsets))
+        return self._table(rows, examples, average_rows(parts, ranks[:, sources], self.top_k), counts)
 
     def _transport(
-        self,
-        source: int,
-        signals: SourceSignals,
-        choices: list[Choice],
-        target_ids: list[list[int]],
-        counts: dict[str, float],
+        self, source: int, signals: SourceSignals, examples: list[_Example], counts: dict[str, float]
     ) -> TransportedRows:
         """One source's distributions along responses, carried over to the target's tokens."""
-        ids = Ragged.from_rows(target_ids, dtype=np.int64)
-        responses = [choice.response.encode() for choice in choices]
-        carried = transport_rows(signals, ids, responses, self.projections[source], self.rules, self.top_k)
+        responses = [one.choice.response.encode() for one in examples]
+        projection = self.projections[source]
+        carried = transport_rows(signals, _response_ids(examples), responses, projection, self.rules, self.top_k)
         found = coverage(carried.rules.values)
         add_counts(counts, {f"alignment/{self.chooser.names[source]}/{rule}": number for rule, number in found.items()})
         return carried
 
-    def _encode(self, rows: list[dict], choices: list[Choice]) -> list[tuple[list[int], list[int]]]:
-        """Prompt and response in the target's tokens; an answer that was cut does not end its turn."""
-        examples = [
+    def _encode(self, rows: list[dict], choices: list[Choice], counts: dict[str, float]) -> list[_Example]:
+        """Choices in the target's tokens; an answer that was cut does not end its turn.
+
+        One whose response they do not spell is left out and counted: it would teach another text.
+        """
+        texts = [
             ([Message(m["role"], m["content"]) for m in rows[choice.row]["messages"]], choice.response)
             for choice in choices
         ]
-        encoded = encode_examples(self.target.tokenizer, examples, self.target.template)
-        return [
-            (example.prompt_ids, example.response_ids[:-1] if choice.cut else example.response_ids)
-            for example, choice in zip(encoded, choices, strict=True)
+        encoded = encode_examples(self.target.tokenizer, texts, self.target.template)
+        examples = [
+            _Example(choice, one.prompt_ids, one.response_ids[:-1] if choice.cut else one.response_ids)
+            for choice, one in zip(choices, encoded, strict=True)
         ]
+        wrong = misspelt(self.target.tokens, _response_ids(examples), [c.response.encode() for c in choices])
+        add_counts(counts, {"misspelt_by_target": len(wrong), "examples": -len(wrong)})
+        for choice in (choices[place] for place in wrong):
+            add_counts(counts, {f"wins/{choice.mode}/{self.chooser.teacher_of(choice)}": -1})
+        return [one for place, one in enumerate(examples) if place not in wrong]
 
     def _table(
-        self,
-        rows: list[dict],
-        choices: list[Choice],
-        encoded: list[tuple[list[int], list[int]]],
-        carried: TransportedRows,
-        counts: dict[str, float],
+        self, rows: list[dict], examples: list[_Example], carried: TransportedRows, counts: dict[str, float]
     ) -> pa.Table:
         """The examples as a table of the select schema, and counted: tokens, by rule too, and rows that could not be aligned."""
-        used = coverage(carried.rules.values)
+        used, choices = coverage(carried.rules.values), [one.choice for one in examples]
         add_counts(counts, {f"rule/{rule}": number for rule, number in used.items()})
         add_counts(counts, {"not_aligned": len(carried.refused), "tokens": len(carried.rules.values)})
         columns: dict[str, Any] = {
@@ -184,8 +184,8 @@ class Selector:
             "teacher": [self.chooser.teacher_of(c) for c in choices],
             "sample": [c.sample for c in choices],
             "advantages": [c.advantages for c in choices],
-            "prompt_ids": [prompt for prompt, _ in encoded],
-            "response_ids": [response for _, response in encoded],
+            "prompt_ids": [one.prompt_ids for one in examples],
+            "response_ids": [one.response_ids for one in examples],
             "response_bytes": [len(c.response.encode()) for c in choices],
             **to_columns("topk", carried.topk, self.target.tokens.vocab_size),
             "rules": [carried.rules.row(index) for index in range(len(choices))],
@@ -194,3 +194,7 @@ class Selector:
             {f.name: c if isinstance(c := columns[f.name], pa.Array) else pa.array(c, f.type) for f in self.schema},
             schema=self.schema,
         )
+
+
+def _response_ids(examples: Sequence[_Example]) -> Ragged:
+    return Ragged.from_rows([one.response_ids for one in examples], dtype=np.int64)

@@ -64,8 +64,9 @@ class Evaluation:
     def make(self, reader: SourceReader, shard: int, rows: pa.Table, attempt: Attempt) -> dict[str, float]:
         """Evaluates and writes one shard."""
         signals = read_guarded(reader, rows, Reading(self.config.generation, 0, self.seed), attempt)
-        table = evaluate_table(rows, signals, self.config.answer_pattern)
-        counts: dict[str, float] = {"rows": len(table), "refused": sum(s.refused is not None for s in signals)}
+        table = evaluate_table(rows, signals, reader.tokens, self.config.answer_pattern)
+        refused = len(table) - table["refused"].null_count
+        counts: dict[str, float] = {"rows": len(table), "refused": refused}
         self.output.write_shard(shard, table, counts)
         return counts
 

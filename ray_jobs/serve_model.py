@@ -1,6 +1,7 @@
 """A replica of a served model: vLLM's own asynchronous engine and vLLM's own OpenAI application, called in the same process.
 
-Templates, sampling parameters, streaming, usage and the checks of a request are vLLM's. `ray.serve.llm` is not used: with this pair
+Templates, sampling parameters, streaming, usage and the checks of a request are vLLM's; special tokens that messages spell are
+text. `ray.serve.llm` is not used: with this pair
 of versions it loses its model after a first request.
 """
 
@@ -14,6 +15,7 @@ from ray import serve
 from profuser.models import local_model
 from profuser.serving.asgi import Head, call
 from profuser.serving.options import ServedModel
+from profuser.serving.requests import text_as_text
 
 APP = "profuser"
 """Name of the application with the gateway; those of the models begin with it."""
@@ -37,6 +39,7 @@ class Model:
         from vllm.entrypoints.openai.api_server import build_app, init_app_state
         from vllm.entrypoints.openai.cli_args import make_arg_parser
         from vllm.utils.argparse_utils import FlexibleArgumentParser
+        from vllm.utils.mistral import is_mistral_tokenizer
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
@@ -45,6 +48,9 @@ class Model:
         # The engine's queue, cache and speed are told by Ray's agent on every node, for Prometheus.
         loggers: Any = [RayPrometheusStatLogger]
         self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(arguments), stat_loggers=loggers)
+        tokenizer = self.engine.renderer.get_tokenizer()
+        # Mistral's own tokenizers read text as text, and take no arguments for a template.
+        self.prepare = bytes if is_mistral_tokenizer(tokenizer) else text_as_text
         tasks = await self.engine.get_supported_tasks()
         self.app = build_app(arguments, tasks, self.engine.model_config)
         await init_app_state(self.engine, self.app.state, arguments, tasks)
@@ -58,7 +64,7 @@ class Model:
 
     async def stream(self, path: str, body: bytes, request_id: str) -> AsyncGenerator[bytes, None]:
         """The same piece by piece. A client that leaves frees its place in the engine."""
-        async for piece in call(self.app, path, body, {"x-request-id": request_id}):
+        async for piece in call(self.app, path, self.prepare(body), {"x-request-id": request_id}):
             if self.engine.errored:
                 os._exit(ENGINE_DEAD)
             yield piece.encode() if isinstance(piece, Head) else piece

@@ -61,12 +61,10 @@ def select():
         for tokenizer, nats in zip(tokenizers.values(), (1.5, 2.5), strict=True)
     ]
     rewards = [pa.table({"row_id": ["0", "1", "2"], "scores": [[1.0, 0.5]] * 3}, schema=REWARDS)]
-    target = Target(
-        byte_level_tokenizer(480), TokenBytes.from_tokenizer(byte_level_tokenizer(480), WIDTH), OwnTemplate()
-    )
-    projections = [VocabProjection.build(table, target.tokens) for table in tables]
 
-    def run(teachers=tuple(SOURCES), **settings):
+    def run(teachers=tuple(SOURCES), tokenizer=byte_level_tokenizer(480), **settings):
+        target = Target(tokenizer, TokenBytes.from_tokenizer(tokenizer, WIDTH), OwnTemplate())
+        projections = [VocabProjection.build(table, target.tokens) for table in tables]
         chooser = Chooser(list(SOURCES), teachers, tables, SelectConfig(**settings), [RewardScale(0.0, 1.0)])
         return Selector(chooser, projections, target, K).select(corpus(*TEXTS), collected, rewards)
 
@@ -85,6 +83,19 @@ def test_a_source_does_not_teach_a_ground_truth_that_its_tokens_do_not_spell(sel
     advantages = {row["row_id"]: row["advantages"] for row in table.to_pylist() if row["mode"] == "training"}
     assert np.isnan(advantages["1"]).tolist() == [True, False]
     assert (counts["misspelt/lossy"], counts["misspelt/plain"]) == (1, 0)
+
+
+@pytest.mark.parametrize("together", [{}, {"training_teacher": "average"}])
+def test_an_example_that_the_targets_tokens_do_not_spell_is_left_out_and_counted(select, selected, together):
+    (usual, before), (table, counts) = select(**together), select(tokenizer=composing(), **together)
+    # The ground truth of row 1 is not composed; each row's answer is as good as another's, and the first is taken.
+    kept = [
+        (row["row_id"], row["mode"]) for row in usual.to_pylist() if (row["row_id"], row["mode"]) != ("1", "training")
+    ]
+    assert [(row["row_id"], row["mode"]) for row in table.to_pylist()] == kept
+    assert (counts["misspelt_by_target"], before["misspelt_by_target"]) == (1, 0)
+    assert counts["examples"] == table.num_rows == before["examples"] - 1
+    assert sum(value for name, value in counts.items() if name.startswith("wins/")) == table.num_rows
 
 
 def test_every_position_is_counted_once_per_pair_and_rule(selected):

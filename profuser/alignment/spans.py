@@ -46,6 +46,14 @@ def boundaries(
     return np.append(spans.starts, spans.ends[-1:] if len(spans.ends) else [0])
 
 
+def misspelt(tokens: TokenBytes, token_ids: Ragged, responses: Sequence[bytes]) -> dict[int, str]:
+    """Rows whose tokens do not spell their response, and why: what a model says of them is about another text.
+
+    Arguments as of `byte_spans`. Whatever turns text into tokens for a score asks this once.
+    """
+    return byte_spans(tokens, token_ids, responses).refused
+
+
 def byte_spans(tokens: TokenBytes, token_ids: Ragged, responses: Sequence[bytes]) -> Spans:
     """Lays the tokens of B rows over the bytes of their responses.
 

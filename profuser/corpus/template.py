@@ -1,4 +1,7 @@
-"""Rendering a prompt and finding the response: the same response bytes for every model, whatever its template and tokenizer."""
+"""Rendering a prompt and finding the response: the same response bytes for every model, whatever its template and tokenizer.
+
+The template's special tokens are tokens; those that a message or a response spells are text (`special_tokens`).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +12,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from profuser.corpus.formats import Message
+from profuser.corpus.special_tokens import Commands, commands, encode, protect
 from profuser.errors import UserError
 from profuser.recipe.models import JinjaTemplate, TemplateConfig
 
@@ -45,28 +49,46 @@ def encode_examples(
     """
     if not examples:
         return []
-    end = end_token_id(tokenizer, template)
-    prompts = _render_all(tokenizer, [messages for messages, _ in examples], template, True)
-    turns = [[*messages, Message("assistant", response)] for messages, response in examples]
-    responses = [response for _, response in examples]
+    end, strings = end_token_id(tokenizer, template), template_commands(tokenizer, template)
+    asked = [_protected(messages, strings) for messages, _ in examples]
+    responses = [protect(response, strings) for _, response in examples]
+    prompts = _render_all(tokenizer, asked, template, True)
+    turns = [[*messages, Message("assistant", text)] for messages, text in zip(asked, responses, strict=True)]
     fulls = _render_all(tokenizer, turns, template, False)
     leads = [
         next((lead for lead in ("", " ") if full.startswith(prompt + lead + response)), None)
         for prompt, full, response in zip(prompts, fulls, responses, strict=True)
     ]
     texts = [p + (lead or "") + r for p, lead, r in zip(prompts, leads, responses, strict=True)]
-    ids = _encode_all(tokenizer, [*prompts, *texts])
+    ids = encode(tokenizer, [*prompts, *texts], strings)
     out = []
     for prompt, full, lead, response in zip(ids[: len(prompts)], ids[len(prompts) :], leads, responses, strict=True):
         follows = lead is not None and full[: len(prompt)] == prompt
-        rest = full[len(prompt) :] if follows else _encode(tokenizer, (lead or "") + response)
+        rest = full[len(prompt) :] if follows else encode(tokenizer, [(lead or "") + response], strings)[0]
         out.append(EncodedExample(prompt, [*rest, end]))
     return out
 
 
 def render_prompt(tokenizer: Any, messages: Sequence[Message], template: TemplateConfig) -> list[int]:
     """Token ids of a prompt, up to where the response begins."""
-    return _encode(tokenizer, _render(tokenizer, messages, template, True))
+    strings = template_commands(tokenizer, template)
+    return encode(tokenizer, [_render(tokenizer, _protected(messages, strings), template, True)], strings)[0]
+
+
+def template_commands(tokenizer: Any, template: TemplateConfig) -> Commands:
+    """The strings that are commands to a tokenizer under a template."""
+    key: Any = template
+    return _template_commands(tokenizer, key)
+
+
+@lru_cache(maxsize=32)
+def _template_commands(tokenizer: Any, template: Any) -> Commands:
+    turns = [Message(role, PROBE) for role in ("user", "assistant", "user")]
+    return commands(tokenizer, _render(tokenizer, turns, template, False))
+
+
+def _protected(messages: Sequence[Message], strings: Commands) -> list[Message]:
+    return [Message(message.role, protect(message.content, strings)) for message in messages]
 
 
 def end_token_id(tokenizer: Any, template: TemplateConfig) -> int:
@@ -87,7 +109,7 @@ def _end_token_id(tokenizer: Any, template: Any) -> int:
     if tokenizer.bos_token_id != tokenizer.eos_token_id:
         # A template may begin the next turn with it already.
         special.discard(tokenizer.bos_token_id)
-    for token in _encode(tokenizer, tail):
+    for token in tokenizer.encode(tail, add_special_tokens=False):
         if token in special:
             return token
     if tokenizer.eos_token_id is None:
@@ -136,13 +158,3 @@ def _render_all(
 @lru_cache(maxsize=8)
 def _compiled(text: str) -> jinja2.Template:
     return ImmutableSandboxedEnvironment().from_string(text)
-
-
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    """Tokenises rendered text, which has its own special tokens in it."""
-    return tokenizer.encode(text, add_special_tokens=False)
-
-
-def _encode_all(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """The same for many texts: outside Python's lock, where the tokenizer is a fast one."""
-    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]

@@ -13,6 +13,7 @@ import torch
 from profuser.errors import EngineError, UserError
 from profuser.evaluation.benchmark_models import longest_request
 from profuser.evaluation.benchmark_tasks import Benchmark
+from profuser.evaluation.benchmark_text import read_text_as_text
 from profuser.schemas import BENCHMARK
 
 RANDOM_SEED, OTHER_SEED = 0, 1234
@@ -41,6 +42,7 @@ def run_benchmark(lm: Any, benchmark: Benchmark) -> pa.Table:
             f"evaluate.benchmarks.{config.name}.apply_chat_template: {lm.tokenizer.name_or_path} has no chat template"
         )
     _check_room(lm, benchmark)
+    read_text_as_text(lm.tokenizer, rendered=config.apply_chat_template)
     random.seed(RANDOM_SEED)
     np.random.seed(OTHER_SEED)
     torch.manual_seed(OTHER_SEED)

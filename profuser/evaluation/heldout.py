@@ -7,36 +7,53 @@ import numpy as np
 import pyarrow as pa
 
 from profuser.advantage import bits_per_byte
+from profuser.alignment.spans import misspelt
+from profuser.alignment.token_bytes import TokenBytes
 from profuser.engines.collecting import RowSignals
 from profuser.engines.signal_tables import nats
 from profuser.rewards.verifiers import exact_match
 from profuser.schemas import EVALUATE
+from profuser.signals.ragged import Ragged
 
 
-def evaluate_table(rows: pa.Table, signals: Sequence[RowSignals], answer_pattern: str | None) -> pa.Table:
-    """Scores a shard of held-out rows from what a model says of them.
+def evaluate_table(
+    rows: pa.Table, signals: Sequence[RowSignals], tokens: TokenBytes, answer_pattern: str | None
+) -> pa.Table:
+    """Scores a shard of held-out rows from what a model says of them. A row that its tokens do not spell is refused.
 
     Args:
         rows: a table of the corpus schema.
         signals: the same rows under the model, in order.
+        tokens: of the model's tokenizer.
         answer_pattern: see `final_answer`.
     """
     records = []
-    for row, signal in zip(rows.to_pylist(), signals, strict=True):
-        refused = signal.refused is not None
+    wrong = _misspelt(rows, signals, tokens)
+    for place, (row, signal) in enumerate(zip(rows.to_pylist(), signals, strict=True)):
+        reason = signal.refused or wrong.get(place)
+        refused = reason is not None
         text = signal.texts[0] if signal.texts else None
         records.append(
             {
                 "row_id": row["row_id"],
                 "category": row["category"],
-                "refused": signal.refused,
+                "refused": reason,
                 "prediction": text,
                 "correct": None if refused else exact_match(text, row["response"], answer_pattern),
-                "nats": nats(signal.training) if signal.training else None,
+                "nats": nats(signal.training) if signal.training and not refused else None,
                 "response_bytes": signal.response_bytes,
             }
         )
     return pa.Table.from_pylist(records, schema=EVALUATE)
+
+
+def _misspelt(rows: pa.Table, signals: Sequence[RowSignals], tokens: TokenBytes) -> dict[int, str]:
+    """Rows whose ground truth was scored on tokens that do not spell it, and why."""
+    scored = [(place, signal.training) for place, signal in enumerate(signals) if signal.training]
+    ids = Ragged.from_rows([response.ids for _, response in scored], dtype=np.int64)
+    texts = rows["response"].to_pylist()
+    wrong = misspelt(tokens, ids, [texts[place].encode() for place, _ in scored])
+    return {scored[place][0]: reason for place, reason in wrong.items()}
 
 
 @dataclass(frozen=True)

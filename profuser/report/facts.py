@@ -122,7 +122,7 @@ class RunFacts:
     """What each update did: `StepMetrics.known()`."""
     selection_counts: Mapping[str, float] = field(default_factory=dict)
     """Counts and metrics of the select stage: `wins/MODE/SOURCE`, `rule/NAME`, `alignment/SOURCE/NAME`,
-    `vocabulary/SOURCE/NAME`, `misspelt/SOURCE`, `rows`, `examples`, `tokens`, `not_aligned`."""
+    `vocabulary/SOURCE/NAME`, `misspelt/SOURCE`, `rows`, `examples`, `tokens`, `not_aligned`, `misspelt_by_target`."""
     quarantined: Sequence[Mapping[str, Any]] = ()
     """Refused corpus rows, all or the first ones: `file`, `line`, `reason`, `excerpt`."""
     quarantine_reasons: Mapping[str, int] = field(default_factory=dict)

@@ -1,9 +1,13 @@
 """What a reward model reads: a prompt and an answer, rendered by its own chat template, as token ids. The same for every engine."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
+from profuser.corpus.special_tokens import Commands, encode, protect
+from profuser.corpus.template import template_commands
 from profuser.errors import EngineError
+from profuser.recipe.models import OwnTemplate
 from profuser.recipe.rewards import RewardModelConfig
 
 
@@ -45,22 +49,31 @@ class Conversations:
         return EngineError(f"rewards.{self.config.name}: {self.path} {what}{cause}{remedy}")
 
     def encode(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> list[list[int]]:
-        """Token ids of each prompt with its answer, cut from the left to `max_tokens`.
+        """Token ids of each prompt with its answer, cut from the left to `max_tokens`. What they spell of special tokens is text.
 
         A padding token at the end goes too: Transformers reads a causal model's score at the last token that is none (many
         checkpoints pad with their end of turn), and other engines at the last token.
         """
-        texts = [self._render(row["messages"], answer) for row, answer in zip(rows, answers, strict=True)]
-        plain = self.tokenizer.chat_template is None
-        options = {"add_special_tokens": plain, "truncation": True, "max_length": self.max_tokens}
-        encoded: list[list[int]] = self.tokenizer(texts, **options)["input_ids"]
+        prompts = [
+            [*row["messages"], {"role": "assistant", "content": text}] for row, text in zip(rows, answers, strict=True)
+        ]
+        if self.tokenizer.chat_template is None:
+            texts = ["\n\n".join(message["content"] for message in messages) for messages in prompts]
+            options = {"truncation": True, "max_length": self.max_tokens, "split_special_tokens": True}
+            encoded: list[list[int]] = self.tokenizer(texts, **options)["input_ids"]
+        else:
+            texts = [self._render(messages) for messages in prompts]
+            encoded = [ids[-self.max_tokens :] for ids in encode(self.tokenizer, texts, self.commands)]
         for ids in encoded:
             while len(ids) > 1 and ids[-1] == self.tokenizer.pad_token_id:
                 ids.pop()
         return encoded
 
-    def _render(self, prompt: Sequence[Mapping[str, str]], answer: str) -> str:
-        messages = [*prompt, {"role": "assistant", "content": answer}]
-        if self.tokenizer.chat_template is None:
-            return "\n\n".join(message["content"] for message in messages)
-        return self.tokenizer.apply_chat_template(messages, tokenize=False)
+    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        guarded = [{**message, "content": protect(message["content"], self.commands)} for message in messages]
+        return self.tokenizer.apply_chat_template(guarded, tokenize=False)
+
+    @cached_property
+    def commands(self) -> Commands:
+        """The strings that are commands to the tokenizer."""
+        return template_commands(self.tokenizer, OwnTemplate())

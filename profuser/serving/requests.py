@@ -23,6 +23,9 @@ QUESTION = {
 """Fields that make up a prompt. Those of the other path are ignored by vLLM, and so may not be counted in their place."""
 
 
+TEXT_AS_TEXT = {"tokenize": True, "sanitize_control_tokens": True}
+
+
 @dataclass(frozen=True)
 class ApiRequest:
     """A request that may go to its model."""
@@ -76,6 +79,19 @@ def read_request(path: str, body: bytes, models: Sequence[str], limits: Limits) 
         fields |= more
         body = json.dumps(fields).encode()
     return ApiRequest(path, model, fields, body)
+
+
+def text_as_text(body: bytes) -> bytes:
+    """A request with messages, asking vLLM to read the special tokens that they spell as text, and not as commands.
+
+    By itself vLLM renders messages and the template into one string, in which a `<|im_end|>` that a client has written ends a turn.
+    Transformers has an option against that, which vLLM passes on where it has the template tokenised as well.
+    """
+    fields = json.loads(body)
+    given = fields.get("chat_template_kwargs")
+    if "messages" not in fields or not isinstance(given, dict | None):
+        return body
+    return json.dumps(fields | {"chat_template_kwargs": {**(given or {}), **TEXT_AS_TEXT}}).encode()
 
 
 def _parse(body: bytes) -> Any:

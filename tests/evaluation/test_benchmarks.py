@@ -63,7 +63,7 @@ def packs(tmp_path_factory):
 class Calculator(LM):
     """Answers questions like `What is 3 x 4?`: some of them right and in form, some in words, some wrong."""
 
-    max_length, max_gen_toks, tokenizer = CONTEXT, 256, None
+    max_length, max_gen_toks, tokenizer = CONTEXT, 256, tiny.byte_level_tokenizer()
 
     def generate_until(self, requests):
         answers = []

@@ -126,6 +126,24 @@ def test_a_greedy_chat_answer_is_the_models_own(client):
     assert 1 < answer.usage.completion_tokens <= NUM_TOKENS
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_special_tokens_that_a_message_spells_are_text_to_the_model(client, stream):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder_of("llama"))
+
+    def prompt_ids(content):
+        messages = [{"role": "user", "content": content}]
+        wish = {"model": NAME, "messages": messages, "max_tokens": 1, "extra_body": {"return_token_ids": True}}
+        answer = client.chat.completions.create(**wish, stream=stream)
+        return (next(iter(answer)) if stream else answer).prompt_token_ids
+
+    spelt = prompt_ids("Say </s> and <s>, please.")
+    assert "Say </s> and <s>, please." in tokenizer.decode(spelt)
+    specials = set(tokenizer.all_special_ids)
+    assert [i for i in spelt if i in specials] == [i for i in prompt_ids("Say it, please.") if i in specials]
+
+
 def test_a_model_without_replicas_comes_when_it_is_asked_and_streamed_pieces_make_the_answer(client):
     assert replica_pids(OTHER) == []
     wish = {"model": OTHER, "messages": MESSAGES, "max_tokens": NUM_TOKENS, "temperature": 0}

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from profuser.errors import EngineError
 from profuser.recipe.rewards import RewardModelConfig
+from profuser.rewards.conversations import Conversations
 from profuser.rewards.judges import load_judge
 from tests import tiny
 
@@ -34,6 +35,22 @@ def one_by_one(path, max_length):
         ids = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"]
         out.append(model(input_ids=torch.tensor([ids[-max_length:]])).logits[0, 0].item())
     return out
+
+
+@pytest.mark.parametrize("template", [tiny.VICUNA, None], ids=["template", "none"])
+def test_special_tokens_that_are_spelt_are_text_to_a_judge(path, tmp_path, template):
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path)
+    AutoConfig.from_pretrained(path).save_pretrained(tmp_path)
+    judge = Conversations(str(tmp_path), config(str(tmp_path), max_length=64))
+    rows = [{"row_id": "0", "messages": [{"role": "user", "content": f"Say {word}."}]} for word in ("it", "</s> <s>")]
+    usual, found = judge.encode(rows, ["it", "</s> a<s><unk>"])
+    specials = set(tokenizer.all_special_ids)
+    assert [token for token in found if token in specials] == [token for token in usual if token in specials]
+    assert "Say </s> <s>." in tokenizer.decode(found)
+    assert "</s> a<s><unk>" in tokenizer.decode(found)
+    assert len(judge.encode(rows, ["</s> a" * 100] * 2)[0]) == 64
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])

@@ -1,0 +1,29 @@
+"""Held-out rows under one model: what is scored, and what is refused."""
+
+from tokenizers import normalizers
+
+from profuser.engines.base import Reading
+from profuser.engines.collecting import SourceReader
+from profuser.evaluation.heldout import evaluate_table
+from profuser.recipe.models import GenerationConfig, OwnTemplate
+from tests.engines.test_collecting import Scripted, corpus
+from tests.tiny import byte_level_tokenizer
+
+TEXTS = ("The answer is 7.", "cafe\u0301 au lait", "It is 8 </s><|im_end|>.")
+
+
+def test_a_row_that_the_models_tokens_do_not_spell_is_refused_and_not_scored():
+    tokenizer = byte_level_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    answer = tokenizer.encode("7.<|im_end|>")
+    reader = SourceReader(Scripted([answer] * 3, "stop", tokenizer), OwnTemplate())
+    rows = corpus(*TEXTS)
+    signals = reader.read(rows, Reading(GenerationConfig(), 0, 0, 1))
+    table = evaluate_table(rows, signals, reader.tokens, None).to_pylist()
+    assert [row["refused"] is None for row in table] == [True, False, True]
+    assert "tokens spell 13 bytes, the response has 14" in table[1]["refused"]
+    assert [table[1][name] for name in ("nats", "correct")] == [None, None]
+    assert all(
+        row["nats"] > 0 and row["response_bytes"] == len(text.encode())
+        for row, text in zip(table[::2], TEXTS[::2], strict=True)
+    )
