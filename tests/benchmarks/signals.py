@@ -31,13 +31,13 @@ def responses() -> list[str]:
     return [row.response for row in draw_rows("train", 4000, seed=0)]
 
 
-def signals(ids: Ragged) -> SourceSignals:
-    """Candidates drawn by how often the tokens occur, the realised one first or second: as a fair model's are."""
+def signals(ids: Ragged, k: int = K) -> SourceSignals:
+    """K candidates drawn by how often the tokens occur, the realised one first or second: as a fair model's are."""
     rng = np.random.default_rng(0)
     num = len(ids.values)
-    scores = rng.gumbel(size=(num, K)) * 2
+    scores = rng.gumbel(size=(num, k)) * 2
     logprobs = np.sort(scores - np.log(np.exp(scores).sum(1, keepdims=True)) - 0.1, axis=1)[:, ::-1].astype(np.float16)
-    candidates = ids.values[rng.integers(0, num, (num, K))].astype(np.uint16)
+    candidates = ids.values[rng.integers(0, num, (num, k))].astype(np.uint16)
     place = rng.integers(0, 2, num)
     candidates[np.arange(num), place] = ids.values
     return SourceSignals(ids, logprobs[np.arange(num), place], TopK(candidates, np.ascontiguousarray(logprobs)))
