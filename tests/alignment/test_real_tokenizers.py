@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -56,6 +57,12 @@ def tables(tokenizers):
     return {name: TokenBytes.from_tokenizer(tokenizer, 51_200) for name, tokenizer in tokenizers.items()}
 
 
+@pytest.fixture(scope="module")
+def projection(tables):
+    """From one tokenizer to another, by their names; made once."""
+    return cache(lambda source, target: VocabProjection.build(tables[source], tables[target]))
+
+
 def encode(tokenizer, text):
     return [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
 
@@ -95,16 +102,16 @@ def test_a_tokenizer_that_loses_text_is_refused_when_the_pair_is_prepared(tokeni
 
 @pytest.mark.parametrize("top_k", [1, 10, 64])
 @pytest.mark.parametrize("pair", list(itertools.permutations(["llama2", "mistral v3", "gemma", "tekken"], 2)))
-def test_mass_is_conserved_between_real_tokenizers(tokenizers, tables, pair, top_k):
+def test_mass_is_conserved_between_real_tokenizers(tokenizers, tables, projection, pair, top_k):
     source, target = pair
+    projected = projection(source, target)
     texts = [text for text in AWKWARD if len(text) < 1000]
     source_ids, target_ids = (
         Ragged.from_rows([encode(tokenizers[name], text) for text in texts], dtype=np.int64) for name in pair
     )
     signals = some_signals(source_ids, len(tokenizers[source]), top_k)
-    projection = VocabProjection.build(tables[source], tables[target])
     responses = [text.encode() for text in texts]
-    out = transport_rows(signals, target_ids, responses, projection)
+    out = transport_rows(signals, target_ids, responses, projected)
     assert not out.refused
     mass = np.exp(out.topk.topk.logprobs.astype(np.float64)).sum(axis=1)
     # float16 log-probabilities are within 2**-11 of themselves.
@@ -124,7 +131,7 @@ def test_mass_is_conserved_between_real_tokenizers(tokenizers, tables, pair, top
     assert len(plain) > 0.3 * len(mass)
     position = matches.source[plain]
     arriving = np.exp(signals.topk.logprobs[position].astype(np.float64)) * (
-        projection.whole[signals.topk.ids[position]] >= 0
+        projected.whole[signals.topk.ids[position]] >= 0
     )
     np.testing.assert_allclose(mass[plain], arriving.sum(axis=1), atol=2e-3)
 
@@ -157,7 +164,7 @@ def test_identity_on_the_same_tokenizer(tokenizers, tables, name):
     np.testing.assert_array_equal(out.topk.topk.ids, np.where(np.isneginf(topk.logprobs), 0, topk.ids))
 
 
-def test_an_answer_cut_inside_a_character_is_carried_over(tokenizers, tables):
+def test_an_answer_cut_inside_a_character_is_carried_over(tokenizers, tables, projection):
     """The last character of the answer is cut after its second byte: neither side has a token of its whole."""
     text, cut = "ok \U0001f98a", len(b"ok ") + 2
     source_ids = next_tokens(tokenizers["llama2"], tables["llama2"], text, cut)
@@ -165,9 +172,8 @@ def test_an_answer_cut_inside_a_character_is_carried_over(tokenizers, tables):
     target_ids = [tables["tekken"].id_of[bytes([byte])] for byte in response]
     logprobs = np.log(np.full(len(source_ids), 0.5))
     topk = TopK(np.array(source_ids)[:, None], logprobs[:, None])
-    projection = VocabProjection.build(tables["llama2"], tables["tekken"])
     signals = SourceSignals(Ragged.from_rows([source_ids]), logprobs, topk)
-    out = transport_rows(signals, Ragged.from_rows([target_ids]), [response], projection)
+    out = transport_rows(signals, Ragged.from_rows([target_ids]), [response], projection("llama2", "tekken"))
     assert not out.refused
     assert (out.rules.values != Rule.NONE).all()
     assert out.topk.topk.ids[-2:, 0].tolist() == target_ids[-2:]
@@ -185,8 +191,8 @@ def next_tokens(tokenizer, tokens, text, num_bytes):
     return ids
 
 
-def test_most_of_a_real_vocabulary_has_the_same_bytes_in_another(tables):
-    counts = VocabProjection.build(tables["tekken"], tables["llama2"]).counts()
+def test_most_of_a_real_vocabulary_has_the_same_bytes_in_another(tables, projection):
+    counts = projection("tekken", "llama2").counts()
     assert counts["exact"] > 20_000
     assert counts["tail"] == 999  # control tokens
     nearest = VocabProjection.build(tables["llama2"], tables["gemma"], fallback="min_edit")

@@ -159,6 +159,7 @@ def test_pieces_of_special_tokens_make_none(asked, response):
     assert misspelt(table, Ragged.from_rows([found.response_ids]), [response.encode()]) == {}
 
 
+@cache
 def without_commands(tokenizer):
     """The same tokenizer that has never heard of its special tokens: the other way to read them as text."""
     spec = json.loads(tokenizer.backend_tokenizer.to_str())

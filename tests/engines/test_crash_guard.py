@@ -34,7 +34,9 @@ def attempt(folder, guilty, fatal, results):
 
 def until_done(folder, guilty, fatal):
     """Starts one process after another, as Ray does; gives the result and how many died."""
-    context = multiprocessing.get_context("fork")
+    # A small process is forked, and not this one with all that other tests have loaded.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     results = context.SimpleQueue()
     for deaths in range(MOST_DEATHS + 3):
         process = context.Process(target=attempt, args=(folder, guilty, fatal, results))

@@ -57,6 +57,7 @@ def test_the_laboratory_that_ships_is_small():
     assert sum(file.stat().st_size for file in assets_path().rglob("*") if file.is_file()) <= MAX_BYTES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPECIALTIES)
 def test_a_shipped_specialist_is_good_at_its_own_skills_alone(name):
     model, tokenizer = load(AutoModelForCausalLM, assets_path() / "sources" / name)

@@ -15,6 +15,7 @@ MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|work|opt|mnt|srv|var|p
 LOGIC = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef, ast.For, ast.While, ast.If, ast.Try)
 
 
+@pytest.mark.slow
 def test_alignment_is_explained_with_all_rules_and_every_picture():
     notebook = execute("alignment")
     assert num_pictures(notebook) == 7
@@ -27,6 +28,7 @@ def test_alignment_is_explained_with_all_rules_and_every_picture():
     assert len(sums) >= 10
 
 
+@pytest.mark.slow
 def test_the_ablation_is_read_with_every_arm_and_every_verdict():
     notebook = execute("ablation")
     table = json.loads((RESULTS / "table.json").read_text())
@@ -40,6 +42,7 @@ def test_the_ablation_is_read_with_every_arm_and_every_verdict():
     assert num_pictures(notebook) == 4
 
 
+@pytest.mark.slow
 def test_the_ablation_of_another_folder_is_read(tmp_path):
     table = json.loads((RESULTS / "table.json").read_text())
     for row in table["rows"]:

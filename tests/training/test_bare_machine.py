@@ -17,6 +17,7 @@ def run(*arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--sharded",)])
 def test_examples_become_a_fused_model(options):
     found = json.loads(run("tests.training.whole_path", *options).splitlines()[-1])
