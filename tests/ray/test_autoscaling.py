@@ -22,11 +22,12 @@ def recipe(tmp_path):
     """The shipped one with two sources, a verifier for a reward model, and a few rows."""
     shipped = yaml.safe_load(RECIPE.read_text())
     pool = next(reward["pool"] for reward in shipped["rewards"])
+    engine = {"kind": "transformers"}  # the quicker to start: the test is about nodes
     changed = {
         "base": str(RECIPE),
         "name": "tiny",
         "corpus": {"max_rows": NUM_ROWS, "heldout_rows": NUM_HELDOUT, "rows_per_shard": 12},
-        "sources": shipped["sources"][:2],
+        "sources": [source | {"engine": source.get("engine", {}) | engine} for source in shipped["sources"][:2]],
         "rewards": [{"kind": "exact_match", "name": "exact", "pool": pool}],
         "fuse": {"duration": {"kind": "steps", "value": 8}, "batch_tokens": 1024},
         "evaluate": {"judged": False},

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow, pytest.mark.t
 PROJECT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 SMALL_BYTES = 1_000_000
-NUM_ROWS, NUM_HELDOUT, NUM_STEPS = 604, 4, 8
+NUM_ROWS, NUM_HELDOUT, NUM_STEPS = 304, 4, 8
 STOPPED = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
 ENGINES = {
     name: {"dtype": "float32", "max_model_len": 128, "max_num_seqs": n} for name, n in (("llama", 64), ("neox", 1))
@@ -196,7 +196,7 @@ def test_a_job_that_is_stopped_unwinds_and_one_that_is_submitted_again_goes_on_f
 
     code, said = desk.submit(*collect)
     assert code == 0, said
-    (before,) = re.findall(r"collect/neox: ([0-9,]+) of 600 rows were done before", said)
+    (before,) = re.findall(r"collect/neox: ([0-9,]+) of 300 rows were done before", said)
     assert int(before) == len(kept) * stages.ROWS_PER_SHARD
     assert shards(artifact).items() >= kept.items()
     assert row_ids(artifact) == row_ids(run / "prepare" / "train")
