@@ -37,7 +37,7 @@ def first_tokens(tokens: TokenBytes, texts: Sequence[bytes]) -> Int32[np.ndarray
             out[place] = index
     longest = int(tokens.lengths.max(initial=0))
     for place in np.flatnonzero(out == NOT_MAPPED).tolist():
-        out[place] = _longest_match(tokens.id_of, texts[place], longest)
+        out[place] = longest_match(tokens.id_of, texts[place], longest)
     return out
 
 
@@ -56,7 +56,7 @@ def _decode(data: bytes) -> str | None:
         return None
 
 
-def _longest_match(id_of: dict[bytes, int], data: bytes, longest: int) -> int:
+def longest_match(id_of: dict[bytes, int], data: bytes, longest: int) -> int:
     """The longest token that the bytes begin with, or -1."""
     for length in range(min(len(data), longest), 0, -1):
         index = id_of.get(data[:length])

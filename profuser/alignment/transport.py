@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int32, Integer, UInt8
+from jaxtyping import Float, Int, Int32, Integer, UInt8
 
 from profuser.alignment.mass import sum_top_k
 from profuser.alignment.matching import AlignmentRules, Matches, Rule, match, switch_off
+from profuser.alignment.next_steps import Followed
+from profuser.alignment.source_signals import NextSteps, SourceSignals, begin_alike
 from profuser.alignment.spans import byte_spans
 from profuser.alignment.vocab_projection import VocabProjection
 from profuser.errors import AlignmentError
@@ -21,18 +23,6 @@ from profuser.signals.ragged import Ragged
 ALL_RULES = AlignmentRules()
 LEAST_LOGPROB = -1.0e4
 """Below any probability that a float can hold; keeps differences of sums of log-probabilities finite."""
-
-
-@dataclass(frozen=True, eq=False)
-class SourceSignals:
-    """What a source says of B responses: its tokens, their log-probabilities and its distributions there."""
-
-    ids: Ragged
-    """Response tokens of each row, a final end of turn included."""
-    logprobs: Float[np.ndarray, "N_s"]
-    """Natural log-probability of each token at temperature 1."""
-    topk: TopK
-    """Distributions over the source's vocabulary at each token's position."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,19 +81,23 @@ def transport_rows(
     """Carries the distributions of B rows to the target's positions.
 
     Where a source token starts at the position, its top-k are projected. Inside a source token, the candidates (and the
-    realised token) that begin with the bytes already consumed are kept, divided by their sum, and what is left of them
-    is projected. Where the target token reaches beyond the source token, the realised candidate's mass p goes to the
-    target token as the product `p * p(next source token) * ...`, and the rest of p to the tail; a source token that
-    straddles the end counts with the mass of all candidates that begin like it. Masses on one target token are summed;
-    projected mass and tail make 1.
+    realised token) that begin with the bytes already consumed, and that the target would split there, are kept, divided by their
+    sum, and what is left of them is projected. One that spells just these bytes is used up: its mass is spread over the target
+    tokens that begin the source's next tokens where `signals.steps` has them (`select.condition: exact`), else it goes to the
+    tail. Where the target token reaches beyond the source token, the realised candidate's mass p goes to the target token as the
+    product `p * p(next source token) * ...`, and the rest of p to the tail; a source token that straddles the end counts with the
+    mass of all candidates that begin like it. Masses on one target token are summed; projected mass and tail make 1.
 
     What is exact, for the whole vocabulary as top-k (a smaller K leaves more in the tail), against the distribution of the
-    target's next token that the source's own continuations define: every candidate that settles that token by itself, having
-    bytes left of which no longer target token begins with all. Such a candidate's mass is exact under PROJECT, CONDITION and
-    END. A candidate whose rest could be merged with what follows is given the first token of that rest, one that is used up
-    goes to the tail, and CONDITION leaves out tokenizations that spell the consumed bytes in several tokens. The error, in
-    total variation, is at most the mass of these (tests/alignment/test_dense.py). CHAIN is exact for the realised token where
-    the source spells it in one way only and no longer target token begins with it; elsewhere it is the mass of one path.
+    target's next token, given its tokens so far, that the source's own continuations define: every candidate that settles that
+    token by itself, having bytes left of which no longer target token begins with all, and that the target splits here whatever
+    surrounds it. Such a candidate's mass is exact under PROJECT, CONDITION and END, and so is that of a used-up candidate and its
+    next token under `exact`. What remains: a candidate whose rest could be merged with what follows is given the first token of
+    that rest; one that is used up goes to the tail under `tail`; CONDITION leaves out tokenizations that spell the consumed bytes
+    in several tokens, and judges splits by the bytes from the source token's start alone (a target token that began before it can
+    change them); PROJECT does not ask whether the target would have merged a candidate with the token before. The error, in total
+    variation, is at most the mass of these (tests/alignment/test_dense.py). CHAIN is exact for the realised token where the source
+    spells it in one way only and no longer target token begins with it; elsewhere it is the mass of one path.
 
     Args:
         signals: the source's tokens and distributions; N_s positions.
@@ -130,9 +124,11 @@ def transport_rows(
     plain = np.flatnonzero((used == Rule.PROJECT) | (used == Rule.END))
     _put(topk, plain, sum_top_k(*_project(signals.topk, matches, plain, projection), kept))
     carried = np.flatnonzero((used == Rule.CONDITION) | (used == Rule.CHAIN))
-    ids, mass = _condition_and_chain(signals, target_ids.values, matches, carried, projection)
-    with np.errstate(divide="ignore"):
-        _put(topk, carried, sum_top_k(ids, np.log(mass), kept))
+    followed = np.isin(matches.source[carried], signals.steps.positions if signals.steps else ())
+    for places, steps in ((carried[~followed], None), (carried[followed], signals.steps)):
+        ids, mass = _condition_and_chain(signals, target_ids.values, matches, places, projection, steps)
+        with np.errstate(divide="ignore"):
+            _put(topk, places, sum_top_k(ids, np.log(mass), kept))
     # Nothing has arrived: no candidate begins with the consumed bytes, or all are specials that the target does not have.
     used[topk.logprobs[:, 0] == -np.inf] = Rule.NONE
     rows = RaggedTopK(topk, target_ids.offsets)
@@ -159,20 +155,27 @@ def _condition_and_chain(
     matches: Matches,
     places: Int[np.ndarray, "n"],
     projection: VocabProjection,
+    steps: NextSteps | None,
 ) -> tuple[Int32[np.ndarray, "n C"], Float[np.ndarray, "n C"]]:
-    """Target ids and masses of the source's top-k and the realised token (C = K + 1), conditioned and chained.
+    """Target ids and masses of the source's top-k and the realised token, conditioned and chained; then of their next steps.
 
     A position where no candidate begins with the consumed bytes has no mass at all.
     """
     positions, consumed = matches.source[places], matches.consumed[places]
-    candidates, mass, realised = _candidates(signals, positions)
-    kept = _begin_alike(projection, candidates, signals.ids.values[positions], consumed)
+    candidates, mass, realised = signals.candidates(positions)
+    used = np.broadcast_to(consumed[:, None], candidates.shape)
+    kept = projection.splits.fitting(candidates, signals.ids.values[positions], consumed)
     mass = np.where(kept, mass, 0.0)
+    followed = None
+    if steps:
+        used_up = kept & (used > 0) & (projection.source.lengths[candidates] == used)
+        followed = Followed.of(steps, positions, candidates, used_up, projection)
+        mass[followed.rows, followed.columns] *= followed.possible
     total = np.where(consumed > 0, mass.sum(axis=1), 1.0)
     mass = np.divide(mass, total[:, None], out=np.zeros_like(mass), where=total[:, None] > 0)
 
     ids = np.full(candidates.shape, -1, dtype=np.int32)
-    ids[kept] = projection.rest(candidates[kept], np.broadcast_to(consumed[:, None], kept.shape)[kept])
+    ids[kept] = projection.rest(candidates[kept], used[kept])
     for sign, settle in ((-1, projection.without_space), (1, projection.with_space)):
         firsts = np.flatnonzero(matches.space[places] == sign)
         ids[firsts] = settle(candidates[firsts])
@@ -181,37 +184,10 @@ def _condition_and_chain(
     rows = np.nonzero(chained)[0]
     ids[chained] = target_ids[places[rows]]
     mass[chained] *= np.exp(_log_continuation(signals, matches, places[rows], projection))
-    return ids, mass
-
-
-def _candidates(
-    signals: SourceSignals, positions: Int[np.ndarray, "n"]
-) -> tuple[Int[np.ndarray, "n C"], Float[np.ndarray, "n C"], Bool[np.ndarray, "n C"]]:
-    """Ids and masses of the top-k, then of the realised token where it is not among them; which is realised."""
-    actual = signals.ids.values[positions].astype(np.int64)[:, None]
-    ids = np.concatenate([signals.topk.ids[positions], actual], axis=1)
-    logprobs = np.concatenate([signals.topk.logprobs[positions], signals.logprobs[positions, None]], axis=1)
-    mass = np.exp(logprobs.astype(np.float64))
-    realised = (ids == actual) & (mass > 0)
-    listed = realised[:, :-1].any(axis=1)
-    mass[listed, -1] = 0.0
-    realised[listed, -1] = False
-    return ids, mass, realised
-
-
-def _begin_alike(
-    projection: VocabProjection,
-    candidates: Int[np.ndarray, "n C"],
-    actual: Integer[np.ndarray, "n"],
-    num_bytes: Int[np.ndarray, "n"],
-) -> Bool[np.ndarray, "n C"]:
-    """Whether candidates begin with the first `num_bytes` of the realised token; true for all where that is 0."""
-    tokens = projection.source
-    nodes, num = tokens.prefix_nodes, num_bytes[:, None]
-    long_enough = tokens.lengths[candidates] >= num
-    places = np.where(long_enough & (num > 0), tokens.starts[candidates] + num - 1, 0)
-    own = np.where(num_bytes > 0, tokens.starts[actual] + num_bytes - 1, 0)
-    return (num == 0) | (long_enough & (nodes[places] == nodes[own][:, None]))
+    if followed is None:
+        return ids, mass
+    more_ids, more_mass = followed.columns_beside(mass)
+    return np.concatenate([ids, more_ids], axis=1), np.concatenate([mass, more_mass], axis=1)
 
 
 def _log_continuation(
@@ -223,8 +199,8 @@ def _log_continuation(
     log_rest = running[matches.stop[places]] - running[matches.source[places] + 1]
     cut = np.flatnonzero(matches.cut[places])
     straddling, begun = matches.source[places[cut] + 1], matches.consumed[places[cut] + 1]
-    candidates, mass, _ = _candidates(signals, straddling)
-    kept = _begin_alike(projection, candidates, signals.ids.values[straddling], begun)
+    candidates, mass, _ = signals.candidates(straddling)
+    kept = begin_alike(projection.source, candidates, signals.ids.values[straddling], begun)
     with np.errstate(divide="ignore"):
         log_rest[cut] += np.log((mass * kept).sum(axis=1))
     return np.minimum(log_rest, 0.0)

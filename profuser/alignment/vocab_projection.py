@@ -12,6 +12,7 @@ from jaxtyping import Int32, Integer, UInt8
 
 from profuser.alignment.edit_distance import nearest_tokens
 from profuser.alignment.first_token import NOT_MAPPED, first_tokens
+from profuser.alignment.splits import TargetSplits
 from profuser.alignment.token_bytes import Role, TokenBytes
 
 SPACE = b" "
@@ -45,9 +46,12 @@ class VocabProjection:
     target: TokenBytes
     whole: Int32[np.ndarray, "V_s"]
     rules: UInt8[np.ndarray, "V_s"]
+    splits: TargetSplits
+    """Where the target's tokenizer splits source tokens."""
 
     def __init__(self, source: TokenBytes, target: TokenBytes, fallback: Fallback, specials: bool) -> None:
         self.source, self.target, self.fallback, self.specials = source, target, fallback, specials
+        self.splits = TargetSplits(source, target)
         self._rest = np.full(len(source.blob), UNRESOLVED, dtype=np.int32)
         self._after_space = np.full(source.vocab_size, UNRESOLVED, dtype=np.int32)
         self.whole, self.rules = self._project_vocabulary()

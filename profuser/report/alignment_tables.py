@@ -156,7 +156,8 @@ class MassShare:
     target: int
     """The target token that it goes to; -1 for the tail."""
     fits: bool
-    """Whether it begins with the bytes already consumed; what does not is left out, and the others are scaled up."""
+    """Whether it begins with the bytes already consumed and the target would split it there; what does not fit is left out, and
+    the others are scaled up."""
     continued: bool
     """Whether it stands there and CHAIN makes its mass a product with what follows; the rest of it goes to the tail."""
 
@@ -169,9 +170,12 @@ def mass_shares(
         return []
     place = int(aligned.matches.source[position])
     consumed, space = aligned.consumed(position), int(aligned.matches.space[position])
+    listed, actual = signals.topk.ids[place], aligned.source.ids[place]
+    fitting = projection.splits.fitting(listed[None].astype(np.int64), actual[None], np.array([len(consumed)]))[0]
     out = []
-    for index, logprob in zip(signals.topk.ids[place].tolist(), signals.topk.logprobs[place].tolist(), strict=True):
-        fits = (aligned.source.tokens[index] or b"").startswith(consumed)
+    for index, fits, logprob in zip(
+        listed.tolist(), fitting.tolist(), signals.topk.logprobs[place].tolist(), strict=True
+    ):
         continued = aligned.rule(position) == Rule.CHAIN and index == int(aligned.source.ids[place])
         if continued:
             target = int(aligned.target.ids[position])

@@ -18,6 +18,15 @@ class Vocabulary:
                 return self.table.index(data[:length])
         return None
 
+    def splits(self, data: bytes, place: int) -> bool:
+        """Whether one of the tokens of these bytes, the longest each time, begins at a place."""
+        begin = 0
+        while begin < place:
+            index = self.first(data[begin:])
+            assert index is not None
+            begin += len(self.table[index] or b"")
+        return begin == place
+
 
 def bounds(vocabulary: Vocabulary, ids: list[int], response: bytes) -> list[int]:
     spelt = [vocabulary.table[index] or b"" for index in ids]
@@ -28,10 +37,11 @@ def bounds(vocabulary: Vocabulary, ids: list[int], response: bytes) -> list[int]
     return places
 
 
-def transport_row(source, target, source_ids, logprobs, candidates, target_ids, response, off=()):
+def transport_row(source, target, source_ids, logprobs, candidates, target_ids, response, off=(), steps=None):
     """Per target position its rule and a dict of target id to mass.
 
-    `candidates` holds per source position a dict of source id to probability; `off` names the rules that are off.
+    `candidates` holds per source position a dict of source id to probability; `off` names the rules that are off; `steps` holds by
+    source position and candidate a dict of what follows it.
     """
     begin, here = bounds(source, source_ids, response), bounds(target, target_ids, response)
     out = []
@@ -50,18 +60,22 @@ def transport_row(source, target, source_ids, logprobs, candidates, target_ids, 
         realised = source_ids[s]
         if rule in (Rule.CONDITION, Rule.CHAIN):
             mass.setdefault(realised, math.exp(logprobs[s]))
+        paths = {(candidate,): p for candidate, p in mass.items()}
         if used:
-            mass = given(source, mass, source.table[realised][:used])
+            paths = given(
+                source, target, mass, realised, used, {c: q for (at, c), q in (steps or {}).items() if at == s}
+            )
         projected: dict[int, float] = {}
-        for candidate, p in mass.items():
-            if rule == Rule.CHAIN and candidate == realised:
+        for path, p in paths.items():
+            candidate = path[-1]
+            if rule == Rule.CHAIN and path == (realised,):
                 goal, p = index, p * continuation(source, source_ids, logprobs, candidates, begin, s + 1, here[t + 1])
             elif candidate == source.end:
                 goal = target.end
             elif source.table[candidate] is None:
                 goal = None
             else:
-                data = source.table[candidate][used:]
+                data = source.table[candidate][used if len(path) == 1 else 0 :]
                 data = suffix + (data[len(prefix) :] if prefix and data.startswith(prefix) else data)
                 goal = target.first(data) if data else None
             if goal is not None:
@@ -83,9 +97,22 @@ def find(begin, source_ids, end, place, first, at_end):
     return None
 
 
-def given(source, mass, prefix):
-    kept = {c: p for c, p in mass.items() if source.table[c] is not None and source.table[c].startswith(prefix)}
-    return {c: p / sum(kept.values()) for c, p in kept.items()}
+def given(source, target, mass, realised, used, steps):
+    """Masses of candidates, and of used-up ones with their next, that agree with the consumed bytes and how the target cut them."""
+    prefix, out = source.table[realised][:used], {}
+    for c, p in mass.items():
+        data = source.table[c]
+        if data is None or not data.startswith(prefix):
+            continue
+        if target.splits(source.table[realised], used) and not target.splits(data, used):
+            continue
+        if len(data) == used and c in steps:
+            for y, q in steps[c].items():
+                if source.table[y] is None or target.splits(data + source.table[y], used):
+                    out[c, y] = p * q
+            p *= 1 - sum(steps[c].values())
+        out[(c,)] = p
+    return {path: p / sum(out.values()) for path, p in out.items()}
 
 
 def continuation(source, source_ids, logprobs, candidates, begin, s, stop):

@@ -1,13 +1,17 @@
 """Transport of random rows between random small vocabularies, against the obvious loop in oracle.py."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profuser.alignment.matching import AlignmentRules
+from profuser.alignment.next_steps import find_used_up
+from profuser.alignment.source_signals import NextSteps, SourceSignals
 from profuser.alignment.token_bytes import TokenBytes
-from profuser.alignment.transport import SourceSignals, transport_rows
+from profuser.alignment.transport import transport_rows
 from profuser.alignment.vocab_projection import VocabProjection
 from profuser.signals.codec import TopK
 from profuser.signals.ragged import Ragged
@@ -56,9 +60,28 @@ def random_signals(seed: int, source: Vocabulary, ids: list[int], top_k: int):
     return topk, np.log(full[np.arange(len(ids)), ids])
 
 
+def random_steps(flat, batch, source, target, rules, top_k):
+    """What random used-up candidates are followed by, of those that there are; by row, position in it and candidate too."""
+    goals = Ragged.from_rows([row[2] for row in batch], dtype=np.int64)
+    found = find_used_up(flat, goals, [row[0] for row in batch], table_of(source), table_of(target), rules)
+    kept = np.random.default_rng(len(found[0])).random(len(found[0])) < 0.8
+    positions, candidates = (part[kept] for part in found)
+    topk, _ = random_signals(len(kept), source, [0] * len(positions), top_k)
+    rows = flat.ids.row_of[positions]
+    keys = zip(rows.tolist(), (positions - flat.ids.offsets[rows]).tolist(), candidates.tolist(), strict=True)
+    return NextSteps(positions, candidates, topk), dict(zip(keys, as_dicts(topk), strict=True))
+
+
+def as_dicts(topk):
+    return [
+        dict(zip(*pair, strict=True)) for pair in zip(topk.ids.tolist(), np.exp(topk.logprobs).tolist(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("condition", ["tail", "exact"])
 @settings(max_examples=150)
 @given(data=st.data())
-def test_agrees_with_the_oracle(data):
+def test_agrees_with_the_oracle(condition, data):
     source, target = data.draw(vocabularies()), data.draw(vocabularies())
     batch = data.draw(st.lists(rows(source, target), min_size=1, max_size=3))
     top_k = data.draw(st.integers(1, len(source.table)))
@@ -70,21 +93,21 @@ def test_agrees_with_the_oracle(data):
         np.concatenate([logprobs for _, logprobs in signals]),
         TopK(*(np.concatenate([getattr(topk, name) for topk, _ in signals]) for name in ("ids", "logprobs"))),
     )
+    rules, steps, next_tokens = AlignmentRules(**dict.fromkeys(off, False)), None, {}
+    if condition == "exact":
+        steps, next_tokens = random_steps(flat, batch, source, target, rules, top_k)
     found = transport_rows(
-        flat,
+        replace(flat, steps=steps),
         Ragged.from_rows([row[2] for row in batch], dtype=np.int64),
         [row[0] for row in batch],
         projection,
-        AlignmentRules(**dict.fromkeys(off, False)),
+        rules,
         top_k=len(target.table),
     )
     assert not found.refused
     for index, ((response, source_ids, target_ids), (topk, logprobs)) in enumerate(zip(batch, signals, strict=True)):
-        candidates = [
-            dict(zip(*pair, strict=True))
-            for pair in zip(topk.ids.tolist(), np.exp(topk.logprobs).tolist(), strict=True)
-        ]
-        wanted = transport_row(source, target, source_ids, logprobs, candidates, target_ids, response, off)
+        own = {(at, c): after for (row, at, c), after in next_tokens.items() if row == index}
+        wanted = transport_row(source, target, source_ids, logprobs, as_dicts(topk), target_ids, response, off, own)
         row = found.row(index)
         assert row.rules.tolist() == [rule for rule, _ in wanted]
         for t, (_, masses) in enumerate(wanted):

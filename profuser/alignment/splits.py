@@ -1,0 +1,123 @@
+"""Whether the target's tokenizer puts a token boundary inside given bytes.
+
+Inside a source token the target has already emitted tokens that end at the consumed bytes. A continuation that the target would not
+split there contradicts them.
+
+Legend: n positions, C candidates of each.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int, Int8, Integer
+
+from profuser.alignment.first_token import NOT_MAPPED, longest_match
+from profuser.alignment.source_signals import begin_alike
+from profuser.alignment.token_bytes import TokenBytes
+
+UNKNOWN = -1
+
+
+class TargetSplits:
+    """Boundaries of the target's tokens inside source tokens, and between two of them.
+
+    The bytes are tokenized alone, without what precedes and follows them. A target token that began before them, or that would
+    reach beyond them, can move the boundary: there the answer is an approximation. Bytes that are no UTF-8 (parts of characters),
+    or that the target's tokenizer does not spell, count as split everywhere. A table without a tokenizer takes the longest token
+    each time.
+    """
+
+    def __init__(self, source: TokenBytes, target: TokenBytes) -> None:
+        self.source, self.target = source, target
+        self._begins = np.full(len(source.blob), UNKNOWN, dtype=np.int8)
+        """Whether a target token begins at each byte of the source's tokens; filled a token at a time, when asked for."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Copies the table that is filled on demand: what comes from another process may be read-only."""
+        self.__dict__ |= state | {"_begins": state["_begins"].copy()}
+
+    def fitting(
+        self,
+        candidates: Integer[np.ndarray, "n C"],
+        actual: Integer[np.ndarray, "n"],
+        consumed: Int[np.ndarray, "n"],
+    ) -> Bool[np.ndarray, "n C"]:
+        """Whether candidates begin with the first `consumed` bytes of the realised token, and the target would split them there.
+
+        Where it would not split the realised token, tokenized alone, what precedes it matters, and none is dropped for that.
+        """
+        fits = begin_alike(self.source, candidates, actual, consumed)
+        judged = fits & self.inside(actual, consumed)[:, None]
+        fits[judged] = self.inside(candidates[judged], np.broadcast_to(consumed[:, None], fits.shape)[judged])
+        return fits
+
+    def inside(
+        self, ids: Integer[np.ndarray, "*shape"], consumed: Integer[np.ndarray, "*shape"]
+    ) -> Bool[np.ndarray, "*shape"]:
+        """Whether the target splits source tokens after their first `consumed` bytes; true at either end of a token."""
+        out = np.ones(ids.shape, dtype=bool)
+        within = (consumed > 0) & (consumed < self.source.lengths[ids])
+        places = self.source.starts[ids[within]] + consumed[within]
+        missing = np.unique(ids[within][self._begins[places] == UNKNOWN])
+        if len(missing):
+            begins = token_begins(self.target, [self.source[index] or b"" for index in missing.tolist()])
+            for index, row in zip(missing.tolist(), begins, strict=True):
+                start = int(self.source.starts[index])
+                self._begins[start : start + len(row)] = row
+        out[within] = self._begins[places] == 1
+        return out
+
+    def between(
+        self, firsts: Integer[np.ndarray, "*shape"], seconds: Integer[np.ndarray, "*shape"]
+    ) -> Bool[np.ndarray, "*shape"]:
+        """Whether the target splits two consecutive source tokens where one ends and the other begins; true before a special."""
+        text = self.source.lengths[seconds] > 0
+        pairs, place = np.unique(np.stack([firsts[text], seconds[text]]), axis=1, return_inverse=True)
+        parts = [(self.source[first] or b"", self.source[second] or b"") for first, second in pairs.T.tolist()]
+        begins = token_begins(self.target, [first + second for first, second in parts])
+        found = [row[len(first)] == 1 for row, (first, _) in zip(begins, parts, strict=True)]
+        out = np.ones(text.shape, dtype=bool)
+        out[text] = np.array(found, dtype=bool)[place.reshape(-1)]
+        return out
+
+
+def token_begins(tokens: TokenBytes, texts: Sequence[bytes]) -> list[Int8[np.ndarray, "text"]]:
+    """Returns for each byte of byte strings 1 where a token begins, else 0; see `TargetSplits` for what is tokenized how."""
+    if tokens.bare is None:
+        return [_marks(text, tokens, _longest_tokens(tokens, text)) for text in texts]
+    valid = [place for place, text in enumerate(texts) if _is_text(text)]
+    encodings = tokens.bare.encode_batch_fast([texts[place].decode() for place in valid], add_special_tokens=False)
+    ids = dict(zip(valid, (encoding.ids for encoding in encodings), strict=True))
+    return [_marks(text, tokens, ids.get(place, [])) for place, text in enumerate(texts)]
+
+
+def _marks(text: bytes, tokens: TokenBytes, ids: list[int]) -> Int8[np.ndarray, "text"]:
+    """1 at the first byte of each token; 1 everywhere where the tokens do not spell the text."""
+    places = np.array(ids, dtype=np.int64)
+    if tokens.spell(places) != text:
+        return np.ones(len(text), dtype=np.int8)
+    begins = np.zeros(len(text), dtype=np.int8)
+    ends = np.cumsum(tokens.lengths[places])
+    begins[ends[:-1]] = 1
+    begins[:1] = 1
+    return begins
+
+
+def _longest_tokens(tokens: TokenBytes, text: bytes) -> list[int]:
+    """The longest token that fits, each time; empty where there is none."""
+    longest, ids = int(tokens.lengths.max(initial=0)), []
+    while text:
+        ids.append(longest_match(tokens.id_of, text, longest))
+        if ids[-1] == NOT_MAPPED:
+            return []
+        text = text[int(tokens.lengths[ids[-1]]) :]
+    return ids
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
