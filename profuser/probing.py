@@ -18,7 +18,7 @@ from profuser.engines.collecting import RowSignals, SourceReader
 from profuser.engines.signal_tables import collect_table, signals_table
 from profuser.errors import UserError
 from profuser.planning import FileSize, Probe
-from profuser.schemas import MODES, collect_schema
+from profuser.schemas import MODES, collect_schema, signals_schema
 from profuser.storage import Folder
 
 
@@ -49,6 +49,7 @@ def probe_rows(
     signals_seconds = 0.0 if how.top_k else time.monotonic() - start
     vocab_size = source.engine.vocab_size
     eager, lazy = (replace(collect, schema=collect_schema(vocab_size, with_topk)) for with_topk in (True, False))
+    passed = replace(signals, schema=signals_schema(vocab_size))
     return Probe(
         prompt_tokens=np.array([_prompt(source, *pair) for pair in zip(rows.to_pylist(), found, strict=True)]),
         training_tokens=np.array([_training(entry) for entry in found]),
@@ -56,7 +57,7 @@ def probe_rows(
         seconds=seconds,
         with_topk=_file_size(eager, lambda part: collect_table(part, vocab_size, top_k), full),
         without_topk=_file_size(lazy, lambda part: collect_table(part, vocab_size, 0), taken),
-        distributions=_file_size(signals, lambda part: _signals(part, vocab_size), [_one_answer(e) for e in full]),
+        distributions=_file_size(passed, lambda part: _signals(part, vocab_size), [_one_answer(e) for e in full]),
         signals_seconds=signals_seconds,
     )
 

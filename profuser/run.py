@@ -192,24 +192,36 @@ class FusionRun:
         """Where signals are lazy: distributions of one source along the responses that it was chosen to teach."""
         size = self.vocab_size(f"sources.{source.name}.model")
         config = self._choice_config | {"vocab_size": size, "top_k": self.recipe.collect.top_k, "codec": CODEC_VERSION}
+        with_steps = self.recipe.select.condition == "exact"
+        if with_steps:
+            # The target's tokens decide which candidates are used up.
+            config |= self._target_config
         inputs = [*self._collected(), *self.artifacts("rewards")]
-        return self._artifact(f"signals/{source.name}", signals_schema(size), config, inputs)
+        return self._artifact(f"signals/{source.name}", signals_schema(size, with_steps), config, inputs)
+
+    @property
+    def _target_config(self) -> dict[str, Any]:
+        """What decides the target's tokens of a response."""
+        return {"tokenizer": self._tokenizer_digest("target.model"), "template": identity(self.recipe.template)}
 
     @property
     def _choice_config(self) -> dict[str, Any]:
         """What decides who teaches what."""
+        select = identity(self.recipe.select)
+        if select["condition"] == "tail":
+            # As it was before there was a choice: the artifacts of older runs stay valid.
+            del select["condition"]
         return {
-            "select": identity(self.recipe.select),
+            "select": select,
             "teachers": [teacher.name for teacher in self.recipe.teachers],
             "weights": {reward.name: reward.weight for reward in self.recipe.rewards},
         }
 
     def select(self) -> Artifact:
         """Training examples, each with its teacher's distributions in the target's vocabulary."""
-        config: dict[str, Any] = self._choice_config | {
-            "tokenizer": self._tokenizer_digest("target.model"),
+        config: dict[str, Any] = self._choice_config | self._target_config
+        config |= {
             "vocab_size": self.vocab_size("target.model"),
-            "template": identity(self.recipe.template),
             "top_k": self.recipe.collect.top_k,
             "codec": CODEC_VERSION,
         }

@@ -61,10 +61,19 @@ def collect_schema(vocab_size: int, with_topk: bool = True) -> pa.Schema:
     return pa.schema(fields)
 
 
-def signals_schema(vocab_size: int) -> pa.Schema:
-    """What a source says along the responses by which it was chosen to teach: a row and mode each."""
+def signals_schema(vocab_size: int, with_steps: bool = False) -> pa.Schema:
+    """What a source says along the responses by which it was chosen to teach: a row and mode each.
+
+    With `with_steps` (`select.condition: exact`) also after used-up candidates: `step_candidates` put in the place of the response
+    tokens at `step_positions`, with the distributions of the token after each.
+    """
     fields = [pa.field("row_id", pa.string(), nullable=False), pa.field("mode", pa.string(), nullable=False)]
-    return pa.schema([*fields, *_response_fields("response", vocab_size, True)])
+    fields += _response_fields("response", vocab_size, True)
+    if with_steps:
+        fields.append(pa.field("step_positions", pa.list_(pa.int32())))
+        fields.append(pa.field("step_candidates", pa.list_(_id_type(vocab_size))))
+        fields += topk_fields("step_topk", vocab_size)
+    return pa.schema(fields)
 
 
 def _response_fields(prefix: str, vocab_size: int, with_topk: bool) -> list[pa.Field]:

@@ -24,6 +24,15 @@ from profuser.signals.ragged import Ragged
 
 
 @dataclass(frozen=True)
+class Example:
+    """A choice in the target's tokens."""
+
+    choice: Choice
+    prompt_ids: list[int]
+    response_ids: list[int]
+
+
+@dataclass(frozen=True)
 class Target:
     """The target's tokenizer and how it is prompted."""
 
@@ -31,14 +40,16 @@ class Target:
     tokens: TokenBytes
     template: TemplateConfig
 
-
-@dataclass(frozen=True)
-class _Example:
-    """A choice in the target's tokens."""
-
-    choice: Choice
-    prompt_ids: list[int]
-    response_ids: list[int]
+    def encode(self, rows: Sequence[dict], choices: Sequence[Choice]) -> list[Example]:
+        """Choices in the target's tokens; an answer that was cut does not end its turn."""
+        texts = [
+            ([Message(m["role"], m["content"]) for m in rows[choice.row]["messages"]], choice.response)
+            for choice in choices
+        ]
+        return [
+            Example(choice, one.prompt_ids, one.response_ids[:-1] if choice.cut else one.response_ids)
+            for choice, one in zip(choices, encode_examples(self.tokenizer, texts, self.template), strict=True)
+        ]
 
 
 class Selector:
@@ -121,10 +132,10 @@ class Selector:
         )
 
     def _average(
-        self, rows: list[dict], examples: list[_Example], collected: Sequence[pa.Table], counts: dict[str, float]
+        self, rows: list[dict], examples: list[Example], collected: Sequence[pa.Table], counts: dict[str, float]
     ) -> pa.Table:
         """The training-mode examples with the mean distributions of all sources that may teach and took the row."""
-        offsets = _response_ids(examples).offsets
+        offsets = response_ids(examples).offsets
         advantages = np.array([one.choice.advantages for one in examples])
         advantages[:, ~self.chooser.allowed] = np.nan
         # NaN comes last, and of equal ones the first source is first, as in Min-CE.
@@ -140,38 +151,28 @@ class Selector:
         return self._table(rows, examples, average_rows(parts, ranks[:, sources], self.top_k), counts)
 
     def _transport(
-        self, source: int, signals: SourceSignals, examples: list[_Example], counts: dict[str, float]
+        self, source: int, signals: SourceSignals, examples: list[Example], counts: dict[str, float]
     ) -> TransportedRows:
         """One source's distributions along responses, carried over to the target's tokens."""
         responses = [one.choice.response.encode() for one in examples]
         projection = self.projections[source]
-        carried = transport_rows(signals, _response_ids(examples), responses, projection, self.rules, self.top_k)
+        carried = transport_rows(signals, response_ids(examples), responses, projection, self.rules, self.top_k)
         found = coverage(carried.rules.values)
         add_counts(counts, {f"alignment/{self.chooser.names[source]}/{rule}": number for rule, number in found.items()})
         return carried
 
-    def _encode(self, rows: list[dict], choices: list[Choice], counts: dict[str, float]) -> list[_Example]:
-        """Choices in the target's tokens; an answer that was cut does not end its turn.
-
-        One whose response they do not spell is left out and counted: it would teach another text.
-        """
-        texts = [
-            ([Message(m["role"], m["content"]) for m in rows[choice.row]["messages"]], choice.response)
-            for choice in choices
-        ]
-        encoded = encode_examples(self.target.tokenizer, texts, self.target.template)
-        examples = [
-            _Example(choice, one.prompt_ids, one.response_ids[:-1] if choice.cut else one.response_ids)
-            for choice, one in zip(choices, encoded, strict=True)
-        ]
-        wrong = misspelt(self.target.tokens, _response_ids(examples), [c.response.encode() for c in choices])
+    def _encode(self, rows: list[dict], choices: list[Choice], counts: dict[str, float]) -> list[Example]:
+        """Choices in the target's tokens. One whose response they do not spell is left out and counted: it would teach another
+        text."""
+        examples = self.target.encode(rows, choices)
+        wrong = misspelt(self.target.tokens, response_ids(examples), [c.response.encode() for c in choices])
         add_counts(counts, {"misspelt_by_target": len(wrong), "examples": -len(wrong)})
         for choice in (choices[place] for place in wrong):
             add_counts(counts, {f"wins/{choice.mode}/{self.chooser.teacher_of(choice)}": -1})
         return [one for place, one in enumerate(examples) if place not in wrong]
 
     def _table(
-        self, rows: list[dict], examples: list[_Example], carried: TransportedRows, counts: dict[str, float]
+        self, rows: list[dict], examples: list[Example], carried: TransportedRows, counts: dict[str, float]
     ) -> pa.Table:
         """The examples as a table of the select schema, and counted: tokens, by rule too, and rows that could not be aligned."""
         used, choices = coverage(carried.rules.values), [one.choice for one in examples]
@@ -196,5 +197,6 @@ class Selector:
         )
 
 
-def _response_ids(examples: Sequence[_Example]) -> Ragged:
+def response_ids(examples: Sequence[Example]) -> Ragged:
+    """The target's tokens of each response."""
     return Ragged.from_rows([one.response_ids for one in examples], dtype=np.int64)

@@ -37,11 +37,14 @@ def read_pairs(run: FusionRun) -> Pairs:
     Raises:
         UserError: a tokenizer is not there, or cannot be expressed in bytes; the message names the recipe's key.
     """
-    recipe = run.recipe
-    tokenizer, tokens = _read(run, "target.model", recipe.target)
+    target, recipe = read_target(run), run.recipe
     how = (recipe.select.vocab_fallback, recipe.select.map_specials)
-    projections = tuple(VocabProjection.build(table, tokens, *how) for table in read_tokens(run))
-    return Pairs(Target(tokenizer, tokens, recipe.template), projections)
+    return Pairs(target, tuple(VocabProjection.build(table, target.tokens, *how) for table in read_tokens(run)))
+
+
+def read_target(run: FusionRun) -> Target:
+    """Reads the target's tokenizer; UserError as in `read_pairs`."""
+    return Target(*_read(run, "target.model", run.recipe.target), run.recipe.template)
 
 
 def read_tokens(run: FusionRun) -> list[TokenBytes]:

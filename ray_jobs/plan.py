@@ -14,6 +14,7 @@ from profuser.corpus import QuarantinedRow, prepare_rows, read_corpus
 from profuser.errors import TrainingError, UserError
 from profuser.evaluation.benchmark_checks import benchmark_size, local_data
 from profuser.plan_file import PLAN
+from profuser.planning import STEP_TOKENS, STEPS_PER_TOKEN
 from profuser.recipe.fusing import Epochs, count_steps
 from profuser.recipe.models import ModelConfig, Recipe
 from profuser.recipe.rewards import RewardConfig, RewardModelConfig
@@ -82,14 +83,17 @@ def plan_stages(run: FusionRun, size: CorpusSize) -> list[StagePlan]:
     recipe = run.recipe
     rows = size.num_rows - (recipe.corpus.heldout_rows if recipe.corpus.heldout is None else 0)
     per_row = size.prompt_tokens + size.response_tokens
-    # Per token and mode: top-k ids and log-probabilities, own id and log-probability, 2 bytes each, after zstd.
-    signal_bytes = 2 * rows * size.response_tokens * (4 * recipe.collect.top_k + 4) * 0.85
+    signal_bytes, stored_bytes = (
+        2 * rows * size.response_tokens * _bytes_per_token(top_k)
+        for top_k in (recipe.collect.top_k, recipe.collect.stored_top_k)
+    )
     out = [_line(run, "prepare/train", rows, rows * per_row, rows * per_row * BYTES_PER_TOKEN, "1 CPU")]
     for source in recipe.sources:
-        out.append(_line(run, f"collect/{source.name}", rows, 2 * rows * per_row, signal_bytes, _devices(source)))
+        out.append(_line(run, f"collect/{source.name}", rows, 2 * rows * per_row, stored_bytes, _devices(source)))
     for reward in recipe.rewards:
         answers = rows * len(recipe.sources)
         out.append(_line(run, f"rewards/{reward.name}", rows, answers * per_row, answers * 8, _devices(reward)))
+    out += _signals_lines(run, rows, size) if recipe.collect.signals == "lazy" else []
     out.append(_line(run, "select", rows, 2 * rows * size.response_tokens, signal_bytes, "1 CPU"))
     tokens, workers = num_updates(recipe, rows, size) * recipe.fuse.batch_tokens, recipe.fuse.workers.num_workers
     out.append(
@@ -107,6 +111,23 @@ def plan_stages(run: FusionRun, size: CorpusSize) -> list[StagePlan]:
         answers = heldout * len(run.evaluated())
         out.append(_line(run, f"judge/{reward.name}", heldout, answers * per_row, answers * 8, _devices(reward)))
     return out
+
+
+def _signals_lines(run: FusionRun, rows: int, size: CorpusSize) -> list[StagePlan]:
+    """The pass over the chosen responses, each teacher's an equal share; with the next steps of `select.condition: exact`."""
+    recipe, out = run.recipe, []
+    steps = STEPS_PER_TOKEN if recipe.select.condition == "exact" else 0.0
+    for source in recipe.sources:
+        taught = 2 * rows / len(recipe.teachers) if source in recipe.teachers else 0
+        tokens = taught * (size.prompt_tokens + size.response_tokens * (1 + steps * STEP_TOKENS))
+        disk = taught * size.response_tokens * (1 + steps) * _bytes_per_token(recipe.collect.top_k)
+        out.append(_line(run, f"signals/{source.name}", round(taught), tokens, disk, _devices(source)))
+    return out
+
+
+def _bytes_per_token(top_k: int) -> float:
+    """Of a response on disk: top-k ids and log-probabilities, own id and log-probability, 2 bytes each, after zstd."""
+    return (4 * top_k + 4) * 0.85
 
 
 def num_updates(recipe: Recipe, rows: int, size: CorpusSize) -> int:

@@ -22,7 +22,17 @@ from profuser.corpus.stage import write_corpus
 from profuser.engines.base import Reading
 from profuser.errors import EngineError, UserError
 from profuser.plan_file import ProbedPlan, StagePlan, write_plan
-from profuser.planning import Cost, Probe, Setting, add_costs, collect_cost, disk_costs, estimate, signals_cost
+from profuser.planning import (
+    STEPS_PER_TOKEN,
+    Cost,
+    Probe,
+    Setting,
+    add_costs,
+    collect_cost,
+    disk_costs,
+    estimate,
+    signals_cost,
+)
 from profuser.probing import probe_rows
 from profuser.recipe.models import SourceConfig
 from profuser.run import FusionRun
@@ -174,6 +184,7 @@ def _setting(run: FusionRun, source: SourceConfig, drawn: Drawn) -> Setting:
         price=recipe.plan.price(pool),
         share=1 / len(recipe.teachers) if source in recipe.teachers else 0.0,
         lazy=recipe.collect.signals == "lazy",
+        steps_per_token=STEPS_PER_TOKEN if recipe.select.condition == "exact" else 0.0,
     )
 
 

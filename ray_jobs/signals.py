@@ -1,7 +1,8 @@
 """Stage `signals`, once per source, where signals are lazy: goes back to the chosen teachers for their distributions.
 
 The choice of teachers needs no distributions, only cross-entropies, answers and votes. So each source is put, a second time,
-the responses alone that it was chosen to teach: a share of 1/M of the disk, for one teacher-forced pass over them.
+the responses alone that it was chosen to teach: a share of 1/M of the disk, for one teacher-forced pass over them. With
+`select.condition: exact` it is also asked for the next token after each candidate that is used up inside a token.
 """
 
 from typing import Any
@@ -9,15 +10,20 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from profuser.alignment.matching import AlignmentRules
+from profuser.alignment.next_steps import find_used_up
+from profuser.alignment.source_signals import NextSteps
 from profuser.artifacts import Artifact, Manifest
 from profuser.choosing import LIGHT_COLUMNS, Choice
+from profuser.engines.base import Response
 from profuser.engines.crash_guard import Attempt
-from profuser.engines.signal_tables import read_own_ids, signals_table
+from profuser.engines.signal_tables import as_signals, read_own_ids, signals_table
 from profuser.recipe.models import Recipe, SourceConfig
 from profuser.rewards.voting import RewardScale
 from profuser.run import FusionRun
 from profuser.schemas import MODES
-from ray_jobs.alignment import read_tokens
+from profuser.selection import Target, response_ids
+from ray_jobs.alignment import read_target, read_tokens
 from ray_jobs.cluster import gpus_for
 from ray_jobs.engine_worker import EngineWorker
 from ray_jobs.selection import make_chooser, reward_scales
@@ -38,11 +44,15 @@ class SignalsWorker(EngineWorker):
         name: str,
         tokens: ray.ObjectRef,
         scales: list[RewardScale],
+        target: ray.ObjectRef | None,
     ):
         super().__init__(source, output, reader)
         self.collected, self.rewards, self.top_k = collected, rewards, recipe.collect.top_k
         self.chooser = make_chooser(recipe, ray.get(tokens), scales)
         self.teacher = self.chooser.names.index(name)
+        self.rules = AlignmentRules.only(recipe.select.alignment_rules)
+        self.target: Target | None = ray.get(target) if target else None
+        """Where the steps after used-up candidates are wanted."""
 
     def make(self, shard: int, rows: pa.Table, attempt: Attempt) -> dict[str, float]:
         """Teacher-forces what the source was chosen to teach in one shard."""
@@ -53,7 +63,10 @@ class SignalsWorker(EngineWorker):
         answers = self.collected[self.teacher].read_shard(shard, ["training_ids", "inference_ids", "answer_tokens"])
         tables = [self._force(rows, answers, [c for c in own if c.mode == mode], mode) for mode in MODES]
         table = pa.concat_tables([table for table in tables if table] or [self.output.schema.empty_table()])
-        self.output.write_shard(shard, table, {"rows": rows.num_rows, "responses": len(table)})
+        counts = {"rows": rows.num_rows, "responses": len(table)}
+        if self.target:
+            counts["steps"] = len(table["step_positions"].combine_chunks().flatten())
+        self.output.write_shard(shard, table, counts)
         return {"rows": rows.num_rows, "training_tokens": len(table["response_ids"].combine_chunks().flatten())}
 
     def _force(self, rows: pa.Table, answers: pa.Table, choices: list[Choice], mode: str) -> pa.Table | None:
@@ -63,7 +76,19 @@ class SignalsWorker(EngineWorker):
         part = answers.take([choice.row for choice in choices])
         ids = read_own_ids(part, mode, [choice.sample for choice in choices])
         responses = self.reader.force(records, ids, self.top_k)
-        return signals_table([r["row_id"] for r in records], mode, responses, self.reader.engine.vocab_size)
+        steps = self._steps(rows, records, choices, responses) if self.target else None
+        return signals_table([r["row_id"] for r in records], mode, responses, self.reader.engine.vocab_size, steps)
+
+    def _steps(
+        self, rows: pa.Table, records: list[dict], choices: list[Choice], responses: list[Response]
+    ) -> NextSteps:
+        """What the source says after the candidates that are used up where the target's tokens begin inside its own."""
+        assert self.target is not None
+        found, target_ids = as_signals(responses), response_ids(self.target.encode(rows.to_pylist(), choices))
+        texts = [choice.response.encode() for choice in choices]
+        tables = self.chooser.tokens[self.teacher], self.target.tokens
+        used_up = find_used_up(found, target_ids, texts, *tables, self.rules)
+        return self.reader.step_after(records, found, used_up, self.top_k)
 
 
 def signals(run: FusionRun, source: SourceConfig, draining: Draining | None = None) -> Manifest:
@@ -83,6 +108,7 @@ def signals(run: FusionRun, source: SourceConfig, draining: Draining | None = No
             "name": source.name,
             "tokens": ray.put(read_tokens(run)),
             "scales": reward_scales(rewards),
+            "target": ray.put(read_target(run)) if recipe.select.condition == "exact" else None,
         },
         source.pool,
         gpus_for(source, source.pool),

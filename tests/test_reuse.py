@@ -63,3 +63,16 @@ def test_redoing_what_is_another_runs_is_refused_and_takes_nothing_away(make):
 def test_the_seed_of_training_is_the_recipes_unless_it_has_its_own(make):
     assert make("a", seed=3).recipe.training_seed == 3
     assert make("b", seed=3, fuse={"seed": 0}).recipe.training_seed == 0
+
+
+def test_runs_from_before_the_choice_of_a_condition_stay_valid(make):
+    """Their fingerprints knew no `condition`; a target's tokenizer counts for `signals` only where it decides the requests."""
+    lazy = {"signals": "lazy"}
+    before, exact = make("a", collect=lazy), make("a", collect=lazy, select={"condition": "exact"})
+    source = before.recipe.sources[0]
+    for made in (before.signals(source), before.select()):
+        assert "condition" not in made.config["select"]
+    assert "tokenizer" not in before.signals(source).config
+    assert exact.signals(source).config["select"]["condition"] == "exact"
+    assert exact.signals(source).config["tokenizer"] == exact.select().config["tokenizer"]
+    assert set(exact.signals(source).schema.names) > set(before.signals(source).schema.names)

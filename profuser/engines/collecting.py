@@ -7,13 +7,16 @@ pass that generated them.
 import hashlib
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pyarrow as pa
 
+from profuser.alignment.source_signals import NextSteps, SourceSignals
 from profuser.alignment.token_bytes import Role, TokenBytes
 from profuser.corpus import EncodedExample, Message, encode_examples
 from profuser.engines.base import Reading, Request, Response, SourceEngine
 from profuser.engines.loop import EngineLoop
 from profuser.recipe.models import TemplateConfig
+from profuser.signals.codec import RaggedTopK, TopK
 
 LONGEST_CHARACTER = 4
 """Bytes of a character in UTF-8, at most."""
@@ -72,6 +75,36 @@ class SourceReader:
         """Teacher-forces given responses, in the source's own tokens, to the prompts of corpus rows."""
         pairs = zip(self._encode(rows), response_ids, strict=True)
         return self.loop.run([Request(encoded.prompt_ids, top_k, response) for encoded, response in pairs])
+
+    def step_after(
+        self, rows: list[dict], signals: SourceSignals, used_up: tuple[np.ndarray, np.ndarray], top_k: int
+    ) -> NextSteps:
+        """Asks for the distributions of the token after candidates, each put in the place of a response token.
+
+        A request ends in the candidate and generates one token: an engine that keeps prefixes reads little more than that.
+
+        Args:
+            rows: of the corpus.
+            signals: what the source says along a response to each of them.
+            used_up: positions among all tokens of `signals`, ascending, and the candidates to put there.
+            top_k: K of the distributions.
+
+        Returns:
+            The steps, without those that do not fit into the source's context.
+        """
+        prompts, owners = [encoded.prompt_ids for encoded in self._encode(rows)], signals.ids.row_of
+        requests, kept = [], []
+        for place, (position, candidate) in enumerate(zip(*(part.tolist() for part in used_up), strict=True)):
+            row = int(owners[position])
+            before = signals.ids.values[signals.ids.offsets[row] : position].tolist()
+            request = Request([*prompts[row], *before, candidate], top_k, max_tokens=1)
+            if len(request.prompt_ids) < self.engine.max_model_len:
+                requests.append(request)
+                kept.append(place)
+        found = [response.topk for response in self.loop.run(requests)]
+        none = TopK(np.zeros((0, top_k), dtype=np.int32), np.zeros((0, top_k), dtype=np.float32))
+        topk = RaggedTopK.from_rows([none, *found]).topk
+        return NextSteps(used_up[0][kept], used_up[1][kept], topk)
 
     def _encode(self, rows: list[dict]) -> list[EncodedExample]:
         examples = [([Message(m["role"], m["content"]) for m in row["messages"]], row["response"]) for row in rows]

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Integer
 
-from profuser.alignment.transport import SourceSignals
+from profuser.alignment.source_signals import NextSteps, SourceSignals
 from profuser.engines.base import Response
 from profuser.engines.collecting import RowSignals
 from profuser.schemas import collect_schema, signals_schema
-from profuser.signals.codec import TopK, from_columns, from_list_column, to_columns
-from profuser.signals.ragged import Ragged
+from profuser.signals.codec import RaggedTopK, TopK, from_columns, from_list_column, to_columns
+from profuser.signals.ragged import Ragged, offsets_of
 
 
 def collect_table(signals: Sequence[RowSignals], vocab_size: int, top_k: int) -> pa.Table:
@@ -37,11 +38,26 @@ def collect_table(signals: Sequence[RowSignals], vocab_size: int, top_k: int) ->
     return _table(columns, collect_schema(vocab_size, with_topk=top_k > 0))
 
 
-def signals_table(row_ids: Sequence[str], mode: str, responses: Sequence[Response], vocab_size: int) -> pa.Table:
-    """Teacher-forced responses of one mode as a table of the signals schema."""
+def signals_table(
+    row_ids: Sequence[str],
+    mode: str,
+    responses: Sequence[Response],
+    vocab_size: int,
+    steps: NextSteps | None = None,
+) -> pa.Table:
+    """Teacher-forced responses of one mode as a table of the signals schema, with the steps after used-up candidates if given."""
     columns: dict[str, Any] = {"row_id": list(row_ids), "mode": [mode] * len(row_ids)}
     columns |= _response_columns("response", [[r] for r in responses], vocab_size, max(1, responses[0].topk.top_k))
-    return _table(columns, signals_schema(vocab_size))
+    if steps:
+        columns |= _step_columns(steps, offsets_of(np.array([len(r.ids) for r in responses])), vocab_size)
+    return _table(columns, signals_schema(vocab_size, with_steps=steps is not None))
+
+
+def as_signals(responses: Sequence[Response]) -> SourceSignals:
+    """Teacher-forced responses as rows of signals."""
+    topk = RaggedTopK.from_rows([response.topk for response in responses]).topk
+    logprobs = np.concatenate([response.logprobs for response in responses])
+    return SourceSignals(Ragged.from_rows([response.ids for response in responses]), logprobs, topk)
 
 
 def read_signals(table: pa.Table, prefix: str, samples: Sequence[int], vocab_size: int, top_k: int) -> SourceSignals:
@@ -59,7 +75,8 @@ def read_signals(table: pa.Table, prefix: str, samples: Sequence[int], vocab_siz
     bounds = _bounds(table, prefix, ids, samples)
     flat = np.concatenate([np.arange(*pair) for pair in bounds]) if bounds else np.zeros(0, dtype=np.int64)
     kept = Ragged.from_rows([ids.values[slice(*pair)] for pair in bounds], dtype=ids.values.dtype)
-    return SourceSignals(kept, logprobs.values[flat], TopK(topk.ids[flat], topk.logprobs[flat]))
+    steps = _read_steps(table, kept, vocab_size, top_k) if "step_positions" in table.column_names else None
+    return SourceSignals(kept, logprobs.values[flat], TopK(topk.ids[flat], topk.logprobs[flat]), steps)
 
 
 def read_own_ids(table: pa.Table, mode: str, samples: Sequence[int]) -> list[list[int]]:
@@ -125,6 +142,26 @@ def _response_columns(
     if top_k:
         columns |= to_columns(f"{prefix}_topk", [_joined([r.topk for r in row], top_k) for row in rows], vocab_size)
     return columns
+
+
+def _step_columns(steps: NextSteps, offsets: Integer[np.ndarray, "B1"], vocab_size: int) -> dict[str, pa.Array | list]:
+    """Columns of each row's steps; `offsets` are those of the rows' tokens."""
+    bounds = np.searchsorted(steps.positions, offsets)
+    rows = Ragged(steps.positions, bounds).row_of
+    positions, candidates = (Ragged(each, bounds) for each in (steps.positions - offsets[rows], steps.candidates))
+    return {
+        "step_positions": [positions.row(row) for row in range(len(positions))],
+        "step_candidates": [candidates.row(row) for row in range(len(candidates))],
+        **to_columns("step_topk", RaggedTopK(steps.topk, bounds), vocab_size),
+    }
+
+
+def _read_steps(table: pa.Table, ids: Ragged, vocab_size: int, top_k: int) -> NextSteps:
+    """The steps after used-up candidates of all rows, whose tokens are `ids`."""
+    positions = from_list_column(table["step_positions"])
+    candidates = from_list_column(table["step_candidates"]).values.astype(np.int64)
+    topk = from_columns(table, "step_topk", top_k, vocab_size).topk
+    return NextSteps(positions.values + ids.offsets[positions.row_of], candidates, topk)
 
 
 def _joined(parts: Sequence[TopK], top_k: int) -> TopK:

@@ -243,6 +243,8 @@ class Recipe(Config):
                     f"collect.samples_per_source is {self.collect.samples_per_source}, but {source.name} samples at temperature 0, "
                     "which gives the same answer each time; set generation.temperature"
                 )
+        if self.select.condition == "exact" and self.collect.signals == "eager":
+            raise ValueError("select.condition: exact is a pass of the stage signals; set collect.signals: lazy")
         if self.select.exclude_target and not self.teachers:
             raise ValueError("select.exclude_target leaves no teacher: the only source is the target")
         if self.select.training_teacher == AVERAGE:

@@ -29,6 +29,10 @@ class SelectConfig(Config):
         "end",
     )
     """Rules by which distributions reach the target's positions; a position that none fits carries CE only."""
+    condition: Literal["exact", "tail"] = "tail"
+    """Mass of a candidate that spells exactly the bytes already consumed, where a target position lies inside a source token: to
+    the `tail`; or `exact`, over what the source says after that candidate, asked in one more request of the stage `signals` each
+    (needs `collect.signals: lazy`)."""
     vocab_fallback: Literal["first_token", "min_edit", "tail"] = "first_token"
     """Where a source token whose bytes are no token of the target's goes: to the `first_token` of the target's tokenization of
     them; to the target's token at the smallest edit distance (FuseLLM's); or to the `tail`, so that only the same bytes count."""

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from profuser.engines.base import Reading, Response
 from profuser.engines.collecting import SourceReader
-from profuser.engines.signal_tables import collect_table, count, read_signals
+from profuser.engines.signal_tables import as_signals, collect_table, count, read_signals, signals_table
 from profuser.recipe.models import GenerationConfig, OwnTemplate
 from profuser.schemas import CORPUS
 from profuser.signals.codec import TopK
@@ -27,8 +27,10 @@ class Scripted:
     max_model_len: int = 128
     vocab_size: int = 400
     done: list = field(default_factory=list)
+    asked: list = field(default_factory=list)
 
     def add(self, number, request):
+        self.asked.append(request)
         if request.response_ids:
             self.done.append((number, self.respond(request.response_ids, "given")))
         else:
@@ -113,3 +115,41 @@ def test_several_answers_of_a_row_are_read_back_one_by_one():
         assert found.topk.num_positions == len(found.logprobs) == sum(map(len, wanted))
     training = read_signals(table, "training", (0, 0), 400, K)
     assert [len(training.ids.row(row)) for row in range(2)] == [len(entry.training.ids) for entry in signals]
+
+
+def test_steps_after_candidates_are_asked_for_by_row_and_read_back_in_any_order_of_rows():
+    tokenizer = byte_level_tokenizer()
+    ids = [byte_ids(tokenizer, text) for text in ("Sort it.", "7", "Say nothing.")]
+    engine = Scripted([[1]] * 4, "length", max_model_len=64)
+    reader = SourceReader(engine, OwnTemplate())
+    rows = corpus("Sort it.", "7", "Say nothing.").to_pylist()
+    signals = as_signals([engine.respond(row, "given") for row in ids])
+    last = len(signals.logprobs) - 1
+    used_up = np.array([1, 2, last, last]), np.array([11, 12, 13, 14])
+    steps = reader.step_after(rows, signals, used_up, K)
+    assert (steps.positions.tolist(), steps.candidates.tolist()) == ([1, 2, last, last], [11, 12, 13, 14])
+    for request, row, place, candidate in zip(
+        engine.asked, (0, 0, 2, 2), (1, 2, -1, -1), (11, 12, 13, 14), strict=True
+    ):
+        assert request.prompt_ids[-len(ids[row][:place]) - 1 :] == [*ids[row][:place], candidate]
+        assert (request.response_ids, request.max_tokens, request.top_k) == (None, 1, K)
+    table = signals_table(["0", "1", "2"], "training", [engine.respond(row, "given") for row in ids], 400, steps)
+    assert table["step_positions"].to_pylist() == [[1, 2], [], [len(ids[2]) - 1] * 2]
+    found = read_signals(table.take([2, 1]), "response", [0, 0], 400, K).steps
+    assert (found.positions.tolist(), found.candidates.tolist()) == ([len(ids[2]) - 1] * 2, [13, 14])
+    np.testing.assert_array_equal(found.topk.ids, steps.topk.ids[2:])
+    nothing = read_signals(table.take([1]), "response", [0], 400, K).steps
+    assert nothing.topk.num_positions == 0
+
+
+def test_a_step_that_does_not_fit_into_the_context_is_left_out():
+    ids = byte_ids(byte_level_tokenizer(), "Say nothing.")
+    engine = Scripted([[1]], "length")
+    reader = SourceReader(engine, OwnTemplate())
+    signals = as_signals([engine.respond(ids, "given")])
+    used_up = np.array([0, 5]), np.array([11, 11])
+    reader.step_after(corpus("Say nothing.").to_pylist(), signals, (used_up[0][:1], used_up[1][:1]), K)
+    engine.max_model_len = len(engine.asked[0].prompt_ids) + 1
+    engine.answers.append([1])
+    found = reader.step_after(corpus("Say nothing.").to_pylist(), signals, used_up, K)
+    assert found.positions.tolist() == [0]

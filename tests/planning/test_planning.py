@@ -8,6 +8,7 @@ import pytest
 from profuser.errors import ArtifactError
 from profuser.plan_file import PLAN, PlanError, ProbedPlan, StagePlan, compare, read_plan, write_plan
 from profuser.planning import (
+    STEP_TOKENS,
     Estimate,
     FileSize,
     Probe,
@@ -116,10 +117,21 @@ def test_lazy_signals_cost_their_share_of_one_answer_per_row():
     assert nothing["disk_bytes"].value == 5 * 500
 
 
+def test_next_steps_cost_the_tokens_that_are_read_for_them():
+    found = estimate(signals_cost(made_probe(), made_setting(steps_per_token=0.2)), NUM_ROWS)
+    without = estimate(signals_cost(made_probe(), made_setting()), NUM_ROWS)
+    response, prompt = 21 + 24 / 2, 60
+    more = 0.5 * 6.0 / 4 * NUM_ROWS * 0.2 * STEP_TOKENS * response / (2 * prompt + response)
+    assert found["seconds"].value - without["seconds"].value == pytest.approx(more / 3)
+    assert found["disk_bytes"].value - without["disk_bytes"].value == pytest.approx(
+        0.5 * 33 * 0.2 * response / 4 * NUM_ROWS
+    )
+
+
 def test_the_disk_of_what_is_planned_is_that_of_its_stages():
     probe = made_probe()
     for kind, costs in (("eager", [collect_cost]), ("lazy", [collect_cost, signals_cost])):
-        setting = made_setting(lazy=kind == "lazy")
+        setting = made_setting(lazy=kind == "lazy", steps_per_token=0.1)
         stages = estimate(add_costs([cost(probe, setting) for cost in costs]), NUM_ROWS)
         found = estimate(disk_costs(probe, setting)[kind], NUM_ROWS)
         assert found["disk_bytes"].value == pytest.approx(stages["disk_bytes"].value)

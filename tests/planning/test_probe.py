@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from profuser.planning import FileSize, Probe
+from profuser.planning import STEP_TOKENS, FileSize, Probe
+from ray_jobs.plan import CorpusSize, plan_stages
 from ray_jobs.probe import draw, make_plan
 from tests.ray.stages import make_run
 
@@ -43,6 +44,25 @@ def test_a_corpus_that_is_too_small_is_taken_whole(tmp_path, corpus):
 def made_probe(num_rows):
     tokens = np.arange(1, num_rows + 1)
     return Probe(tokens, tokens, tokens, 36.0, FileSize(0.0, 10.0), FileSize(0.0, 2.0), FileSize(0.0, 9.0), 0.0, 60.0)
+
+
+def test_a_plan_prices_the_pass_of_an_exact_condition(tmp_path, corpus):
+    lines = {}
+    for condition in ("tail", "exact"):
+        settings = {"collect": {"signals": "lazy"}, "select": {"condition": condition, "exclude_target": True}}
+        run = make_run(tmp_path / "runs", corpus, pool={"num_gpus": 0}, **settings)
+        size = CorpusSize(1004, prompt_tokens=100, response_tokens=200, exact=True)
+        lines[condition] = {line.stage: line for line in plan_stages(run, size)}
+        plan = make_plan(run, draw(run, 16), {source.name: made_probe(16) for source in run.recipe.sources})
+        lines[condition, "probed"] = {stage.stage: stage for stage in plan.stages}
+    tail, exact = (lines[condition]["signals/neox"] for condition in ("tail", "exact"))
+    assert (tail.rows, tail.tokens) == (2000, 2000 * 300)
+    assert lines["exact"]["signals/llama"].tokens == 0, "the target does not teach"
+    assert exact.tokens - tail.tokens == pytest.approx(2000 * 200 * 0.9 * 0.037 * STEP_TOKENS)
+    assert tail.disk_bytes < exact.disk_bytes < 1.05 * tail.disk_bytes
+    assert lines["tail"]["collect/neox"].disk_bytes < tail.disk_bytes, "the first pass keeps no distributions"
+    tail, exact = (lines[condition, "probed"]["signals/neox"].quantities for condition in ("tail", "exact"))
+    assert exact["disk_bytes"].value > tail["disk_bytes"].value
 
 
 @pytest.mark.parametrize("signals", ["eager", "lazy"])

@@ -1,6 +1,6 @@
 """What a probe measures of a source, with an engine whose answers have lengths of their own."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,16 @@ def test_files_are_as_large_as_the_probe_foretells(tmp_path, top_k):
     file = probe.with_topk if top_k else probe.without_topk
     assert file.fixed + file.per_token * tokens == pytest.approx(size, rel=0.1)
     assert probe.with_topk.per_token > probe.distributions.per_token > 2 * probe.without_topk.per_token
+
+
+def test_next_steps_are_planned_and_not_probed(tmp_path):
+    source, (collect, signals) = SourceReader(Rambling(), OwnTemplate()), artifacts(tmp_path, 0)
+    with_steps = replace(signals, schema=signals_schema(VOCABULARY, with_steps=True))
+    sizes = [
+        probe_rows(source, corpus(16), reading(0), K, collect, artifact).distributions.per_token
+        for artifact in (signals, with_steps)
+    ]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.2)
 
 
 def test_tokens_are_counted_row_by_row_and_a_refused_row_has_none(tmp_path):

@@ -7,16 +7,23 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from profuser.alignment.matching import Rule
 from profuser.errors import UserError
+from profuser.lab import assets_path
+from profuser.recipe.models import SourceConfig
+from ray_jobs.alignment import read_tokens
 from ray_jobs.cluster import connected
 from ray_jobs.collect import collect, evaluation_beside
+from ray_jobs.engine_worker import make_reader
 from ray_jobs.evaluate import evaluate
 from ray_jobs.pipeline import delete_stages
 from ray_jobs.prepare import prepare
 from ray_jobs.side_by_side import sources_at_once
+from ray_jobs.signals import signals
 from tests.ray import stages
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(900)]
+CONDITION = int(Rule.CONDITION)
 SAMPLED = {"top_k": 6, "samples_per_source": 3, "generation": {"max_tokens": 24, "temperature": 0.8, "top_p": 0.95}}
 
 
@@ -47,6 +54,54 @@ def test_lazy_signals_make_the_same_examples_from_less_on_disk(tmp_path, corpus)
     assert "training_topk_ids" not in runs["lazy"].collect(runs["lazy"].recipe.sources[0]).schema.names
     kept = [sum(map(len, artifact.tables(["row_id"]))) for artifact in runs["lazy"].artifacts("signals")]
     assert sum(kept) == len(lazy)
+
+
+def test_an_exact_condition_asks_for_what_follows_used_up_candidates_and_teaches_it(tmp_path, corpus):
+    with connected():
+        runs = {}
+        for condition in ("tail", "exact"):
+            collect = {"top_k": 6, "signals": "lazy", "generation": {"max_tokens": 24}}
+            settings = {"collect": collect, "select": {"condition": condition}}
+            runs[condition] = stages.make_run(tmp_path / condition, corpus, **settings)
+            stages.run_until_select(runs[condition])
+        artifact = runs["exact"].artifacts("signals")[1]
+        made = stages.whole(artifact)
+        artifact.folder.remove("manifest.json")
+        artifact.folder.remove("shard-00001.parquet")
+        signals(runs["exact"], runs["exact"].recipe.sources[1])
+        stages.check_same(stages.whole(artifact), made)
+    source = read_tokens(runs["exact"])[1]
+    reader = make_reader(
+        assets_path() / "sources" / "neox",
+        SourceConfig(name="neox", model="neox", engine={"kind": "transformers", "dtype": "float32"}),
+        runs["exact"].recipe.template,
+    )
+    prompts = {row["row_id"]: row for row in stages.whole(runs["exact"].corpus())}
+    num_steps = 0
+    for row in made:
+        pairs = list(zip(row["step_positions"], row["step_candidates"], strict=True))
+        num_steps += len(pairs)
+        for place, (position, candidate) in enumerate(pairs[:1]):
+            spelt = source[row["response_ids"][position]]
+            assert spelt.startswith(source[candidate])
+            assert len(spelt) > len(source[candidate])
+            # What a source says of any token there, teacher-forced, is the same distribution.
+            prefix = [*row["response_ids"][:position], candidate, 0]
+            (forced,) = reader.force([prompts[row["row_id"]]], [prefix], 6)
+            found = np.array(row["step_topk_logprobs"]).reshape(-1, 6)[place]
+            np.testing.assert_allclose(found, forced.topk.logprobs[-1], atol=2e-2)
+    assert num_steps > 10
+    tail, exact = (stages.whole(run.select()) for run in runs.values())
+    masses = {CONDITION: [[], []], None: [[], []]}
+    for rows in zip(tail, exact, strict=True):
+        assert rows[0]["rules"] == rows[1]["rules"]
+        for which, row in enumerate(rows):
+            mass = np.exp(np.array(row["topk_logprobs"], dtype=float)).reshape(-1, 6).sum(axis=1)
+            for rule, total in zip(row["rules"], mass, strict=True):
+                masses[CONDITION if rule == CONDITION else None][which].append(total)
+    assert max(masses[CONDITION][1]) < 1.01
+    assert np.mean(masses[CONDITION][1]) > np.mean(masses[CONDITION][0])
+    np.testing.assert_allclose(*masses[None], atol=2e-2)
 
 
 def test_held_out_rows_read_with_the_signals_are_evaluated_as_by_an_engine_of_their_own(tmp_path, corpus):

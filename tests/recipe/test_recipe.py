@@ -135,6 +135,12 @@ def test_a_mistake_is_one_line_that_says_how_to_mend_it(small, override, expecte
     assert "\n" not in str(caught.value)
 
 
+def test_an_exact_condition_needs_lazy_signals(small):
+    with pytest.raises(UserError, match=r"condition: exact is a pass of the stage signals; set collect\.signals: lazy"):
+        load_recipe(small, ["select.condition=exact"])
+    assert load_recipe(small, ["select.condition=exact", "collect.signals=lazy"]).select.condition == "exact"
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
