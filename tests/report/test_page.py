@@ -232,6 +232,12 @@ def test_a_run_of_which_nothing_is_known_has_a_page(tmp_path):
     assert "Nothing is known yet" in page.text
 
 
+def test_the_page_says_where_the_mass_of_used_up_candidates_goes():
+    for condition, words in (("tail", "goes to the tail"), ("exact", "follows the source's own next token")):
+        page = render_page(made_up.facts(recipe={**made_up.recipe(), "select": {"condition": condition}}), {})
+        assert words in " ".join(page.split())
+
+
 def test_coverage_is_told_per_source(folder):
     page = (folder / "index.html").read_text()
     section = page[page.index("From each source to the target") :].split("</table>")[0]
