@@ -3,7 +3,7 @@
 Inside a source token the target has already emitted tokens that end at the consumed bytes. A continuation that the target would not
 split there contradicts them.
 
-Legend: n positions, C candidates of each.
+Legend: n positions, C candidates of each, P pairs of source tokens.
 """
 
 from collections.abc import Sequence
@@ -32,6 +32,8 @@ class TargetSplits:
         self.source, self.target = source, target
         self._begins = np.full(len(source.blob), UNKNOWN, dtype=np.int8)
         """Whether a target token begins at each byte of the source's tokens; filled a token at a time, when asked for."""
+        self._pairs, self._pair_splits = np.array([-1]), np.array([True])
+        """Keys of the pairs of source tokens that were asked for, ascending, and whether the target splits between the two."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Copies the table that is filled on demand: what comes from another process may be read-only."""
@@ -73,13 +75,26 @@ class TargetSplits:
     ) -> Bool[np.ndarray, "*shape"]:
         """Whether the target splits two consecutive source tokens where one ends and the other begins; true before a special."""
         text = self.source.lengths[seconds] > 0
-        pairs, place = np.unique(np.stack([firsts[text], seconds[text]]), axis=1, return_inverse=True)
-        parts = [(self.source[first] or b"", self.source[second] or b"") for first, second in pairs.T.tolist()]
+        keys = firsts[text].astype(np.int64) * self.source.vocab_size + seconds[text]
+        places = np.searchsorted(self._pairs, keys)
+        missing = np.unique(keys[self._pairs[np.minimum(places, len(self._pairs) - 1)] != keys])
+        if len(missing):
+            self._learn(missing)
+            places = np.searchsorted(self._pairs, keys)
+        out = np.ones(text.shape, dtype=bool)
+        out[text] = self._pair_splits[places]
+        return out
+
+    def _learn(self, keys: Int[np.ndarray, "P"]) -> None:
+        """Adds pairs to the table of those between which it is known whether the target splits."""
+        pairs = zip(*(part.tolist() for part in np.divmod(keys, self.source.vocab_size)), strict=True)
+        parts = [(self.source[first] or b"", self.source[second] or b"") for first, second in pairs]
         begins = token_begins(self.target, [first + second for first, second in parts])
         found = [row[len(first)] == 1 for row, (first, _) in zip(begins, parts, strict=True)]
-        out = np.ones(text.shape, dtype=bool)
-        out[text] = np.array(found, dtype=bool)[place.reshape(-1)]
-        return out
+        known = np.concatenate([self._pairs, keys])
+        order = np.argsort(known, kind="stable")
+        self._pairs = known[order]
+        self._pair_splits = np.concatenate([self._pair_splits, np.array(found, dtype=bool)])[order]
 
 
 def token_begins(tokens: TokenBytes, texts: Sequence[bytes]) -> list[Int8[np.ndarray, "text"]]:

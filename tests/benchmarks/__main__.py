@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-NAMES = ("transport", "codec", "losses", "fuse", "extraction", "collect", "serve")
+NAMES = ("transport", "condition", "codec", "losses", "fuse", "extraction", "collect", "serve")
 OUTPUT = Path("benchmarks.json")
 
 

@@ -60,9 +60,9 @@ def test_an_exact_condition_asks_for_what_follows_used_up_candidates_and_teaches
     with connected():
         runs = {}
         for condition in ("tail", "exact"):
-            collect = {"top_k": 6, "signals": "lazy", "generation": {"max_tokens": 24}}
-            settings = {"collect": collect, "select": {"condition": condition}}
-            runs[condition] = stages.make_run(tmp_path / condition, corpus, **settings)
+            settings = {"name": condition, "reuse": ["tail"], "select": {"condition": condition}}
+            lazy = {"top_k": 6, "signals": "lazy", "generation": {"max_tokens": 24}}
+            runs[condition] = stages.make_run(tmp_path, corpus, collect=lazy, **settings)
             stages.run_until_select(runs[condition])
         artifact = runs["exact"].artifacts("signals")[1]
         made = stages.whole(artifact)
@@ -72,7 +72,7 @@ def test_an_exact_condition_asks_for_what_follows_used_up_candidates_and_teaches
         stages.check_same(stages.whole(artifact), made)
     source = read_tokens(runs["exact"])[1]
     reader = make_reader(
-        assets_path() / "sources" / "neox",
+        str(assets_path() / "sources" / "neox"),
         SourceConfig(name="neox", model="neox", engine={"kind": "transformers", "dtype": "float32"}),
         runs["exact"].recipe.template,
     )
