@@ -23,7 +23,6 @@ from ray_jobs.signals import signals
 from tests.ray import stages
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(900)]
-CONDITION = int(Rule.CONDITION)
 SAMPLED = {"top_k": 6, "samples_per_source": 3, "generation": {"max_tokens": 24, "temperature": 0.8, "top_p": 0.95}}
 
 
@@ -60,7 +59,11 @@ def test_an_exact_condition_asks_for_what_follows_used_up_candidates_and_teaches
     with connected():
         runs = {}
         for condition in ("tail", "exact"):
-            settings = {"name": condition, "reuse": ["tail"], "select": {"condition": condition}}
+            settings = {
+                "name": condition,
+                "reuse": ["tail"],
+                "select": {"condition": condition, "exclude_target": True},
+            }
             lazy = {"top_k": 6, "signals": "lazy", "generation": {"max_tokens": 24}}
             runs[condition] = stages.make_run(tmp_path, corpus, collect=lazy, **settings)
             stages.run_until_select(runs[condition])
@@ -92,16 +95,16 @@ def test_an_exact_condition_asks_for_what_follows_used_up_candidates_and_teaches
             np.testing.assert_allclose(found, forced.topk.logprobs[-1], atol=2e-2)
     assert num_steps > 10
     tail, exact = (stages.whole(run.select()) for run in runs.values())
-    masses = {CONDITION: [[], []], None: [[], []]}
+    masses = {"carried": [[], []], "other": [[], []]}
     for rows in zip(tail, exact, strict=True):
         assert rows[0]["rules"] == rows[1]["rules"]
         for which, row in enumerate(rows):
             mass = np.exp(np.array(row["topk_logprobs"], dtype=float)).reshape(-1, 6).sum(axis=1)
             for rule, total in zip(row["rules"], mass, strict=True):
-                masses[CONDITION if rule == CONDITION else None][which].append(total)
-    assert max(masses[CONDITION][1]) < 1.01
-    assert np.mean(masses[CONDITION][1]) > np.mean(masses[CONDITION][0])
-    np.testing.assert_allclose(*masses[None], atol=2e-2)
+                masses["carried" if rule in (Rule.CONDITION, Rule.CHAIN) else "other"][which].append(total)
+    assert max(masses["carried"][1]) < 1.01
+    assert np.mean(masses["carried"][1]) > np.mean(masses["carried"][0])
+    np.testing.assert_allclose(*masses["other"], atol=2e-2)
 
 
 def test_held_out_rows_read_with_the_signals_are_evaluated_as_by_an_engine_of_their_own(tmp_path, corpus):
