@@ -1,6 +1,7 @@
 """`make bench`: runs every benchmark in one process, prints a table, and writes `benchmarks.json`.
 
 `python -m tests.benchmarks losses` runs one of them alone, and writes nothing. `python -m tests.benchmarks gpu`: `make bench-gpu`.
+`python -m tests.benchmarks peers` compares alignment with other methods on released models (`peers/run.py`).
 """
 
 import json
@@ -56,6 +57,19 @@ def main_gpu(options: list[str]) -> None:
     console.print(f"written to {output}", highlight=False)
 
 
+def main_peers(options: list[str]) -> None:
+    from rich.console import Console
+
+    from tests.benchmarks.peers.run import run
+
+    console = Console(width=max(120, Console().width))
+    run(
+        lambda title, rows: console.print(table(title, rows)),
+        lambda line: console.print(line, highlight=False),
+        options,
+    )
+
+
 def table(title: str, rows: list[Any]) -> Any:
     """Rows as a table; one that falls short of its reach is marked."""
     from rich.table import Table
@@ -74,7 +88,8 @@ def _cells(row: Any) -> tuple[str, str, str]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["gpu"]:
-        main_gpu(sys.argv[2:])
+    others = {"gpu": main_gpu, "peers": main_peers}
+    if sys.argv[1:2] and sys.argv[1] in others:
+        others[sys.argv[1]](sys.argv[2:])
     else:
         main(sys.argv[1:])

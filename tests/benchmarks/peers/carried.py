@@ -1,0 +1,145 @@
+"""Methods that carry a source's distributions to the target's positions, and what their distributions are worth.
+
+Legend: T target tokens of an answer, S source tokens, V target vocabulary, K candidates.
+
+A carried distribution names K tokens and leaves the rest as a tail. Two rules say what a token of the tail gets:
+
+- `student`: the tail's mass in the target's own proportions, `p_tail * q(y) / q_tail`. A student that fits `fusion_loss` (tail
+  `bucket`) exactly arrives there, since that loss only moves the tail as a whole.
+- `uniform`: the tail's mass over 65,536 tokens, so 16 bits more whatever the vocabulary. It needs no other model, and so it alone
+  compares with the source's own top-k at its own positions.
+
+A position without a distribution costs what the target itself asks for its token, under both.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+
+from profuser.alignment.edit_distance import nearest_tokens
+from profuser.alignment.matching import Rule
+from profuser.alignment.token_bytes import TokenBytes
+from profuser.alignment.transport import SourceSignals, Transported, transport
+from profuser.alignment.vocab_projection import VocabProjection
+from profuser.signals.codec import TopK
+from profuser.signals.ragged import Ragged
+from tests.benchmarks import published
+from tests.benchmarks.peers.models import Model, Reading
+
+TAIL_BITS = 16.0
+LEAST_TAIL = 1e-6
+"""Of a token that is not listed, where the listed masses already make 1 in float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class Carried:
+    """Distributions at T target positions."""
+
+    topk: TopK
+    taught: Bool[np.ndarray, "T"]
+    """Positions with a distribution of the source's."""
+    rules: Int[np.ndarray, "T"] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Worth:
+    """What a carried distribution says of each of T realised tokens."""
+
+    student_bits: Float[np.ndarray, "T"]
+    uniform_bits: Float[np.ndarray, "T"]
+    in_tail: Bool[np.ndarray, "T"]
+    step: Float[np.ndarray, "T"]
+    """First-order change of the token's log-probability under a unit step down the KL's gradient in the logits; also of a mass
+    of 1 on the realised token, which is what FuseLLM's method gives where it has no distribution."""
+
+
+def signals(source: Reading, top_k: int) -> SourceSignals:
+    return SourceSignals(Ragged.from_rows([source.ids]), source.own, source.topk(top_k))
+
+
+def ours(source: Reading, target: Reading, answer: str, projection: VocabProjection, top_k: int) -> Carried:
+    """`transport`, as `select` calls it."""
+    found: Transported = transport(
+        source.ids, source.own, source.topk(top_k), target.ids, answer.encode(), projection, top_k=top_k
+    )
+    return Carried(found.topk, found.rules != Rule.NONE, found.rules.astype(np.int64))
+
+
+class MinEdit:
+    """`vocab_fallback: min_edit`, for the source tokens that occur: the whole vocabulary takes minutes per pair."""
+
+    def __init__(self, source: TokenBytes, target: TokenBytes):
+        self.projection = VocabProjection.build(source, target, fallback="tail")
+        self.projection.fallback = "min_edit"
+        self.found = source.lengths == 0
+        self.found |= self.projection.whole >= 0
+
+    def with_tokens(self, ids: Int[np.ndarray, "..."]) -> VocabProjection:
+        """Returns the projection after it has found the nearest token of these."""
+        missing = np.unique(ids)[~self.found[np.unique(ids)]]
+        texts = [self.projection.source[index] or b"" for index in missing.tolist()]
+        self.projection.whole[missing] = nearest_tokens(self.projection.target, texts)
+        self.found[missing] = True
+        return self.projection
+
+
+def fusellm(source: Reading, target: Reading, models: tuple[Model, Model], mapping: VocabProjection) -> Carried:
+    """FuseLLM's method as its paper describes it (`published.py`), tokens compared by their bytes.
+
+    A position without exactly one partner gets mass 1 on the realised token, which is no distribution of the source's.
+    """
+    topk = source.topk(10)
+    pieces = [
+        [(side.tokens[index] or b"").decode("latin-1") for index in reading.ids.tolist()]
+        for side, reading in zip(models, (source, target), strict=True)
+    ]
+    whole = {index: goal for index in np.unique(topk.ids).tolist() if (goal := int(mapping.whole[index])) >= 0}
+    rows = published.carry(*pieces, topk.ids.tolist(), topk.logprobs.tolist(), whole, target.ids.tolist())
+    ids, logprobs = np.zeros((len(rows), 10), dtype=np.int32), np.full((len(rows), 10), -np.inf, dtype=np.float32)
+    for place, row in enumerate(rows):
+        ordered = sorted(row.items(), key=lambda pair: -pair[1])
+        ids[place, : len(row)] = [index for index, _ in ordered]
+        logprobs[place, : len(row)] = [value for _, value in ordered]
+    partners = published.align(*pieces)
+    taught = np.array([len(each) == 1 for each in partners]) & (logprobs[:, 0] > -np.inf)
+    return Carried(TopK(ids, logprobs), taught)
+
+
+def worth(carried: Carried, target: Reading) -> Worth:
+    """Bits of the realised tokens, and where a step of the loss moves them.
+
+    With p completed in the tail as `student`, the gradient of KL in the logits is `q - p`, and a unit step against it changes
+    `log q(y)` by `(p_y - q_y) - sum_j q_j (p_j - q_j)` to first order. It is 0 where nothing is listed.
+    """
+    topk, places = carried.topk, np.arange(len(target.ids))
+    valid = topk.logprobs > -np.inf
+    p = np.where(valid, np.exp(topk.logprobs.astype(np.float64)), 0.0)
+    listed = target.logprobs.gather(1, torch.from_numpy(topk.ids.astype(np.int64))).double().exp().numpy()
+    q = np.where(valid, listed, 0.0)
+    q_own = np.exp(target.own.astype(np.float64))
+    tail_p, tail_q = np.maximum(1 - p.sum(1), LEAST_TAIL), np.maximum(1 - q.sum(1), LEAST_TAIL)
+    is_own = valid & (topk.ids == target.ids[:, None])
+    in_tail = ~is_own.any(1)
+    listed_mass = p[places, is_own.argmax(1)]
+    p_own = np.where(in_tail, tail_p / tail_q * q_own, listed_mass)
+    uniform = np.where(in_tail, tail_p * 2.0**-TAIL_BITS, listed_mass)
+    squares = target.logprobs.mul(2).exp().sum(1).double().numpy()
+    products = (q * p).sum(1) + tail_p / tail_q * (squares - (q * q).sum(1))
+    taught = carried.taught
+    return Worth(
+        -np.log2(np.where(taught, p_own, q_own)),
+        -np.log2(np.where(taught, uniform, q_own)),
+        in_tail & taught,
+        np.where(valid[:, 0], (p_own - q_own) - (products - squares), 0.0),
+    )
+
+
+def own_top_k_bits(source: Reading, top_k: int) -> Float[np.ndarray, "S"]:
+    """Bits of the source's own tokens under its own top-k, `uniform` in the tail."""
+    topk = source.topk(top_k)
+    mass = np.exp(topk.logprobs.astype(np.float64))
+    is_own = topk.ids == source.ids[:, None]
+    tail = np.maximum(1 - mass.sum(1), LEAST_TAIL) * 2.0**-TAIL_BITS
+    return -np.log2(np.where(is_own.any(1), (mass * is_own).sum(1), tail))

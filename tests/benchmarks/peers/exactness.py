@@ -1,0 +1,74 @@
+"""Transport against the brute force of `continuations.py`: total variation by rule."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from profuser.alignment.matching import Matches, Rule, match
+from profuser.alignment.vocab_projection import VocabProjection
+from profuser.signals.ragged import Ragged
+from tests.benchmarks.peers.carried import ours
+from tests.benchmarks.peers.continuations import Continuer, Walk, bucket_distance, distance
+from tests.benchmarks.peers.models import Model, Reading
+
+RULES = (Rule.PROJECT, Rule.CONDITION, Rule.CHAIN)
+MANY, FEW = 1024, 10
+"""K where the rules are judged, and K of the product."""
+RESIDUAL, BUDGET = 0.02, 96
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One position. Distances are total variations."""
+
+    rule: Rule
+    many: float
+    few: float
+    """At K = 10, over the loss's categories."""
+    realised: float
+    """Carried mass of the realised token less its exact one, K = 1,024."""
+    residual: float
+
+
+class Exactness:
+    """Samples positions of answers for one ordered pair."""
+
+    def __init__(self, source: Model, target: Model, projection: VocabProjection, seed: int = 0):
+        self.source, self.target, self.projection = source, target, projection
+        self.walk = Walk(source.tokens, target.tokens)
+        self.rng = np.random.default_rng(seed)
+
+    def sample(
+        self, source: Reading, target: Reading, answer: str, continuer: Continuer, per_rule: int
+    ) -> list[Sample]:
+        """Up to `per_rule` random positions of each rule, one of PROJECT's many."""
+        matches = matched(self.source, self.target, source, target)
+        carried = {k: ours(source, target, answer, self.projection, k).topk for k in (MANY, FEW)}
+        out = []
+        for rule in RULES:
+            places = np.flatnonzero((matches.rules == rule) & (matches.space == 0))
+            num_samples = 1 if rule == Rule.PROJECT else per_rule
+            for t in self.rng.permutation(places)[:num_samples].tolist():
+                s, num = int(matches.source[t]), int(matches.consumed[t])
+                consumed = (self.source.tokens[int(source.ids[s])] or b"")[:num]
+                root = source.logprobs[s].exp().numpy()
+                found = self.walk(root, consumed, continuer.after(s), RESIDUAL, BUDGET)
+                exact, own = found.exact(), int(target.ids[t])
+                masses = {k: np.exp(topk.logprobs[t]).tolist() for k, topk in carried.items()}
+                ids = {k: topk.ids[t].tolist() for k, topk in carried.items()}
+                mine = dict(zip(ids[MANY], masses[MANY], strict=True)).get(own, 0.0)
+                out.append(
+                    Sample(
+                        rule,
+                        distance(ids[MANY], masses[MANY], exact),
+                        bucket_distance(ids[FEW], masses[FEW], exact),
+                        mine - exact.get(own, 0.0),
+                        found.residual,
+                    )
+                )
+        return out
+
+
+def matched(source: Model, target: Model, said: Reading, goal: Reading) -> Matches:
+    sides = [(each.tokens, Ragged.from_rows([read.ids]), read.spans) for each, read in ((source, said), (target, goal))]
+    return match(*sides[0], *sides[1])

@@ -1,0 +1,108 @@
+"""The released models, the rows that they read, and what each says of an answer: a whole distribution at every token.
+
+Legend: S tokens of an answer in a model's own tokenizer (its end of turn included), V vocabulary, K top-k.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from profuser.alignment.spans import Spans, byte_spans
+from profuser.alignment.token_bytes import TokenBytes
+from profuser.corpus import EncodedExample, Message, encode_examples
+from profuser.corpus.template import end_token_id
+from profuser.recipe.models import OwnTemplate
+from profuser.signals.codec import TopK
+from profuser.signals.ragged import Ragged
+
+NAMES = ("smollm2", "qwen", "gemma")
+FOLDER = Path(os.environ.get("PROFUSER_PEER_MODELS", "models"))
+DATA = Path(__file__).parents[4] / "shared" / "data"
+SHORT_BYTES = range(20, 300)
+"""Lengths of the answers of Alpaca that are read: many ends of turn for few tokens."""
+
+
+class Row(NamedTuple):
+    question: str
+    answer: str
+
+
+def gsm8k(num: int) -> list[Row]:
+    """The first rows of GSM8K's training split, answers as they are."""
+    lines = (DATA / "gsm8k_train.jsonl").read_text().splitlines()[:num]
+    return [Row(entry["question"], entry["answer"]) for entry in map(json.loads, lines)]
+
+
+def alpaca(num: int) -> list[Row]:
+    """The first rows of Alpaca with a short answer."""
+    rows = json.loads((DATA / "alpaca_5000.json").read_text())
+    found = [Row("\n".join(filter(None, (r["instruction"], r["input"]))), r["output"].strip()) for r in rows]
+    return [row for row in found if len(row.answer.encode()) in SHORT_BYTES][:num]
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What a model says of one answer, teacher-forced in float32."""
+
+    prompt_ids: list[int]
+    ids: Int[np.ndarray, "S"]
+    spans: Spans
+    logprobs: Float[Tensor, "S V"]
+    """Natural; row s is the distribution from which token s was drawn."""
+
+    @cached_property
+    def own(self) -> Float[np.ndarray, "S"]:
+        """Log-probability of each token."""
+        return self.logprobs.gather(1, torch.from_numpy(self.ids)[:, None])[:, 0].numpy()
+
+    @cached_property
+    def ends(self) -> Int[np.ndarray, "tokens"]:
+        """Where the answer's tokens end, in bytes; without the end of turn."""
+        return self.spans.ends[:-1]
+
+    def topk(self, k: int) -> TopK:
+        """The k most probable tokens at each position."""
+        found = self.logprobs.topk(min(k, self.logprobs.shape[1]), dim=1)
+        return TopK(found.indices.int().numpy(), found.values.numpy())
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    name: str
+    tokenizer: Any
+    tokens: TokenBytes
+    net: Any
+
+    @classmethod
+    def load(cls, name: str, folder: Path) -> "Model":
+        """Loads one of the folders that `../shared/models/make_models.py` writes."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder / name)
+        net = AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32).eval()
+        end = end_token_id(tokenizer, OwnTemplate())
+        tokens = TokenBytes.from_tokenizer(tokenizer, net.get_output_embeddings().weight.shape[0], [end])
+        return cls(name, tokenizer, tokens, net)
+
+    def encode(self, rows: list[Row]) -> list[EncodedExample]:
+        """Prompts and answers under the model's own template."""
+        return encode_examples(
+            self.tokenizer, [([Message("user", row.question)], row.answer) for row in rows], OwnTemplate()
+        )
+
+    @torch.inference_mode()
+    def read(self, example: EncodedExample, answer: str) -> Reading:
+        """One pass over prompt and answer."""
+        ids = np.array(example.response_ids)
+        whole = torch.tensor([example.prompt_ids + example.response_ids[:-1]])
+        logprobs = self.net(whole, logits_to_keep=len(ids)).logits[0].log_softmax(-1)
+        spans = byte_spans(self.tokens, Ragged.from_rows([ids]), [answer.encode()])
+        return Reading(example.prompt_ids, ids, spans, logprobs)

@@ -1,0 +1,296 @@
+"""What is measured of each answer and ordered pair of models, and the figures that come of it."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from profuser.alignment.matching import Rule
+from profuser.alignment.vocab_projection import VocabProjection
+from profuser.signals.codec import TopK, to_columns
+from tests.benchmarks.measure import Row
+from tests.benchmarks.peers import gold, xtoken
+from tests.benchmarks.peers.carried import Carried, MinEdit, fusellm, ours, own_top_k_bits, worth
+from tests.benchmarks.peers.continuations import Continuer
+from tests.benchmarks.peers.ends import Ends
+from tests.benchmarks.peers.exactness import MANY, RULES, Exactness, Sample
+from tests.benchmarks.peers.groups import Groups, steps
+from tests.benchmarks.peers.models import Model, Reading
+
+K = 10
+WIDTHS = (5, K, 32, 64, 128)
+PER_RULE = 2
+
+
+@dataclass(frozen=True)
+class Figure(Row):
+    """A figure with the 95 % interval of a bootstrap over answers, and how many things it is of."""
+
+    low: float | None = None
+    high: float | None = None
+    num: int | None = None
+
+
+@dataclass(eq=False)
+class Pair:
+    """An ordered pair of models and what is built of it once."""
+
+    source: Model
+    target: Model
+
+    def __post_init__(self) -> None:
+        self.projection = VocabProjection.build(self.source.tokens, self.target.tokens)
+        self.min_edit = MinEdit(self.source.tokens, self.target.tokens)
+
+    @property
+    def name(self) -> str:
+        return f"{self.source.name} -> {self.target.name}"
+
+    @cached_property
+    def xtoken(self) -> xtoken.Projection:
+        return xtoken.Projection.build(self.target.tokens, self.source.tokens)
+
+    @cached_property
+    def gold(self) -> dict[str, gold.Gold] | str:
+        """GOLD's losses, or why there are none."""
+        if gold.version() is None:
+            return "TRL is not installed"
+        try:
+            return {mode: gold.Gold(self.source, self.target, mode) for mode in gold.MODES}
+        except NotImplementedError as error:
+            return f"refused by TRL {gold.version()}: {str(error).split('(')[0].strip()}"
+
+
+@dataclass(eq=False)
+class Answer:
+    """One answer as both sides of a pair read it."""
+
+    text: str
+    pair: Pair
+    source: Reading
+    target: Reading
+    continuer: Callable[[], Continuer]
+
+    @cached_property
+    def num_bytes(self) -> int:
+        return len(self.text.encode())
+
+    def ours(self, top_k: int = K) -> Carried:
+        return ours(self.source, self.target, self.text, self.pair.projection, top_k)
+
+    @cached_property
+    def all_carried(self) -> dict[str, Carried]:
+        """The three methods that carry distributions to the target's positions, K = 10."""
+        mapping = self.pair.min_edit.with_tokens(self.source.topk(K).ids)
+        return {
+            "ours": self.ours(),
+            "min_edit": ours(self.source, self.target, self.text, mapping, K),
+            "FuseLLM": fusellm(self.source, self.target, (self.pair.source, self.pair.target), mapping),
+        }
+
+
+def interval(parts: Float[np.ndarray, "R"], wholes: Float[np.ndarray, "R"]) -> tuple[float, float]:
+    """95 % interval of `sum(parts) / sum(wholes)` over resampled answers."""
+    chosen = np.random.default_rng(0).integers(0, len(parts), (2000, len(parts)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratios = parts[chosen].sum(1) / wholes[chosen].sum(1)
+    low, high = np.nanpercentile(ratios, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def ratio(name: str, parts: Any, wholes: Any, unit: str, **more: Any) -> Figure:
+    """The figure `sum(parts) / sum(wholes)` with its interval."""
+    parts, wholes = np.asarray(parts, dtype=np.float64), np.asarray(wholes, dtype=np.float64)
+    low, high = interval(parts, wholes)
+    return Figure(
+        name, float(parts.sum() / wholes.sum()), unit, low=low, high=high, **{"num": int(wholes.sum())} | more
+    )
+
+
+class Table:
+    """Sums per answer, by pair and name."""
+
+    def __init__(self) -> None:
+        self.values: dict[tuple[str, str], list[float]] = defaultdict(list)
+
+    def add(self, pair: Pair, **values: float) -> None:
+        for name, value in values.items():
+            self.values[pair.name, name].append(float(value))
+
+    def names(self) -> list[str]:
+        return list(dict.fromkeys(pair for pair, _ in self.values))
+
+    def __call__(self, pair: str, name: str) -> Float[np.ndarray, "R"]:
+        return np.array(self.values[pair, name])
+
+
+class Bits:
+    """Bits per byte of the ground truth, coverage, and what K costs."""
+
+    def __init__(self) -> None:
+        self.table = Table()
+
+    def add(self, answer: Answer) -> None:
+        pair, source, target = answer.pair, answer.source, answer.target
+        sums: dict[str, float] = {"bytes": answer.num_bytes, "positions": len(target.ids), "tokens": len(source.ids)}
+        sums |= {"source": -source.own.sum() / np.log(2), "target": -target.own.sum() / np.log(2)}
+        carried = answer.all_carried | {f"top-{k}": answer.ours(k) for k in WIDTHS if k != K}
+        for name, each in carried.items():
+            said = worth(each, target)
+            sums |= {f"{name} student": said.student_bits.sum(), f"{name} uniform": said.uniform_bits.sum()}
+            sums |= {f"{name} taught": each.taught.sum(), f"{name} in tail": said.in_tail.sum()}
+        for k in WIDTHS:
+            topk = source.topk(k)
+            columns = to_columns(
+                "topk", [TopK(topk.ids, topk.logprobs.astype(np.float16))], pair.source.tokens.vocab_size
+            )
+            sums[f"own {k}"] = own_top_k_bits(source, k).sum()
+            sums[f"codec {k}"] = sum(column.values.nbytes for column in columns.values())
+        self.table.add(pair, **sums)
+
+    def figures(self) -> list[Figure]:
+        return [figure for pair in self.table.names() for figure in self._of(pair)]
+
+    def _of(self, pair: str) -> list[Figure]:
+        def per_byte(name: str, of: str, **more: Any) -> Figure:
+            return ratio(f"{pair}, {name}", self.table(pair, of), num_bytes, "bits/byte", **more)
+
+        num_bytes, positions = self.table(pair, "bytes"), self.table(pair, "positions")
+        out = [per_byte("the source itself", "source"), per_byte("the target itself", "target")]
+        for method in ("ours", "min_edit", "FuseLLM"):
+            for what in ("taught", "in tail"):
+                share = self.table(pair, f"{method} {what}")
+                out.append(ratio(f"{pair}, {method}, positions {what}", 100 * share, positions, "%"))
+            out += [per_byte(f"{method}, tail as {tail}", f"{method} {tail}") for tail in ("student", "uniform")]
+        for k in WIDTHS:
+            name, own = "ours" if k == K else f"top-{k}", float(self.table(pair, f"own {k}").sum() / num_bytes.sum())
+            reach = {"reach": "<= 1 x"} if k == K else {}
+            title = f"carried top-{k} against the source's own, tail as uniform"
+            out.append(per_byte(title, f"{name} uniform", baseline=own, **reach))
+            out.append(per_byte(f"carried top-{k}, tail as student", f"{name} student"))
+            size = self.table(pair, f"codec {k}")
+            out.append(ratio(f"{pair}, codec at K = {k}", size, self.table(pair, "tokens"), "bytes/token"))
+        return out
+
+
+class Gradients:
+    """Agreement of a step of each method with the byte-level teacher, over groups of bytes."""
+
+    def __init__(self) -> None:
+        self.table, self.refused = Table(), {}
+
+    def add(self, answer: Answer) -> None:
+        source, target = answer.source, answer.target
+        groups = Groups.find(source.ends, target.ends)
+        wanted, single = groups.wanted(source, target), groups.one_to_one
+        sums: dict[str, float] = {"single": single.sum(), "several": (~single).sum()}
+        sums["size"] = np.abs(wanted[~single]).sum()
+        for name, step in self._steps(answer, groups).items():
+            agrees = np.sign(groups.moved(step)) == np.sign(wanted)
+            sums |= {f"{name} single": (agrees & single).sum(), f"{name} several": (agrees & ~single).sum()}
+            sums[f"{name} size"] = np.abs(wanted[agrees & ~single]).sum()
+        self.table.add(answer.pair, **sums)
+
+    def _steps(self, answer: Answer, groups: Groups) -> dict[str, Float[np.ndarray, "T"]]:
+        source, target, pair = answer.source, answer.target, answer.pair
+        found = {name: worth(each, target).step for name, each in answer.all_carried.items()}
+        losses: dict[str, Callable[[Tensor], Tensor]] = {
+            "NeMo-RL P-KL": lambda logits: xtoken.p_kl(logits, source.logprobs, groups, pair.xtoken),
+            "NeMo-RL H-KL": lambda logits: xtoken.h_kl(logits, source.logprobs, groups, pair.xtoken),
+        }
+        if isinstance(pair.gold, str):
+            self.refused[pair.name] = pair.gold
+        else:
+            for mode, loss in pair.gold.items():
+                losses[f"GOLD ({mode})"] = lambda logits, loss=loss: loss(logits, source, target)
+        for name, loss in losses.items():
+            logits = target.logprobs.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(loss(logits), logits)
+            found[name] = steps(gradient, target)
+        return found
+
+    def figures(self) -> list[Figure]:
+        out = []
+        for pair in self.table.names():
+            names = [
+                name.removesuffix(" several")
+                for p, name in self.table.values
+                if p == pair and name.endswith(" several")
+            ]
+            for name in names:
+                for kind, title in (("several", "where tokens do not match one to one"), ("single", "elsewhere")):
+                    parts, wholes = self.table(pair, f"{name} {kind}"), self.table(pair, kind)
+                    out.append(
+                        ratio(f"{pair}, {name}, agreement {title}", 100 * parts, wholes, "%", num=int(wholes.sum()))
+                    )
+                parts, wholes = self.table(pair, f"{name} size"), self.table(pair, "size")
+                title = f"{pair}, {name}, agreement where tokens do not match, weighted by what there is to move"
+                out.append(ratio(title, 100 * parts, wholes, "%"))
+        return out
+
+
+class Exact:
+    """Transport against brute force."""
+
+    def __init__(self) -> None:
+        self.samplers: dict[str, Exactness] = {}
+        self.samples: dict[str, list[Sample]] = defaultdict(list)
+
+    def add(self, answer: Answer) -> None:
+        pair = answer.pair
+        if pair.name not in self.samplers:
+            self.samplers[pair.name] = Exactness(pair.source, pair.target, pair.projection)
+        sampler = self.samplers[pair.name]
+        found = sampler.sample(answer.source, answer.target, answer.text, answer.continuer(), PER_RULE)
+        self.samples[pair.name] += found
+
+    def figures(self) -> list[Figure]:
+        out = []
+        everything = [sample for samples in self.samples.values() for sample in samples]
+        for pair, samples in (*self.samples.items(), ("all pairs", everything)):
+            for rule in RULES:
+                some = [sample for sample in samples if sample.rule == rule]
+                if some:
+                    out += self._of(f"{pair}, {rule.name.lower()}", some, "< 0.1" if rule == Rule.CONDITION else "")
+        return out
+
+    def _of(self, title: str, some: list[Sample], reach: str) -> list[Figure]:
+        ones = np.ones(len(some))
+        return [
+            ratio(f"{title}, total variation, K = {MANY:,}", [s.many for s in some], ones, "", reach=reach),
+            ratio(f"{title}, total variation of the loss's categories, K = {K}", [s.few for s in some], ones, ""),
+            ratio(f"{title}, realised token's mass, off by", [abs(s.realised) for s in some], ones, ""),
+            ratio(f"{title}, residual of the brute force", [s.residual for s in some], ones, ""),
+        ]
+
+
+class EndsOfTurn:
+    """The carried end of turn, as `ends.py` defines it."""
+
+    def __init__(self) -> None:
+        self.ends: dict[str, Ends] = defaultdict(Ends)
+
+    def add(self, answer: Answer) -> None:
+        carried = answer.ours(MANY).topk
+        ends = np.array(answer.pair.target.tokens.end_ids)
+        mass = np.where(np.isin(carried.ids, ends), np.exp(carried.logprobs), 0.0).sum(1)
+        own = answer.target.logprobs[:, torch.from_numpy(ends)].exp().sum(1).numpy()
+        self.ends[answer.pair.name].add(mass, own)
+
+    def figures(self) -> list[Figure]:
+        out = []
+        for pair, ends in self.ends.items():
+            out += [Figure(f"{pair}, end of turn, {name}", value, "") for name, value in ends.at_ends().items()]
+            bits = ends.bits()
+            ones = np.ones(len(ends.carried))
+            out += [ratio(f"{pair}, end of turn, {name}", each, ones, "bits/answer") for name, each in bits.items()]
+            for name in ("shift", "scale"):
+                gain = bits["as carried"] - bits[name]
+                out.append(ratio(f"{pair}, end of turn, gained by a {name}", gain, ones, "bits/answer"))
+        return out
