@@ -56,7 +56,7 @@ class Projection:
                 rows[i][j] += weight
         rows |= {i: {j: 1.0} for i, j in exact.items()}
         weights = {i: _cut(row) for i, row in rows.items()}
-        pairs = _one_to_one(weights)
+        pairs = _one_to_one(weights, exact)
         return cls(weights, *(torch.tensor([pair[side] for pair in pairs], dtype=torch.long) for side in (0, 1)))
 
     @cached_property
@@ -104,9 +104,11 @@ def _cut(row: dict[int, float]) -> dict[int, float]:
     return {j: weight / total for j, weight in best}
 
 
-def _one_to_one(weights: dict[int, dict[int, float]]) -> list[tuple[int, int]]:
-    """Each student token with its heaviest teacher token, where that weighs enough; a teacher token goes to the heaviest claim."""
-    claims: dict[int, tuple[float, int]] = {}
+def _one_to_one(weights: dict[int, dict[int, float]], exact: dict[int, int]) -> list[tuple[int, int]]:
+    """The exact pairs, and each other student token with its heaviest teacher token where that weighs enough; a teacher token
+    goes to the exact claim, else to the heaviest.
+    """
+    claims: dict[int, tuple[float, int]] = {j: (1.0, i) for i, j in exact.items()}
     for i, row in sorted(weights.items()):
         j, weight = max(row.items(), key=lambda pair: pair[1])
         if weight >= LEAST_WEIGHT and weight > claims.get(j, (0.0, 0))[0]:
