@@ -1,0 +1,196 @@
+"""The peers of the benchmark and its measures, on cases small enough to be worked out by hand."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from profuser.alignment.spans import Spans
+from profuser.alignment.token_bytes import TokenBytes
+from profuser.signals.codec import TopK
+from tests.alignment.test_dense import PIECES, Source, exact, vocabulary
+from tests.alignment.test_transport_oracle import table_of
+from tests.benchmarks import published
+from tests.benchmarks.peers import xtoken
+from tests.benchmarks.peers.carried import Carried, MinEdit, own_top_k_bits, worth
+from tests.benchmarks.peers.continuations import Walk, bucket_distance, distance
+from tests.benchmarks.peers.ends import Ends, fit
+from tests.benchmarks.peers.groups import Groups, steps
+from tests.benchmarks.peers.models import Reading
+from tests.benchmarks.peers.stages import ratio
+
+
+def reading(ids: list[int], probabilities: list[list[float]]) -> Reading:
+    places = np.zeros(len(ids), dtype=np.int64)
+    return Reading([0], np.array(ids), Spans(places, places, {}), torch.tensor(probabilities).log())
+
+
+def topk(rows: list[dict[int, float]], width: int) -> TopK:
+    ids, logprobs = np.zeros((len(rows), width), dtype=np.int32), np.full((len(rows), width), -np.inf)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)], logprobs[place, : len(row)] = list(row), np.log(list(row.values()))
+    return TopK(ids, logprobs)
+
+
+TARGET = reading([1, 3, 0], [[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1], [0.25, 0.25, 0.25, 0.25]])
+
+
+def test_bits_of_a_listed_token_of_one_in_the_tail_and_of_a_position_without_a_distribution():
+    carried = Carried(topk([{1: 0.5, 0: 0.25}, {0: 0.75}, {}], 2), np.array([True, True, False]))
+    said = worth(carried, TARGET)
+    # Listed: 1/2. In the tail: 1/4 of mass times the target's share 0.1 / (1 - 0.4). None: the target's own 1/4.
+    assert said.student_bits == pytest.approx([1.0, -np.log2(0.25 * 0.1 / 0.6), 2.0], abs=1e-5)
+    assert said.uniform_bits == pytest.approx([1.0, 2.0 + 16.0, 2.0], abs=1e-5)
+    assert said.in_tail.tolist() == [False, True, False]
+
+
+def test_the_step_of_a_carried_distribution_is_what_autograd_finds():
+    carried = Carried(topk([{1: 0.5, 0: 0.25}, {0: 0.75}, {}], 2), np.array([True, True, False]))
+    logits = TARGET.logprobs.clone().requires_grad_()
+    log_q = logits.log_softmax(-1)
+    tail = [(log_q[0, 2:].logsumexp(0), 0.25), (log_q[1, 1:].logsumexp(0), 0.25)]
+    cross_entropy = -(0.5 * log_q[0, 1] + 0.25 * log_q[0, 0] + 0.75 * log_q[1, 0] + sum(p * q for q, p in tail))
+    (gradient,) = torch.autograd.grad(cross_entropy, logits)
+    assert worth(carried, TARGET).step == pytest.approx(steps(gradient, TARGET), abs=1e-5)
+
+
+def test_own_top_k_bits():
+    source = reading([3, 0], [[0.125, 0.125, 0.25, 0.5], [0.125, 0.125, 0.25, 0.5]])
+    assert own_top_k_bits(source, 2) == pytest.approx([1.0, 2.0 + 16.0], abs=1e-5)
+
+
+def test_groups_lie_between_common_boundaries():
+    # abc|d|ef against ab|cd|ef: one group abcd of two and two tokens, and ef.
+    groups = Groups.find(np.array([3, 4, 6]), np.array([2, 4, 6]))
+    assert groups.source.tolist() == [0, 2, 3]
+    assert groups.target.tolist() == [0, 2, 3]
+    assert groups.one_to_one.tolist() == [False, True]
+    assert groups.moved(np.array([0.5, -0.25, 1.0])).tolist() == [0.25, 1.0]
+
+
+def test_steps_are_the_first_order_change_of_log_probabilities():
+    gradient = torch.tensor([[0.3, -0.1, 0.0, 0.2], [0.0, 0.5, -0.2, 0.1], [0.1, 0.1, 0.1, 0.1]])
+    rate = 1e-3
+    moved = (TARGET.logprobs.double() - rate * gradient).log_softmax(-1)[torch.arange(3), torch.tensor(TARGET.ids)]
+    assert (moved.numpy() - TARGET.own) / rate == pytest.approx(steps(gradient, TARGET), abs=1e-3)
+
+
+def test_fusellm_pairs_the_cheapest_way_and_keeps_the_truth_where_tokens_split():
+    assert published.align(["ab", "c"], ["ab", "c"]) == [[0], [1]]
+    assert published.align(["ab", "c"], ["abc"]) == [[1, 0]]
+    carried = published.carry(["ab", "c"], ["abc"], [[1], [2]], [[-0.1], [-0.2]], {1: 5, 2: 6}, [7])
+    assert carried == [{7: 0.0}]
+    carried = published.carry(["ab"], ["ab"], [[1, 2, 3]], [[-0.1, -2.0, -3.0]], {1: 5, 2: 5, 3: 6}, [5])
+    assert carried == [{5: -0.1, 6: -3.0}]
+
+
+def test_min_edit_finds_the_nearest_token_of_those_that_occur():
+    source, target = table([None, b"ab", b"abd", b"zz"]), table([None, b"ab", b"abc", b"y"])
+    projection = MinEdit(source, target).with_tokens(np.array([[0, 1, 2]]))
+    assert projection.whole.tolist() == [0, 1, 1, -1]
+
+
+def table(pieces: list[bytes | None]) -> TokenBytes:
+    return TokenBytes.from_table(pieces, end_ids=[0])
+
+
+def test_weights_of_pieces_fall_tenfold_and_sum_to_one():
+    assert xtoken.decay(1) == [1.0]
+    assert xtoken.decay(3) == pytest.approx([100 / 111, 10 / 111, 1 / 111])
+
+
+def test_the_projection_maps_same_bytes_splits_others_and_pairs_the_heaviest(byte_level, llama_like):
+    student = TokenBytes.from_tokenizer(llama_like, len(llama_like))
+    teacher = TokenBytes.from_tokenizer(byte_level, len(byte_level))
+    projection = xtoken.Projection.build(student, teacher)
+    pairs = dict(zip(projection.student_common.tolist(), projection.teacher_common.tolist(), strict=True))
+    same = student.id_of[b"a"]
+    assert projection.weights[same] == {teacher.id_of[b"a"]: 1.0}
+    assert pairs[same] == teacher.id_of[b"a"]
+    assert pairs[student.end_ids[0]] == teacher.end_ids[0]
+    assert len(set(pairs.values())) == len(pairs)
+    for row in projection.weights.values():
+        assert len(row) <= xtoken.ROW_TOKENS
+        assert sum(row.values()) == pytest.approx(1.0)
+
+
+IDENTITY = xtoken.Projection({i: {i: 1.0} for i in range(3)}, torch.arange(3), torch.arange(3))
+
+
+def test_p_kl_and_h_kl_are_zero_at_agreement_and_the_kl_where_tokens_correspond():
+    p, q = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.25, 0.5]])
+    groups = Groups(np.array([0, 1]), np.array([0, 1]))
+    kl = 0.5 * np.log(2) - 0.25 * np.log(2)
+    for loss in (xtoken.p_kl, xtoken.h_kl):
+        assert float(loss(p.log(), p.log(), groups, IDENTITY)) == pytest.approx(0.0, abs=1e-6)
+        assert float(loss(q.log(), p.log(), groups, IDENTITY)) == pytest.approx(kl, abs=1e-6)
+
+
+def test_p_kl_averages_probabilities_of_the_student_and_log_probabilities_of_the_teacher():
+    student = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]])
+    teacher = torch.tensor([[0.5, 0.25, 0.25]])
+    q = np.array([0.375, 0.25, 0.375])
+    wanted = (teacher[0].numpy() * np.log(teacher[0].numpy() / q)).sum()
+    found = xtoken.p_kl(student.log(), teacher.log(), Groups(np.array([0, 1]), np.array([0, 2])), IDENTITY)
+    assert float(found) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_h_kl_compares_the_others_sorted():
+    common = xtoken.Projection({0: {0: 1.0}}, torch.tensor([0]), torch.tensor([0]))
+    student, teacher = torch.tensor([[0.5, 0.1, 0.4]]), torch.tensor([[0.5, 0.2, 0.3]])
+    found = xtoken.h_kl(student.log(), teacher.log(), Groups(np.array([0, 1]), np.array([0, 1])), common)
+    # The common token agrees; 0.4, 0.1 against 0.3, 0.2.
+    assert float(found) == pytest.approx(0.2, abs=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(ours=PIECES, theirs=PIECES, consumed=st.sampled_from([b"", b"a", b"ab"]), seed=st.integers(0, 1 << 16))
+def test_the_walk_finds_the_exact_distribution(ours, theirs, consumed, seed):
+    source, target = Source(vocabulary(*ours), seed), vocabulary(*theirs)
+    wanted, _ = exact(source, target, (), consumed)
+    walk = Walk(table_of(source.vocabulary), table_of(target))
+    found = walk(
+        source.distribution(()), consumed, lambda nodes: [source.distribution(tokens) for tokens in nodes], 1e-9, 5000
+    )
+    assert found.residual < 1e-6
+    assert found.exact() == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_walk_without_budget_reports_what_it_left():
+    # The root settles b (1/4) and the end (1/4); a (1/2) may still become ab.
+    source, target = table([None, b"a", b"b"]), table([None, b"a", b"b", b"ab"])
+    found = Walk(source, target)(np.array([0.25, 0.5, 0.25]), b"", lambda nodes: [], 0.0, 0)
+    assert found.residual == pytest.approx(0.5)
+    assert found.exact() == {0: 0.5, 2: 0.5}
+
+
+def test_distances():
+    assert distance([1, 2], [0.5, 0.25], {1: 0.5, 3: 0.5}) == pytest.approx(0.5)
+    assert bucket_distance([1, 2], [0.5, 0.25], {1: 0.5, 3: 0.5}) == pytest.approx(0.25)
+
+
+def test_calibration_finds_a_known_shift_and_scale():
+    rng = np.random.default_rng(0)
+    x = rng.normal(-1, 2, 200_000)
+    ended = rng.random(len(x)) < 1 / (1 + np.exp(-(0.5 * x + 1)))
+    assert fit(x, ended, scaled=True) == pytest.approx((0.5, 1.0), abs=0.03)
+    ended = rng.random(len(x)) < 1 / (1 + np.exp(-(x - 2)))
+    assert fit(x, ended, scaled=False) == pytest.approx((1.0, -2.0), abs=0.03)
+
+
+def test_ends_count_every_position_and_compare_with_the_target():
+    ends = Ends()
+    for _ in range(2):
+        ends.add(np.array([0.25, 0.5]), np.array([0.5, 0.25]))
+    assert ends.ended.tolist() == [False, True, False, True]
+    bits = ends.bits()
+    assert bits["as carried"] == pytest.approx([-np.log2(0.75) + 1.0] * 2)
+    assert bits["target"] == pytest.approx([1.0 + 2.0] * 2)
+    assert ends.at_ends()["carried where the target goes on"] == 0.5
+    assert [row["positions"] for row in ends.reliability()] == [2, 2]
+
+
+def test_a_ratio_is_of_sums_and_its_interval_holds_it():
+    found = ratio("", [1.0, 3.0], [1.0, 3.0], "")
+    assert (found.value, found.low, found.high, found.num) == (1.0, 1.0, 1.0, 4)
