@@ -16,9 +16,9 @@ from tests.benchmarks.peers import xtoken
 from tests.benchmarks.peers.carried import Carried, MinEdit, own_top_k_bits, worth
 from tests.benchmarks.peers.continuations import Walk, bucket_distance, distance
 from tests.benchmarks.peers.ends import Ends, fit
+from tests.benchmarks.peers.figures import ratio
 from tests.benchmarks.peers.groups import Groups, steps
 from tests.benchmarks.peers.models import Reading
-from tests.benchmarks.peers.stages import ratio
 
 
 def reading(ids: list[int], probabilities: list[list[float]]) -> Reading:

@@ -7,8 +7,10 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.peers.exactness import MANY, RULES
 from tests.benchmarks.peers.models import NAMES
-from tests.benchmarks.peers.stages import MANY, RULES, WIDTHS, K
+from tests.benchmarks.peers.pairs import K
+from tests.benchmarks.peers.stages import WIDTHS
 
 PAIRS = tuple(f"{source} -> {target}" for source, target in permutations(NAMES, 2))
 CARRYING = ("ours", "min_edit", "FuseLLM")

@@ -33,8 +33,10 @@ from tests.benchmarks.measure import by_turns, once
 from tests.benchmarks.peers import gold
 from tests.benchmarks.peers.carried import fusellm
 from tests.benchmarks.peers.continuations import Continuer
+from tests.benchmarks.peers.figures import Figure
 from tests.benchmarks.peers.models import DATA, FOLDER, NAMES, Model, Reading, Row, alpaca, gsm8k
-from tests.benchmarks.peers.stages import Answer, Bits, EndsOfTurn, Exact, Figure, Gradients, K, Pair
+from tests.benchmarks.peers.pairs import Answer, K, Pair
+from tests.benchmarks.peers.stages import Bits, EndsOfTurn, Exact, Gradients
 
 OUTPUT = Path("benchmarks-peers.json")
 SPEED_TOKENS = 100_000

@@ -2,8 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,122 +10,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from profuser.alignment.matching import Rule
-from profuser.alignment.vocab_projection import VocabProjection
 from profuser.signals.codec import TopK, to_columns
-from tests.benchmarks.measure import Row
-from tests.benchmarks.peers import gold, xtoken
-from tests.benchmarks.peers.carried import Carried, MinEdit, fusellm, ours, own_top_k_bits, worth
-from tests.benchmarks.peers.continuations import Continuer
+from tests.benchmarks.peers import xtoken
+from tests.benchmarks.peers.carried import own_top_k_bits, worth
 from tests.benchmarks.peers.ends import Ends
 from tests.benchmarks.peers.exactness import MANY, RULES, Exactness, Sample
+from tests.benchmarks.peers.figures import Figure, Table, ratio
 from tests.benchmarks.peers.groups import Groups, steps
-from tests.benchmarks.peers.models import Model, Reading
+from tests.benchmarks.peers.pairs import Answer, K
 
-K = 10
 WIDTHS = (5, K, 32, 64, 128)
 PER_RULE = 2
-
-
-@dataclass(frozen=True)
-class Figure(Row):
-    """A figure with the 95 % interval of a bootstrap over answers, and how many things it is of."""
-
-    low: float | None = None
-    high: float | None = None
-    num: int | None = None
-
-
-@dataclass(eq=False)
-class Pair:
-    """An ordered pair of models and what is built of it once."""
-
-    source: Model
-    target: Model
-
-    def __post_init__(self) -> None:
-        self.projection = VocabProjection.build(self.source.tokens, self.target.tokens)
-        self.min_edit = MinEdit(self.source.tokens, self.target.tokens)
-
-    @property
-    def name(self) -> str:
-        return f"{self.source.name} -> {self.target.name}"
-
-    @cached_property
-    def xtoken(self) -> xtoken.Projection:
-        return xtoken.Projection.build(self.target.tokens, self.source.tokens)
-
-    @cached_property
-    def gold(self) -> dict[str, gold.Gold] | str:
-        """GOLD's losses, or why there are none."""
-        if gold.version() is None:
-            return "TRL is not installed"
-        try:
-            return {mode: gold.Gold(self.source, self.target, mode) for mode in gold.MODES}
-        except NotImplementedError as error:
-            return f"refused by TRL {gold.version()}: {str(error).split('(')[0].strip()}"
-
-
-@dataclass(eq=False)
-class Answer:
-    """One answer as both sides of a pair read it."""
-
-    text: str
-    pair: Pair
-    source: Reading
-    target: Reading
-    continuer: Callable[[], Continuer]
-
-    @cached_property
-    def num_bytes(self) -> int:
-        return len(self.text.encode())
-
-    def ours(self, top_k: int = K) -> Carried:
-        return ours(self.source, self.target, self.text, self.pair.projection, top_k)
-
-    @cached_property
-    def all_carried(self) -> dict[str, Carried]:
-        """The three methods that carry distributions to the target's positions, K = 10."""
-        mapping = self.pair.min_edit.with_tokens(self.source.topk(K).ids)
-        return {
-            "ours": self.ours(),
-            "min_edit": ours(self.source, self.target, self.text, mapping, K),
-            "FuseLLM": fusellm(self.source, self.target, (self.pair.source, self.pair.target), mapping),
-        }
-
-
-def interval(parts: Float[np.ndarray, "R"], wholes: Float[np.ndarray, "R"]) -> tuple[float, float]:
-    """95 % interval of `sum(parts) / sum(wholes)` over resampled answers."""
-    chosen = np.random.default_rng(0).integers(0, len(parts), (2000, len(parts)))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratios = parts[chosen].sum(1) / wholes[chosen].sum(1)
-    low, high = np.nanpercentile(ratios, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def ratio(name: str, parts: Any, wholes: Any, unit: str, **more: Any) -> Figure:
-    """The figure `sum(parts) / sum(wholes)` with its interval."""
-    parts, wholes = np.asarray(parts, dtype=np.float64), np.asarray(wholes, dtype=np.float64)
-    low, high = interval(parts, wholes)
-    return Figure(
-        name, float(parts.sum() / wholes.sum()), unit, low=low, high=high, **{"num": int(wholes.sum())} | more
-    )
-
-
-class Table:
-    """Sums per answer, by pair and name."""
-
-    def __init__(self) -> None:
-        self.values: dict[tuple[str, str], list[float]] = defaultdict(list)
-
-    def add(self, pair: Pair, **values: float) -> None:
-        for name, value in values.items():
-            self.values[pair.name, name].append(float(value))
-
-    def names(self) -> list[str]:
-        return list(dict.fromkeys(pair for pair, _ in self.values))
-
-    def __call__(self, pair: str, name: str) -> Float[np.ndarray, "R"]:
-        return np.array(self.values[pair, name])
 
 
 class Bits:
@@ -152,7 +45,7 @@ class Bits:
             )
             sums[f"own {k}"] = own_top_k_bits(source, k).sum()
             sums[f"codec {k}"] = sum(column.values.nbytes for column in columns.values())
-        self.table.add(pair, **sums)
+        self.table.add(pair.name, **sums)
 
     def figures(self) -> list[Figure]:
         return [figure for pair in self.table.names() for figure in self._of(pair)]
@@ -195,7 +88,7 @@ class Gradients:
             agrees = np.sign(groups.moved(step)) == np.sign(wanted)
             sums |= {f"{name} single": (agrees & single).sum(), f"{name} several": (agrees & ~single).sum()}
             sums[f"{name} size"] = np.abs(wanted[agrees & ~single]).sum()
-        self.table.add(answer.pair, **sums)
+        self.table.add(answer.pair.name, **sums)
 
     def _steps(self, answer: Answer, groups: Groups) -> dict[str, Float[np.ndarray, "T"]]:
         source, target, pair = answer.source, answer.target, answer.pair
