@@ -125,7 +125,7 @@ def worth(carried: Carried, target: Reading) -> Worth:
     listed_mass = p[places, is_own.argmax(1)]
     p_own = np.where(in_tail, tail_p / tail_q * q_own, listed_mass)
     uniform = np.where(in_tail, tail_p * 2.0**-TAIL_BITS, listed_mass)
-    squares = target.logprobs.mul(2).exp().sum(1).double().numpy()
+    squares = target.squares
     products = (q * p).sum(1) + tail_p / tail_q * (squares - (q * q).sum(1))
     taught = carried.taught
     return Worth(

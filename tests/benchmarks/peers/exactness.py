@@ -9,11 +9,11 @@ from profuser.alignment.vocab_projection import VocabProjection
 from profuser.signals.ragged import Ragged
 from tests.benchmarks.peers.carried import ours
 from tests.benchmarks.peers.continuations import Continuer, Walk, bucket_distance, distance
-from tests.benchmarks.peers.models import Model, Reading
+from tests.benchmarks.peers.models import MANY, Model, Reading
 
 RULES = (Rule.PROJECT, Rule.CONDITION, Rule.CHAIN)
-MANY, FEW = 1024, 10
-"""K where the rules are judged, and K of the product."""
+FEW = 10
+"""K of the product; the rules are judged at `MANY`."""
 RESIDUAL, BUDGET = 0.02, 96
 
 

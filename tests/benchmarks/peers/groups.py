@@ -55,5 +55,5 @@ def _sums(values: Float[np.ndarray, "T"], bounds: Int[np.ndarray, "G+1"]) -> Flo
 def steps(gradient: Float[Tensor, "T V"], target: Reading) -> Float[np.ndarray, "T"]:
     """First-order change of each token's log-probability, a unit step down a gradient in the logits: `-(g_y - sum_j q_j g_j)`."""
     own = gradient.gather(1, torch.from_numpy(target.ids)[: len(gradient), None])[:, 0]
-    mean = (target.logprobs[: len(gradient)].exp() * gradient).sum(1)
+    mean = torch.linalg.vecdot(target.probabilities[: len(gradient)], gradient)
     return (mean - own).double().numpy()

@@ -26,6 +26,8 @@ from profuser.signals.ragged import Ragged
 NAMES = ("smollm2", "qwen", "gemma")
 FOLDER = Path(os.environ.get("PROFUSER_PEER_MODELS", "models"))
 DATA = Path(__file__).parents[4] / "shared" / "data"
+MANY = 1024
+"""Candidates that stand for the whole vocabulary, where the cut is not what is asked about."""
 SHORT_BYTES = range(20, 300)
 """Lengths of the answers of Alpaca that are read: many ends of turn for few tokens."""
 
@@ -68,10 +70,23 @@ class Reading:
         """Where the answer's tokens end, in bytes; without the end of turn."""
         return self.spans.ends[:-1]
 
-    def topk(self, k: int) -> TopK:
-        """The k most probable tokens at each position."""
-        found = self.logprobs.topk(min(k, self.logprobs.shape[1]), dim=1)
+    @cached_property
+    def probabilities(self) -> Float[Tensor, "S V"]:
+        return self.logprobs.exp()
+
+    @cached_property
+    def squares(self) -> Float[np.ndarray, "S"]:
+        """Sum of the squared probabilities at each position."""
+        return torch.linalg.vector_norm(self.probabilities, dim=1).double().square().numpy()
+
+    @cached_property
+    def _best(self) -> TopK:
+        found = self.logprobs.topk(min(MANY, self.logprobs.shape[1]), dim=1)
         return TopK(found.indices.int().numpy(), found.values.numpy())
+
+    def topk(self, k: int) -> TopK:
+        """The k most probable tokens at each position, at most `MANY`."""
+        return TopK(self._best.ids[:, :k], self._best.logprobs[:, :k])
 
 
 @dataclass(frozen=True, eq=False)

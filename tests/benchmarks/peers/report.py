@@ -7,8 +7,8 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.peers.exactness import MANY, RULES
-from tests.benchmarks.peers.models import NAMES
+from tests.benchmarks.peers.exactness import RULES
+from tests.benchmarks.peers.models import MANY, NAMES
 from tests.benchmarks.peers.pairs import K
 from tests.benchmarks.peers.stages import WIDTHS
 

@@ -132,7 +132,7 @@ def measure(
             for stage in stages.values():
                 stage.add(answer)
         num += 1
-        if number % 10 == 9:
+        if number % 5 == 4:
             log(f"{number + 1} of {len(rows)} rows")
         if time.perf_counter() > until:
             break

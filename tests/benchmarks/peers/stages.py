@@ -14,9 +14,10 @@ from profuser.signals.codec import TopK, to_columns
 from tests.benchmarks.peers import xtoken
 from tests.benchmarks.peers.carried import own_top_k_bits, worth
 from tests.benchmarks.peers.ends import Ends
-from tests.benchmarks.peers.exactness import MANY, RULES, Exactness, Sample
+from tests.benchmarks.peers.exactness import RULES, Exactness, Sample
 from tests.benchmarks.peers.figures import Figure, Table, ratio
 from tests.benchmarks.peers.groups import Groups, steps
+from tests.benchmarks.peers.models import MANY
 from tests.benchmarks.peers.pairs import Answer, K
 
 WIDTHS = (5, K, 32, 64, 128)
