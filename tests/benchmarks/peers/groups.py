@@ -9,6 +9,7 @@ A method that does not move a group does not agree there.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +39,15 @@ class Groups:
     def one_to_one(self) -> Bool[np.ndarray, "G"]:
         return (np.diff(self.source) == 1) & (np.diff(self.target) == 1)
 
+    def some(self, chosen: Bool[np.ndarray, "G"]) -> "Chosen":
+        """Some of the groups, end to end, and the source and target positions of these."""
+        bounds, places = [], []
+        for side in (self.source, self.target):
+            parts = [np.arange(side[g], side[g + 1]) for g in np.flatnonzero(chosen)]
+            bounds.append(np.append(0, np.cumsum([len(part) for part in parts])))
+            places.append(np.concatenate(parts))
+        return Chosen(Groups(*bounds), *places)
+
     def wanted(self, source: Reading, target: Reading) -> Float[np.ndarray, "G"]:
         """`log P(g)` of the source less that of the target, in nats."""
         return _sums(source.own, self.source) - _sums(target.own, self.target)
@@ -45,6 +55,12 @@ class Groups:
     def moved(self, step: Float[np.ndarray, "T"]) -> Float[np.ndarray, "G"]:
         """Change of each group's log-probability from those of its tokens."""
         return _sums(step, self.target)
+
+
+class Chosen(NamedTuple):
+    groups: Groups
+    source: Int[np.ndarray, "s"]
+    target: Int[np.ndarray, "t"]
 
 
 def _sums(values: Float[np.ndarray, "T"], bounds: Int[np.ndarray, "G+1"]) -> Float[np.ndarray, "G"]:

@@ -84,6 +84,11 @@ class Reading:
         found = self.logprobs.topk(min(MANY, self.logprobs.shape[1]), dim=1)
         return TopK(found.indices.int().numpy(), found.values.numpy())
 
+    def at(self, places: Int[np.ndarray, "s"]) -> "Reading":
+        """Some of the positions."""
+        spans = Spans(self.spans.starts[places], self.spans.ends[places], {})
+        return Reading(self.prompt_ids, self.ids[places], spans, self.logprobs[places])
+
     def topk(self, k: int) -> TopK:
         """The k most probable tokens at each position, at most `MANY`."""
         return TopK(self._best.ids[:, :k], self._best.logprobs[:, :k])

@@ -16,12 +16,14 @@ from tests.benchmarks.peers.carried import own_top_k_bits, worth
 from tests.benchmarks.peers.ends import Ends
 from tests.benchmarks.peers.exactness import RULES, Exactness, Sample
 from tests.benchmarks.peers.figures import Figure, Table, ratio
-from tests.benchmarks.peers.groups import Groups, steps
-from tests.benchmarks.peers.models import MANY
+from tests.benchmarks.peers.groups import Chosen, Groups, steps
+from tests.benchmarks.peers.models import MANY, Reading
 from tests.benchmarks.peers.pairs import Answer, K
 
 WIDTHS = (5, K, 32, 64, 128)
 PER_RULE = 2
+SINGLE_GROUPS = 8
+"""Groups of one token on each side that an answer's gradients are judged in, at random; all others are."""
 
 
 class Bits:
@@ -78,35 +80,41 @@ class Gradients:
 
     def __init__(self) -> None:
         self.table, self.refused = Table(), {}
+        self.rng = np.random.default_rng(0)
 
     def add(self, answer: Answer) -> None:
         source, target = answer.source, answer.target
-        groups = Groups.find(source.ends, target.ends)
-        wanted, single = groups.wanted(source, target), groups.one_to_one
-        sums: dict[str, float] = {"single": single.sum(), "several": (~single).sum()}
+        every = Groups.find(source.ends, target.ends)
+        single = every.one_to_one
+        chosen = ~single
+        chosen[self.rng.permutation(np.flatnonzero(single))[:SINGLE_GROUPS]] = True
+        wanted = every.wanted(source, target)
+        sums: dict[str, float] = {"single": (chosen & single).sum(), "several": (~single).sum()}
         sums["size"] = np.abs(wanted[~single]).sum()
-        for name, step in self._steps(answer, groups).items():
-            agrees = np.sign(groups.moved(step)) == np.sign(wanted)
+        for name, step in self._steps(answer, every.some(chosen)).items():
+            agrees = chosen & (np.sign(every.moved(step)) == np.sign(wanted))
             sums |= {f"{name} single": (agrees & single).sum(), f"{name} several": (agrees & ~single).sum()}
             sums[f"{name} size"] = np.abs(wanted[agrees & ~single]).sum()
         self.table.add(answer.pair.name, **sums)
 
-    def _steps(self, answer: Answer, groups: Groups) -> dict[str, Float[np.ndarray, "T"]]:
+    def _steps(self, answer: Answer, chosen: Chosen) -> dict[str, Float[np.ndarray, "T"]]:
+        """Changes of the target's tokens by each method; of X-Token's, whose losses add up over groups, at the chosen ones."""
         source, target, pair = answer.source, answer.target, answer.pair
         found = {name: worth(each, target).step for name, each in answer.all_carried.items()}
-        losses: dict[str, Callable[[Tensor], Tensor]] = {
-            "NeMo-RL P-KL": lambda logits: xtoken.p_kl(logits, source.logprobs, groups, pair.xtoken),
-            "NeMo-RL H-KL": lambda logits: xtoken.h_kl(logits, source.logprobs, groups, pair.xtoken),
-        }
+        teacher, kept = source.logprobs[chosen.source], xtoken.most_probable(source.logprobs)
+        given = teacher, chosen.groups, pair.xtoken
+        part = target.at(chosen.target)
+        for name, step in (
+            ("NeMo-RL P-KL", _step(part, lambda logits: xtoken.p_kl(logits, *given, kept))),
+            ("NeMo-RL H-KL", _step(part, lambda logits: xtoken.h_kl(logits, *given))),
+        ):
+            found[name] = np.zeros(len(target.ids))
+            found[name][chosen.target] = step
         if isinstance(pair.gold, str):
             self.refused[pair.name] = pair.gold
         else:
             for mode, loss in pair.gold.items():
-                losses[f"GOLD ({mode})"] = lambda logits, loss=loss: loss(logits, source, target)
-        for name, loss in losses.items():
-            logits = target.logprobs.clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(loss(logits), logits)
-            found[name] = steps(gradient, target)
+                found[f"GOLD ({mode})"] = _step(target, lambda logits, loss=loss: loss(logits, source, target))
         return found
 
     def figures(self) -> list[Figure]:
@@ -127,6 +135,12 @@ class Gradients:
                 title = f"{pair}, {name}, agreement where tokens do not match, weighted by what there is to move"
                 out.append(ratio(title, 100 * parts, wholes, "%"))
         return out
+
+
+def _step(target: Reading, loss: Callable[[Tensor], Tensor]) -> Float[np.ndarray, "T"]:
+    logits = target.logprobs.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(logits), logits)
+    return steps(gradient, target)
 
 
 class Exact:

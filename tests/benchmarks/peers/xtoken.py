@@ -125,11 +125,19 @@ def means(values: Float[Tensor, "T V"], bounds: Int[np.ndarray, "G+1"]) -> Float
     return total / sizes[:, None]
 
 
+def most_probable(teacher: Float[Tensor, "S V_s"]) -> Int[Tensor, "K"]:
+    """The teacher's tokens that are the most probable anywhere in a batch."""
+    return teacher.max(0).values.topk(min(TOP_TOKENS, teacher.shape[1])).indices
+
+
 def p_kl(
-    logits: Float[Tensor, "T V_t"], teacher: Float[Tensor, "S V_s"], groups: Groups, projection: Projection
+    logits: Float[Tensor, "T V_t"],
+    teacher: Float[Tensor, "S V_s"],
+    groups: Groups,
+    projection: Projection,
+    kept: Int[Tensor, "K"],
 ) -> Float[Tensor, ""]:
     """Mean over groups of `sum p (log p - log q)`, p the teacher's mean over the kept tokens, q the projected student's."""
-    kept = teacher.max(0).values.topk(min(TOP_TOKENS, teacher.shape[1])).indices
     columns = projection.columns(kept, logits.shape[1], teacher.shape[1])
     projected = torch.sparse.mm(columns, logits.softmax(-1).T).T
     q = means(projected, groups.target)
