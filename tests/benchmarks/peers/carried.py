@@ -20,9 +20,11 @@ from jaxtyping import Bool, Float, Int
 
 from profuser.alignment.edit_distance import nearest_tokens
 from profuser.alignment.matching import Rule
+from profuser.alignment.source_signals import NextSteps, SourceSignals
 from profuser.alignment.token_bytes import TokenBytes
-from profuser.alignment.transport import SourceSignals, Transported, transport
+from profuser.alignment.transport import transport_rows
 from profuser.alignment.vocab_projection import VocabProjection
+from profuser.errors import AlignmentError
 from profuser.signals.codec import TopK
 from profuser.signals.ragged import Ragged
 from tests.benchmarks import published
@@ -55,15 +57,24 @@ class Worth:
     of 1 on the realised token, which is what FuseLLM's method gives where it has no distribution."""
 
 
-def signals(source: Reading, top_k: int) -> SourceSignals:
-    return SourceSignals(Ragged.from_rows([source.ids]), source.own, source.topk(top_k))
+def signals(source: Reading, top_k: int, steps: NextSteps | None = None) -> SourceSignals:
+    return SourceSignals(Ragged.from_rows([source.ids]), source.own, source.topk(top_k), steps)
 
 
-def ours(source: Reading, target: Reading, answer: str, projection: VocabProjection, top_k: int) -> Carried:
-    """`transport`, as `select` calls it."""
-    found: Transported = transport(
-        source.ids, source.own, source.topk(top_k), target.ids, answer.encode(), projection, top_k=top_k
-    )
+def ours(
+    source: Reading,
+    target: Reading,
+    answer: str,
+    projection: VocabProjection,
+    top_k: int,
+    steps: NextSteps | None = None,
+) -> Carried:
+    """`transport`, as `select` calls it; with the steps after used-up candidates as under `select.condition: exact`."""
+    said, goals = signals(source, top_k, steps), Ragged.from_rows([target.ids])
+    rows = transport_rows(said, goals, [answer.encode()], projection, top_k=top_k)
+    if rows.refused:
+        raise AlignmentError(rows.refused[0])
+    found = rows.row(0)
     return Carried(found.topk, found.rules != Rule.NONE, found.rules.astype(np.int64))
 
 

@@ -3,11 +3,15 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from profuser.alignment.matching import Matches, Rule, match
+from profuser.alignment.matching import AlignmentRules, Matches, Rule, match
+from profuser.alignment.next_steps import find_used_up
+from profuser.alignment.source_signals import NextSteps
 from profuser.alignment.vocab_projection import VocabProjection
+from profuser.signals.codec import TopK
 from profuser.signals.ragged import Ragged
-from tests.benchmarks.peers.carried import ours
+from tests.benchmarks.peers.carried import ours, signals
 from tests.benchmarks.peers.continuations import Continuer, Walk, bucket_distance, distance
 from tests.benchmarks.peers.models import MANY, Model, Reading
 
@@ -23,8 +27,11 @@ class Sample:
 
     rule: Rule
     many: float
+    followed: float
+    """With the steps after used-up candidates: `select.condition: exact`."""
     few: float
     """At K = 10, over the loss's categories."""
+    followed_few: float
     realised: float
     """Carried mass of the realised token less its exact one, K = 1,024."""
     residual: float
@@ -45,6 +52,7 @@ class Exactness:
         matches = matched(self.source, self.target, source, target)
         carried = {k: ours(source, target, answer, self.projection, k).topk for k in (MANY, FEW)}
         out = []
+        followed = {k: self.follow(source, target, answer, continuer, k) for k in (MANY, FEW)}
         for rule in RULES:
             places = np.flatnonzero((matches.rules == rule) & (matches.space == 0))
             num_samples = 1 if rule == Rule.PROJECT else per_rule
@@ -54,19 +62,40 @@ class Exactness:
                 root = source.logprobs[s].exp().numpy()
                 found = self.walk(root, consumed, continuer.after(s), RESIDUAL, BUDGET)
                 exact, own = found.exact(), int(target.ids[t])
-                masses = {k: np.exp(topk.logprobs[t]).tolist() for k, topk in carried.items()}
-                ids = {k: topk.ids[t].tolist() for k, topk in carried.items()}
-                mine = dict(zip(ids[MANY], masses[MANY], strict=True)).get(own, 0.0)
+                mine = dict(zip(*at(carried[MANY], t), strict=True)).get(own, 0.0)
                 out.append(
                     Sample(
                         rule,
-                        distance(ids[MANY], masses[MANY], exact),
-                        bucket_distance(ids[FEW], masses[FEW], exact),
+                        distance(*at(carried[MANY], t), exact),
+                        distance(*at(followed[MANY], t), exact),
+                        bucket_distance(*at(carried[FEW], t), exact),
+                        bucket_distance(*at(followed[FEW], t), exact),
                         mine - exact.get(own, 0.0),
                         found.residual,
                     )
                 )
         return out
+
+    def follow(self, source: Reading, target: Reading, answer: str, continuer: Continuer, top_k: int) -> TopK:
+        """What is carried with the steps after used-up candidates, which the source is asked for one by one."""
+        goals, text = Ragged.from_rows([target.ids]), [answer.encode()]
+        sides = self.source.tokens, self.target.tokens
+        positions, candidates = find_used_up(signals(source, top_k), goals, text, *sides, AlignmentRules())
+        if not len(positions):
+            return ours(source, target, answer, self.projection, top_k).topk
+        rows = [
+            next(continuer.after(s)([(candidate,)]))
+            for s, candidate in zip(positions.tolist(), candidates.tolist(), strict=True)
+        ]
+        best = torch.from_numpy(np.stack(rows)).log().topk(top_k, dim=1)
+        topk = TopK(best.indices.int().numpy(), best.values.numpy())
+        steps = NextSteps(positions, candidates, topk)
+        return ours(source, target, answer, self.projection, top_k, steps).topk
+
+
+def at(topk: TopK, position: int) -> tuple[list[int], list[float]]:
+    """Ids and masses at one position."""
+    return topk.ids[position].tolist(), np.exp(topk.logprobs[position]).tolist()
 
 
 def matched(source: Model, target: Model, said: Reading, goal: Reading) -> Matches:

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from profuser.alignment.transport import SourceSignals, transport_rows
+from profuser.alignment.source_signals import SourceSignals
+from profuser.alignment.transport import transport_rows
 from profuser.artifacts import git_commit
 from profuser.signals.codec import TopK
 from profuser.signals.ragged import Ragged

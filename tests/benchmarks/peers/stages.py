@@ -165,13 +165,19 @@ class Exact:
             for rule in RULES:
                 some = [sample for sample in samples if sample.rule == rule]
                 if some:
-                    out += self._of(f"{pair}, {rule.name.lower()}", some, "< 0.1" if rule == Rule.CONDITION else "")
+                    out += self._of(f"{pair}, {rule.name.lower()}", some, rule)
         return out
 
-    def _of(self, title: str, some: list[Sample], reach: str) -> list[Figure]:
-        ones = np.ones(len(some))
+    def _of(self, title: str, some: list[Sample], rule: Rule) -> list[Figure]:
+        ones, followed = np.ones(len(some)), []
+        if rule == Rule.CONDITION:
+            exact, few = [s.followed for s in some], [s.followed_few for s in some]
+            name = "total variation under condition: exact"
+            followed.append(ratio(f"{title}, {name}, K = {MANY:,}", exact, ones, "", reach="< 0.1"))
+            followed.append(ratio(f"{title}, {name}, of the loss's categories, K = {K}", few, ones, ""))
         return [
-            ratio(f"{title}, total variation, K = {MANY:,}", [s.many for s in some], ones, "", reach=reach),
+            ratio(f"{title}, total variation, K = {MANY:,}", [s.many for s in some], ones, ""),
+            *followed,
             ratio(f"{title}, total variation of the loss's categories, K = {K}", [s.few for s in some], ones, ""),
             ratio(f"{title}, realised token's mass, off by", [abs(s.realised) for s in some], ones, ""),
             ratio(f"{title}, residual of the brute force", [s.residual for s in some], ones, ""),
