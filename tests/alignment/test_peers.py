@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from profuser.alignment.spans import Spans
 from profuser.alignment.token_bytes import TokenBytes
 from profuser.signals.codec import TopK
-from tests.alignment.test_dense import PIECES, Source, exact, vocabulary
+from tests.alignment.test_dense import END, PIECES, Source, piece, vocabulary
 from tests.alignment.test_transport_oracle import table_of
 from tests.benchmarks import published
 from tests.benchmarks.peers import xtoken
@@ -151,14 +151,40 @@ def test_h_kl_compares_the_others_sorted():
     assert float(found) == pytest.approx(0.2, abs=1e-6)
 
 
+def exact(source, target, consumed):
+    """The distribution of the target's next token after these bytes, whatever target tokens they were."""
+    longest, found = max(len(data) for data in target.table if data), {}
+
+    def walk(history, text, mass):
+        ended = history[-1:] == (END,)
+        if ended or (history and len(text) >= len(consumed) + longest):
+            rest = text[len(consumed) :]
+            goal = target.first(rest) if rest else target.end
+            found[goal] = found.get(goal, 0.0) + mass
+            return
+        for index, probability in enumerate(source.distribution(history)):
+            longer = text + piece(source.vocabulary, index)
+            agrees = longer.startswith(consumed) if len(longer) >= len(consumed) else consumed.startswith(longer)
+            if agrees and not (index == END and len(text) < len(consumed)):
+                walk((*history, index), longer, mass * probability)
+
+    walk((), b"", 1.0)
+    return {index: mass / sum(found.values()) for index, mass in found.items()}
+
+
 @settings(max_examples=40, deadline=None)
 @given(ours=PIECES, theirs=PIECES, consumed=st.sampled_from([b"", b"a", b"ab"]), seed=st.integers(0, 1 << 16))
 def test_the_walk_finds_the_exact_distribution(ours, theirs, consumed, seed):
     source, target = Source(vocabulary(*ours), seed), vocabulary(*theirs)
-    wanted, _ = exact(source, target, (), consumed)
+    wanted = exact(source, target, consumed)
     walk = Walk(table_of(source.vocabulary), table_of(target))
     found = walk(
-        source.distribution(()), consumed, lambda nodes: [source.distribution(tokens) for tokens in nodes], 1e-9, 5000
+        source.distribution(()),
+        consumed,
+        lambda nodes: [source.distribution(tokens) for tokens in nodes],
+        1e-9,
+        5000,
+        judged=False,
     )
     assert found.residual < 1e-6
     assert found.exact() == pytest.approx(wanted, abs=1e-6)
@@ -170,6 +196,16 @@ def test_a_walk_without_budget_reports_what_it_left():
     found = Walk(source, target)(np.array([0.25, 0.5, 0.25]), b"", lambda nodes: [], 0.0, 0)
     assert found.residual == pytest.approx(0.5)
     assert found.exact() == {0: 0.5, 2: 0.5}
+
+
+def test_what_the_target_would_not_have_split_is_ruled_out():
+    # After `a` the target has emitted a: neither ab nor a, b can follow, which it would have written as ab.
+    source, target = table([None, b"a", b"b", b"ab", b"ac"]), table([None, b"a", b"b", b"c", b"ab"])
+    root = np.array([0.0, 0.0, 0.2, 0.5, 0.3])
+    found = Walk(source, target)(root, b"a", lambda nodes: [], 0.0, 0)
+    assert found.exact() == {3: 1.0}
+    found = Walk(source, target)(root, b"a", lambda nodes: [], 0.0, 0, judged=False)
+    assert found.exact() == pytest.approx({2: 0.625, 3: 0.375})
 
 
 def test_distances():

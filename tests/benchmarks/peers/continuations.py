@@ -6,11 +6,12 @@ probable first, in batches of equal length. A continuation is settled where no t
 its first token stands (for BPE almost surely: a merge that comes later could still move its end). What is left when the budget
 is spent, or was too improbable to be followed, is the residual; the exact masses are those of the settled part, normalised.
 
-All spellings of the consumed bytes count, as the source defines them; those that contradict the bytes are ruled out.
+All spellings of the consumed bytes count, as the source defines them; those that contradict the bytes are ruled out, and so are
+those that the target would not split after these bytes, since it has emitted a token that ends there.
 """
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from profuser.alignment.first_token import first_tokens
+from profuser.alignment.first_token import first_tokens, longest_match
 from profuser.alignment.token_bytes import Role, TokenBytes
 from tests.benchmarks.peers.models import Model, Reading
 
@@ -61,7 +62,15 @@ class Walk:
         self.begun = {text[:length] for text in texts for length in range(1, len(text))}
         self.fitting: dict[bytes, Bool[np.ndarray, V]] = {}
 
-    def __call__(self, root: Float[np.ndarray, "V"], consumed: bytes, continued, residual: float, budget: int) -> Found:
+    def __call__(
+        self,
+        root: Float[np.ndarray, "V"],
+        consumed: bytes,
+        continued: Callable,
+        residual: float,
+        budget: int,
+        judged: bool = True,
+    ) -> Found:
         """Walks from a history.
 
         Args:
@@ -70,18 +79,27 @@ class Walk:
             continued: token sequences of equal length to the source's probabilities after each.
             residual: where to stop.
             budget: number of continuations to expand at most.
+            judged: whether what the target would not split after the consumed bytes is ruled out.
         """
         found, heap = Found(), []
-        self._expand(Node(-1.0, (), b""), root, consumed, found, heap)
+        self._expand(Node(-1.0, (), b""), root, consumed, found, heap, judged)
         while heap and budget > 0 and found.residual > residual:
             batch = _next_batch(heap, min(BATCH, budget))
             budget -= len(batch)
             for node, row in zip(batch, continued([node.tokens for node in batch]), strict=True):
                 found.open_mass += node.negative_mass
-                self._expand(node, row, consumed, found, heap)
+                self._expand(node, row, consumed, found, heap, judged)
         return found
 
-    def _expand(self, node: Node, row: Float[np.ndarray, "V"], consumed: bytes, found: Found, heap: list[Node]) -> None:
+    def _expand(
+        self,
+        node: Node,
+        row: Float[np.ndarray, "V"],
+        consumed: bytes,
+        found: Found,
+        heap: list[Node],
+        judged: bool,
+    ) -> None:
         """Settles or queues what may follow a continuation."""
         mass = row.astype(np.float64) * -node.negative_mass
         due = consumed[len(node.text) :]
@@ -105,6 +123,9 @@ class Walk:
             else:
                 found.open_mass += p
                 heapq.heappush(heap, Node(-p, (*node.tokens, index), text))
+        if judged and consumed:
+            fitting = splits(self.target, [consumed + rest for rest, _ in settled], len(consumed))
+            settled = [each for each, fits in zip(settled, fitting, strict=True) if fits]
         for goal, (_, p) in zip(first_tokens(self.target, [rest for rest, _ in settled]), settled, strict=True):
             _add(found.masses, int(goal), p)
 
@@ -113,6 +134,30 @@ class Walk:
         if due not in self.fitting:
             self.fitting[due] = np.array([bool(p) and (p.startswith(due) or due.startswith(p)) for p in self.pieces])
         return self.fitting[due]
+
+
+def splits(tokens: TokenBytes, texts: Sequence[bytes], num_bytes: int) -> list[bool]:
+    """Whether a tokenizer puts a boundary after the first bytes of each text; true of what is no UTF-8."""
+    out = []
+    for text in texts:
+        try:
+            ids = (
+                tokens.bare.encode(text.decode(), add_special_tokens=False).ids if tokens.bare else greedy(tokens, text)
+            )
+        except UnicodeDecodeError:
+            out.append(True)
+            continue
+        out.append(num_bytes in np.cumsum(tokens.lengths[ids]).tolist())
+    return out
+
+
+def greedy(tokens: TokenBytes, text: bytes) -> list[int]:
+    """The longest token each time, as a table without a tokenizer is read."""
+    ids, longest = [], int(tokens.lengths.max())
+    while text:
+        ids.append(longest_match(tokens.id_of, text, longest))
+        text = text[int(tokens.lengths[ids[-1]]) :]
+    return ids
 
 
 def _add(masses: dict[int, float], index: int, mass: float) -> None:

@@ -12,13 +12,15 @@ from profuser.alignment.vocab_projection import VocabProjection
 from profuser.signals.codec import TopK
 from profuser.signals.ragged import Ragged
 from tests.benchmarks.peers.carried import ours, signals
-from tests.benchmarks.peers.continuations import Continuer, Walk, bucket_distance, distance
+from tests.benchmarks.peers.continuations import Continuer, Walk, bucket_distance, distance, splits
 from tests.benchmarks.peers.models import MANY, Model, Reading
 
 RULES = (Rule.PROJECT, Rule.CONDITION, Rule.CHAIN)
 FEW = 10
 """K of the product; the rules are judged at `MANY`."""
 RESIDUAL, BUDGET = 0.02, 96
+NEAR = 48
+"""Bytes of the answer that show how the target splits a source token."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,10 @@ class Exactness:
                 s, num = int(matches.source[t]), int(matches.consumed[t])
                 consumed = (self.source.tokens[int(source.ids[s])] or b"")[:num]
                 root = source.logprobs[s].exp().numpy()
-                found = self.walk(root, consumed, continuer.after(s), RESIDUAL, BUDGET)
+                begin = int(source.spans.starts[s])
+                # Where the target would not split these bytes by themselves, what precedes them matters, and nothing is ruled out.
+                judged = splits(self.target.tokens, [answer.encode()[begin : begin + NEAR]], num)[0]
+                found = self.walk(root, consumed, continuer.after(s), RESIDUAL, BUDGET, judged)
                 exact, own = found.exact(), int(target.ids[t])
                 mine = dict(zip(*at(carried[MANY], t), strict=True)).get(own, 0.0)
                 out.append(
