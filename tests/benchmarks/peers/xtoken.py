@@ -1,4 +1,4 @@
-"""NeMo-RL's cross-tokenizer losses (X-Token), from its guide, its documentation and the paper, arXiv:2605.21699.
+"""NeMo-RL's cross-tokenizer losses (X-Token), from its guide, documentation and source, and the paper's abstract, arXiv:2605.21699.
 
 A sparse matrix W of the student's by the teacher's vocabulary says which teacher tokens a student token stands for: the same bytes
 with weight 1; else the tokens of its text in the teacher's tokenizer, weights falling tenfold from one to the next; and, in
