@@ -201,3 +201,12 @@ def test_uv_uses_what_pip_is_configured_for(uv, tmp_path):
 
 def test_uv_is_left_alone_where_pip_is_not_configured(uv):
     assert uv.variables([]) == {"UV_INDEX_STRATEGY": "unsafe-best-match"}
+
+
+def test_make_lets_python_keep_what_it_compiles():
+    show = f"show: ; @{sys.executable} -c 'import sys; print(sys.dont_write_bytecode)'"
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        ["make", "--eval", show, "show"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"

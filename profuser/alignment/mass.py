@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int32, Integer
 from profuser.signals.codec import TopK
 
 BLOCK = 1 << 16
-"""Candidates at one time: what is made of them on the way stays in a core's cache."""
+"""Candidates of one pass: what is made of them on the way stays in a core's cache."""
 MAGNITUDE = np.int32(0x7FFFFFFF)
 """A float32's bits without its sign. Of log-probabilities, never positive, they rise as the mass falls: a key to sort by."""
 

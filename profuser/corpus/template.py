@@ -84,7 +84,12 @@ def template_commands(tokenizer: Any, template: TemplateConfig) -> Commands:
 @lru_cache(maxsize=32)
 def _template_commands(tokenizer: Any, template: Any) -> Commands:
     turns = [Message(role, PROBE) for role in ("user", "assistant", "user")]
-    return commands(tokenizer, _render(tokenizer, turns, template, False))
+    try:
+        # An answer that is not the last one: many templates put a last one's thinking in front of it.
+        return commands(tokenizer, _render(tokenizer, turns, template, False))
+    except UserError:
+        # A reward model's may take one question and its answer, and nothing else.
+        return commands(tokenizer, _render(tokenizer, turns[:2], template, False))
 
 
 def _protected(messages: Sequence[Message], strings: Commands) -> list[Message]:

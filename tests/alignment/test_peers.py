@@ -1,5 +1,8 @@
 """The peers of the benchmark and its measures, on cases small enough to be worked out by hand."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +15,7 @@ from profuser.signals.codec import TopK
 from tests.alignment.test_dense import END, PIECES, Source, piece, vocabulary
 from tests.alignment.test_transport_oracle import table_of
 from tests.benchmarks import published
-from tests.benchmarks.peers import xtoken
+from tests.benchmarks.peers import report, xtoken
 from tests.benchmarks.peers.carried import Carried, MinEdit, own_top_k_bits, worth
 from tests.benchmarks.peers.continuations import Walk, bucket_distance, distance
 from tests.benchmarks.peers.ends import Ends, fit
@@ -237,3 +240,13 @@ def test_ends_count_every_position_and_compare_with_the_target():
 def test_a_ratio_is_of_sums_and_its_interval_holds_it():
     found = ratio("", [1.0, 3.0], [1.0, 3.0], "")
     assert (found.value, found.low, found.high, found.num) == (1.0, 1.0, 1.0, 4)
+
+
+def test_the_documents_tables_are_what_the_report_prints_of_the_committed_results():
+    folder = Path(__file__).parents[2] / "notebooks"
+    names = ("bits_speed_ends", "gradients", "exactness")
+    results = [json.loads((folder / "results" / "peers" / f"{name}.json").read_text()) for name in names]
+    printed = "\n".join(report.tables(report.Figures(results)))
+    lines = [line for line in printed.splitlines() if line.startswith("|")]
+    assert len(lines) > 100
+    assert set(lines) <= set((folder / "README.md").read_text().splitlines())

@@ -37,7 +37,10 @@ def one_by_one(path, max_length):
     return out
 
 
-@pytest.mark.parametrize("template", [tiny.VICUNA, None], ids=["template", "none"])
+ONE_ANSWER = "{% if messages | length != 2 %}{{ raise_exception('one question, one answer') }}{% endif %}" + tiny.VICUNA
+
+
+@pytest.mark.parametrize("template", [tiny.VICUNA, ONE_ANSWER, None], ids=["template", "of one answer", "none"])
 def test_special_tokens_that_are_spelt_are_text_to_a_judge(path, tmp_path, template):
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.chat_template = template

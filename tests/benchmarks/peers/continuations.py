@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from profuser.alignment.first_token import first_tokens, longest_match
+from profuser.alignment.first_token import first_tokens
+from profuser.alignment.splits import token_begins
 from profuser.alignment.token_bytes import Role, TokenBytes
 from tests.benchmarks.peers.models import Model, Reading
 
@@ -124,8 +125,8 @@ class Walk:
                 found.open_mass += p
                 heapq.heappush(heap, Node(-p, (*node.tokens, index), text))
         if judged and consumed:
-            fitting = splits(self.target, [consumed + rest for rest, _ in settled], len(consumed))
-            settled = [each for each, fits in zip(settled, fitting, strict=True) if fits]
+            begins = token_begins(self.target, [consumed + rest for rest, _ in settled])
+            settled = [each for each, row in zip(settled, begins, strict=True) if row[len(consumed)]]
         for goal, (_, p) in zip(first_tokens(self.target, [rest for rest, _ in settled]), settled, strict=True):
             _add(found.masses, int(goal), p)
 
@@ -134,30 +135,6 @@ class Walk:
         if due not in self.fitting:
             self.fitting[due] = np.array([bool(p) and (p.startswith(due) or due.startswith(p)) for p in self.pieces])
         return self.fitting[due]
-
-
-def splits(tokens: TokenBytes, texts: Sequence[bytes], num_bytes: int) -> list[bool]:
-    """Whether a tokenizer puts a boundary after the first bytes of each text; true of what is no UTF-8."""
-    out = []
-    for text in texts:
-        try:
-            ids = (
-                tokens.bare.encode(text.decode(), add_special_tokens=False).ids if tokens.bare else greedy(tokens, text)
-            )
-        except UnicodeDecodeError:
-            out.append(True)
-            continue
-        out.append(num_bytes in np.cumsum(tokens.lengths[ids]).tolist())
-    return out
-
-
-def greedy(tokens: TokenBytes, text: bytes) -> list[int]:
-    """The longest token each time, as a table without a tokenizer is read."""
-    ids, longest = [], int(tokens.lengths.max())
-    while text:
-        ids.append(longest_match(tokens.id_of, text, longest))
-        text = text[int(tokens.lengths[ids[-1]]) :]
-    return ids
 
 
 def _add(masses: dict[int, float], index: int, mass: float) -> None:

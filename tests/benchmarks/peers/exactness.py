@@ -8,11 +8,12 @@ import torch
 from profuser.alignment.matching import AlignmentRules, Matches, Rule, match
 from profuser.alignment.next_steps import find_used_up
 from profuser.alignment.source_signals import NextSteps
+from profuser.alignment.splits import token_begins
 from profuser.alignment.vocab_projection import VocabProjection
 from profuser.signals.codec import TopK
 from profuser.signals.ragged import Ragged
 from tests.benchmarks.peers.carried import ours, signals
-from tests.benchmarks.peers.continuations import Continuer, Walk, bucket_distance, distance, splits
+from tests.benchmarks.peers.continuations import Continuer, Walk, bucket_distance, distance
 from tests.benchmarks.peers.models import MANY, Model, Reading
 
 RULES = (Rule.PROJECT, Rule.CONDITION, Rule.CHAIN)
@@ -64,7 +65,8 @@ class Exactness:
                 root = source.logprobs[s].exp().numpy()
                 begin = int(source.spans.starts[s])
                 # Where the target would not split these bytes by themselves, what precedes them matters, and nothing is ruled out.
-                judged = splits(self.target.tokens, [answer.encode()[begin : begin + NEAR]], num)[0]
+                (near,) = token_begins(self.target.tokens, [answer.encode()[begin : begin + NEAR]])
+                judged = bool(near[num])
                 found = self.walk(root, consumed, continuer.after(s), RESIDUAL, BUDGET, judged)
                 exact, own = found.exact(), int(target.ids[t])
                 mine = dict(zip(*at(carried[MANY], t), strict=True)).get(own, 0.0)
