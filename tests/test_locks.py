@@ -207,6 +207,11 @@ def test_make_lets_python_keep_what_it_compiles():
     show = f"show: ; @{sys.executable} -c 'import sys; print(sys.dont_write_bytecode)'"
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
-        ["make", "--eval", show, "show"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "--eval", show, "show"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout == "False\n"
