@@ -42,10 +42,11 @@ lock: | $(BIN)/python ## Pin in locks/ what pyproject.toml wants (UPGRADE=1: new
 demo: $(STAMP) ## The main job in the laboratory, from corpus to an answer of the served model
 	$(BIN)/profuser demo
 
-check: $(STAMP) ## Lint, format and types
+check: $(STAMP) ## Lint, format, types, and which room imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
 
 format: $(STAMP) ## Mend what ruff can mend
 	$(BIN)/ruff check --fix .

@@ -19,12 +19,12 @@ import typer
 from rich.table import Table
 
 from profuser.errors import ProfuserError, UserError
-from ray_jobs.cli import run_app
-from ray_jobs.environment import set_defaults
-from ray_jobs.progress import clock, console
+from ray_jobs.cli.app import run_app
+from ray_jobs.runtime.environment import set_defaults
+from ray_jobs.runtime.progress import clock, console
 
 if TYPE_CHECKING:
-    from cluster.node_history import GroupBill
+    from cluster.harness.node_history import GroupBill
 
 EXAMPLE_PRICES = {"head": 0.8, "cpu": 0.8, "engines": 1.0, "rewards": 0.5, "train": 55.0}
 """USD per node and hour, rounded, in the order of what the types in kuberay/README.md cost on EKS: spot for engines and rewards, on
@@ -65,11 +65,11 @@ def autoscaling(
     """Run a fusion on nodes that Ray's autoscaler brings and takes away; write nodes.csv, nodes.png and bill.json."""
     priced = EXAMPLE_PRICES | dict(map(_price, prices or ()))
     # After the mistakes that are told without them: these take seconds.
-    from cluster.local_cluster import GROUPS, autoscaling_cluster
-    from cluster.node_history import NodeWatch, bill, node_plot, rows
+    from cluster.harness.local_cluster import GROUPS, autoscaling_cluster
+    from cluster.harness.node_history import NodeWatch, bill, node_plot, rows
     from profuser.recipe import load_recipe
-    from profuser.report.tables import csv_text
-    from ray_jobs.cli import RECIPES
+    from profuser.report.tables.table import csv_text
+    from ray_jobs.cli.app import RECIPES
 
     placed = [*(settings or ()), f"storage={output.absolute()}"]
     folder = output / load_recipe(recipe, placed, RECIPES).name
@@ -106,7 +106,7 @@ def _price(text: str) -> tuple[str, float]:
 
 
 def _table(bills: Sequence["GroupBill"], run_seconds: float, currency: str, example: bool) -> Table:
-    from profuser.report.tables import new_table
+    from profuser.report.tables.table import new_table
 
     kind = "an example's prices" if example else "prices as given"
     table = new_table(f"a run of {clock(run_seconds)}, {kind}", "group")

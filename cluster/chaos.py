@@ -21,17 +21,17 @@ import psutil
 import typer
 from rich.table import Table
 
-from cluster.node_processes import RAY, LocalCluster
-from cluster.run_comparison import Difference, differences
+from cluster.harness.node_processes import RAY, LocalCluster
+from cluster.harness.run_comparison import Difference, differences
 from profuser.errors import ProfuserError, UserError
 from profuser.recipe import load_recipe
-from profuser.run import FusionRun
-from ray_jobs.cli import RECIPES, run_app
-from ray_jobs.progress import clock, console
+from profuser.run.fusion_run import FusionRun
+from ray_jobs.cli.app import RECIPES, run_app
+from ray_jobs.runtime.progress import clock, console
 
 KINDS = ("node", "actor", "worker", "driver")
 """A worker is the process of a task, or of an engine below its actor."""
-DRIVER, SUPERVISOR = f"{sys.executable} -m ray_jobs.pipeline", "JobSupervisor"
+DRIVER, SUPERVISOR = f"{sys.executable} -m ray_jobs.pipeline.pipeline", "JobSupervisor"
 """How the driver's command begins, and the actor that Ray has for every job."""
 MORE_SUBMISSIONS = 20
 """Beyond one for each kill: a job that is submitted while the one before still ends is refused."""

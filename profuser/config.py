@@ -1,11 +1,27 @@
 """What all recipe models share, and how a field is marked as *execution*: where and how fast, not what."""
 
-from typing import Any
+import re
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 from pydantic.fields import Field
 
 EXECUTION = "execution"
+
+
+def _valid_pattern(value: str) -> str:
+    try:
+        groups = re.compile(value).groups
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    if groups < 1:
+        raise ValueError("the pattern needs a group in parentheses around the answer")
+    return value
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
+Pattern = Annotated[str, AfterValidator(_valid_pattern)]
+"""A regular expression that compiles and has a group."""
 
 
 class Config(BaseModel):

@@ -1,6 +1,6 @@
-"""The wiring: the command line, the pipeline, a file per stage that is also a script, serving."""
+"""The wiring on Ray: the command line, the pipeline, a file per stage, training workers, serving."""
 
-from ray_jobs.environment import set_defaults
+from ray_jobs.runtime.environment import set_defaults
 
-# Before anything imports Ray or an engine: a stage that runs as a script has done so when its own last line is reached.
+# Before anything imports Ray or an engine.
 set_defaults()

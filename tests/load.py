@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import aiohttp
 import psutil
 
-from ray_jobs.serve_model import app_name
+from ray_jobs.serving.model import app_name
 
 TIMEOUT = aiohttp.ClientTimeout(total=600)
 

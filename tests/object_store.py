@@ -14,7 +14,7 @@ from pathlib import Path
 import boto3
 import pyarrow.fs as pafs
 
-from cluster.node_processes import free_port
+from cluster.harness.node_processes import free_port
 
 REGION = "us-east-1"
 BLOCK = 1 << 16

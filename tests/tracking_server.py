@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.node_processes import free_port
+from cluster.harness.node_processes import free_port
 from tests.object_store import server
 
 PROGRAMS = sorted(glob.glob("/usr/lib/postgresql/*/bin"))[-1:] or [os.path.dirname(shutil.which("initdb") or "")]

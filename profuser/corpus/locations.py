@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from profuser.errors import StorageError, UserError
-from profuser.local_copy import local_copy
-from profuser.storage import Folder
+from profuser.storage.cache import local_copy
+from profuser.storage.folder import Folder
 
 HUB = "hub:"
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".parquet")

@@ -15,7 +15,7 @@ from profuser.corpus.json_text import read_json_text
 from profuser.corpus.locations import HUB, corpus_files
 from profuser.corpus.rows import RawRow, row_of
 from profuser.errors import UserError
-from profuser.local_copy import origin
+from profuser.storage.cache import origin
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 64 << 20

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from profuser.artifacts import Artifact
+from profuser.artifacts.artifact import Artifact
 from profuser.errors import ProfuserError
 
 

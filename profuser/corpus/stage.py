@@ -8,7 +8,8 @@ from collections.abc import Container, Iterable
 import numpy as np
 import pyarrow as pa
 
-from profuser.artifacts import Artifact
+from profuser.artifacts.artifact import Artifact
+from profuser.artifacts.schemas import CORPUS, QUARANTINE
 from profuser.corpus.category import CategoryField
 from profuser.corpus.prepare import CorpusRow, Summary, check_quarantine, choose_heldout, prepare_rows
 from profuser.corpus.readers import read_corpus
@@ -16,7 +17,6 @@ from profuser.corpus.rows import RawRow
 from profuser.corpus.seen import SeenRows
 from profuser.corpus.spool import ShardWriter, Spool
 from profuser.recipe.models import CorpusConfig
-from profuser.schemas import CORPUS, QUARANTINE
 
 BOTH = "held-out row is in the corpus too"
 

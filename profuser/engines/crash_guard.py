@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
 from profuser.errors import EngineError
-from profuser.storage import Folder
+from profuser.storage.folder import Folder
 
 Result = TypeVar("Result")
 PATIENCE = 2

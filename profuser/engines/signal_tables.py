@@ -11,9 +11,9 @@ import pyarrow as pa
 from jaxtyping import Integer
 
 from profuser.alignment.source_signals import NextSteps, SourceSignals
+from profuser.artifacts.schemas import collect_schema, signals_schema
 from profuser.engines.base import Response
 from profuser.engines.collecting import RowSignals
-from profuser.schemas import collect_schema, signals_schema
 from profuser.signals.codec import RaggedTopK, TopK, from_columns, from_list_column, to_columns
 from profuser.signals.ragged import Ragged, offsets_of
 

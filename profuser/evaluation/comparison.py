@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
-from profuser.advantage import LN2
 from profuser.config import flatten, identity
 from profuser.errors import UserError
 from profuser.evaluation.heldout import common_rows
 from profuser.evaluation.statistics import NOISE, Difference, Estimate, estimate, holm, mcnemar, paired_bootstrap
 from profuser.recipe.models import Recipe
+from profuser.selection.advantage import LN2
 
 BITS_PER_BYTE, EXACT_MATCH = "bits_per_byte", "exact_match"
 SIGNIFICANT = 0.05

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from profuser.advantage import bits_per_byte
 from profuser.alignment.spans import misspelt
 from profuser.alignment.token_bytes import TokenBytes
+from profuser.artifacts.schemas import EVALUATE
 from profuser.engines.collecting import RowSignals
 from profuser.engines.signal_tables import nats
 from profuser.rewards.verifiers import exact_match
-from profuser.schemas import EVALUATE
+from profuser.selection.advantage import bits_per_byte
 from profuser.signals.ragged import Ragged
 
 

@@ -18,15 +18,12 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
-from profuser.evaluation.heldout import common_rows
+from profuser.artifacts.schemas import JUDGE
 from profuser.evaluation.statistics import Estimate, estimate, resamples
-from profuser.recipe.rewards import RewardConfig, VoteConfig
+from profuser.recipe.rewards import VoteConfig
 from profuser.rewards.judges import Judge
 from profuser.rewards.voting import RewardScale, vote
-from profuser.run import FUSED, FusionRun
-from profuser.schemas import JUDGE
 
-MAJORITY = "majority vote"
 RIDGE = 1e-3
 """Keeps theta and phi finite where every row was won, or where length alone tells who wins; elsewhere it moves nothing."""
 LONGEST_STEP, NUM_STEPS, TOLERANCE = 4.0, 60, 1e-9
@@ -65,51 +62,13 @@ def judge_table(judge: Judge, rows: Sequence[Mapping], predictions: Mapping[str,
         predictions: every model's answer to each of them.
     """
     places = [(row, model, text) for model, texts in predictions.items() for row, text in enumerate(texts)]
-    distinct = list(dict.fromkeys((row, text) for row, _, text in places if _told(text)))
+    distinct = list(dict.fromkeys((row, text) for row, _, text in places if unless_blank(text)))
     scores = judge.score([rows[row] for row, _ in distinct], [text or "" for _, text in distinct]) if distinct else []
     known = dict(zip(distinct, map(float, scores), strict=True))
     records = [
         {"row_id": rows[row]["row_id"], "model": model, "score": known.get((row, text))} for row, model, text in places
     ]
     return pa.Table.from_pylist(records, schema=JUDGE)
-
-
-def read_answers(run: FusionRun, rewards: Sequence[RewardConfig]) -> JudgedAnswers:
-    """Answers and scores of the rows that no model refused, from the shards of `evaluate` and `judge`."""
-    models = run.evaluated()
-    tables = {name: pa.concat_tables(run.evaluate(name).tables()) for name in models}
-    kept = common_rows(tables)["all"]
-    texts = {
-        name: dict(zip(t["row_id"].to_pylist(), t["prediction"].to_pylist(), strict=True)) for name, t in tables.items()
-    }
-    row_ids = [row_id for row_id in texts[models[0]] if row_id in kept]
-    place = {(row_id, name): (i, j) for i, row_id in enumerate(row_ids) for j, name in enumerate(models)}
-    scores = np.full((len(row_ids), len(models), len(rewards)), np.nan)
-    for index, reward in enumerate(rewards):
-        for table in run.judge(reward).tables():
-            for row in table.to_pylist():
-                at = place.get((row["row_id"], row["model"]))
-                if at is not None and row["score"] is not None:
-                    scores[(*at, index)] = row["score"]
-    answers = [[_told(texts[name][row_id]) for name in models] for row_id in row_ids]
-    return JudgedAnswers(tuple(models), tuple(reward.name for reward in rewards), answers, scores)
-
-
-def judged_win_rates(run: FusionRun) -> dict[str, dict[str, JudgedWinRate]]:
-    """Win rates of the fused model: `{judge: {other model: rate}}`, the judges being `MAJORITY` and then each reward by itself.
-
-    Empty where the run is not judged, or not yet, or no row is left.
-    """
-    artifacts = run.artifacts("judge")
-    if not artifacts or any(artifact.manifest() is None for artifact in artifacts):
-        return {}
-    recipe = run.recipe
-    judged = read_answers(run, recipe.rewards)
-    if not judged.answers:
-        return {}
-    weights = {MAJORITY: [reward.weight for reward in recipe.rewards]}
-    weights |= {name: [float(name == other) for other in judged.rewards] for name in judged.rewards}
-    return {name: win_rates(judged, FUSED, recipe.select.vote, weight) for name, weight in weights.items()}
 
 
 def win_rates(
@@ -199,6 +158,6 @@ def _fit(
     return found
 
 
-def _told(text: str | None) -> str | None:
-    """An answer, or None where it is blank."""
+def unless_blank(text: str | None) -> str | None:
+    """Returns an answer, or None where it is blank."""
     return text if text and text.strip() else None

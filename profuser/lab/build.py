@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from profuser.artifacts import versions
+from profuser.artifacts.artifact import versions
 from profuser.errors import UserError
-from profuser.lab import LAB_FILE
 from profuser.lab.items import Item
 from profuser.lab.reward_models import (
     REWARDS,
@@ -31,6 +30,7 @@ from profuser.lab.reward_models import (
 from profuser.lab.skills import SPECIALTIES, draw_rows
 from profuser.lab.specialists import Encoded, bits_per_byte, encode, exact_match, new_model, save, skill_examples, train
 from profuser.lab.tokenizers import TOKENIZERS
+from profuser.models.lab_paths import LAB_FILE
 
 NUM_TRAIN, NUM_HELDOUT, NUM_UNSEEN = 3000, 600, 100
 SOURCE_STEPS = {"llama": 600, "mpt": 450, "neox": 600}

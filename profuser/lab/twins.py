@@ -9,10 +9,10 @@ import torch
 from transformers import AutoTokenizer
 
 from profuser.errors import UserError
-from profuser.lab import LAB_FILE, assets_path
 from profuser.lab.build import SOURCE_STEPS
 from profuser.lab.skills import SPECIALTIES, draw_rows
 from profuser.lab.specialists import exact_match, new_model, save, skill_examples, train
+from profuser.models.lab_paths import LAB_FILE, assets_path
 
 KIND = "llama"
 

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from profuser.config import Config, execution_field
-from profuser.recipe.values import Name
+from profuser.config import Config, Name, execution_field
 
 
 @dataclass(frozen=True)

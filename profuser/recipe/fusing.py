@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from profuser.config import Config, execution_field
-from profuser.recipe.devices import Attention, MemoryConfig, WorkersConfig
-from profuser.schedule import PROGRESSIVE, SchedulePiece, check_pieces
+from profuser.recipe.resources import Attention, MemoryConfig, WorkersConfig
+from profuser.recipe.schedule import PROGRESSIVE, SchedulePiece, check_pieces
 
 
 class OptimizerConfig(Config):

@@ -5,14 +5,12 @@ from typing import Annotated, Literal
 import jinja2
 from pydantic import Field, field_validator, model_validator
 
-from profuser.config import Config, execution_field
+from profuser.config import Config, Name, Pattern, execution_field
 from profuser.recipe.evaluating import Benchmarks
 from profuser.recipe.fusing import FuseConfig
-from profuser.recipe.pools import PoolConfig
-from profuser.recipe.prices import PlanConfig
-from profuser.recipe.rewards import RewardConfig
+from profuser.recipe.resources import PlanConfig, PoolConfig
+from profuser.recipe.rewards import RewardConfig, RewardModelConfig
 from profuser.recipe.selecting import AVERAGE, SelectConfig
-from profuser.recipe.values import Name, Pattern
 
 
 class CorpusConfig(Config):
@@ -132,6 +130,11 @@ class ModelConfig(Config):
     """Commit, branch or tag of a Hub model."""
     engine: EngineConfig = EngineConfig()
     pool: PoolConfig = execution_field(PoolConfig())
+
+    @property
+    def num_devices(self) -> int:
+        """GPUs of one actor's engine."""
+        return self.engine.num_devices
 
 
 class SourceConfig(ModelConfig):
@@ -261,6 +264,11 @@ class Recipe(Config):
     def is_target(self, source: SourceConfig) -> bool:
         """Whether a source is the very model that is trained."""
         return (source.model, source.revision) == (self.target.model, self.target.revision)
+
+    @property
+    def reward_models(self) -> tuple[RewardModelConfig, ...]:
+        """The rewards that are models."""
+        return tuple(reward for reward in self.rewards if isinstance(reward, RewardModelConfig))
 
     @property
     def teachers(self) -> tuple[SourceConfig, ...]:

@@ -4,9 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from profuser.config import Config, execution_field
-from profuser.recipe.pools import PoolConfig
-from profuser.recipe.values import Name, Pattern
+from profuser.config import Config, Name, Pattern, execution_field
+from profuser.recipe.resources import PoolConfig
 
 
 class _Judge(Config):
@@ -18,6 +17,11 @@ class _Judge(Config):
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """What its vote counts; with 0 it only watches: it is scored and reported, and decides nothing. Changing it reruns no model."""
     pool: PoolConfig = execution_field(PoolConfig())
+
+    @property
+    def num_devices(self) -> int:
+        """GPUs that one actor needs for a model; 0 for a verifier, which runs none."""
+        return 0
 
 
 class RewardEngineConfig(Config):
@@ -53,6 +57,11 @@ class RewardModelConfig(_Judge):
     """Conversations that the engine runs at once."""
     trust_remote_code: bool = False
     """Run code that ships with the model."""
+
+    @property
+    def num_devices(self) -> int:
+        """GPUs that one actor needs."""
+        return self.engine.num_devices
 
 
 class LastNumberConfig(_Judge):

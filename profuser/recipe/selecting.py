@@ -3,7 +3,7 @@
 from typing import Literal
 
 from profuser.config import Config, execution_field
-from profuser.recipe.pools import PoolConfig
+from profuser.recipe.resources import PoolConfig
 from profuser.recipe.rewards import VoteConfig
 
 AVERAGE = "average"

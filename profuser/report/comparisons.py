@@ -11,7 +11,7 @@ from profuser.evaluation.heldout import common_rows
 from profuser.evaluation.statistics import Difference, Estimate, estimate
 from profuser.report.facts import ALL, Comparison
 from profuser.report.metrics import BITS_PER_BYTE, EXACT_MATCH
-from profuser.run import FUSED
+from profuser.run.stages import FUSED
 
 NAMES = {items.BITS_PER_BYTE: BITS_PER_BYTE.name, items.EXACT_MATCH: EXACT_MATCH.name}
 """Held-out metrics as a report calls them."""

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from profuser.artifacts.schemas import MODES
 from profuser.evaluation.heldout import Score
 from profuser.evaluation.judged import JudgedWinRate
 from profuser.evaluation.statistics import Difference, Estimate
-from profuser.plan_file import PlanError
-from profuser.run import TARGET
-from profuser.schemas import MODES
-from profuser.selection_facts import SelectionFacts
+from profuser.planning.plan_file import PlanError
+from profuser.run.stages import TARGET
+from profuser.selection.summary import SelectionFacts
 
 ALL = "all"
 """The category that holds every held-out row."""

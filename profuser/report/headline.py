@@ -7,7 +7,7 @@ from profuser.evaluation.statistics import BETTER, NOISE, WORSE
 from profuser.report.comparisons import in_percent, preference
 from profuser.report.facts import RunFacts
 from profuser.report.metrics import METRICS, SCORE, Change
-from profuser.run import FUSED, TARGET
+from profuser.run.stages import FUSED, TARGET
 
 CAUTION = (
     "This is one run with one seed: there is no interval, and a small difference may be chance. "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from profuser.evaluation.heldout import Score
 from profuser.evaluation.statistics import Difference, Estimate
 from profuser.report.facts import ALL, Comparison, RunFacts
-from profuser.run import FUSED, TARGET
+from profuser.run.stages import FUSED, TARGET
 
 
 @dataclass(frozen=True)

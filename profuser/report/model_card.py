@@ -7,12 +7,12 @@ from typing import Any
 
 import yaml
 
-from profuser.artifacts import Manifest
-from profuser.models import ModelRef
+from profuser.artifacts.artifact import Manifest
+from profuser.models.reference import ModelRef
 from profuser.report.facts import RunFacts, StageFact
 from profuser.report.headline import headline
 from profuser.report.metrics import METRICS, Change, Metric
-from profuser.report.result_tables import benchmark_lines, benchmark_models
+from profuser.report.tables.results import benchmark_lines, benchmark_models
 
 NOT_IN_CARD = ("storage", "lab", "tracking", "plan", "pool", "workers", "memory")
 """Settings of a recipe, at any depth, that speak of the machine that ran it, and of what it cost."""

@@ -8,14 +8,15 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from profuser.artifacts.schemas import MODES
 from profuser.report.facts import RULES, RunFacts
 from profuser.report.headline import headline
-from profuser.report.loss_tables import stage_loss_lines
 from profuser.report.metrics import METRICS
 from profuser.report.pictures import Picture, pictures
-from profuser.report.pipeline_tables import cost_words, flow, stage_lines, total_line
-from profuser.report.plan_tables import COVERED, plan_error_lines
-from profuser.report.result_tables import (
+from profuser.report.tables.loss import stage_loss_lines
+from profuser.report.tables.pipeline import cost_words, flow, stage_lines, total_line
+from profuser.report.tables.plan import COVERED, plan_error_lines
+from profuser.report.tables.results import (
     NOT_JUDGED,
     against_lines,
     benchmark_lines,
@@ -25,10 +26,9 @@ from profuser.report.result_tables import (
     no_benchmarks,
     score_lines,
 )
-from profuser.report.selection_tables import KAPPA, LENGTH_RHO, LONGER_WINS, selection_words, share, signed
-from profuser.report.tables import csv_text, percent, score_table
-from profuser.run import FUSED, TARGET
-from profuser.schemas import MODES
+from profuser.report.tables.selection import KAPPA, LENGTH_RHO, LONGER_WINS, selection_words, share, signed
+from profuser.report.tables.table import csv_text, percent, score_table
+from profuser.run.stages import FUSED, TARGET
 
 MOST_QUARANTINED = 50
 MOST_SAMPLES = 20

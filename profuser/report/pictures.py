@@ -9,18 +9,18 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from profuser.artifacts.schemas import MODES
 from profuser.report.facts import RULES, RunFacts
 from profuser.report.headline import headline
-from profuser.report.loss_plot import loss_plot
-from profuser.report.loss_tables import losses_alt
 from profuser.report.metrics import METRICS
-from profuser.report.plots import coverage_plot, scores_plot, who_wins_plot
-from profuser.report.result_plots import gap_rows, gaps_alt, gaps_plot
-from profuser.report.selection_plots import agreement_plot, length_plot, win_rates_plot
-from profuser.report.selection_tables import agreement_rows, length_rows, share, signed, win_rate_rows
-from profuser.report.style import DARK, LIGHT, Theme
-from profuser.report.tables import percent, score_table
-from profuser.schemas import MODES
+from profuser.report.plots.loss import loss_plot
+from profuser.report.plots.plot import coverage_plot, scores_plot, who_wins_plot
+from profuser.report.plots.results import gap_rows, gaps_alt, gaps_plot
+from profuser.report.plots.selection import agreement_plot, length_plot, win_rates_plot
+from profuser.report.plots.style import DARK, LIGHT, Theme
+from profuser.report.tables.loss import losses_alt
+from profuser.report.tables.selection import agreement_rows, length_rows, share, signed, win_rate_rows
+from profuser.report.tables.table import percent, score_table
 
 PNG_DPI = 200
 

@@ -15,12 +15,13 @@ from profuser.alignment.matching import AlignmentRules
 from profuser.alignment.token_bytes import TokenBytes
 from profuser.alignment.transport import SourceSignals, Transported
 from profuser.alignment.vocab_projection import VocabProjection
-from profuser.artifacts import Artifact
+from profuser.artifacts.artifact import Artifact
+from profuser.artifacts.schemas import MODES
 from profuser.engines.signal_tables import read_signals
 from profuser.errors import ArtifactError, UserError
-from profuser.report.alignment_tables import Aligned, Cut, token_label
-from profuser.run import TARGET, FusionRun
-from profuser.schemas import MODES
+from profuser.report.tables.alignment import Aligned, Cut, token_label
+from profuser.run.fusion_run import FusionRun
+from profuser.run.stages import TARGET
 from profuser.signals.codec import from_columns
 
 SHOWN = 3

@@ -1,21 +1,9 @@
-"""Verifiers: rewards that compare an answer with the ground truth by rule."""
+"""Rules by which verifiers compare an answer with the ground truth."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any
 
-import numpy as np
-from jaxtyping import Float
-
-from profuser.recipe.rewards import (
-    AnswerMatchConfig,
-    CallableConfig,
-    ExactMatchConfig,
-    LastNumberConfig,
-    VerifierConfig,
-)
-from profuser.rewards.callables import call_function, load_callable
+from profuser.recipe.rewards import ExactMatchConfig
 
 NUMBER = re.compile(
     r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"  # 1,234.5 or 1234 or .5
@@ -23,31 +11,6 @@ NUMBER = re.compile(
 )
 # A minus after a letter, a digit or a bracket is a hyphen or a subtraction.
 MINUS = re.compile("(?<![\\w)\\]])[-\u2212][$\u20ac\u00a3]?$|(?<!\\w)[$\u20ac\u00a3][-\u2212]$")
-
-
-class Verifier:
-    """A rule as the recipe names it; UserError where its function cannot be imported."""
-
-    def __init__(self, config: VerifierConfig):
-        self._rule = _rule(config)
-
-    def score(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> Float[np.ndarray, "N"]:
-        """See `Judge.score`; 1 or 0, or what the recipe's function gives. UserError where that fails, with the row's id."""
-        return np.array([self._rule(row, answer) for row, answer in zip(rows, answers, strict=True)], dtype=np.float64)
-
-
-def _rule(config: VerifierConfig) -> Callable[[Mapping[str, Any], str], float]:
-    """A function of a corpus row and an answer to it."""
-    match config:
-        case LastNumberConfig():
-            return lambda row, answer: same_last_number(answer, row["response"], config.tolerance)
-        case ExactMatchConfig():
-            return lambda row, answer: _plain(answer, config) == _plain(row["response"], config)
-        case AnswerMatchConfig():
-            return lambda row, answer: exact_match(answer, row["response"], config.pattern)
-        case CallableConfig():
-            function = load_callable(config)
-            return lambda row, answer: call_function(function, config, row, answer)
 
 
 def last_number(text: str) -> Decimal | None:
@@ -69,7 +32,8 @@ def same_last_number(answer: str, response: str, tolerance: float = 0.0) -> bool
     return found == expected or abs(found - expected) <= Decimal(str(tolerance))
 
 
-def _plain(text: str, config: ExactMatchConfig) -> str:
+def plain(text: str, config: ExactMatchConfig) -> str:
+    """Returns a text without the differences that the recipe ignores."""
     text = " ".join(text.split()) if config.ignore_whitespace else text
     return text.casefold() if config.ignore_case else text
 

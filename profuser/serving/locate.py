@@ -1,7 +1,7 @@
 """Where a served model lies: a folder, a URI, a Hub name, or a version in MLflow's registry."""
 
 from profuser.errors import UserError
-from profuser.models import ModelRef
+from profuser.models.reference import ModelRef
 
 REGISTRY_SCHEME = "models:/"
 

@@ -22,7 +22,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from profuser.errors import UserError
-from profuser.recipe.devices import Attention
+from profuser.recipe.resources import Attention
 
 VARLEN, BY_EXAMPLE = "profuser_varlen", "profuser_by_example"
 FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from profuser.artifacts.schemas import MODES
 from profuser.errors import TrainingError
 from profuser.recipe.fusing import FuseConfig, count_steps
-from profuser.schedule import ModeWeights, Schedule, SchedulePiece, Weights
-from profuser.schemas import MODES
+from profuser.recipe.schedule import ModeWeights, Schedule, SchedulePiece, Weights
 from profuser.training.examples import ExampleIndex, ExampleReader
 from profuser.training.step import PackedExamples, collate
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float, Int, Integer
 
-from profuser.advantage import margins
+from profuser.artifacts.schemas import MODES
 from profuser.errors import ArtifactError
-from profuser.schemas import MODES
+from profuser.selection.advantage import margins
 from profuser.signals.codec import TopK, from_columns, from_list_column
 
 LIGHT_COLUMNS = ("row_id", "mode", "teacher", "advantages", "prompt_ids", "response_ids")

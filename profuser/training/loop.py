@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from profuser.artifacts.schemas import MODES
 from profuser.errors import TrainingError
 from profuser.recipe.fusing import FuseConfig
-from profuser.schedule import Schedule
-from profuser.schemas import MODES
+from profuser.recipe.schedule import Schedule
 from profuser.training.batches import Update, UpdatePlan
 from profuser.training.guards import SpikeWatch, memory_named, worst_rows
 from profuser.training.metrics import ModelFlops, StepMetrics, peak_memory_gib, peak_tflops

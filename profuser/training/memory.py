@@ -22,9 +22,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed import fake_pg  # noqa: F401, the import makes the backend known
 
+from profuser.artifacts.schemas import MODES
 from profuser.errors import TrainingError
 from profuser.recipe.fusing import FuseConfig
-from profuser.schemas import MODES
 from profuser.training.attention import Boundaries
 from profuser.training.batches import micro_batches
 from profuser.training.live_bytes import LiveBytes

@@ -20,7 +20,7 @@ def main(chosen: list[str]) -> None:
     import torch
     from rich.console import Console
 
-    from profuser.artifacts import git_commit
+    from profuser.artifacts.artifact import git_commit
 
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     console = Console(width=max(120, Console().width))

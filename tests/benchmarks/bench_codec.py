@@ -4,15 +4,15 @@ import tempfile
 
 import pyarrow as pa
 
+from profuser.artifacts.schemas import CORPUS
 from profuser.corpus import prepare_rows, read_corpus
 from profuser.engines.base import Reading
 from profuser.engines.collecting import SourceReader
 from profuser.engines.transformers import TransformersEngine
-from profuser.lab import assets_path
+from profuser.models.lab_paths import assets_path
 from profuser.recipe.models import EngineConfig, GenerationConfig, OwnTemplate
-from profuser.schemas import CORPUS
 from profuser.signals.codec import to_columns
-from profuser.storage import Folder
+from profuser.storage.folder import Folder
 from tests.benchmarks.measure import Row
 
 K, NUM_ROWS = 10, 192

@@ -8,12 +8,12 @@ from pathlib import Path
 from profuser.engines.base import Request
 from profuser.engines.vllm import ENVIRONMENT
 from profuser.recipe.loading import parse_recipe
-from profuser.run import FusionRun
-from ray_jobs.cluster import connected
-from ray_jobs.collect import CollectWorker
-from ray_jobs.prepare import prepare
-from ray_jobs.shards import run_shards
-from ray_jobs.side_by_side import run_side_by_side
+from profuser.run.fusion_run import FusionRun
+from ray_jobs.runtime.cluster import connected
+from ray_jobs.runtime.concurrency import run_side_by_side
+from ray_jobs.runtime.shards import run_shards
+from ray_jobs.stages.collect import CollectWorker
+from ray_jobs.stages.prepare import prepare
 from tests import tiny
 from tests.benchmarks.measure import Row
 

@@ -17,7 +17,7 @@ import numpy as np
 from profuser.corpus import prepare_rows, read_corpus
 from profuser.engines.base import Request
 from profuser.engines.vllm import ArrayLogprobs, VllmEngine
-from profuser.lab import assets_path
+from profuser.models.lab_paths import assets_path
 from profuser.recipe.models import EngineConfig
 from tests.benchmarks.measure import Row, by_turns
 

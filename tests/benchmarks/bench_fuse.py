@@ -11,19 +11,19 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from profuser.artifacts import Artifact
+from profuser.artifacts.artifact import Artifact
+from profuser.artifacts.schemas import select_schema
+from profuser.artifacts.stage_time import DeviceClock
+from profuser.artifacts.tracking import Tracker
 from profuser.recipe.fusing import FuseConfig
 from profuser.recipe.loading import parse_recipe
-from profuser.schemas import select_schema
-from profuser.stage_time import DeviceClock
-from profuser.storage import Folder
-from profuser.tracking import Tracker
+from profuser.storage.folder import Folder
 from profuser.training.batches import UpdatePlan
 from profuser.training.examples import ExampleIndex, ExampleReader
 from profuser.training.loop import Hooks, Trainer
 from profuser.training.step import FusionModule
-from ray_jobs.board import Watch
-from ray_jobs.cluster import connected
+from ray_jobs.runtime.cluster import connected
+from ray_jobs.training.board import Watch
 from tests.benchmarks.examples import BOTH, K, Updates, table
 from tests.benchmarks.measure import Row, by_turns
 from tests.training.made import stream_from
@@ -146,7 +146,7 @@ def _stage(tables: dict[int, pa.Table]) -> Row:
 def _worker(work: dict) -> None:
     import ray
 
-    from ray_jobs.fuse_worker import Logger, Saver, WorkerTask, make_trainer
+    from ray_jobs.training.worker import Logger, Saver, WorkerTask, make_trainer
 
     select, recipe = work["select"], work["recipe"]
     index = ExampleIndex.build(((shard, select.read_shard(shard)) for shard in select.shards()), MAX_TOKENS)

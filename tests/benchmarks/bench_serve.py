@@ -23,10 +23,10 @@ from ray import serve
 from ray.serve.config import HTTPOptions
 
 from profuser.serving.options import ServeConfig
-from ray_jobs.cluster import connected
-from ray_jobs.serve import deploy
-from ray_jobs.serve_gateway import build_gateway
-from ray_jobs.serve_model import APP, app_name, build_model, vllm_flags
+from ray_jobs.runtime.cluster import connected
+from ray_jobs.serving.app import deploy
+from ray_jobs.serving.gateway import build_gateway
+from ray_jobs.serving.model import APP, app_name, build_model, vllm_flags
 from tests import tiny
 from tests.benchmarks.measure import Row
 from tests.load import Answer, chat, load, replica_pids

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from profuser.artifacts.schemas import select_schema
 from profuser.recipe.fusing import FuseConfig
-from profuser.schedule import ModeWeights
-from profuser.schemas import select_schema
+from profuser.recipe.schedule import ModeWeights
 from profuser.training.batches import Update, UpdatePlan, read_packs
 from profuser.training.examples import ExampleIndex, ExampleReader
 from profuser.training.step import PackedExamples, collate

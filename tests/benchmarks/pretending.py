@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-import ray_jobs.engine_worker
+import ray_jobs.runtime.engine_worker
 from profuser.engines.base import Request, Response
 from profuser.signals.codec import TopK
-from ray_jobs.collect import CollectWorker
+from ray_jobs.stages.collect import CollectWorker
 
 NUM_ANSWERS, POOL_TOKENS, LONGEST = 16, 4096, 64
 
@@ -54,5 +54,5 @@ class PretendingWorker(CollectWorker):
     """The actor of `collect`, with that engine."""
 
     def __init__(self, **arguments: Any):
-        ray_jobs.engine_worker.load_engine = PretendingEngine
+        ray_jobs.runtime.engine_worker.load_engine = PretendingEngine
         super().__init__(**arguments)

@@ -9,16 +9,16 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import ray_jobs.collect
-import ray_jobs.progress
-from profuser.artifacts import Manifest
+import ray_jobs.runtime.progress
+import ray_jobs.stages.collect
+from profuser.artifacts.artifact import Manifest
 from profuser.recipe.models import Recipe
-from profuser.run import FusionRun
-from ray_jobs.cluster import connected
-from ray_jobs.collect import collect
-from ray_jobs.prepare import prepare
-from ray_jobs.rewards import score_answers
-from ray_jobs.selection import select
+from profuser.run.fusion_run import FusionRun
+from ray_jobs.runtime.cluster import connected
+from ray_jobs.stages.collect import collect
+from ray_jobs.stages.prepare import prepare
+from ray_jobs.stages.rewards import rewards
+from ray_jobs.stages.select import select
 from tests.benchmarks.memory import Sampler
 from tests.benchmarks.pretending import PretendingWorker
 
@@ -62,14 +62,14 @@ def measured(job: Callable[[], Manifest]) -> dict:
 
 
 def main(num_rows: int) -> None:
-    ray_jobs.collect.CollectWorker = PretendingWorker
+    ray_jobs.stages.collect.CollectWorker = PretendingWorker
     with tempfile.TemporaryDirectory() as folder, connected():
         file = Path(folder, "rows.jsonl")
         write_rows(file, num_rows)
         run = FusionRun(recipe(Path(folder), file))
         jobs: list[Callable[[], Manifest]] = [lambda: prepare(run)]
         jobs += [lambda s=source: collect(run, s) for source in run.recipe.sources]
-        jobs += [lambda: score_answers(run, run.recipe.rewards[0]), lambda: select(run)]
+        jobs += [lambda: rewards(run, run.recipe.rewards[0]), lambda: select(run)]
         done = [measured(job) for job in jobs]
         disk = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
     print(json.dumps({"rows": num_rows, "stages": done, "disk_bytes": disk}))
@@ -77,5 +77,5 @@ def main(num_rows: int) -> None:
 
 if __name__ == "__main__":
     # Standard output has the result alone.
-    ray_jobs.progress.console.file = sys.stderr
+    ray_jobs.runtime.progress.console.file = sys.stderr
     main(int(sys.argv[1]))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from profuser import __version__
-from ray_jobs.environment import ENVIRONMENT
+from ray_jobs.runtime.environment import ENVIRONMENT
 from tests.cluster.rendered import ROOT, found, pods, render
 
 DOCKERFILES = {"gpu": ROOT / "cluster" / "Dockerfile", "cpu": ROOT / "cluster" / "Dockerfile.cpu"}

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from cluster.node_processes import NodeProcess
+from cluster.harness.node_processes import NodeProcess
 from profuser.errors import ProfuserError
 
 

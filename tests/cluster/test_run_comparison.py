@@ -5,9 +5,9 @@ import math
 import pyarrow as pa
 import pytest
 
-from cluster.run_comparison import Difference, table_difference
-from profuser.artifacts import Artifact
-from profuser.storage import Folder
+from cluster.harness.run_comparison import Difference, table_difference
+from profuser.artifacts.artifact import Artifact
+from profuser.storage.folder import Folder
 
 SCHEMA = pa.schema([("row_id", pa.string()), ("text", pa.string()), ("logprobs", pa.list_(pa.float64()))])
 ROWS = [{"row_id": str(n), "text": f"answer {n}", "logprobs": [-0.5, -math.inf]} for n in range(4)]

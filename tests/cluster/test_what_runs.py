@@ -9,12 +9,12 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.kuberay.utils import parse_quantity
 from ray.serve.schema import ServeDeploySchema
 
-import ray_jobs.serve
+import ray_jobs.serving.app
 from profuser.recipe import Recipe, load_recipe
-from profuser.recipe.pools import PoolConfig
+from profuser.recipe.resources import PoolConfig
 from profuser.serving.keys import ENVIRONMENT
 from profuser.serving.options import GatewayConfig, ServeConfig, ServedModel
-from ray_jobs.cli import RECIPES
+from ray_jobs.cli.app import RECIPES
 from tests.cluster.rendered import OVERLAYS, RAY_KINDS, Document, cluster_spec, found, of_kind, render
 
 FUSIONS = [name for name in OVERLAYS if name.startswith("fusion")]
@@ -141,9 +141,11 @@ def test_the_service_is_one_that_ray_serve_takes(overlay, tmp_path):
     application, gateway = config.applications
     options, before = ServedModel.model_validate(application.args), GatewayConfig.model_validate(gateway.args)
     written = [{"name": each.name, "import_path": each.import_path} for each in config.applications]
-    wanted = yaml.safe_load(ray_jobs.serve.serve_file(ServeConfig(models=(options,)), "0.0.0.0", 8000))["applications"]
+    wanted = yaml.safe_load(ray_jobs.serving.app.serve_file(ServeConfig(models=(options,)), "0.0.0.0", 8000))[
+        "applications"
+    ]
     assert written == [{key: each[key] for key in ("name", "import_path")} for each in wanted]
-    assert ray_jobs.serve.build_gateway(before)._bound_deployment.num_replicas == before.num_gateways
+    assert ray_jobs.serving.app.build_gateway(before)._bound_deployment.num_replicas == before.num_gateways
     assert before.models == (options.name,)
     assert not before.insecure
     assert homes(document, {"CPU": options.num_cpus, "GPU": options.num_gpus}) == {"serve"}

@@ -5,9 +5,9 @@ from dataclasses import asdict
 
 import pyarrow as pa
 
+from profuser.artifacts.schemas import CORPUS, QUARANTINE
 from profuser.corpus import CorpusRow, Summary, check_quarantine, prepare_rows, read_corpus
 from profuser.recipe.models import CorpusConfig
-from profuser.schemas import CORPUS, QUARANTINE
 
 
 def record(**fields):

@@ -15,7 +15,7 @@ from profuser.alignment.token_bytes import TokenBytes
 from profuser.corpus import Message, encode_example, end_token_id, render_prompt
 from profuser.corpus.special_tokens import commands, encode, protect
 from profuser.corpus.template import template_commands
-from profuser.evaluation.benchmark_text import read_text_as_text
+from profuser.evaluation.benchmarks.text import read_text_as_text
 from profuser.recipe.models import OwnTemplate
 from profuser.signals.ragged import Ragged
 from tests import tiny

@@ -8,14 +8,14 @@ import tracemalloc
 import pyarrow as pa
 import pytest
 
-from profuser.artifacts import Artifact
+from profuser.artifacts.artifact import Artifact
+from profuser.artifacts.schemas import CORPUS, QUARANTINE
 from profuser.corpus import CorpusRow, choose_heldout, prepare_rows, read_corpus
 from profuser.corpus.seen import SeenRows
 from profuser.corpus.stage import write_corpus
 from profuser.errors import ProfuserError, UserError
 from profuser.recipe.models import CorpusConfig
-from profuser.schemas import CORPUS, QUARANTINE
-from profuser.storage import Folder
+from profuser.storage.folder import Folder
 
 STAGES = {"train": CORPUS, "heldout": CORPUS, "quarantine": QUARANTINE}
 

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from profuser.artifacts.schemas import CORPUS
 from profuser.engines.base import Reading, Response
 from profuser.engines.collecting import SourceReader
 from profuser.engines.signal_tables import as_signals, collect_table, count, read_signals, signals_table
 from profuser.recipe.models import GenerationConfig, OwnTemplate
-from profuser.schemas import CORPUS
 from profuser.signals.codec import TopK
 from tests.tiny import byte_level_tokenizer
 

@@ -11,7 +11,7 @@ import pytest
 
 from profuser.engines.crash_guard import MOST_DEATHS, CrashGuard, EngineDeadError, SharedLock
 from profuser.errors import EngineError
-from profuser.storage import Folder
+from profuser.storage.folder import Folder
 
 NUM_ROWS = 40
 

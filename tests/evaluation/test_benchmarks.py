@@ -13,13 +13,15 @@ from lm_eval.api.model import LM
 
 from profuser.config import identity
 from profuser.errors import EngineError, UserError
-from profuser.evaluation.benchmark_data import read_pack
-from profuser.evaluation.benchmarks import benchmark_score, metric_means, read_benchmarks, standard_error
+from profuser.evaluation.benchmarks.data import read_pack
+from profuser.evaluation.benchmarks.results import benchmark_score, metric_means, standard_error
 from profuser.recipe.evaluating import LEADERBOARD, PRESETS, BenchmarkConfig
 from profuser.recipe.loading import parse_recipe
 from profuser.recipe.models import EngineConfig, EvaluateConfig, JinjaTemplate, OwnTemplate
-from profuser.run import FusionRun
-from ray_jobs.plan import UNKNOWN_SIZE, plan_stages
+from profuser.run.fusion_run import FusionRun
+from profuser.run.results import read_benchmarks
+from profuser.run.stages import plan_run
+from ray_jobs.cli.plan import UNKNOWN_SIZE
 from tests import tiny
 from tests.evaluation.packs import SPLITS, SUBJECTS, write_pack
 
@@ -47,7 +49,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lm(model):
-    from profuser.evaluation.benchmark_models import load_lm
+    from profuser.evaluation.benchmarks.models import load_lm
 
     return load_lm(model, None, TRANSFORMERS, OwnTemplate())
 
@@ -83,8 +85,8 @@ class Calculator(LM):
 
 
 def measured(lm, packs, name, **settings):
-    from profuser.evaluation.benchmark_runs import run_benchmark
-    from profuser.evaluation.benchmark_tasks import load_benchmark
+    from profuser.evaluation.benchmarks.runs import run_benchmark
+    from profuser.evaluation.benchmarks.tasks import load_benchmark
 
     config = BenchmarkConfig(name=name, path=str(packs / name), **settings)
     return run_benchmark(lm, load_benchmark(config, read_pack(name, config.path, config.shots)))
@@ -107,7 +109,7 @@ def harness(model, packs, name, **options):
     from lm_eval.api.metrics import aggregate_subtask_metrics, pooled_sample_stderr
     from lm_eval.tasks import TaskManager
 
-    from profuser.evaluation.benchmark_tasks import FOLDERS
+    from profuser.evaluation.benchmarks.tasks import FOLDERS
 
     tasks = []
     for task, files in data_files(packs, name).items():
@@ -157,7 +159,7 @@ def test_scores_are_those_that_the_harness_gives_when_it_is_called_by_itself(lm,
 
 
 def test_the_chat_template_is_the_recipes_and_scores_under_it_are_the_harnesss(model, packs):
-    from profuser.evaluation.benchmark_models import load_lm
+    from profuser.evaluation.benchmarks.models import load_lm
 
     template = JinjaTemplate(
         kind="jinja", text="{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] "
@@ -210,7 +212,7 @@ def test_items_are_told_apart_from_those_of_a_limit(lm, packs, table):
 
 
 def test_a_context_that_is_too_short_is_told(model, packs):
-    from profuser.evaluation.benchmark_models import load_lm
+    from profuser.evaluation.benchmarks.models import load_lm
 
     short = load_lm(model, None, EngineConfig(kind="transformers", max_model_len=200), OwnTemplate())
     assert all(measured(short, packs, "mmlu")["truncated"].to_pylist())
@@ -396,7 +398,7 @@ def test_finished_benchmarks_are_read_item_by_item(make, packs, table):
 
 def test_the_plan_knows_items(make, packs):
     run = make([{"name": "winogrande", "path": str(packs / "winogrande")}, {"name": "mmlu", "limit": 10}, "gsm8k"])
-    rows = {line.stage: line.rows for line in plan_stages(run, UNKNOWN_SIZE)}
+    rows = {name: line.rows for name, line in plan_run(run, UNKNOWN_SIZE).items()}
     for name in ("target", "fused"):
         assert [rows[f"benchmarks/{name}/{b}"] for b in ("winogrande", "mmlu", "gsm8k")] == [NUM_ITEMS, 570, 1319]
 
@@ -439,8 +441,8 @@ def own(tmp_path, packs):
 
 
 def test_a_task_of_ones_own_is_the_harnesss(own, lm, make, tmp_path):
-    from profuser.evaluation.benchmark_runs import run_benchmark
-    from profuser.evaluation.benchmark_tasks import load_benchmark
+    from profuser.evaluation.benchmarks.runs import run_benchmark
+    from profuser.evaluation.benchmarks.tasks import load_benchmark
 
     run = make([{"name": "rivers", "task": own}])
     run.check_inputs()

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from profuser.artifacts.schemas import EVALUATE
 from profuser.errors import UserError
 from profuser.evaluation.comparison import (
     Metric,
@@ -19,9 +20,9 @@ from profuser.evaluation.comparison import (
 from profuser.evaluation.heldout import scores
 from profuser.evaluation.statistics import BETTER, NOISE, WORSE, holm, mcnemar
 from profuser.recipe.loading import parse_recipe
-from profuser.run import FUSED, TARGET, FusionRun
-from profuser.schemas import EVALUATE
-from ray_jobs.compare import compare_runs, print_comparison
+from profuser.run.fusion_run import FusionRun
+from profuser.run.stages import FUSED, TARGET
+from ray_jobs.cli.compare import compare_runs, print_comparison
 from tests import tiny
 
 NUM_ROWS = 120

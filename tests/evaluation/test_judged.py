@@ -8,20 +8,13 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from profuser.evaluation.judged import (
-    MAJORITY,
-    RIDGE,
-    JudgedAnswers,
-    judge_table,
-    judged_win_rates,
-    length_controlled,
-    win_rates,
-)
+from profuser.artifacts.schemas import CORPUS, EVALUATE
+from profuser.evaluation.judged import RIDGE, JudgedAnswers, judge_table, length_controlled, win_rates
 from profuser.recipe.loading import parse_recipe
 from profuser.recipe.rewards import VoteConfig
-from profuser.run import FusionRun
-from profuser.schemas import CORPUS, EVALUATE
-from ray_jobs.judge import JudgeWorker
+from profuser.run.fusion_run import FusionRun
+from profuser.run.results import MAJORITY, judged_win_rates
+from ray_jobs.stages.judge import JudgeWorker
 from tests import tiny
 
 TEXTS = st.sampled_from([None, "a", "bb", "ccc"])

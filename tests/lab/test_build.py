@@ -8,12 +8,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from profuser.errors import UserError
-from profuser.lab import assets_path
 from profuser.lab.build import build_lab, build_sources_from_corpus, build_specialist
 from profuser.lab.items import Item
 from profuser.lab.reward_models import REWARDS, score
 from profuser.lab.skills import SPECIALTIES, draw_rows
 from profuser.lab.specialists import exact_match
+from profuser.models.lab_paths import assets_path
 
 MAX_BYTES = 12_000_000
 OWN, OTHERS = 0.7, 0.5

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from profuser.errors import ArtifactError
-from profuser.plan_file import PLAN, PlanError, ProbedPlan, StagePlan, compare, read_plan, write_plan
-from profuser.planning import (
+from profuser.planning.estimates import (
     STEP_TOKENS,
     Estimate,
     FileSize,
@@ -21,7 +20,8 @@ from profuser.planning import (
     signals_cost,
     student_quantile,
 )
-from profuser.storage import Folder
+from profuser.planning.plan_file import PLAN, PlanError, ProbedPlan, StagePlan, compare, read_plan, write_plan
+from profuser.storage.folder import Folder
 
 NUM_ROWS = 50
 PROMPT, TRAINING, INFERENCE = [10, 20, 30, 0], [5, 7, 9, 0], [8, 4, 12, 0]

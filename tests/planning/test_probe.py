@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from profuser.planning import STEP_TOKENS, FileSize, Probe
-from ray_jobs.plan import CorpusSize, plan_stages
-from ray_jobs.probe import draw, make_plan
+from profuser.planning.estimates import STEP_TOKENS, FileSize, Probe
+from profuser.run.stage import CorpusSize
+from profuser.run.stages import plan_run
+from ray_jobs.cli.probe import draw, make_plan
 from tests.ray.stages import make_run
 
 NUM_ROWS, HELDOUT = 100, 4
@@ -52,7 +53,7 @@ def test_a_plan_prices_the_pass_of_an_exact_condition(tmp_path, corpus):
         settings = {"collect": {"signals": "lazy"}, "select": {"condition": condition, "exclude_target": True}}
         run = make_run(tmp_path / "runs", corpus, pool={"num_gpus": 0}, **settings)
         size = CorpusSize(1004, prompt_tokens=100, response_tokens=200, exact=True)
-        lines[condition] = {line.stage: line for line in plan_stages(run, size)}
+        lines[condition] = plan_run(run, size)
         plan = make_plan(run, draw(run, 16), {source.name: made_probe(16) for source in run.recipe.sources})
         lines[condition, "probed"] = {stage.stage: stage for stage in plan.stages}
     tail, exact = (lines[condition]["signals/neox"] for condition in ("tail", "exact"))

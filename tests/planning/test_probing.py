@@ -7,16 +7,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from profuser.artifacts import Artifact
+from profuser.artifacts.artifact import Artifact
+from profuser.artifacts.schemas import CORPUS, collect_schema, signals_schema
 from profuser.engines.base import Reading, Response
 from profuser.engines.collecting import SourceReader
 from profuser.engines.signal_tables import collect_table, count
 from profuser.errors import UserError
-from profuser.probing import probe_rows
+from profuser.planning.probe import probe_rows
 from profuser.recipe.models import GenerationConfig, OwnTemplate
-from profuser.schemas import CORPUS, collect_schema, signals_schema
 from profuser.signals.codec import TopK
-from profuser.storage import Folder
+from profuser.storage.folder import Folder
 from tests.tiny import byte_level_tokenizer
 
 K, VOCABULARY = 6, 400

@@ -4,9 +4,9 @@ import json
 import sys
 from pathlib import Path
 
-from profuser.tracking import Tracker
-from ray_jobs.cluster import connected
-from ray_jobs.fuse import fuse
+from profuser.artifacts.tracking import Tracker
+from ray_jobs.runtime.cluster import connected
+from ray_jobs.stages.fuse import fuse
 from tests.ray.stages import make_run
 
 SETTINGS = {

@@ -10,14 +10,14 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from profuser.lab import assets_path
+from profuser.models.lab_paths import assets_path
 from profuser.recipe.loading import parse_recipe
-from profuser.run import FusionRun
-from ray_jobs.collect import CollectWorker, collect
-from ray_jobs.prepare import prepare
-from ray_jobs.rewards import score_answers
-from ray_jobs.selection import select
-from ray_jobs.signals import signals
+from profuser.run.fusion_run import FusionRun
+from ray_jobs.stages.collect import CollectWorker, collect
+from ray_jobs.stages.prepare import prepare
+from ray_jobs.stages.rewards import rewards
+from ray_jobs.stages.select import select
+from ray_jobs.stages.signals import signals
 
 NUM_ROWS, ROWS_PER_SHARD = 40, 8
 MODELS = {name: f"lab://sources/{name}" for name in ("llama", "neox")}
@@ -49,7 +49,7 @@ def run_until_select(run):
     for source in run.recipe.sources:
         collect(run, source)
     for reward in run.recipe.rewards:
-        score_answers(run, reward)
+        rewards(run, reward)
     if run.recipe.collect.signals == "lazy":
         for source in run.recipe.sources:
             signals(run, source)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.node_history import Sample, bill, stage_times
+from cluster.harness.node_history import Sample, bill, stage_times
 
 PROJECT = Path(__file__).parents[2]
 RECIPE = PROJECT / "cluster" / "autoscaling.yaml"

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from profuser.errors import EngineError
-from profuser.evaluation.benchmark_data import read_pack
-from profuser.evaluation.benchmarks import benchmark_score, read_benchmarks
+from profuser.evaluation.benchmarks.data import read_pack
+from profuser.evaluation.benchmarks.results import benchmark_score
 from profuser.recipe.models import EngineConfig, OwnTemplate
-from ray_jobs.benchmarks import benchmarks_at_once, measure
-from ray_jobs.cluster import connected
+from profuser.run.results import read_benchmarks
+from ray_jobs.runtime.cluster import connected
+from ray_jobs.runtime.concurrency import models_at_once
+from ray_jobs.stages.benchmarks import benchmarks
 from tests import tiny
 from tests.evaluation.packs import write_pack
 from tests.ray.stages import Meanwhile, make_run
@@ -48,9 +50,9 @@ def make(tmp_path):
 
 def scored_here(model, config):
     """The same benchmark in this process, by Transformers."""
-    from profuser.evaluation.benchmark_models import load_lm
-    from profuser.evaluation.benchmark_runs import run_benchmark
-    from profuser.evaluation.benchmark_tasks import load_benchmark
+    from profuser.evaluation.benchmarks.models import load_lm
+    from profuser.evaluation.benchmarks.runs import run_benchmark
+    from profuser.evaluation.benchmarks.tasks import load_benchmark
 
     torch.set_num_threads(1)
     lm = load_lm(model, None, EngineConfig(kind="transformers"), OwnTemplate())
@@ -74,9 +76,9 @@ def kill_a_task():
 def test_vllm_scores_as_transformers_does_though_its_process_is_killed(make, model):
     run = make(model, "vllm")
     (config,) = run.recipe.evaluate.benchmarks
-    assert benchmarks_at_once(run) == 1
+    assert models_at_once(run) == 1
     with Meanwhile(tasks, kill_a_task):
-        manifest = measure(run, "target", config)
+        manifest = benchmarks(run, "target", config)
     wanted = scored_here(model, config)
     (found,) = run.benchmark("target", config).tables()
     for column in ("item_id", "doc_hash", "metrics", "prediction", "target", "truncated"):
@@ -90,7 +92,7 @@ def test_vllm_scores_as_transformers_does_though_its_process_is_killed(make, mod
     folder = Path(run.benchmark("target", config).folder.uri)
     written = (folder / "shard-00000.parquet").stat().st_mtime_ns
     (folder / "manifest.json").unlink()
-    assert measure(run, "target", config).metrics == manifest.metrics
+    assert benchmarks(run, "target", config).metrics == manifest.metrics
     assert (folder / "shard-00000.parquet").stat().st_mtime_ns == written
 
 
@@ -100,5 +102,5 @@ def test_a_model_that_cannot_be_loaded_is_named_in_one_line(make, tmp_path, mode
     (broken / "model.safetensors").write_bytes(b"no weights")
     run = make(str(broken), "transformers")
     with pytest.raises(EngineError, match="broken: the harness could not load the model into transformers") as raised:
-        measure(run, "target", run.recipe.evaluate.benchmarks[0])
+        benchmarks(run, "target", run.recipe.evaluate.benchmarks[0])
     assert "\n" not in str(raised.value)

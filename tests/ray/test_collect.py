@@ -9,17 +9,17 @@ from ray.cluster_utils import Cluster
 
 from profuser.alignment.matching import Rule
 from profuser.errors import UserError
-from profuser.lab import assets_path
+from profuser.models.lab_paths import assets_path
 from profuser.recipe.models import SourceConfig
-from ray_jobs.alignment import read_tokens
-from ray_jobs.cluster import connected
-from ray_jobs.collect import collect, evaluation_beside
-from ray_jobs.engine_worker import make_reader
-from ray_jobs.evaluate import evaluate
-from ray_jobs.pipeline import delete_stages
-from ray_jobs.prepare import prepare
-from ray_jobs.side_by_side import sources_at_once
-from ray_jobs.signals import signals
+from profuser.run.tokenizers import read_tokens
+from ray_jobs.pipeline.pipeline import delete_stages
+from ray_jobs.runtime.cluster import connected
+from ray_jobs.runtime.concurrency import sources_at_once
+from ray_jobs.runtime.engine_worker import make_reader
+from ray_jobs.stages.collect import collect, evaluation_beside
+from ray_jobs.stages.evaluate import evaluate
+from ray_jobs.stages.prepare import prepare
+from ray_jobs.stages.signals import signals
 from tests.ray import stages
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(900)]

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from profuser.errors import ArtifactError, UserError
-from profuser.lab import assets_path
-from ray_jobs.cluster import connected, gpus_for
-from ray_jobs.collect import collect
-from ray_jobs.prepare import prepare
-from ray_jobs.shards import finish, run_shards
+from profuser.models.lab_paths import assets_path
+from ray_jobs.runtime.cluster import connected, gpus_for
+from ray_jobs.runtime.shards import finish, run_shards
+from ray_jobs.stages.collect import collect
+from ray_jobs.stages.prepare import prepare
 from tests.ray import stages
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -83,9 +83,7 @@ def test_a_row_that_crashes_the_engine_is_refused_with_the_reason_and_the_rest_g
         "poison": victim["messages"][0]["content"],
         "fatal": fatal,
     }
-    counts, seconds = run_shards(
-        output, corpus, stages.PoisonedWorker, arguments, source.pool, gpus_for(source, source.pool), 2
-    )
+    counts, seconds = run_shards(output, corpus, stages.PoisonedWorker, arguments, source.pool, gpus_for(source), 2)
     finish(output, counts, seconds)
     found, wanted = stages.whole(output), expected(undisturbed)
     assert [row["row_id"] for row in found] == [row["row_id"] for row in wanted]

@@ -19,9 +19,9 @@ from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from profuser.tracking import Tracker
-from ray_jobs.cluster import connected
-from ray_jobs.fuse import fuse
+from profuser.artifacts.tracking import Tracker
+from ray_jobs.runtime.cluster import connected
+from ray_jobs.stages.fuse import fuse
 from tests.ray import stages
 from tests.ray.fuse_driver import SETTINGS, run_of
 from tests.ray.stages import run_until_select, write_corpus

@@ -17,7 +17,7 @@ import yaml
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env import packaging
 
-from cluster.node_processes import LocalCluster
+from cluster.harness.node_processes import LocalCluster
 from tests.ray import stages
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -158,11 +158,11 @@ def test_without_the_clusters_token_nothing_is_submitted(tmp_path, cluster, wron
 
 
 def test_a_stage_is_submitted_alone_and_refuses_where_it_has_nothing_to_read(desk, run):
-    code, said = desk.submit("python", "-m", "ray_jobs.prepare", "recipe.yaml")
+    code, said = desk.submit("python", "-m", "ray_jobs", "prepare", "recipe.yaml")
     assert code == 0, said
     assert "stopped after prepare; without --only it goes on" in said
     assert len(row_ids(run / "prepare" / "train")) == NUM_ROWS - NUM_HELDOUT
-    code, said = desk.submit("python", "-m", "ray_jobs.fuse", "recipe.yaml")
+    code, said = desk.submit("python", "-m", "ray_jobs", "fuse", "recipe.yaml")
     assert code == 1
     needed = "collect/llama, collect/neox, rewards/exact, select"
     assert f"profuser: fuse needs what is not finished: {needed}; begin with the stage collect" in said
@@ -175,7 +175,7 @@ def test_a_stage_is_submitted_alone_and_refuses_where_it_has_nothing_to_read(des
 
 def test_a_job_that_is_stopped_unwinds_and_one_that_is_submitted_again_goes_on_from_its_shards(desk, run):
     artifact = run / "collect" / "neox"
-    collect = ("python", "-m", "ray_jobs.collect", "recipe.yaml", "--source", "neox")
+    collect = ("python", "-m", "ray_jobs", "collect", "recipe.yaml", "--source", "neox")
     code, said = desk.submit(*collect, options=("--no-wait", "--submission-id", "first", "--runtime-env-json", STOPPED))
     assert code == 0, said
     with desk.following("first") as log:

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from profuser.lab import assets_path
-from profuser.storage import Folder
-from ray_jobs.runs import find_run, finished_model
+from profuser.models.lab_paths import assets_path
+from profuser.run.finding import find_run, finished_model
+from profuser.storage.folder import Folder
 from tests.object_store import object_store
 from tests.ray.stages import Meanwhile
 from tests.tracking_server import tracking_server, with_postgres
@@ -133,7 +133,7 @@ def check_model(found):
     """The fused model is in the bucket, with its card, and what is served is loaded from there."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from profuser.models import local_model
+    from profuser.models.reference import local_model
 
     model = finished_model(found)
     assert model == found.folder.path("fuse/model")

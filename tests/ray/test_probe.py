@@ -6,15 +6,15 @@ import sys
 import pytest
 import yaml
 
-from profuser.plan_file import PLAN, read_plan
+from profuser.planning.plan_file import PLAN, read_plan
 from profuser.report.facts import RunFacts
-from profuser.report.plan_tables import plan_error_lines
-from ray_jobs import cli
-from ray_jobs.cluster import connected
-from ray_jobs.collect import collect
-from ray_jobs.prepare import prepare
-from ray_jobs.probe import probe
-from ray_jobs.report import plan_errors
+from profuser.report.tables.plan import plan_error_lines
+from ray_jobs.cli import app as cli
+from ray_jobs.cli.probe import probe
+from ray_jobs.runtime.cluster import connected
+from ray_jobs.stages.collect import collect
+from ray_jobs.stages.prepare import prepare
+from ray_jobs.stages.report import plan_errors
 from tests.ray import stages
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from profuser.lab import assets_path
+from profuser.models.lab_paths import assets_path
 from tests.notebooks.executing import execute, num_pictures, words
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(1500)]

@@ -18,9 +18,9 @@ import torch
 import yaml
 from ray import serve
 
-from cluster.node_processes import free_port
+from cluster.harness.node_processes import free_port
 from profuser.errors import UserError
-from profuser.lab import assets_path
+from profuser.models.lab_paths import assets_path
 from profuser.serving.options import ServeConfig
 from tests.load import chat, load, replica_pids
 
@@ -60,8 +60,8 @@ def settings(keys):
 
 @pytest.fixture(scope="module")
 def url(settings):
-    from ray_jobs.cluster import connected
-    from ray_jobs.serve import start_server, stop_server
+    from ray_jobs.runtime.cluster import connected
+    from ray_jobs.serving.app import start_server, stop_server
 
     with connected():
         yield start_server(ServeConfig.parse(settings, "the tests"), "127.0.0.1", free_port())
@@ -303,7 +303,7 @@ def test_a_gateway_that_is_killed_listens_again(url, client):
 
 
 def test_several_gateways_share_the_port(url, settings):
-    from ray_jobs.serve import deploy
+    from ray_jobs.serving.app import deploy
 
     address = ("127.0.0.1", port_of(url))
     (first,), replicas = gateway_pids(url), replica_pids(NAME)
@@ -318,7 +318,7 @@ def test_several_gateways_share_the_port(url, settings):
 
 
 def test_a_new_version_is_rolled_out_without_a_failed_request(url, settings):
-    from ray_jobs.serve import deploy
+    from ray_jobs.serving.app import deploy
 
     bodies = [chat(NAME, question, 8) for question in QUESTIONS]
     before = asked(url, bodies, 1)
@@ -348,7 +348,7 @@ def test_metrics_count_requests_by_model_and_name_of_the_key(url):
 
 
 def test_mistakes_are_said_in_a_line(url, settings, tmp_path):
-    from ray_jobs.serve import check_serving, start_server
+    from ray_jobs.serving.app import check_serving, start_server
 
     config = ServeConfig.parse(settings, "the tests")
     with pytest.raises(UserError, match="choose another --port"):
@@ -366,7 +366,7 @@ def test_mistakes_are_said_in_a_line(url, settings, tmp_path):
 
 
 def test_a_server_that_stops_finishes_the_answers_at_work_and_takes_no_more(url):
-    from ray_jobs.serve import stop_server
+    from ray_jobs.serving.app import stop_server
 
     bodies = [
         chat(NAME, question, 100, ignore_eos=True, stream=bool(n % 2)) for n, question in enumerate(QUESTIONS[:8])

@@ -13,8 +13,8 @@ import psutil
 import pytest
 import yaml
 
-from cluster.node_processes import free_port, free_ports
-from profuser.lab import assets_path
+from cluster.harness.node_processes import free_port, free_ports
+from profuser.models.lab_paths import assets_path
 from tests.load import replica_pids
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm]

@@ -8,12 +8,12 @@ from ray.serve.schema import ServeDeploySchema
 
 from profuser.errors import UserError
 from profuser.recipe.loading import load_recipe
-from profuser.run import FusionRun
+from profuser.run.finding import RECIPE
+from profuser.run.fusion_run import FusionRun
 from profuser.serving.options import GatewayConfig, ServedModel
-from ray_jobs.cli import RECIPES
-from ray_jobs.runs import RECIPE
-from ray_jobs.serve import check_serving, serve_file
-from ray_jobs.served_models import serve_config
+from ray_jobs.cli.app import RECIPES
+from ray_jobs.serving.app import check_serving, serve_file
+from ray_jobs.serving.models import serve_config
 
 NO_REPLICAS: dict = {}
 

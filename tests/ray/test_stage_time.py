@@ -8,14 +8,14 @@ import pytest
 import ray
 from ray.exceptions import RayTaskError
 
-from profuser.artifacts import Artifact
+from profuser.artifacts.artifact import Artifact
+from profuser.artifacts.schemas import QUARANTINE
 from profuser.errors import EngineError
-from profuser.recipe.pools import PoolConfig
-from profuser.schemas import QUARANTINE
-from profuser.storage import Folder
-from ray_jobs import stalls
-from ray_jobs.cluster import connected
-from ray_jobs.shards import finish, run_shards
+from profuser.recipe.resources import PoolConfig
+from profuser.storage.folder import Folder
+from ray_jobs.runtime import stalls
+from ray_jobs.runtime.cluster import connected
+from ray_jobs.runtime.shards import finish, run_shards
 from tests.ray import stages
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]

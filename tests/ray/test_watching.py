@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.node_processes import free_port, free_ports
+from cluster.harness.node_processes import free_port, free_ports
 from tests.cluster.promql import MONITORING, queries
 from tests.ray import stages
 from tests.ray.test_run import BIN, BROKEN

@@ -8,8 +8,8 @@ import yaml
 from profuser.config import flatten, identity
 from profuser.errors import UserError
 from profuser.recipe import load_recipe
-from profuser.schedule import PROGRESSIVE
-from tests.schedule_oracle import weights_at
+from profuser.recipe.schedule import PROGRESSIVE
+from tests.recipe.schedule_oracle import weights_at
 
 SHIPPED = sorted((Path(__file__).parents[2] / "ray_jobs" / "recipes").glob("*.yaml"))
 ARMS = sorted((SHIPPED[0].parent / "arms").glob("*.yaml"))

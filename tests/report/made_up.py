@@ -8,16 +8,16 @@ from typing import Any
 
 import pyarrow as pa
 
+from profuser.artifacts.schemas import EVALUATE
 from profuser.evaluation.heldout import Score
 from profuser.evaluation.judged import JudgedWinRate
 from profuser.evaluation.statistics import Estimate
+from profuser.recipe.schedule import PROGRESSIVE
 from profuser.report.comparisons import benchmark_comparisons, benchmark_estimates, heldout_comparisons
 from profuser.report.facts import RunFacts, StageFact
 from profuser.rewards.agreement import Agreement
-from profuser.schedule import PROGRESSIVE
-from profuser.schemas import EVALUATE
-from profuser.selection_facts import Duel, JudgeFacts, LengthBin, SelectionFacts, WinRate
-from tests.schedule_oracle import weights_at
+from profuser.selection.summary import Duel, JudgeFacts, LengthBin, SelectionFacts, WinRate
+from tests.recipe.schedule_oracle import weights_at
 
 MODELS = ("target", "mpt", "neox", "fused")
 SKILLS = ("arithmetic", "comparing", "facts", "reversing", "sorting", "units")

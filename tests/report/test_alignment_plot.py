@@ -10,9 +10,9 @@ from transformers import AutoTokenizer
 from profuser.alignment.matching import AlignmentRules, Rule
 from profuser.alignment.transport import SourceSignals, transport
 from profuser.alignment.vocab_projection import VocabProjection
-from profuser.lab import assets_path
-from profuser.report.alignment_plot import LETTERS, mass_plot, pair_coverage_plot, ruler_plot
-from profuser.report.alignment_tables import (
+from profuser.models.lab_paths import assets_path
+from profuser.report.plots.alignment import LETTERS, mass_plot, pair_coverage_plot, ruler_plot
+from profuser.report.tables.alignment import (
     Aligned,
     Masses,
     NamedTokenizer,

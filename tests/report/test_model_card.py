@@ -6,7 +6,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from profuser.artifacts import Manifest
+from profuser.artifacts.artifact import Manifest
 from profuser.config import identity
 from profuser.recipe import load_recipe
 from profuser.recipe.loading import parse_recipe

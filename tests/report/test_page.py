@@ -10,15 +10,15 @@ import pytest
 
 from profuser.evaluation.heldout import Score
 from profuser.report.facts import RunFacts, StageFact
-from profuser.report.loss_plot import loss_plot
 from profuser.report.page import render_page, write_report
 from profuser.report.pictures import pictures
-from profuser.report.plots import coverage_plot, scores_plot, who_wins_plot
-from profuser.report.result_plots import gaps_plot
-from profuser.report.selection_plots import agreement_plot, length_plot, win_rates_plot
-from profuser.report.tables import ScoreRow, score_table
+from profuser.report.plots.loss import loss_plot
+from profuser.report.plots.plot import coverage_plot, scores_plot, who_wins_plot
+from profuser.report.plots.results import gaps_plot
+from profuser.report.plots.selection import agreement_plot, length_plot, win_rates_plot
+from profuser.report.tables.table import ScoreRow, score_table
 from profuser.rewards.agreement import Agreement
-from profuser.selection_facts import Duel, JudgeFacts, WinRate
+from profuser.selection.summary import Duel, JudgeFacts, WinRate
 from tests.report import made_up
 
 PLOTS = {

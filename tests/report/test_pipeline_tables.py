@@ -7,9 +7,9 @@ import re
 import pytest
 
 from profuser.report.facts import StageFact
-from profuser.report.loss_tables import losses_alt, stage_loss_lines, stages
 from profuser.report.page import render_page
-from profuser.report.pipeline_tables import clock, cost_words, flow, stage_lines, total_line
+from profuser.report.tables.loss import losses_alt, stage_loss_lines, stages
+from profuser.report.tables.pipeline import clock, cost_words, flow, stage_lines, total_line
 from tests.report import made_up
 
 

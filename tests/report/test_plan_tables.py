@@ -6,10 +6,10 @@ import re
 import pytest
 from rich.console import Console
 
-from profuser.plan_file import PlanError, ProbedPlan, StagePlan
-from profuser.planning import Estimate
+from profuser.planning.estimates import Estimate
+from profuser.planning.plan_file import PlanError, ProbedPlan, StagePlan
 from profuser.report.page import render_page
-from profuser.report.plan_tables import amount, plan_error_lines, plan_error_table, plan_table, plan_words
+from profuser.report.tables.plan import amount, plan_error_lines, plan_error_table, plan_table, plan_words
 from tests.report import made_up
 
 ERRORS = (

@@ -15,7 +15,7 @@ from profuser.report.headline import headline
 from profuser.report.metrics import BITS_PER_BYTE
 from profuser.report.model_card import model_card
 from profuser.report.page import render_page
-from profuser.report.result_tables import benchmark_lines, benchmark_table, judged_table, score_lines
+from profuser.report.tables.results import benchmark_lines, benchmark_table, judged_table, score_lines
 from tests.report import made_up
 
 

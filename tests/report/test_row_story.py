@@ -12,7 +12,7 @@ from profuser.alignment.transport import SourceSignals
 from profuser.errors import UserError
 from profuser.recipe.loading import load_recipe
 from profuser.report.row_story import RowStory, signal_rows
-from profuser.run import FusionRun
+from profuser.run.fusion_run import FusionRun
 from profuser.signals.codec import TopK
 from profuser.signals.ragged import Ragged
 

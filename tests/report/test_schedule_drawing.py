@@ -6,9 +6,9 @@ import itertools
 import pytest
 from rich.console import Console
 
-from profuser.report.schedule_drawing import ScheduleDrawing, stretches
-from profuser.schedule import PROGRESSIVE, Plateau, SchedulePiece, Weights
-from tests.schedule_oracle import weights_at
+from profuser.recipe.schedule import PROGRESSIVE, Plateau, SchedulePiece, Weights
+from profuser.report.plots.schedule import ScheduleDrawing, stretches
+from tests.recipe.schedule_oracle import weights_at
 
 RAMP = (SchedulePiece(until=1.0, inference=1, training=0, shape="cosine", to=Weights(inference=0.1, training=1)),)
 COMPETENCE = (PROGRESSIVE[0].model_copy(update={"moves_on": Plateau(window_steps=10)}), PROGRESSIVE[1])

@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from profuser.artifacts import Artifact
+from profuser.artifacts.artifact import Artifact
+from profuser.artifacts.schemas import REWARDS
 from profuser.recipe.rewards import LastNumberConfig, VoteConfig
 from profuser.rewards.voting import RewardScale
-from profuser.schemas import REWARDS
-from profuser.selection_facts import SelectionRows, WinRate, read_rows, selection_facts
-from profuser.storage import Folder
+from profuser.selection.summary import SelectionRows, WinRate, read_rows, selection_facts
+from profuser.storage.folder import Folder
 
 NAMES = ("a", "b", "c")
 NAN = float("nan")

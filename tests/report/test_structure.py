@@ -14,7 +14,7 @@ import pytest
 import profuser.report
 from profuser.report.facts import RunFacts
 from profuser.report.page import render_page
-from profuser.report.style import DARK, LIGHT
+from profuser.report.plots.style import DARK, LIGHT
 from tests.report import made_up
 
 TEMPLATES = Path(profuser.report.__file__).parent / "templates"

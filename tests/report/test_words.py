@@ -13,9 +13,9 @@ from rich.table import Table
 
 from profuser.evaluation.heldout import Score
 from profuser.report.headline import headline
-from profuser.report.loss_plot import moving_mean
-from profuser.report.selection_tables import agreement_table, judges_table, selection_words, win_rates_table
-from profuser.report.tables import render_scores, stage_table, who_wins_table
+from profuser.report.plots.loss import moving_mean
+from profuser.report.tables.selection import agreement_table, judges_table, selection_words, win_rates_table
+from profuser.report.tables.table import render_scores, stage_table, who_wins_table
 from tests.report import made_up
 
 

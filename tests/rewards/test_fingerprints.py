@@ -4,7 +4,7 @@ import pytest
 
 from profuser.errors import UserError
 from profuser.recipe.loading import parse_recipe
-from profuser.run import FusionRun
+from profuser.run.fusion_run import FusionRun
 from tests import tiny
 
 

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from profuser.errors import EngineError
 from profuser.recipe.rewards import RewardModelConfig
 from profuser.rewards.conversations import Conversations
-from profuser.rewards.judges import load_judge
+from profuser.rewards.kinds import load_judge
 from tests import tiny
 
 ANSWERS = ["The answer is 7.", "No.", "Sort the letters, then say 8. " * 3, "a b c d e f " * 40]

@@ -6,7 +6,7 @@ import pytest
 
 from profuser.errors import UserError
 from profuser.recipe.rewards import AnswerMatchConfig, CallableConfig, ExactMatchConfig, LastNumberConfig
-from profuser.rewards.judges import load_judge
+from profuser.rewards.kinds import load_judge
 from profuser.rewards.verifiers import last_number, same_last_number
 
 MODULE = """

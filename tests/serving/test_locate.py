@@ -5,10 +5,10 @@ import json
 import pytest
 from mlflow import MlflowClient
 
+from profuser.artifacts.tracking import Tracker
 from profuser.errors import UserError
-from profuser.models import local_model
+from profuser.models.reference import local_model
 from profuser.serving.locate import check_model, registered
-from profuser.tracking import Tracker
 
 
 @pytest.fixture(scope="module")

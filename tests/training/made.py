@@ -18,8 +18,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from profuser.artifacts.schemas import select_schema
 from profuser.recipe.fusing import FuseConfig
-from profuser.schemas import select_schema
 from profuser.training.batches import UpdatePlan, read_packs, read_updates, windows_from
 from profuser.training.examples import ExampleIndex, ExampleReader
 from profuser.training.loop import Hooks, Trainer

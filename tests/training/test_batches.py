@@ -9,9 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from profuser.artifacts.schemas import MODES
 from profuser.errors import ArtifactError, TrainingError
-from profuser.schedule import ModeWeights, Schedule
-from profuser.schemas import MODES
+from profuser.recipe.schedule import ModeWeights, Schedule
 from profuser.training.batches import UpdatePlan, count_steps, pack, windows_from
 from profuser.training.examples import ExampleIndex
 from tests.training.made import Setting, config, make_table, tables

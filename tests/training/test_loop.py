@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from profuser.artifacts.schemas import MODES
 from profuser.errors import ArtifactError, TrainingError
 from profuser.recipe.fusing import OptimizerConfig
-from profuser.schemas import MODES
 from profuser.training.batches import read_packs
 from profuser.training.checkpoint import Checkpointer, load_checkpoint
 from profuser.training.guards import SpikeWatch, memory_named

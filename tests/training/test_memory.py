@@ -16,7 +16,7 @@ import yaml
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, MptConfig
 
 from profuser.recipe.fusing import FuseConfig
-from profuser.schedule import ModeWeights
+from profuser.recipe.schedule import ModeWeights
 from profuser.training.batches import Update
 from profuser.training.loop import Trainer
 from profuser.training.memory import estimate, largest_micro_batch, on_other_devices
@@ -232,7 +232,7 @@ def here(tmp_path_factory):
 )
 def test_the_command_prints_it_where_the_target_is_here(target, expected, here, tmp_path, capsys):
     from profuser.recipe.loading import load_recipe
-    from ray_jobs.plan import print_plan
+    from ray_jobs.cli.plan import print_plan
 
     (tmp_path / "data.jsonl").write_text('{"question": "What?", "answer": "This."}\n' * 30)
     content = {

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from profuser.errors import ArtifactError, UserError
-from profuser.schedule import ModeWeights
+from profuser.recipe.schedule import ModeWeights
 from profuser.training.batches import read_packs
 from profuser.training.checks import check_packing, check_target, check_vocabulary
 from profuser.training.step import FusionModule, PackedExamples, collate

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from profuser.artifacts import git_commit
+from profuser.artifacts.artifact import git_commit
 from tests.benchmarks.gpu import engine, loss, train
 from tests.benchmarks.gpu.device import FULL, GPU, LEFT_OUT, TINY, Sizes, driver, free, now, reason
 from tests.benchmarks.gpu.wheels import COMMIT, FOLDER

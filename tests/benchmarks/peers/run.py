@@ -27,7 +27,7 @@ import torch
 
 from profuser.alignment.source_signals import SourceSignals
 from profuser.alignment.transport import transport_rows
-from profuser.artifacts import git_commit
+from profuser.artifacts.artifact import git_commit
 from profuser.signals.codec import TopK
 from profuser.signals.ragged import Ragged
 from tests.benchmarks.measure import by_turns, once

@@ -1,0 +1,250 @@
+"""The arms of an ablation, and the runs that they are: names, recipes, what is done, how long the rest may take. Starts nothing.
+
+Run `{name}.base` holds the teachers' pass and the scores of target and sources; `{name}.{arm}.s{seed}` is one arm trained with
+one seed, and uses of the base's artifacts whatever fits it. Each is an ordinary run.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from profuser.artifacts.artifact import Artifact, Manifest, read_manifest
+from profuser.errors import UserError
+from profuser.recipe.layers import ARMS, find_recipe, merge, read_layers, read_tree, recipe_names
+from profuser.recipe.loading import apply_overrides, parse_recipe
+from profuser.recipe.models import Recipe
+from profuser.run.fusion_run import FusionRun
+from profuser.run.stages import FUSED, STAGES
+from profuser.storage.folder import Folder
+
+ABLATIONS = "ablations"
+"""Folder, among the arms, of those that change one thing of the progressive arm."""
+SEARCH = "search"
+"""Folder, among the ablations, of those that may be better than the paper's recipe."""
+TWINS = "twins"
+"""Folder, among the ablations, of those that need sources that do not ship."""
+SCHEDULES, ALL = "schedules", "all"
+PROGRESSIVE, SFT_GT = "progressive", "sft-gt"
+"""The arms that all others are held against."""
+MEASURED = ("evaluate", "benchmarks")
+"""Stages of one part, or several, per model."""
+NAMED = ("sources", "rewards")
+"""Lists of which an ablation may pick some by name."""
+UNLESS_ASKED = {"evaluate": {"judged": False}}
+"""Under the recipe: the table shows no win rates, and to judge every arm's answers takes longer than to evaluate it."""
+LONGEST_NAME = 40
+"""Of the recipe: the runs' names are longer by arm and seed."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An arm by its file."""
+
+    file: Path
+
+    @property
+    def name(self) -> str:
+        """What it is called in runs, tables and plots."""
+        return self.file.stem
+
+    @property
+    def is_ablation(self) -> bool:
+        """Whether it is the progressive arm with one thing changed, not a schedule of its own."""
+        return ABLATIONS in (self.file.parent.name, self.file.parent.parent.name)
+
+    @property
+    def about(self) -> str:
+        """What its file says of it at the top."""
+        lines = self.file.read_text(encoding="utf-8").splitlines()
+        return " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
+
+
+def find_arms(wanted: Sequence[str], shipped: Path) -> list[Arm]:
+    """The arms of groups (`schedules`, `ablations`, `search`, `all` of them) and names, each once; those held against others first.
+
+    Args:
+        wanted: groups and names, each item one or several with commas between.
+        shipped: folder of the shipped recipes.
+
+    Raises:
+        UserError: there is no such arm.
+    """
+    folders = {
+        SCHEDULES: shipped / ARMS,
+        ABLATIONS: shipped / ARMS / ABLATIONS,
+        SEARCH: shipped / ARMS / ABLATIONS / SEARCH,
+        TWINS: shipped / ARMS / ABLATIONS / TWINS,
+    }
+    groups = {
+        group: [Arm(folder / f"{name}.yaml") for name in recipe_names(folder)] for group, folder in folders.items()
+    }
+    by_name = {arm.name: [arm] for group in folders for arm in groups[group]}
+    groups[ALL] = groups[SCHEDULES] + groups[ABLATIONS] + groups[SEARCH]
+    del groups[TWINS]
+    known = by_name | groups
+    names = [name.strip() for item in wanted for name in item.split(",") if name.strip()]
+    found: list[Arm] = []
+    for name in names:
+        if name not in known:
+            raise UserError(f"--arms {name}: no such arm or group; there are: {', '.join([*groups, *by_name])}")
+        found += [arm for arm in known[name] if arm not in found]
+    if not found:
+        raise UserError(f"--arms: name at least one arm, or a group: {', '.join(groups)}")
+    return sorted(found, key=lambda arm: (arm.is_ablation, arm.name not in (SFT_GT, PROGRESSIVE)))
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """One arm with one seed."""
+
+    arm: Arm
+    seed: int
+    recipe: Recipe
+
+    @cached_property
+    def run(self) -> FusionRun:
+        """The run and where its artifacts lie."""
+        return FusionRun(self.recipe)
+
+    @cached_property
+    def parts(self) -> dict[str, Artifact]:
+        """Every artifact by its stage; what another run had finished by now lies there."""
+        return {artifact.stage: artifact for stage in STAGES for artifact in self.run.artifacts(stage)}
+
+    @property
+    def state(self) -> str:
+        """`finished`, `begun` or `waiting`."""
+        if self.manifest("report"):
+            return "finished"
+        return "begun" if self.run.folder.exists() else "waiting"
+
+    def manifest(self, stage: str) -> Manifest | None:
+        """Of a stage that this run has made itself, under these settings."""
+        found = read_manifest(self.run.folder / stage)
+        return found if found and found.fingerprint == self.parts[stage].fingerprint else None
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """All runs of an experiment."""
+
+    base: FusionRun
+    """Done until `select`; also measures the target and the sources."""
+    runs: tuple[ArmRun, ...]
+    """Seed by seed, so that a whole table of one seed is there early."""
+
+    @property
+    def folder(self) -> Folder:
+        """`{storage}/{name}.ablation`, for the tables."""
+        storage, name = self.base.recipe.storage, self.base.recipe.name.removesuffix(".base")
+        return Folder.at(storage) / f"{name}.ablation"
+
+    @property
+    def arms(self) -> list[Arm]:
+        """Each arm once, in order."""
+        return list(dict.fromkeys(each.arm for each in self.runs))
+
+    def finished(self) -> list[ArmRun]:
+        """The runs that are done."""
+        return [each for each in self.runs if each.state == "finished"]
+
+    @cached_property
+    def shared(self) -> dict[str, Artifact]:
+        """What the base makes, by stage: all until `select`, and what is measured of every model but a fused one."""
+        parts = [artifact for stage in STAGES[: STAGES.index("fuse")] for artifact in self.base.artifacts(stage)]
+        measured = [artifact for stage in MEASURED for artifact in self.base.artifacts(stage)]
+        parts += [artifact for artifact in measured if artifact.stage.split("/")[1] != FUSED]
+        return {artifact.stage: artifact for artifact in parts}
+
+    def check(self) -> None:
+        """Raises UserError where something was made under other settings; it says which."""
+        for artifact in (*self.shared.values(), *(a for each in self.runs for a in each.parts.values())):
+            artifact.is_complete()
+
+
+@dataclass(frozen=True)
+class TimeLeft:
+    """An estimate from what is finished: every missing artifact takes as long as the finished ones of its stage on average."""
+
+    seconds: float
+    unknown: tuple[str, ...]
+    """Stages of which none is finished yet: their time is not in it."""
+
+
+def time_left(ablation: Ablation) -> TimeLeft:
+    """Stage time of all that is not done; starting Ray, engines' processes and MLflow come on top."""
+    folders = [ablation.base.folder, *(each.run.folder for each in ablation.runs)]
+    stages = dict.fromkeys([*ablation.shared, *(stage for each in ablation.runs for stage in each.parts)])
+    made = [manifest for folder in folders for stage in stages if (manifest := read_manifest(folder / stage))]
+    known: dict[str, list[float]] = {}
+    for manifest in made:
+        known.setdefault(manifest.stage, []).append(manifest.seconds)
+    needed = {a.fingerprint: a for each in ablation.runs for a in each.parts.values()}
+    needed |= {a.fingerprint: a for a in ablation.shared.values()}
+    done = {manifest.fingerprint for manifest in made}
+    missing = [a.stage for mark, a in needed.items() if mark not in done and a.manifest() is None]
+    seconds = sum(fmean(known[stage]) for stage in missing if stage in known)
+    return TimeLeft(seconds, tuple(dict.fromkeys(stage for stage in missing if stage not in known)))
+
+
+def plan_ablation(recipe: str, settings: Sequence[str], arms: Sequence[Arm], num_seeds: int, shipped: Path) -> Ablation:
+    """The runs of an ablation.
+
+    Args:
+        recipe: path or shipped name.
+        settings: `key.path=value`, for all arms; what an arm itself says goes over them.
+        arms: which.
+        num_seeds: of every arm; they are 0, 1, ... and decide training alone.
+        shipped: folder of the shipped recipes.
+
+    Raises:
+        UserError: a setting is wrong, or an arm does not fit the recipe.
+    """
+    file = find_recipe(recipe, Path(), shipped, f"recipe {recipe}")
+    tree = merge(UNLESS_ASKED, read_layers(file, shipped))
+    apply_overrides(tree, settings)
+    plain = parse_recipe(tree, str(file))
+    if len(plain.name) > LONGEST_NAME:
+        raise UserError(f"name: {plain.name!r} is too long for the runs of an ablation; --set name=SHORTER")
+    base = _named(plain, f"{plain.name}.base", plain.reuse)
+    runs = []
+    for seed in range(num_seeds):
+        for arm in arms:
+            name, first = f"{plain.name}.{arm.name}.s{seed}", f"{plain.name}.{arm.name}.s0"
+            own = parse_recipe(arm_tree(tree, arm, shipped), f"{file} --arms {arm.name}")
+            own = own.model_copy(update={"fuse": own.fuse.model_copy(update={"seed": seed})})
+            # What an arm does not share with the base, its seeds share.
+            reuse = (base.name, *([first] if seed else []), *plain.reuse)
+            runs.append(ArmRun(arm, seed, _named(own, name, reuse)))
+    return Ablation(FusionRun(base), tuple(runs))
+
+
+def arm_tree(tree: dict[str, Any], arm: Arm, shipped: Path) -> dict[str, Any]:
+    """The settings of an arm over a recipe's; an ablation lies over the progressive arm, and may pick sources and rewards by name.
+
+    Raises:
+        UserError: the recipe has no source or reward of a name that the arm picks.
+    """
+    says = read_tree(arm.file)
+    if arm.is_ablation:
+        tree = merge(tree, read_tree(shipped / ARMS / f"{PROGRESSIVE}.yaml"))
+    for key in NAMED:
+        if key in says:
+            says[key] = _picked(tree.get(key, []), says[key], f"--arms {arm.name}: {key}")
+    return merge(tree, says)
+
+
+def _picked(items: list[dict[str, Any]], wanted: list[Any], where: str) -> list[Any]:
+    """The items of these names; what is no name is an item itself."""
+    known = {item["name"]: item for item in items}
+    missing = [name for name in wanted if isinstance(name, str) and name not in known]
+    if missing:
+        raise UserError(f"{where}: the recipe has none called {missing[0]!r}; there are: {', '.join(known)}")
+    return [known[item] if isinstance(item, str) else item for item in wanted]
+
+
+def _named(recipe: Recipe, name: str, reuse: Sequence[str]) -> Recipe:
+    return recipe.model_copy(update={"name": name, "reuse": tuple(reuse)})

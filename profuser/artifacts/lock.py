@@ -1,0 +1,210 @@
+"""One driver per run: `lock.json` in the run's folder, renewed while its holder lives, taken away when it ends.
+
+Whether a holder is dead is known at once where its processes can be seen from here: the process is gone, or its pid is another's
+now. A holder elsewhere (another host, container, or boot) is *watched*: a lock that changes is alive, one that has not been written
+for `STALE_SECONDS` is dead. Its age so far is taken by the storage's own clock, the rest by the clock of the one who watches;
+clocks of two machines are never compared.
+
+Limits. A local folder makes a lock for exactly one of several drivers. An object store does not: there a driver writes its lock,
+waits a moment, and looks whether it is still its own, so two that write further apart than that moment may both go on until the
+earlier renews its lock (`HEARTBEAT_SECONDS`) and stops. The same holds for a driver that slept past `STALE_SECONDS` and was taken
+for dead. Until then both write the same rows under the same names, whole or not at all.
+"""
+
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from types import TracebackType
+
+from profuser.artifacts.lock_holder import LOCK, Holder, read_holder, read_lock
+from profuser.errors import ProfuserError, StorageError, UserError
+from profuser.storage.folder import Folder
+
+HEARTBEAT_SECONDS, STALE_SECONDS, SETTLE_SECONDS = 10.0, 60.0, 2.0
+TAKING = f".{LOCK}.taking.tmp"
+"""Made by exactly one of several drivers: only that one looks at the lock and writes it."""
+TERMINATED = 128 + signal.SIGTERM
+TAKEN_OVER = signal.SIGUSR2
+
+log = logging.getLogger(__name__)
+
+
+class RunLock:
+    """Holds a run while the body runs.
+
+    Args:
+        folder: the run's.
+        heartbeat_seconds: time between renewals.
+        stale_seconds: a holder that cannot be seen is dead when its lock has not been renewed for so long.
+        settle_seconds: how long a driver waits on an object store before it looks whether its lock is still its own.
+        on_heartbeat: called before each renewal, in the lock's own thread.
+
+    Raises:
+        UserError: another driver holds it, or the folder cannot be written.
+        ProfuserError: from `check`, and at the end of a body that was interrupted for it: another driver has taken it over.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+        stale_seconds: float = STALE_SECONDS,
+        settle_seconds: float = SETTLE_SECONDS,
+        on_heartbeat: Callable[[], None] = lambda: None,
+    ):
+        self.folder, self.own = folder, Holder.new()
+        self.heartbeat_seconds, self.stale_seconds = heartbeat_seconds, stale_seconds
+        self.settle_seconds, self.on_heartbeat = settle_seconds, on_heartbeat
+        self._ended, self._is_lost = threading.Event(), False
+        self._thread = threading.Thread(target=self._keep, name="run-lock", daemon=True)
+
+    def __enter__(self) -> "RunLock":
+        self.folder.check_writable()
+        self.folder.sweep()
+        self._acquire()
+        self._in_main = threading.current_thread() is threading.main_thread()
+        # Without this, SIGTERM ends the process on the spot; whoever has set a handler of his own has thought of that.
+        if self._in_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _terminate)
+        if self._in_main:
+            # Not SIGINT, which a driver that was started in the background of a script ignores.
+            self._handler = signal.signal(TAKEN_OVER, _interrupted)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join(self.heartbeat_seconds)
+        if self._in_main:
+            signal.signal(TAKEN_OVER, self._handler)
+        if self._in_main and signal.getsignal(signal.SIGTERM) is _terminate:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self._is_lost and (error is None or isinstance(error, KeyboardInterrupt)):
+            self.check()
+        # An error here would only hide the body's own; a lock that stays is that of a dead process.
+        with suppress(StorageError, OSError):
+            folder = self.folder.at_once()
+            if self._is_own(read_holder(folder)):
+                folder.remove(LOCK)
+
+    def check(self, patience_seconds: float | None = None) -> None:
+        """Raises ProfuserError where another driver has taken the run over: to be called before something is written.
+
+        Args:
+            patience_seconds: how long to wait for a storage that is away (then StorageError); by default as the folder does.
+        """
+        patience_seconds = self.folder.patience_seconds if patience_seconds is None else patience_seconds
+        other = read_holder(replace(self.folder, patience_seconds=patience_seconds))
+        if not self._is_own(other):
+            by = f"another driver ({other})" if other else "someone who deleted its lock"
+            raise ProfuserError(f"run {self.folder.uri} was taken over by {by}; this driver stops and writes no more")
+
+    def _is_own(self, holder: Holder | None) -> bool:
+        return holder is not None and holder.token == self.own.token
+
+    # Taking it.
+
+    def _acquire(self) -> None:
+        first: bytes | None = None
+        deadline = 0.0
+        while True:
+            found = read_lock(self.folder)
+            holder = Holder.parse(found) if found else None
+            if found is not None:
+                if first is None:
+                    first, deadline = found, time.monotonic() + self._seconds_left(holder)
+                if found != first or (holder and holder.is_visible() and not holder.is_gone()):
+                    raise UserError(self._refusal(holder))
+            if found is None or (holder and holder.is_gone()) or time.monotonic() >= deadline:
+                if self._take(found):
+                    return
+            else:
+                time.sleep(self.heartbeat_seconds / 10)
+
+    def _seconds_left(self, holder: Holder | None) -> float:
+        """How much longer a lock may go without a renewal before its holder counts as dead."""
+        modified = self.folder.modified(LOCK)
+        age = 0.0 if modified is None else max(0.0, self.folder.clock() - modified)
+        left = max(0.0, self.stale_seconds - age)
+        if holder and not holder.is_visible() and left:
+            text = "run %s: held by a driver (%s) that was last heard of %.0f s ago; waiting up to %.0f s to see if it lives"
+            log.warning(text, self.folder.uri, holder, age, left)
+        return left
+
+    def _refusal(self, holder: Holder | None) -> str:
+        who = f"another driver ({holder})" if holder else "another driver"
+        remedy = "wait for it or stop it; a run beside it needs a name of its own: --set name=NAME"
+        return f"run {self.folder.uri}: {who} is at work on it; {remedy}"
+
+    def _take(self, seen: bytes | None) -> bool:
+        """Writes our lock in place of what was seen there: nothing, or a dead one's. False where someone else was faster."""
+        if not self.folder.is_local:
+            if read_lock(self.folder) != seen:
+                return False
+            self.folder.write_bytes(LOCK, self.own.data())
+            time.sleep(self.settle_seconds)
+            return self._is_own(read_holder(self.folder))
+        if not self.folder.create(TAKING, b""):
+            self._wait_for_taking()
+            return False
+        try:
+            if read_lock(self.folder) != seen:
+                return False
+            self.folder.write_bytes(LOCK, self.own.data())
+            return True
+        finally:
+            self.folder.remove(TAKING)
+
+    def _wait_for_taking(self) -> None:
+        """Lets another driver take the lock; what it holds meanwhile is deleted if it was killed right then."""
+        time.sleep(self.heartbeat_seconds / 10)
+        modified = self.folder.modified(TAKING)
+        if modified is not None and self.folder.clock() - modified > self.stale_seconds:
+            self.folder.remove(TAKING)
+
+    # Keeping it.
+
+    def _keep(self) -> None:
+        is_away = False
+        while not self._ended.wait(self.heartbeat_seconds):
+            self.on_heartbeat()
+            try:
+                self._is_lost = not self._renew()
+                is_away = False
+            except (StorageError, OSError) as error:
+                if not is_away:
+                    log.warning("%s; the lock is renewed when it is there again", error)
+                is_away = True
+            if self._is_lost:
+                return self._interrupt()
+
+    def _renew(self) -> bool:
+        """Gives a sign of life, where the lock is still our own."""
+        folder = self.folder.at_once()
+        if not self._is_own(read_holder(folder)):
+            return False
+        # One who slept `stale_seconds` right here undoes a takeover; then it is the other that finds itself robbed and stops.
+        folder.write_bytes(LOCK, self.own.renewed().data())
+        return True
+
+    def _interrupt(self) -> None:
+        """Interrupts the body, wherever it is; `__exit__` says what it was about."""
+        main = threading.main_thread().ident
+        if self._in_main and main and not self._ended.is_set():
+            # A real signal: it ends a wait inside of C code too.
+            signal.pthread_kill(main, TAKEN_OVER)
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _terminate(*_: object) -> None:
+    sys.exit(TERMINATED)

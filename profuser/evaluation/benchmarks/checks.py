@@ -1,0 +1,127 @@
+"""What can be known of the benchmarks before anything is started: whether their data are there, and what tells them apart."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from profuser.errors import UserError
+from profuser.evaluation.benchmarks.data import DATASETS, Pack, mmlu_subjects, pack_digest, read_pack
+from profuser.recipe.evaluating import BenchmarkConfig
+
+CODE_SUFFIXES = (".py", ".yaml", ".yml")
+HUB_SECONDS = 10
+
+
+def data_digest(config: BenchmarkConfig) -> str:
+    """What tells a benchmark's data from others: a digest of local files, or the name of a dataset on the Hub.
+
+    Of a task of the user's own: of its file, of the Python and YAML files beside it, and of local files of its data.
+
+    Raises:
+        UserError: a local file is not there.
+    """
+    if config.task:
+        return _own_digest(config, Path(config.task).expanduser())
+    if config.path:
+        return pack_digest(config.name, config.path, config.shots or 0)
+    return f"hub:{DATASETS[config.name].hub}"
+
+
+def local_data(config: BenchmarkConfig) -> Pack | None:
+    """Local data of a benchmark, checked; None where it has none. UserError as of `read_pack`."""
+    return read_pack(config.name, config.path, config.shots or 0) if config.path else None
+
+
+def check_data(config: BenchmarkConfig) -> None:
+    """Raises UserError, in one line, unless a benchmark's data are there and can be read, or the Hub has them within reach."""
+    if config.task:
+        # The harness itself, which takes seconds to import.
+        from profuser.evaluation.benchmarks.tasks import load_benchmark
+
+        load_benchmark(config)
+    elif config.path:
+        local_data(config)
+    elif not _cached(config.name) and (reason := _out_of_reach(DATASETS[config.name].hub)):
+        raise UserError(
+            f"evaluate.benchmarks.{config.name}: {DATASETS[config.name].hub} is not on this machine, and the Hub is out of reach "
+            f"({reason}): give local data with path: FOLDER, in the same columns, or leave the benchmark out"
+        )
+
+
+def benchmark_size(config: BenchmarkConfig, pack: Pack | None = None) -> tuple[int, float]:
+    """Items, and tokens of all their prompts, the latter estimated.
+
+    Args:
+        config: of a benchmark; of a task of the user's own no more is known than its limit.
+        pack: its local data, where it has any.
+    """
+    preset = config.preset
+    if preset is None:
+        return config.limit or 0, 0.0
+    if pack:
+        items = pack.num_items(DATASETS[config.name].evaluated, config.limit)
+    else:
+        parts = len(mmlu_subjects()) if config.name == "mmlu" else 1
+        items = min(preset.num_items, config.limit * parts) if config.limit else preset.num_items
+    return items, items * preset.requests_per_item * ((config.shots or 0) + 1) * preset.example_tokens
+
+
+def _cached(name: str) -> bool:
+    """Whether the `datasets` library has a benchmark's data in its cache."""
+    from datasets import config
+
+    owner, _, dataset = DATASETS[name].hub.partition("/")
+    folders = Path(config.HF_DATASETS_CACHE).glob(f"{owner}___{dataset.lower()}")
+    return any((folder / (DATASETS[name].configuration or "")).is_dir() for folder in folders)
+
+
+def _out_of_reach(hub: str) -> str | None:
+    """Why a dataset of the Hub cannot be had, or None."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return "HF_HUB_OFFLINE is set"
+    try:
+        # What is in its cache would say nothing.
+        hf_hub_download(hub, "README.md", repo_type="dataset", force_download=True, etag_timeout=HUB_SECONDS)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        cause = error.__cause__ or error
+        return " ".join(str(cause).split())[:120] or type(cause).__name__
+    return None
+
+
+class _AnyTag(yaml.SafeLoader):
+    """Reads the harness's YAML without running what its tags name."""
+
+
+_AnyTag.add_multi_constructor("!", lambda loader, suffix, node: None)
+
+
+def _own_digest(config: BenchmarkConfig, file: Path) -> str:
+    setting = f"evaluate.benchmarks.{config.name}.task"
+    try:
+        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_AnyTag)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{setting}: {file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{setting}: {file} is not YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(tree, dict) or "task" not in tree:
+        raise UserError(f"{setting}: {file} is no task of lm-evaluation-harness: it has no key 'task'")
+    sha = hashlib.sha256(file.read_bytes())
+    for beside in sorted(f for f in file.absolute().parent.iterdir() if f.suffix in CODE_SUFFIXES and f.is_file()):
+        sha.update(beside.name.encode() + beside.read_bytes())
+    for name in _leaves((tree.get("dataset_kwargs") or {}).get("data_files")):
+        if Path(name).is_file():
+            sha.update(Path(name).read_bytes())
+    return sha.hexdigest()[:16]
+
+
+def _leaves(tree: Any) -> list[str]:
+    """Strings of a value, of a list, or of a mapping's values."""
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    return [leaf for item in tree for leaf in _leaves(item)] if isinstance(tree, list) else [tree] if tree else []

@@ -1,0 +1,246 @@
+"""The data of the six benchmarks from local files: which files make a split, what a row must hold, what tells contents apart.
+
+A folder holds a file per split, `test.jsonl` or, as the Hub has it, `test-00000-of-00001.parquet`, in itself, in `data/`, or in a
+folder of the Hub's configuration (`ARC-Challenge/`). MMLU's rows have a `subject`, or its subjects have a folder each
+(`anatomy/test.jsonl`), or a file each in a folder per split (`test/anatomy.jsonl`).
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from profuser.errors import UserError
+from profuser.evaluation.benchmarks.rows import (
+    arc_fault,
+    gsm8k_fault,
+    hellaswag_fault,
+    mmlu_fault,
+    truthfulqa_fault,
+    winogrande_fault,
+)
+
+SUFFIXES = (".jsonl", ".parquet")
+WHOLE = "all"
+"""Hub configuration of MMLU that holds all subjects."""
+Rows = dict[str, list[dict[str, Any]]]
+"""Rows by split."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Where one of the six has its data, and what they look like."""
+
+    hub: str
+    """Name on the Hub."""
+    configuration: str | None
+    """Of the dataset on the Hub; MMLU has one per subject."""
+    evaluated: str
+    """Split that is measured."""
+    examples: str | None
+    """Split that the worked examples come from."""
+    fault: Callable[[dict[str, Any]], str | None]
+    """What is wrong with a row of the evaluated split, or None."""
+
+
+DATASETS = {
+    "mmlu": Dataset("cais/mmlu", None, "test", "dev", mmlu_fault),
+    "hellaswag": Dataset("Rowan/hellaswag", None, "validation", "train", hellaswag_fault),
+    "arc_challenge": Dataset("allenai/ai2_arc", "ARC-Challenge", "test", "train", arc_fault),
+    "winogrande": Dataset("allenai/winogrande", "winogrande_xl", "validation", "train", winogrande_fault),
+    "gsm8k": Dataset("openai/gsm8k", "main", "test", "train", gsm8k_fault),
+    "truthfulqa_mc2": Dataset("truthfulqa/truthful_qa", "multiple_choice", "validation", None, truthfulqa_fault),
+}
+COLUMNS = {
+    "mmlu": ("question", "choices", "answer"),
+    "hellaswag": ("activity_label", "ctx_a", "ctx_b", "endings", "label"),
+    "arc_challenge": ("question", "choices", "answerKey"),
+    "winogrande": ("sentence", "option1", "option2", "answer"),
+    "gsm8k": ("question", "answer"),
+    "truthfulqa_mc2": ("question", "mc2_targets"),
+}
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Local data of a benchmark: tables by task (of MMLU a subject each, else the benchmark itself) and split."""
+
+    tables: dict[str, dict[str, pa.Table]]
+
+    def num_items(self, split: str, limit: int | None) -> int:
+        """Items that are measured."""
+        sizes = (splits[split].num_rows for splits in self.tables.values())
+        return sum(size if limit is None else min(size, limit) for size in sizes)
+
+
+def read_pack(name: str, path: str, shots: int) -> Pack:
+    """Reads local data of one of the six, and checks what the harness would only trip over, or misread.
+
+    Args:
+        name: of the benchmark.
+        path: folder, or a JSONL or Parquet file of the evaluated split.
+        shots: worked examples in a prompt.
+
+    Raises:
+        UserError: there are no such data, or a row is not what the benchmark's rows are; one line that names file and row.
+    """
+    dataset, setting = DATASETS[name], _setting(name)
+    found = {
+        split: _checked(name, _tagged(name, files), setting if split == dataset.evaluated else f"{setting}: {split}")
+        for split, files in pack_files(name, path, shots).items()
+    }
+    tables = {
+        task: {split: _table(rows, f"{setting}: {path}, split {split}") for split, rows in by_split.items()}
+        for task, by_split in _by_task(name, found, setting).items()
+    }
+    for task, by_split in tables.items():
+        examples = by_split[dataset.examples].num_rows if dataset.examples and shots else 0
+        if dataset.examples and examples < shots:
+            raise UserError(
+                f"{setting}: {task} has {examples} rows in the split {dataset.examples!r}, {shots} are wanted"
+            )
+    return Pack(tables)
+
+
+def pack_digest(name: str, path: str, shots: int) -> str:
+    """Sixteen hex digits that tell local data from others: the SHA-256 over the files of the splits that are used."""
+    sha = hashlib.sha256()
+    for split, files in pack_files(name, path, shots).items():
+        for file in files:
+            # Of several files the place says what is in them.
+            place = f"{file.parent.name}/{file.name}" if len(files) > 1 else ""
+            sha.update(f"{split} {place}\n".encode() + file.read_bytes())
+    return sha.hexdigest()[:16]
+
+
+def pack_files(name: str, path: str, shots: int) -> dict[str, list[Path]]:
+    """Files of the splits that a benchmark uses; UserError where one is not there."""
+    dataset, root, setting = DATASETS[name], Path(path).expanduser(), _setting(name)
+    examples = dataset.examples if shots else None
+    if root.is_file() and examples is None:
+        return {dataset.evaluated: [root]}
+    if root.is_file():
+        raise UserError(
+            f"{setting}: {root} is one file, and {shots} worked examples are wanted from the split {examples!r}: give a folder "
+            f"with {dataset.evaluated}.jsonl and {examples}.jsonl, or set num_fewshot: 0"
+        )
+    if not root.is_dir():
+        raise UserError(f"{setting}: no folder or file {str(root)!r}")
+    found = {}
+    for split in (dataset.evaluated, examples):
+        if split is not None:
+            found[split] = _split_files(root, split, dataset.configuration)
+            if not found[split]:
+                hint = (
+                    f", or set num_fewshot: 0 (the {shots} worked examples come from it)" if split == examples else ""
+                )
+                raise UserError(f"{setting}: {root} has no file of the split {split!r}; expected {split}.jsonl{hint}")
+    return found
+
+
+def _setting(name: str) -> str:
+    return f"evaluate.benchmarks.{name}.path"
+
+
+def _split_files(root: Path, split: str, configuration: str | None) -> list[Path]:
+    """Files of a split: of the first place that has any."""
+    for place in (root, root / "data", root / (configuration or WHOLE)):
+        if files := _named(place, split):
+            return files
+    if configuration is not None:
+        return []
+    per_subject = [file for folder in sorted(root.iterdir()) for file in _named(folder, split)]
+    return per_subject or _files(root / split)
+
+
+def _named(folder: Path, split: str) -> list[Path]:
+    return [f for f in _files(folder) if f.name.split(".")[0] == split or f.name.startswith(f"{split}-")]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.iterdir() if f.suffix in SUFFIXES and f.is_file()) if folder.is_dir() else []
+
+
+def _tagged(name: str, files: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of files with where each stands; those of MMLU get the subject that their file or folder is called by."""
+    for file in files:
+        for where, row in _rows(file):
+            if name == "mmlu" and "subject" not in row:
+                folder = file.parent.name
+                row["subject"] = file.stem if folder in ("test", "dev") else folder
+            yield where, row
+
+
+def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    if file.suffix == ".parquet":
+        try:
+            records = pq.read_table(file).to_pylist()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{file}: not a Parquet file: {' '.join(str(error).split())[:200]}") from None
+        yield from ((f"{file}, row {number}", row) for number, row in enumerate(records))
+        return
+    try:
+        # Not splitlines: a string may hold a line separator of Unicode's.
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{file}:{number}: not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{file}:{number}: expected an object, got {line[:60]!r}")
+            yield f"{file}:{number}", row
+
+
+def _checked(name: str, rows: Iterator[tuple[str, dict[str, Any]]], setting: str) -> list[dict[str, Any]]:
+    out: list[dict[str, Any]] = []
+    for where, row in rows:
+        missing = [column for column in COLUMNS[name] if row.get(column) is None]
+        expected = f"no {missing[0]!r}; rows of {name} have {', '.join(COLUMNS[name])}" if missing else None
+        if reason := expected or DATASETS[name].fault(row):
+            raise UserError(f"{setting}: {where}: {reason}")
+        out.append(row)
+    if not out:
+        raise UserError(f"{setting}: there are no rows")
+    return out
+
+
+def _by_task(name: str, found: Rows, setting: str) -> dict[str, Rows]:
+    if name != "mmlu":
+        return {name: found}
+    known = mmlu_subjects()
+    out: dict[str, Rows] = {}
+    for split, rows in found.items():
+        for row in rows:
+            subject = row["subject"]
+            if subject not in known:
+                raise UserError(
+                    f"{setting}: {subject!r} is no subject of MMLU; they are called as on the Hub, e.g. anatomy"
+                )
+            out.setdefault(f"mmlu_{subject}", {other: [] for other in found})[split].append(row)
+    evaluated = DATASETS[name].evaluated
+    return {task: by_split for task, by_split in sorted(out.items()) if by_split[evaluated]}
+
+
+def mmlu_subjects() -> set[str]:
+    """The subjects, from the harness's own files."""
+    from importlib.util import find_spec
+
+    spec = find_spec("lm_eval")
+    folder = Path((spec.submodule_search_locations or [""])[0] if spec else "") / "tasks" / "mmlu" / "default"
+    return {file.stem.removeprefix("mmlu_") for file in folder.glob("mmlu_*.yaml")}
+
+
+def _table(rows: list[dict[str, Any]], where: str) -> pa.Table:
+    try:
+        return pa.Table.from_pylist(rows)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise UserError(f"{where}: a column is not of one type: {' '.join(str(error).split())[:200]}") from None

@@ -1,0 +1,41 @@
+"""Scores of a benchmark, from its table of items."""
+
+import math
+
+import pyarrow as pa
+
+
+def benchmark_score(table: pa.Table) -> float:
+    """A benchmark's score: the mean over its items, 0 to 1; NaN without items.
+
+    Of MMLU too, which is how the harness weighs its subjects: each by its number of items (the leaderboard's own page weighed all
+    alike).
+    """
+    scores = table["score"].to_pylist()
+    return sum(scores) / len(scores) if scores else math.nan
+
+
+def standard_error(table: pa.Table) -> float:
+    """Standard error of the score; NaN without degrees of freedom.
+
+    As the harness pools it over tasks t of n_t items each: `sqrt(sum_t sum_i (score_ti - mean_t)^2 / (N - T) / N)`, N items and T
+    tasks in all. Of a benchmark of one task it is the sample standard deviation over the root of N.
+    """
+    by_task: dict[str, list[float]] = {}
+    for task, score in zip(table["task"].to_pylist(), table["score"].to_pylist(), strict=True):
+        by_task.setdefault(task, []).append(score)
+    squares = 0.0
+    for scores in by_task.values():
+        mean = sum(scores) / len(scores)
+        squares += sum((score - mean) ** 2 for score in scores)
+    freedom = table.num_rows - len(by_task)
+    return math.sqrt(squares / freedom / table.num_rows) if freedom else math.nan
+
+
+def metric_means(table: pa.Table) -> dict[str, float]:
+    """Means of all metrics over the items."""
+    values: dict[str, list[float]] = {}
+    for metrics in table["metrics"].to_pylist():
+        for name, value in metrics:
+            values.setdefault(name, []).append(value)
+    return {name: sum(each) / len(each) for name, each in values.items()}

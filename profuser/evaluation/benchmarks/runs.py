@@ -1,0 +1,164 @@
+"""A model on a benchmark: the harness asks and scores, and what it says of every item is kept."""
+
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import lm_eval
+import numpy as np
+import pyarrow as pa
+import torch
+
+from profuser.artifacts.schemas import BENCHMARK
+from profuser.errors import EngineError, UserError
+from profuser.evaluation.benchmarks.models import longest_request
+from profuser.evaluation.benchmarks.tasks import Benchmark
+from profuser.evaluation.benchmarks.text import read_text_as_text
+
+RANDOM_SEED, OTHER_SEED = 0, 1234
+"""The harness's own."""
+NAMES = {"truthfulqa_mc2": {"acc": "mc2"}}
+"""Metrics that are called otherwise here: the harness calls a probability mass accuracy."""
+
+
+def run_benchmark(lm: Any, benchmark: Benchmark) -> pa.Table:
+    """Items of a benchmark under a model, in order.
+
+    Args:
+        lm: the model, as the harness takes it (see `load_lm`).
+        benchmark: its tasks.
+
+    Returns:
+        A table of the schema `BENCHMARK`.
+
+    Raises:
+        UserError: a chat template is asked for, and the model has none; or a task of the user's own fails.
+        EngineError: the model's context leaves no room for answers.
+    """
+    config = benchmark.config
+    if config.apply_chat_template and not getattr(lm.tokenizer, "chat_template", None):
+        raise UserError(
+            f"evaluate.benchmarks.{config.name}.apply_chat_template: {lm.tokenizer.name_or_path} has no chat template"
+        )
+    _check_room(lm, benchmark)
+    read_text_as_text(lm.tokenizer, rendered=config.apply_chat_template)
+    random.seed(RANDOM_SEED)
+    np.random.seed(OTHER_SEED)
+    torch.manual_seed(OTHER_SEED)
+    try:
+        samples = _evaluate(lm, benchmark)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        if not config.task:
+            raise
+        # Prompts, answers and aggregation may be code of the user's.
+        text = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"evaluate.benchmarks.{config.name}.task: {config.task} fails: {text}") from error
+    rows = [row for name, task in benchmark.tasks.items() for row in _rows(lm, benchmark, name, task, samples[name])]
+    return pa.Table.from_pylist(rows, schema=BENCHMARK)
+
+
+def _evaluate(lm: Any, benchmark: Benchmark) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+    """The harness's samples by task."""
+    evaluate: Any = lm_eval.evaluate
+    return evaluate(
+        lm,
+        {"tasks": benchmark.tasks},
+        limit=benchmark.config.limit,
+        bootstrap_iters=0,
+        apply_chat_template=benchmark.config.apply_chat_template,
+        fewshot_as_multiturn=True,
+    )["samples"]
+
+
+def _check_room(lm: Any, benchmark: Benchmark) -> None:
+    for task in benchmark.tasks.values():
+        if task.OUTPUT_TYPE == "generate_until" and (need := _answer_tokens(lm, task)) >= lm.max_length:
+            raise EngineError(
+                f"{lm.tokenizer.name_or_path}: its context of {lm.max_length} tokens has no room for the answers of "
+                f"{benchmark.config.name}, up to {need} tokens; leave that benchmark out, or raise engine.max_model_len"
+            )
+
+
+def _answer_tokens(lm: Any, task: Any) -> int:
+    given = task.get_config("generation_kwargs") or {}
+    return int(given.get("max_gen_toks", lm.max_gen_toks))
+
+
+def _rows(lm: Any, benchmark: Benchmark, name: str, task: Any, samples: Sequence[Mapping[str, Any]]) -> Iterable[dict]:
+    """Items of one task; the harness gives one sample per item and filter of answers."""
+    by_item: dict[int, list[Mapping[str, Any]]] = {}
+    for sample in samples:
+        by_item.setdefault(sample["doc_id"], []).append(_defined(benchmark, sample))
+    for number, group in sorted(by_item.items()):
+        main = next(sample for sample in group if sample["filter"] == benchmark.filter)
+        score = main[benchmark.metric]
+        if not isinstance(score, (int, float, np.number)) or not math.isfinite(score):
+            raise UserError(
+                f"evaluate.benchmarks.{benchmark.config.name}.metric: {benchmark.metric!r} gives an item {score!r}, no number"
+            )
+        prediction, target = _texts(benchmark, task, main)
+        yield {
+            "item_id": f"{name}/{number:06d}",
+            "task": name,
+            "doc_hash": main["doc_hash"],
+            "score": float(score),
+            "metrics": [pair for sample in group for pair in _metrics(benchmark, sample)],
+            "prediction": prediction,
+            "target": target,
+            "truncated": _is_truncated(lm, task, main["arguments"]),
+        }
+
+
+def _defined(benchmark: Benchmark, sample: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A sample with its mc2 where the harness divides 0 by 0, since all probabilities underflow in its `exp`.
+
+    mc2 is the share of the true answers in the probability of all; the highest likelihood is taken out of both first.
+    """
+    if benchmark.config.name != "truthfulqa_mc2" or math.isfinite(sample[benchmark.metric]):
+        return sample
+    likelihoods = np.array([float(likelihood) for likelihood, _ in sample["filtered_resps"]])
+    masses = np.exp(likelihoods - likelihoods.max())
+    is_true = np.array(sample["doc"]["mc2_targets"]["labels"]) == 1
+    return {**sample, benchmark.metric: float(masses[is_true].sum() / masses.sum())}
+
+
+def _metrics(benchmark: Benchmark, sample: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
+    """Those that are numbers; of a filter other than the headline's with its name behind them."""
+    names = NAMES.get(benchmark.config.name, {})
+    for metric in sample["metrics"]:
+        if isinstance(value := sample[metric], (int, float, np.number)):
+            behind = "" if sample["filter"] in ("none", benchmark.filter) else f"_{sample['filter'].replace('-', '_')}"
+            yield f"{names.get(metric, metric)}{behind}", float(value)
+
+
+def _texts(benchmark: Benchmark, task: Any, sample: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """What the model says and what is right: the chosen of several choices, or the answer that was taken out of the text."""
+    doc = sample["doc"]
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return _text(sample["filtered_resps"][0]), _text(sample["target"])
+    choices = task.doc_to_choice(doc)
+    likelihoods = np.array([float(likelihood) for likelihood, _ in sample["filtered_resps"]][: len(choices)])
+    if benchmark.metric == "acc_norm":
+        likelihoods = likelihoods / np.array([float(len(choice)) for choice in choices])
+    if benchmark.config.name == "truthfulqa_mc2":
+        right = [choice for choice, label in zip(choices, doc["mc2_targets"]["labels"], strict=True) if label == 1]
+        return choices[int(likelihoods.argmax())], "\n".join(right)
+    gold = task.doc_to_text(doc) if task.multiple_input else sample["target"]
+    return choices[int(likelihoods.argmax())], choices[gold] if isinstance(gold, int) else _text(gold)
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _is_truncated(lm: Any, task: Any, arguments: Sequence[tuple]) -> bool:
+    """Whether the harness had to cut a prompt of an item on the left, since it is longer than the model's context."""
+    generates = task.OUTPUT_TYPE == "generate_until"
+    room = lm.max_length - _answer_tokens(lm, task) if generates else longest_request(lm)
+    for context, rest in arguments:
+        text = context if generates else context + rest
+        # A token stands for a byte at least; one may begin the text, and one stand for a blank before it.
+        if len(text.encode()) + 2 > room and len(lm.tok_encode(text)) > room:
+            return True
+    return False

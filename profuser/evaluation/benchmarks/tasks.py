@@ -1,0 +1,112 @@
+"""Tasks of lm-evaluation-harness for the benchmarks of a recipe: prompts and scoring are the harness's, data may be local."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+from lm_eval.api.metrics import mean
+from lm_eval.tasks import TaskManager
+
+from profuser.errors import UserError
+from profuser.evaluation.benchmarks.data import DATASETS, Pack
+from profuser.recipe.evaluating import BenchmarkConfig
+
+FOLDERS = {"arc_challenge": "arc", "mmlu": "mmlu/default", "truthfulqa_mc2": "truthfulqa"}
+"""Where the harness has a benchmark's tasks, if not in a folder of its name."""
+FEWSHOT_SEED = 1234
+"""The harness's own: under it the worked examples are those of published results."""
+WITHOUT_EXAMPLES = {"training_split": None, "fewshot_split": None, "fewshot_config": None}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What the harness runs."""
+
+    config: BenchmarkConfig
+    tasks: dict[str, Any]
+    """The harness's tasks by name: of MMLU one per subject, else one."""
+    metric: str
+    """The headline metric."""
+    filter: str
+    """The filter of answers that it is taken of."""
+
+
+def load_benchmark(config: BenchmarkConfig, pack: Pack | None = None) -> Benchmark:
+    """Makes a benchmark's tasks, with their data.
+
+    Args:
+        config: of the benchmark.
+        pack: local data of one of the six; without it the Hub's are loaded.
+
+    Raises:
+        UserError: the Hub is out of reach, or a task of the user's own cannot be loaded or has no mean over items as its metric.
+    """
+    tasks = _own_task(config) if config.task else _preset_tasks(config, pack)
+    if config.shots is not None:
+        for task in tasks.values():
+            task.set_config("num_fewshot", config.shots)
+    for task in tasks.values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config("num_fewshot", 0)
+        task.set_fewshot_seed(FEWSHOT_SEED)
+    metric, answers = (config.preset.metric, config.preset.filter) if config.preset else _headline(config, tasks)
+    return Benchmark(config, tasks, metric, answers)
+
+
+def _preset_tasks(config: BenchmarkConfig, pack: Pack | None) -> dict[str, Any]:
+    root = Path(lm_eval.__file__).parent / "tasks" / FOLDERS.get(config.name, config.name)
+    # The whole index has thousands of files.
+    manager = TaskManager(include_defaults=False, include_path=[str(root)])
+    names = list(pack.tables) if pack else manager.all_subtasks if config.name == "mmlu" else [config.name]
+    members: list[dict[str, Any]] = [{"task": name} for name in names]
+    if pack:
+        for member in members:
+            member["custom_dataset"] = _dataset(pack, member["task"])
+            if DATASETS[config.name].examples not in pack.tables[member["task"]]:
+                member |= WITHOUT_EXAMPLES
+    try:
+        # In a group the harness takes settings over those of its own file; of a task by itself it takes nothing else.
+        return dict(manager.load({"group": f"profuser_{config.name}", "task": members})["tasks"])
+    except (OSError, ValueError) as error:
+        raise UserError(f"evaluate.benchmarks.{config.name}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _dataset(pack: Pack, task: str) -> Callable[..., Any]:
+    """What gives the harness a task's data, by split."""
+
+    def load(**_: Any) -> Any:
+        from datasets import Dataset, DatasetDict
+
+        return DatasetDict({split: Dataset(table) for split, table in pack.tables[task].items()})
+
+    return load
+
+
+def _own_task(config: BenchmarkConfig) -> dict[str, Any]:
+    setting = f"evaluate.benchmarks.{config.name}.task"
+    try:
+        tasks = TaskManager(include_defaults=False).load([str(config.task)])["tasks"]
+    except (KeyError, ValueError, TypeError, OSError, AttributeError, ImportError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{setting}: the harness does not take {config.task}: {text or type(error).__name__}"
+        ) from error
+    return dict(tasks)
+
+
+def _headline(config: BenchmarkConfig, tasks: Mapping[str, Any]) -> tuple[str, str]:
+    """Metric and filter of a task of the user's own."""
+    setting = f"evaluate.benchmarks.{config.name}"
+    task = next(iter(tasks.values()))
+    metrics = task.aggregation()
+    metric = config.metric or next(iter(metrics))
+    if metric not in metrics:
+        raise UserError(f"{setting}.metric: {config.task} has no metric {metric!r}; there are: {', '.join(metrics)}")
+    if metrics[metric] is not mean:
+        raise UserError(
+            f"{setting}.metric: {metric!r} of {config.task} is no mean over items, so models could not be compared item by item; "
+            "choose another with metric"
+        )
+    return metric, (task.get_config("filter_list") or [{"name": "none"}])[0]["name"]

@@ -1,0 +1,170 @@
+"""A schedule drawn for a terminal: the weights of both modes over the updates, where pieces meet, and which may end early."""
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from profuser.recipe.schedule import Plateau, Schedule, SchedulePiece
+
+DRAWN_MODES = ("inference", "training")
+"""In the order of the paper's `(w1, w2)`."""
+ROWS = 3
+"""Of characters, for the curve of one mode."""
+LEFT, RIGHT = 16, 6
+"""Columns beside the curves: for names, and for half of the last update's number."""
+LEAST_COLUMNS, MOST_COLUMNS = 20, 72
+COLOURS = {"training": "blue", "inference": "dark_orange3"}
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Characters of a drawing."""
+
+    blocks: str
+    """From empty to full."""
+    line: str
+    open: str
+    """The line where a piece may end early."""
+    tick: str
+
+
+UNICODE = Marks(" " + "".join(chr(0x2581 + level) for level in range(8)), "\u2500", "\u254c", "\u253c")
+ASCII = Marks(" .-=#", "-", "~", "+")
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The updates of one piece, `[first, end)`."""
+
+    piece: SchedulePiece
+    first: int
+    end: int
+
+    @property
+    def earliest(self) -> int | None:
+        """The update that the next piece may begin with at the earliest; None where this one has its whole time."""
+        moment = self.first + 2 * self.piece.moves_on.window_steps if self.piece.moves_on else self.end
+        return moment if moment < self.end else None
+
+
+def stretches(pieces: Sequence[SchedulePiece], num_steps: int) -> list[Stretch]:
+    """The updates of every piece where none ends early; a piece that is too short for one has none."""
+    schedule = Schedule(pieces, num_steps)
+    found: dict[int, tuple[int, int]] = {}
+    step = 0
+    while step < num_steps:
+        index, first, step = schedule.piece(step)
+        found[index] = first, step
+    out: list[Stretch] = []
+    for index, piece in enumerate(pieces):
+        before = out[-1].end if out else 0
+        out.append(Stretch(piece, *found.get(index, (before, before))))
+    return out
+
+
+class ScheduleDrawing:
+    """What rich prints for a schedule.
+
+    Args:
+        pieces: of the recipe.
+        num_steps: updates of the run.
+    """
+
+    def __init__(self, pieces: Sequence[SchedulePiece], num_steps: int):
+        self.pieces, self.num_steps = pieces, num_steps
+        self.stretches = stretches(pieces, num_steps)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Curves, axis, a table of the pieces, and words on those that may end early."""
+        width = max(LEAST_COLUMNS, min(MOST_COLUMNS, options.max_width - LEFT - RIGHT))
+        marks = ASCII if options.ascii_only else UNICODE
+        yield from self._curves(width, marks)
+        yield from self._axis(width, marks)
+        yield Text()
+        yield self._table()
+        for index, stretch in enumerate(self.stretches):
+            if stretch.piece.moves_on:
+                words = _early_words(index, stretch, stretch.piece.moves_on)
+                yield Text("\n".join(textwrap.wrap(words, options.max_width)))
+
+    def _curves(self, width: int, marks: Marks) -> Iterator[Text]:
+        schedule = Schedule(self.pieces, self.num_steps)
+        # The middle of what a column stands for.
+        moments = [schedule.weights(int((column + 0.5) * self.num_steps / width)) for column in range(width)]
+        top = max(max(piece.inference, piece.training, *_ends(piece)) for piece in self.pieces)
+        levels = len(marks.blocks) - 1
+        for mode in DRAWN_MODES:
+            heights = [getattr(weights, mode) / top * ROWS * levels for weights in moments]
+            for row in reversed(range(ROWS)):
+                label = {ROWS - 1: f"{top:g}", 0: "0"}.get(row, "")
+                name = mode if row == ROWS // 2 else ""
+                bar = "".join(marks.blocks[_level(height, row, levels)] for height in heights)
+                yield Text.assemble(f"{name:>{LEFT - 6}} {label:>4} ", (bar.rstrip(), COLOURS[mode]))
+            yield Text()
+
+    def _axis(self, width: int, marks: Marks) -> Iterator[Text]:
+        def place(step: int) -> int:
+            return round(step * width / self.num_steps)
+
+        line = [marks.line] * (width + 1)
+        bounds = {0, *(stretch.end for stretch in self.stretches)}
+        for stretch in self.stretches:
+            if stretch.earliest is not None:
+                bounds.add(stretch.earliest)
+                for column in range(place(stretch.earliest), place(stretch.end)):
+                    line[column] = marks.open
+        numbers = ""
+        for step in sorted(bounds):
+            line[place(step)] = marks.tick
+            text = f"{step:,}"
+            begin = place(step) - len(text) // 2 + LEFT
+            # A number that would touch the one before it is left to the table.
+            if begin > len(numbers):
+                numbers = numbers.ljust(begin) + text
+        yield Text(f"{'update':>{LEFT - 6}}{' ' * 6}{''.join(line)}")
+        yield Text(numbers)
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+        for name in ("piece", "from update", "updates"):
+            table.add_column(name, justify="right")
+        for name in (*DRAWN_MODES, ""):
+            table.add_column(name)
+        for index, stretch in enumerate(self.stretches):
+            piece = stretch.piece
+            numbers = (f"{index + 1}", f"{stretch.first:,}", f"{stretch.end - stretch.first:,}")
+            words = ["" if piece.to is None else piece.shape, "" if stretch.earliest is None else "may end early"]
+            table.add_row(*numbers, *(_way(piece, mode) for mode in DRAWN_MODES), ", ".join(filter(None, words)))
+        return table
+
+
+def _early_words(index: int, stretch: Stretch, plateau: Plateau) -> str:
+    if stretch.earliest is None:
+        needed = 2 * plateau.window_steps
+        return f"Piece {index + 1} has its whole time: to end early it would need more than {needed:,} updates."
+    return (
+        f"Piece {index + 1} may end from update {stretch.earliest:,} on, and ends at update {stretch.end:,}: it ends early once "
+        f"the mean inference-mode cross-entropy of the last {plateau.window_steps:,} updates is not "
+        f"{100 * plateau.min_gain:.3g} % below that of the {plateau.window_steps:,} before them. The pieces after it are then "
+        "stretched over the updates left."
+    )
+
+
+def _level(height: float, row: int, levels: int) -> int:
+    """How full a character is; a weight above 0 shows."""
+    level = min(max(round(height) - row * levels, 0), levels)
+    return max(level, 1) if height > 0 and row == 0 else level
+
+
+def _way(piece: SchedulePiece, mode: str) -> str:
+    start = getattr(piece, mode)
+    end = start if piece.to is None else getattr(piece.to, mode)
+    return f"{start:g}" if start == end else f"{start:g} -> {end:g}"
+
+
+def _ends(piece: SchedulePiece) -> tuple[float, ...]:
+    return (piece.to.inference, piece.to.training) if piece.to else ()

@@ -1,0 +1,216 @@
+"""Results with their intervals, as lines of text for the page and as tables for a terminal of 100 columns."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from profuser.evaluation.judged import JudgedWinRate
+from profuser.report.comparisons import in_percent, preference
+from profuser.report.facts import ALL, Comparison, RunFacts
+from profuser.report.metrics import METRICS, SCORE, Change, Metric
+from profuser.report.tables.table import new_table
+from profuser.run.stages import FUSED, TARGET
+
+NO_BENCHMARK = "No benchmark was measured: the recipe names none (evaluate.benchmarks)."
+NOT_YET = "No benchmark is finished yet."
+NOT_JUDGED = (
+    "The answers were not judged: the recipe leaves it out (evaluate.judged), or the stage is not finished yet."
+)
+
+
+@dataclass(frozen=True)
+class ScoreLine:
+    """One category of a table of held-out scores, or one benchmark, as text."""
+
+    name: str
+    num_items: int
+    cells: Mapping[str, str]
+    """By model."""
+    intervals: Mapping[str, str]
+    """By model, of those that have one of their own."""
+    better_model: str | None
+    change: str
+    """Of the fused model against the target."""
+    interval: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class AgainstCell:
+    """The fused model less one other on one measure, as text."""
+
+    difference: str
+    interval: str
+    p_value: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class AgainstLine:
+    """The fused model against all others on one measure."""
+
+    measure: str
+    num_items: int
+    cells: Mapping[str, AgainstCell]
+    """By the other model."""
+
+
+@dataclass(frozen=True)
+class JudgedLine:
+    """The fused model's answers against another model's under one judge, as text."""
+
+    judge: str
+    model: str
+    rate: str
+    interval: str
+    even_rate: str
+    """At equal length."""
+    even_interval: str
+    ties: str
+    characters: str
+    verdict: str
+
+
+def score_lines(facts: RunFacts, metric: Metric) -> list[ScoreLine]:
+    """One line per category for one held-out metric."""
+    lines = []
+    for category in facts.categories:
+        change = Change.of(facts, metric, category)
+        cells = {model: metric.text(metric.of(facts.score(model, category))) for model in facts.models}
+        own = (change.better_model, change.text, change.interval, change.verdict)
+        lines.append(ScoreLine(category, facts.num_rows(category), cells, {}, *own))
+    return lines
+
+
+def benchmark_models(facts: RunFacts) -> list[str]:
+    """The models that have finished a benchmark, in the order of the scores."""
+    found = dict.fromkeys(model for scores in facts.benchmarks.values() for model in scores)
+    return sorted(found, key=lambda model: (model == FUSED, model != TARGET))
+
+
+def benchmark_lines(facts: RunFacts) -> list[ScoreLine]:
+    """One line per benchmark."""
+    lines = []
+    for name, scores in facts.benchmarks.items():
+        found = facts.comparison(name)
+        verdict = found.verdict if found else "unknown"
+        lines.append(
+            ScoreLine(
+                name,
+                max(score.num_items for score in scores.values()),
+                {model: SCORE.text(score.value) for model, score in scores.items()},
+                {model: SCORE.interval(score) for model, score in scores.items()},
+                {"better": FUSED, "worse": TARGET}.get(verdict),
+                SCORE.text(found.difference.value, sign=True) if found else "-",
+                SCORE.interval(found.difference) if found else "",
+                verdict,
+            )
+        )
+    return lines
+
+
+def no_benchmarks(facts: RunFacts) -> str:
+    """Why there is no table of benchmarks."""
+    named = (facts.recipe.get("evaluate") or {}).get("benchmarks")
+    return NOT_YET if named else NO_BENCHMARK
+
+
+def against_lines(facts: RunFacts) -> list[AgainstLine]:
+    """Every measure over all its items."""
+    whole = [found for found in facts.comparisons if found.category == ALL]
+    lines = []
+    for measure in dict.fromkeys(found.measure for found in whole):
+        own = [found for found in whole if found.measure == measure]
+        metric = metric_of(measure)
+        title = f"{measure}, points" if metric.unit else measure
+        cells = {found.model: _against(facts, metric, found) for found in own}
+        lines.append(AgainstLine(title, own[0].difference.num_items, cells))
+    return lines
+
+
+def _against(facts: RunFacts, metric: Metric, found: Comparison) -> AgainstCell:
+    # Of held-out metrics the difference of the values as they are shown, as everywhere in the report.
+    change = Change(metric, metric.of(facts.score(found.model)), metric.of(facts.score(FUSED)))
+    value = metric.text(found.difference.value, sign=True) if metric is SCORE else change.text
+    return AgainstCell(value, metric.interval(found.difference), p_text(found.p_value), found.verdict)
+
+
+def metric_of(measure: str) -> Metric:
+    """How a measure is written: a held-out metric, or a benchmark."""
+    return next((metric for metric in METRICS if metric.name == measure), SCORE)
+
+
+def comparison_rows(facts: RunFacts) -> list[dict[str, Any]]:
+    """Every comparison, for a CSV."""
+    return [
+        {
+            "measure": found.measure,
+            "category": found.category,
+            "against": found.model,
+            **asdict(found.difference),
+            "adjusted_p_value": found.p_value,
+            "verdict": found.verdict,
+        }
+        for found in facts.comparisons
+    ]
+
+
+def p_text(p_value: float) -> str:
+    """A p-value as a table shows it."""
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.2g}"
+
+
+def judged_lines(facts: RunFacts) -> list[JudgedLine]:
+    """Every judge, the vote of all first, on every other model."""
+    return [
+        _judged(facts, judge, model, rate) for judge, rates in facts.judged.items() for model, rate in rates.items()
+    ]
+
+
+def _judged(facts: RunFacts, judge: str, model: str, rate: JudgedWinRate) -> JudgedLine:
+    raw, even = in_percent(rate.raw), in_percent(rate.length_controlled)
+    return JudgedLine(
+        judge=judge,
+        model=facts.label(model),
+        rate=f"{SCORE.text(raw.value)} %",
+        interval=SCORE.interval(raw),
+        even_rate=f"{SCORE.text(even.value)} %",
+        even_interval=SCORE.interval(even),
+        ties=f"{rate.num_ties:,} of {rate.raw.num_items:,}",
+        characters=" / ".join(f"{mean:,.0f}" for mean in rate.mean_characters),
+        verdict=preference(rate.length_controlled).verdict(larger_is_better=True),
+    )
+
+
+def benchmark_table(facts: RunFacts) -> Table:
+    """Benchmarks for a terminal; no row where none was measured."""
+    table = new_table("benchmarks, %, fused against target with the 95 % interval of the difference", "benchmark")
+    table.add_column("items", justify="right")
+    models = benchmark_models(facts)
+    for model in models:
+        table.add_column(Text(facts.label(model).replace(" ", "\n")), justify="right", overflow="fold")
+    table.add_column("change", justify="right")
+    table.add_column("")
+    for line in benchmark_lines(facts):
+        cells = [Text(line.cells.get(m, "-"), style="bold" if m == line.better_model else "") for m in models]
+        change = Text(f"{line.change}\n{line.interval}")
+        table.add_row(Text(line.name), f"{line.num_items:,}", *cells, change, line.verdict)
+    return table
+
+
+def judged_table(facts: RunFacts) -> Table:
+    """Judged win rates of the fused model for a terminal, of the vote of all judges."""
+    table = new_table("judged win rates of the fused model, ties half, with 95 % intervals", "against")
+    table.caption = "verdict: of the rate at equal length against 50 %"
+    for name in ("win rate", "at equal length", "ties"):
+        table.add_column(name, justify="right")
+    table.add_column("verdict")
+    majority = next(iter(facts.judged), None)
+    for line in judged_lines(facts):
+        if line.judge == majority:
+            rates = (f"{line.rate}\n{line.interval}", f"{line.even_rate}\n{line.even_interval}")
+            table.add_row(Text(line.model), *rates, line.ties, line.verdict)
+    return table

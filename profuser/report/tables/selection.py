@@ -1,0 +1,113 @@
+"""The choice of teachers in words, as rows for a CSV, and as tables for a terminal of 100 columns."""
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from profuser.artifacts.schemas import MODES
+from profuser.report.facts import RunFacts
+from profuser.report.tables.table import new_table, percent
+
+LONGER_WINS = (
+    "of two answers of different length to one prompt, how often the longer has the higher reward; 50 % is no bias"
+)
+LENGTH_RHO = "Spearman's rank correlation of bytes and reward, over all answers"
+KAPPA = "Cohen's; 0 is chance, 1 is always the same choice"
+
+
+def selection_words(facts: RunFacts) -> list[str]:
+    """What the numbers say, a sentence each: how often the modes choose the same teacher, and how often that is the target."""
+    out = []
+    modes = facts.selection.modes if facts.selection else None
+    if modes and modes.num_rows:
+        chance = f" (kappa {signed(modes.kappa)}; 0 is chance, 1 is always)" if math.isfinite(modes.kappa) else ""
+        out.append(
+            f"Both modes choose the same teacher on {percent(modes.share, 1)} of the {modes.num_rows:,} rows "
+            f"that have one in both{chance}."
+        )
+    wins = [f"{percent(part, 1)} of the examples in {mode} mode" for mode, part in facts.target_wins().items()]
+    if wins:
+        out.append(f"Where the target itself wins there is little new to learn: {', '.join(wins)}.")
+    return out
+
+
+def win_rate_rows(facts: RunFacts) -> list[dict[str, Any]]:
+    """Every pair of sources in both modes."""
+    return [
+        {"first": duel.first, "second": duel.second, "mode": mode, **asdict(rate), "win_rate": rate.share}
+        for duel in (facts.selection.duels if facts.selection else ())
+        for mode, rate in ((mode, getattr(duel, mode)) for mode in MODES)
+    ]
+
+
+def agreement_rows(facts: RunFacts) -> list[dict[str, Any]]:
+    """Both modes, then every pair of rewards."""
+    found = facts.selection
+    return [asdict(agreement) for agreement in (found.modes, *found.agreements)] if found else []
+
+
+def length_rows(facts: RunFacts) -> list[dict[str, Any]]:
+    """Every group of answers under every reward."""
+    return [
+        {
+            "reward": name,
+            "num_answers": part.num_answers,
+            "mean_bytes": part.mean_bytes,
+            "mean_standardised_reward": mean,
+        }
+        for part in (facts.selection.lengths if facts.selection else ())
+        for name, mean in part.rewards.items()
+    ]
+
+
+def win_rates_table(facts: RunFacts) -> Table:
+    """Per pair of sources, the share of rows on which the first is better, in both modes."""
+    table = new_table("who beats whom on the same row, draws half", "source beats")
+    table.add_column("source")
+    for mode in MODES:
+        table.add_column(f"{mode} mode", justify="right")
+        table.add_column("rows", justify="right")
+    for duel in facts.selection.duels if facts.selection else ():
+        rates = [getattr(duel, mode) for mode in MODES]
+        cells = [cell for rate in rates for cell in (share(rate.share), f"{rate.num_rows:,}")]
+        table.add_row(Text(facts.source_label(duel.first)), Text(facts.source_label(duel.second)), *cells)
+    return table
+
+
+def judges_table(facts: RunFacts) -> Table:
+    """Per reward its weight, its abstentions, and how it likes length."""
+    judges = facts.selection.judges if facts.selection else ()
+    table = new_table(f"judges of the {judges[0].num_rows if judges else 0:,} rows with different answers", "reward")
+    table.caption = f"longer wins: {LONGER_WINS}\nlength rho: {LENGTH_RHO}"
+    for name in ("weight", "abstains", "longer wins", "length rho"):
+        table.add_column(name, justify="right")
+    for judge in judges:
+        abstains, correlation = percent(judge.abstained, judge.num_rows), signed(judge.length_correlation)
+        table.add_row(Text(judge.name), f"{judge.weight:g}", abstains, share(judge.longer_wins), correlation)
+    return table
+
+
+def agreement_table(facts: RunFacts) -> Table:
+    """Per pair of rewards, how often they choose the same answer, and Cohen's kappa."""
+    table = new_table("agreement of the judges, where both voted", "reward")
+    table.caption = f"kappa: {KAPPA}"
+    table.add_column("reward")
+    for name in ("rows", "same choice", "kappa"):
+        table.add_column(name, justify="right")
+    for pair in facts.selection.agreements if facts.selection else ():
+        numbers = (f"{pair.num_rows:,}", share(pair.share), signed(pair.kappa))
+        table.add_row(Text(pair.first), Text(pair.second), *numbers)
+    return table
+
+
+def share(value: float) -> str:
+    """A share as `12.3 %`; a dash where it is not known."""
+    return percent(value, 1) if math.isfinite(value) else "-"
+
+
+def signed(value: float) -> str:
+    """A correlation or kappa with its sign; a dash where it is not known."""
+    return f"{round(value, 2) + 0.0:+.2f}" if math.isfinite(value) else "-"

@@ -1,0 +1,118 @@
+"""The numbers of a report as rows, and as tables for a terminal of 100 columns."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from profuser.artifacts.schemas import MODES
+from profuser.report.facts import RunFacts
+from profuser.report.metrics import METRICS, Change, Metric
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One model on one category."""
+
+    model: str
+    category: str
+    num_rows: int
+    bits_per_byte: float
+    """NaN where it is not known."""
+    exact_match: float
+    """Share of rows, 0 to 1; NaN where it is not known."""
+
+
+def score_table(facts: RunFacts) -> list[ScoreRow]:
+    """Every model on all rows and on each category, in the order of the facts."""
+    return [
+        ScoreRow(model, category, **asdict(facts.score(model, category)))
+        for category in facts.categories
+        for model in facts.models
+    ]
+
+
+def render_scores(facts: RunFacts) -> Table:
+    """Both metrics per category and model; the better of target and fused model is bold."""
+    table = new_table(f"held-out scores, {facts.num_rows():,} rows", "")
+    table.caption = "; ".join(f"{metric.title}: {metric.hint}" for metric in METRICS)
+    table.add_column("rows", justify="right")
+    for model in facts.models:
+        table.add_column(Text(facts.label(model).replace(" ", "\n")), justify="right", overflow="fold")
+    table.add_column("change", justify="right")
+    if facts.comparisons:
+        table.add_column("95 % interval", justify="right")
+        table.add_column("verdict")
+        table.pad_edge = False  # with four models there is not a column to spare
+    for metric in METRICS:
+        table.add_row(Text(metric.title, style="italic"))
+        for category in facts.categories:
+            table.add_row(*_score_cells(facts, metric, category))
+        table.add_section()
+    return table
+
+
+def _score_cells(facts: RunFacts, metric: Metric, category: str) -> list[Text]:
+    change = Change.of(facts, metric, category)
+    cells = [Text(f"  {category}"), Text(f"{facts.num_rows(category):,}")]
+    for model in facts.models:
+        value = metric.text(metric.of(facts.score(model, category)))
+        cells.append(Text(value, style="bold" if model == change.better_model else ""))
+    told = [Text(change.interval), Text(change.verdict)] if facts.comparisons else []
+    return [*cells, Text(change.text), *told]
+
+
+def who_wins_table(facts: RunFacts) -> Table:
+    """Examples per source in both modes, as numbers and shares of the mode's examples."""
+    table = new_table(f"teachers of {facts.selection_counts.get('rows', 0):,.0f} corpus rows", "source")
+    for mode in MODES:
+        table.add_column(f"{mode} mode", justify="right")
+        table.add_column("share", justify="right")
+    wins = facts.wins()
+    totals = [sum(getattr(row, mode) for row in wins) for mode in MODES]
+    for row in wins:
+        cells = []
+        for number, total in zip((row.training, row.inference), totals, strict=True):
+            cells += [f"{number:,}", percent(number, total)]
+        table.add_row(Text(facts.source_label(row.source)), *cells)
+    return table
+
+
+def stage_table(facts: RunFacts) -> Table:
+    """Every stage with its state, rows, tokens and seconds."""
+    table = new_table(f"stages, {facts.seconds:,.1f} seconds in all", "stage")
+    table.add_column("state")
+    for name in ("rows", "tokens", "seconds"):
+        table.add_column(name, justify="right")
+    for stage in facts.stages:
+        counts = [f"{stage.counts[name]:,.0f}" if name in stage.counts else "" for name in ("rows", "tokens")]
+        table.add_row(Text(stage.name), Text(stage.state), *counts, f"{stage.seconds:,.1f}" if stage.seconds else "")
+    return table
+
+
+def new_table(title: str, first_column: str) -> Table:
+    """An empty table in the style of all."""
+    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
+    table.add_column(first_column)
+    return table
+
+
+def percent(part: float, whole: float) -> str:
+    """A share as `12.3 %`; a dash for a share of nothing."""
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV in full precision; None, NaN and a column that a row lacks are empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        values = [row.get(name) for name in columns]
+        writer.writerow(["" if value is None or value != value else value for value in values])
+    return out.getvalue()

@@ -1,0 +1,85 @@
+"""The kinds of reward: one record each. A new kind is its section of a recipe (`recipe/rewards.py`) and a record here."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from profuser.recipe.rewards import CallableConfig, RewardConfig, RewardModelConfig
+from profuser.rewards.callables import call_function, load_callable, source_digest
+from profuser.rewards.judges import Judge
+from profuser.rewards.verifiers import exact_match, plain, same_last_number
+
+Rule = Callable[[Mapping[str, Any], str], float]
+"""Scores an answer to a corpus row; higher is better."""
+
+
+@dataclass(frozen=True)
+class RewardKind:
+    """What is specific to one kind of reward."""
+
+    load: Callable[[Any, str | None], Judge]
+    """Makes the judge of a configuration; the second argument is the folder, URI or Hub name of its model."""
+    check: Callable[[Any], object] = lambda config: None
+    """Raises UserError where the judge could not be made, without loading a model."""
+    digests: Callable[[Any], dict[str, str]] = lambda config: {}
+    """Digests of code that decides the scores."""
+
+
+class Verifier:
+    """A judge that scores each answer alone, by a rule."""
+
+    def __init__(self, rule: Rule):
+        self.rule = rule
+
+    def score(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> Float[np.ndarray, "N"]:
+        """See `Judge.score`; 1 or 0, or what the recipe's function returns. UserError where that fails, with the row's id."""
+        return np.array([self.rule(row, answer) for row, answer in zip(rows, answers, strict=True)], dtype=np.float64)
+
+
+def _reward_model(config: RewardModelConfig, path: str | None) -> Judge:
+    # Imported here: verifiers need neither torch nor vLLM.
+    from profuser.rewards.reward_model import load_reward_model
+
+    return load_reward_model(config, path or config.model)
+
+
+def _callable(config: CallableConfig, _: str | None) -> Judge:
+    function = load_callable(config)
+    return Verifier(lambda row, answer: call_function(function, config, row, answer))
+
+
+def _by_rule(rule: Callable[[Any, str, str], float]) -> RewardKind:
+    """A verifier whose rule takes its configuration, the answer and the ground truth."""
+    return RewardKind(lambda config, _: Verifier(lambda row, answer: rule(config, answer, row["response"])))
+
+
+KINDS: dict[str, RewardKind] = {
+    "reward_model": RewardKind(_reward_model),
+    "last_number": _by_rule(lambda config, answer, truth: same_last_number(answer, truth, config.tolerance)),
+    "exact_match": _by_rule(lambda config, answer, truth: plain(answer, config) == plain(truth, config)),
+    "answer_match": _by_rule(lambda config, answer, truth: exact_match(answer, truth, config.pattern)),
+    "callable": RewardKind(_callable, load_callable, lambda config: {"code": source_digest(config)}),
+}
+"""By the recipe's `kind`."""
+
+
+def kind_of(config: RewardConfig) -> RewardKind:
+    """Returns the kind of a reward."""
+    return KINDS[config.kind]
+
+
+def load_judge(config: RewardConfig, path: str | None = None) -> Judge:
+    """Makes a reward.
+
+    Args:
+        config: its section of the recipe.
+        path: folder, URI or Hub name of a reward model.
+
+    Raises:
+        EngineError: the reward model cannot be loaded.
+        UserError: the verifier's function cannot be imported.
+    """
+    return kind_of(config).load(config, path)

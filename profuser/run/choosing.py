@@ -1,0 +1,34 @@
+"""Makes a run's chooser of teachers, which `signals` and `select` both ask."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from profuser.alignment.token_bytes import TokenBytes
+from profuser.artifacts.artifact import Artifact
+from profuser.recipe.models import Recipe
+from profuser.rewards.voting import RewardScale
+from profuser.selection.teachers import Chooser
+
+
+def make_chooser(recipe: Recipe, tokens: Sequence[TokenBytes], scales: Sequence[RewardScale]) -> Chooser:
+    """What chooses the teachers of a run."""
+    return Chooser(
+        names=[source.name for source in recipe.sources],
+        teachers=[teacher.name for teacher in recipe.teachers],
+        tokens=tokens,
+        config=recipe.select,
+        scales=scales,
+        weights=[reward.weight for reward in recipe.rewards],
+        num_samples=recipe.collect.samples_per_source,
+    )
+
+
+def reward_scales(rewards: list[Artifact]) -> list[RewardScale]:
+    """Mean and spread of each reward over all the answers of the run."""
+    return [RewardScale.over(map(_scores, artifact.tables(["scores"]))) for artifact in rewards]
+
+
+def _scores(table: pa.Table) -> np.ndarray:
+    return table["scores"].combine_chunks().flatten().to_numpy(zero_copy_only=False)

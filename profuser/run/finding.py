@@ -1,0 +1,36 @@
+"""Runs that exist: by name in a storage, or by their folder."""
+
+import yaml
+
+from profuser.artifacts.artifact import read_manifest
+from profuser.errors import UserError
+from profuser.recipe.loading import parse_recipe
+from profuser.run.fusion_run import MODEL, FusionRun
+from profuser.storage.folder import Folder
+
+RECIPE = "recipe.yaml"
+"""What a run was started with, in its folder."""
+
+
+def find_run(name: str, storage: str) -> FusionRun:
+    """A run that exists, by name in a storage or by its folder, with the recipe that it was started with.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    # A storage that is mistyped is said at once.
+    for folder in (Folder.at(storage).at_once() / name, Folder.at(name).at_once()):
+        if folder.exists(RECIPE):
+            recipe = parse_recipe(yaml.safe_load(folder.read_bytes(RECIPE)), folder.path(RECIPE))
+            parent = folder.uri.rpartition("/")[0]
+            return FusionRun(recipe.model_copy(update={"storage": parent}))
+    known = [entry for entry in Folder.at(storage).at_once().names() if (Folder.at(storage) / entry).exists(RECIPE)]
+    there = f"there are: {', '.join(known)}" if known else f"there is none in {Folder.at(storage).uri}"
+    raise UserError(f"run {name!r} not found; {there} (see --storage)")
+
+
+def finished_model(run: FusionRun) -> str:
+    """Folder or URI of a run's fused model; UserError where the run has none yet."""
+    if read_manifest(run.folder / "fuse") is None:
+        raise UserError(f"run {run.recipe.name!r} has no fused model yet; finish it with profuser run")
+    return (run.folder / "fuse" / MODEL).uri

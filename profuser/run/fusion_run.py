@@ -1,0 +1,257 @@
+"""A run's artifacts: where each is stored, and the settings and inputs that decide it. Known from the recipe alone."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow as pa
+
+from profuser.artifacts.artifact import Artifact
+from profuser.artifacts.schemas import (
+    BENCHMARK,
+    CORPUS,
+    EVALUATE,
+    JUDGE,
+    QUARANTINE,
+    REWARDS,
+    collect_schema,
+    select_schema,
+    signals_schema,
+)
+from profuser.config import identity
+from profuser.engines.base import Reading
+from profuser.evaluation.benchmarks.checks import check_data, data_digest
+from profuser.recipe.evaluating import BenchmarkConfig
+from profuser.recipe.models import ModelConfig, SourceConfig
+from profuser.recipe.rewards import RewardConfig
+from profuser.rewards.kinds import kind_of
+from profuser.run.inputs import RunInputs, corpus_digest
+from profuser.run.stages import FUSED, REGISTRY, STAGES, TARGET
+from profuser.signals.codec import CODEC_VERSION
+from profuser.storage.folder import Folder
+
+NO_ROWS = pa.schema([])
+MODEL, TRAINING_METRICS = "model", "metrics.jsonl"
+"""In the artifact of `fuse`: the fused model's folder, and a line per update."""
+
+
+@dataclass(frozen=True)
+class FusionRun(RunInputs):
+    """A recipe and the folder that holds its results."""
+
+    def check_inputs(self) -> None:
+        """Raises UserError unless the corpus, all models and the benchmarks' data are there."""
+        super().check_inputs()
+        for benchmark in self.recipe.evaluate.benchmarks:
+            if any(self.benchmark(name, benchmark).manifest() is None for name in self.evaluated()):
+                check_data(benchmark)
+
+    # The artifacts, each with what decides it.
+
+    def corpus(self) -> Artifact:
+        """Accepted rows to learn from."""
+        return self._artifact("prepare/train", CORPUS, self._prepare_config)
+
+    def heldout(self) -> Artifact:
+        """Accepted rows to evaluate on."""
+        return self._artifact("prepare/heldout", CORPUS, self._prepare_config)
+
+    def quarantine(self) -> Artifact:
+        """Refused rows with file, line and reason."""
+        return self._artifact("prepare/quarantine", QUARANTINE, self._prepare_config)
+
+    @cached_property
+    def _prepare_config(self) -> dict[str, Any]:
+        digests = {"corpus": corpus_digest(self.corpus_path)}
+        if self.heldout_path:
+            digests["heldout"] = corpus_digest(self.heldout_path)
+        return {"corpus": identity(self.recipe.corpus), "digests": digests, "seed": self.recipe.seed}
+
+    def reading(self, source: SourceConfig) -> Reading:
+        """How corpus rows are put to a source."""
+        collect = self.recipe.collect
+        generation = source.generation or collect.generation
+        return Reading(generation, collect.stored_top_k, self.recipe.seed, collect.samples_per_source)
+
+    def collect(self, source: SourceConfig) -> Artifact:
+        """Signals of one source."""
+        setting = f"sources.{source.name}.model"
+        how = self.reading(source)
+        config = {
+            "model": self.model_digests[setting],
+            "tokenizer": self.tokenizer_digest(setting),
+            "vocab_size": self.vocab_size(setting),
+            "engine": identity(source.engine),
+            "template": identity(self.recipe.template),
+            "top_k": how.top_k,
+            "generation": identity(how.generation),
+            "samples": how.num_samples,
+            "seed": how.seed,
+            "codec": CODEC_VERSION,
+        }
+        schema = collect_schema(self.vocab_size(setting), with_topk=how.top_k > 0)
+        return self._artifact(f"collect/{source.name}", schema, config, [self.corpus()])
+
+    def rewards(self, reward: RewardConfig) -> Artifact:
+        """Scores that one reward gives to every source's answers."""
+        config = self._reward_config(reward) | {"sources": [source.name for source in self.recipe.sources]}
+        return self._artifact(f"rewards/{reward.name}", REWARDS, config, self._collected())
+
+    def _reward_config(self, reward: RewardConfig) -> dict[str, Any]:
+        """What decides a reward's scores: not its weight, which decides the vote."""
+        config: dict[str, Any] = {"reward": {k: v for k, v in identity(reward).items() if k != "weight"}}
+        if f"rewards.{reward.name}.model" in self.model_digests:
+            config["model"] = self.model_digests[f"rewards.{reward.name}.model"]
+        return config | kind_of(reward).digests(reward)
+
+    def signals(self, source: SourceConfig) -> Artifact:
+        """Where signals are lazy: distributions of one source along the responses that it was chosen to teach."""
+        size = self.vocab_size(f"sources.{source.name}.model")
+        config = self._choice_config | {"vocab_size": size, "top_k": self.recipe.collect.top_k, "codec": CODEC_VERSION}
+        with_steps = self.recipe.select.condition == "exact"
+        if with_steps:
+            # The target's tokens decide which candidates are used up.
+            config |= self._target_config
+        inputs = [*self._collected(), *self.artifacts("rewards")]
+        return self._artifact(f"signals/{source.name}", signals_schema(size, with_steps), config, inputs)
+
+    @property
+    def _target_config(self) -> dict[str, Any]:
+        """What decides the target's tokens of a response."""
+        return {"tokenizer": self.tokenizer_digest("target.model"), "template": identity(self.recipe.template)}
+
+    @property
+    def _choice_config(self) -> dict[str, Any]:
+        """What decides who teaches what."""
+        select = identity(self.recipe.select)
+        if select["condition"] == "tail":
+            # As it was before there was a choice: the artifacts of older runs stay valid.
+            del select["condition"]
+        return {
+            "select": select,
+            "teachers": [teacher.name for teacher in self.recipe.teachers],
+            "weights": {reward.name: reward.weight for reward in self.recipe.rewards},
+        }
+
+    def select(self) -> Artifact:
+        """Training examples, each with its teacher's distributions in the target's vocabulary."""
+        config: dict[str, Any] = self._choice_config | self._target_config
+        config |= {
+            "vocab_size": self.vocab_size("target.model"),
+            "top_k": self.recipe.collect.top_k,
+            "codec": CODEC_VERSION,
+        }
+        schema = select_schema(self.vocab_size("target.model"))
+        inputs = [*self._collected(), *self.artifacts("rewards"), *self.artifacts("signals")]
+        return self._artifact("select", schema, config, inputs)
+
+    def fuse(self) -> Artifact:
+        """The fused model in `model/`, and `metrics.jsonl`."""
+        config = {
+            "fuse": identity(self.recipe.fuse),
+            "target": self.model_digests["target.model"],
+            "seed": self.recipe.training_seed,
+        }
+        return self._artifact("fuse", NO_ROWS, config, [self.select()])
+
+    def evaluate(self, name: str) -> Artifact:
+        """Answers and scores of one model on the held-out rows: `target`, `fused`, or a source's name."""
+        config: dict[str, Any] = {
+            "evaluate": {k: v for k, v in identity(self.recipe.evaluate).items() if k not in ("judged", "benchmarks")},
+            "template": identity(self.recipe.template),
+        }
+        inputs = [self.heldout()]
+        if name == FUSED:
+            inputs.append(self.fuse())
+        else:
+            setting = "target.model" if name == TARGET else f"sources.{name}.model"
+            config["model"] = self.model_digests[setting]
+        return self._artifact(f"evaluate/{name}", EVALUATE, config, inputs)
+
+    def benchmark(self, name: str, benchmark: BenchmarkConfig) -> Artifact:
+        """Items of a benchmark under one model: `target`, `fused`, or a source's name."""
+        config: dict[str, Any] = {
+            "benchmark": identity(benchmark) | {"num_fewshot": benchmark.shots},
+            "data": self._benchmark_digests[benchmark.name],
+            "engine": identity(self.evaluated_config(name).engine),
+            "lm_eval": version("lm_eval"),
+        }
+        if benchmark.apply_chat_template:
+            config["template"] = identity(self.recipe.template)
+        if name == FUSED:
+            return self._artifact(f"benchmarks/{name}/{benchmark.name}", BENCHMARK, config, [self.fuse()])
+        config["model"] = self.model_digests["target.model" if name == TARGET else f"sources.{name}.model"]
+        return self._artifact(f"benchmarks/{name}/{benchmark.name}", BENCHMARK, config)
+
+    @cached_property
+    def _benchmark_digests(self) -> dict[str, str]:
+        return {benchmark.name: data_digest(benchmark) for benchmark in self.recipe.evaluate.benchmarks}
+
+    def judge(self, reward: RewardConfig) -> Artifact:
+        """Scores that one reward gives to every evaluated model's held-out answers."""
+        config = self._reward_config(reward) | {"models": self.evaluated()}
+        return self._artifact(f"judge/{reward.name}", JUDGE, config, [self.heldout(), *self.artifacts("evaluate")])
+
+    def report(self) -> Artifact:
+        """Tables, plots and the page."""
+        results = [a for stage in ("evaluate", "benchmarks", "judge") for a in self.artifacts(stage)]
+        inputs = [self.select(), self.fuse(), *results]
+        return self._artifact("report", NO_ROWS, {}, inputs)
+
+    def evaluated(self) -> list[str]:
+        """The models that are evaluated, in the order of the table. A source that is the target is not measured twice."""
+        others = [s.name for s in self.recipe.sources if not self.recipe.is_target(s)]
+        return [TARGET, *(others if self.recipe.evaluate.sources else []), FUSED]
+
+    def evaluated_config(self, name: str) -> ModelConfig:
+        """Settings of an evaluated model: `target`, `fused` (it runs as the target does), or a source's name."""
+        if name in (TARGET, FUSED):
+            return self.recipe.target
+        return next(source for source in self.recipe.sources if source.name == name)
+
+    def evaluated_model(self, name: str) -> tuple[str, ModelConfig]:
+        """Path and settings of an evaluated model: `target`, `fused` or a source's name."""
+        config = self.evaluated_config(name)
+        return (self.fused_model.uri if name == FUSED else self.model(config).path), config
+
+    @property
+    def fused_model(self) -> Folder:
+        """Folder of the fused model."""
+        return self.fuse().folder / MODEL
+
+    def artifacts(self, stage: str) -> list[Artifact]:
+        """All artifacts of a stage."""
+        return [artifact for part in REGISTRY[stage].parts(self) for artifact in part.artifacts]
+
+    def all_artifacts(self) -> list[Artifact]:
+        """All artifacts of the run, in the order of the stages."""
+        return [artifact for stage in STAGES for artifact in self.artifacts(stage)]
+
+    def _collected(self) -> list[Artifact]:
+        return [self.collect(source) for source in self.recipe.sources]
+
+    def _artifact(
+        self, stage: str, schema: pa.Schema, config: dict[str, Any], inputs: list[Artifact] | None = None
+    ) -> Artifact:
+        marks = {artifact.stage: artifact.fingerprint for artifact in inputs or []}
+        own = Artifact(self.folder / stage, stage, schema, config, marks)
+        return self._made_elsewhere(own) if self.recipe.reuse else own
+
+    def _made_elsewhere(self, own: Artifact) -> Artifact:
+        """The same artifact in another run, where that has finished it and this one has not."""
+        if own.fingerprint not in self._found:
+            if own.manifest() is not None:
+                return own
+            for name in self.recipe.reuse:
+                other = replace(own, folder=Folder.at(self.recipe.storage) / name / own.stage)
+                manifest = other.manifest()
+                if manifest and manifest.fingerprint == own.fingerprint:
+                    self._found[own.fingerprint] = other
+                    break
+        return self._found.get(own.fingerprint, own)
+
+    @cached_property
+    def _found(self) -> dict[str, Artifact]:
+        """Artifacts of other runs, by fingerprint."""
+        return {}

@@ -1,0 +1,117 @@
+"""A recipe's inputs: its folder, corpus and models, whether they are there, and their digests."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from profuser.corpus import corpus_files
+from profuser.errors import UserError
+from profuser.models.lab_paths import LAB_FILE, resolve
+from profuser.models.reference import ModelRef
+from profuser.recipe.models import ModelConfig, Recipe
+from profuser.recipe.rewards import RewardConfig, RewardModelConfig
+from profuser.rewards.kinds import kind_of
+from profuser.storage.folder import Folder
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """A recipe, and what it reads."""
+
+    recipe: Recipe
+
+    @property
+    def folder(self) -> Folder:
+        """`{storage}/{run}`."""
+        return Folder.at(self.recipe.storage) / self.recipe.name
+
+    @property
+    def corpus_path(self) -> str:
+        """The corpus with `lab://` resolved."""
+        return resolve(self.recipe.corpus.path, self.recipe.lab)
+
+    @property
+    def heldout_path(self) -> str | None:
+        """The held-out corpus with `lab://` resolved, where there is one of its own."""
+        held = self.recipe.corpus.heldout
+        return None if held is None else resolve(held, self.recipe.lab)
+
+    def model(self, config: ModelConfig | RewardModelConfig) -> ModelRef:
+        """Where a model of the recipe is."""
+        return ModelRef.of(config.model, config.revision, self.recipe.lab)
+
+    def check_inputs(self) -> None:
+        """Raises UserError unless the corpus and all models are there: everything that can be known before starting."""
+        self.check_lab()
+        for setting, path in (("corpus.path", self.corpus_path), ("corpus.heldout", self.heldout_path)):
+            if path is not None:
+                try:
+                    corpus_files(path)
+                except UserError as error:
+                    raise UserError(f"{setting}: {error}") from None
+        _ = self.model_digests
+        for reward in self.recipe.rewards:
+            kind_of(reward).check(reward)
+
+    def check_lab(self) -> None:
+        """Raises UserError where the recipe names a laboratory that has not been built."""
+        lab = self.recipe.lab
+        if lab is not None and not (Path(lab).expanduser() / LAB_FILE).is_file():
+            raise UserError(f"lab: {lab!r} holds no laboratory; make one with profuser lab build {lab} --corpus FILE")
+
+    @cached_property
+    def model_digests(self) -> dict[str, str]:
+        """Digest of each model by its key in the recipe; UserError where one is not there."""
+        return {setting: self.model(config).digest(setting) for setting, config in self.models().items()}
+
+    def models(self) -> dict[str, ModelConfig | RewardModelConfig]:
+        """Every model of the recipe by its key."""
+        out: dict[str, ModelConfig | RewardModelConfig] = {"target.model": self.recipe.target}
+        out |= {f"sources.{source.name}.model": source for source in self.recipe.sources}
+        out |= {f"rewards.{reward.name}.model": reward for reward in self.recipe.reward_models}
+        return out
+
+    def vocab_size(self, setting: str) -> int:
+        """Width of a model's logits, from its config."""
+        if setting not in self._vocab_sizes:
+            config = self.model(self.models()[setting]).config(setting)
+            size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+            if not isinstance(size, int):
+                raise UserError(f"{setting}: config.json gives no vocab_size")
+            self._vocab_sizes[setting] = size
+        return self._vocab_sizes[setting]
+
+    @cached_property
+    def _vocab_sizes(self) -> dict[str, int]:
+        """Those asked for so far, by the model's key: every fingerprint asks again."""
+        return {}
+
+    def tokenizer_digest(self, setting: str) -> str:
+        """Of a model's tokenizer files, read once."""
+        if setting not in self._tokenizer_digests:
+            self._tokenizer_digests[setting] = self.model(self.models()[setting]).tokenizer_digest(setting)
+        return self._tokenizer_digests[setting]
+
+    @cached_property
+    def _tokenizer_digests(self) -> dict[str, str]:
+        """Those asked for so far, by the model's key."""
+        return {}
+
+    def reward_path(self, reward: RewardConfig) -> str | None:
+        """Returns where a reward's model is; None for a reward without one."""
+        return self.model(reward).path if isinstance(reward, RewardModelConfig) else None
+
+
+def corpus_digest(location: str) -> str:
+    """SHA-256 over a corpus's files, sixteen hex digits; of the name for a Hub dataset."""
+    sha = hashlib.sha256()
+    files = corpus_files(location)
+    if not files:
+        sha.update(location.encode())
+    for file in files:
+        sha.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                sha.update(block)
+    return sha.hexdigest()[:16]

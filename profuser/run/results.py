@@ -1,0 +1,71 @@
+"""Results of a run, read from its artifacts: items of benchmarks, judged answers."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from profuser.evaluation.heldout import common_rows
+from profuser.evaluation.judged import JudgedAnswers, JudgedWinRate, unless_blank, win_rates
+from profuser.recipe.rewards import RewardConfig
+from profuser.run.fusion_run import FusionRun
+from profuser.run.stages import FUSED
+
+MAJORITY = "majority vote"
+"""Name of the judge that is all rewards together."""
+
+
+def read_benchmarks(run: FusionRun) -> dict[str, dict[str, pa.Table]]:
+    """Items of all finished benchmarks of a run: `{benchmark: {model: table}}`, both in the order of the recipe.
+
+    Models are those of `run.evaluated()`: `target`, sources' names, `fused`. A table has a row per item, sorted by item, with the
+    columns `item_id` (str), `score` (float64, 0 to 1 in the benchmark's headline metric: 0 or 1 for accuracies and exact match, a
+    probability for mc2) and `task` (str; of MMLU the subject). The same benchmark has the same items under all models of a run.
+    A pair that is not finished is left out, and so is a benchmark that no model has finished.
+    """
+    out: dict[str, dict[str, pa.Table]] = {}
+    for benchmark in run.recipe.evaluate.benchmarks:
+        for model in run.evaluated():
+            artifact = run.benchmark(model, benchmark)
+            if artifact.manifest() is not None:
+                table = pa.concat_tables(artifact.tables(["item_id", "score", "task"]))
+                out.setdefault(benchmark.name, {})[model] = table.sort_by("item_id")
+    return out
+
+
+def read_answers(run: FusionRun, rewards: Sequence[RewardConfig]) -> JudgedAnswers:
+    """Answers and scores of the rows that no model refused, from the shards of `evaluate` and `judge`."""
+    models = run.evaluated()
+    tables = {name: pa.concat_tables(run.evaluate(name).tables()) for name in models}
+    kept = common_rows(tables)["all"]
+    texts = {
+        name: dict(zip(t["row_id"].to_pylist(), t["prediction"].to_pylist(), strict=True)) for name, t in tables.items()
+    }
+    row_ids = [row_id for row_id in texts[models[0]] if row_id in kept]
+    place = {(row_id, name): (i, j) for i, row_id in enumerate(row_ids) for j, name in enumerate(models)}
+    scores = np.full((len(row_ids), len(models), len(rewards)), np.nan)
+    for index, reward in enumerate(rewards):
+        for table in run.judge(reward).tables():
+            for row in table.to_pylist():
+                at = place.get((row["row_id"], row["model"]))
+                if at is not None and row["score"] is not None:
+                    scores[(*at, index)] = row["score"]
+    answers = [[unless_blank(texts[name][row_id]) for name in models] for row_id in row_ids]
+    return JudgedAnswers(tuple(models), tuple(reward.name for reward in rewards), answers, scores)
+
+
+def judged_win_rates(run: FusionRun) -> dict[str, dict[str, JudgedWinRate]]:
+    """Win rates of the fused model: `{judge: {other model: rate}}`, the judges being `MAJORITY` and then each reward by itself.
+
+    Empty where the run is not judged, or not yet, or no row is left.
+    """
+    artifacts = run.artifacts("judge")
+    if not artifacts or any(artifact.manifest() is None for artifact in artifacts):
+        return {}
+    recipe = run.recipe
+    judged = read_answers(run, recipe.rewards)
+    if not judged.answers:
+        return {}
+    weights = {MAJORITY: [reward.weight for reward in recipe.rewards]}
+    weights |= {name: [float(name == other) for other in judged.rewards] for name in judged.rewards}
+    return {name: win_rates(judged, FUSED, recipe.select.vote, weight) for name, weight in weights.items()}

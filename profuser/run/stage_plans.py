@@ -1,0 +1,119 @@
+"""What each stage will take, estimated from the corpus' size: a function per stage, which gives a line for each of its parts."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from profuser.evaluation.benchmarks.checks import benchmark_size, local_data
+from profuser.planning.estimates import STEP_TOKENS, STEPS_PER_TOKEN
+from profuser.recipe.fusing import count_steps
+from profuser.recipe.models import ModelConfig, Recipe
+from profuser.recipe.rewards import RewardConfig
+from profuser.run.stage import CorpusSize, PlanLine
+
+if TYPE_CHECKING:
+    from profuser.run.fusion_run import FusionRun
+
+BYTES_PER_TOKEN = 4.0
+"""UTF-8 bytes of a token: about right for English under a vocabulary of some 32,000."""
+BENCHMARK_ITEM_BYTES = 300
+"""Of a benchmark's item on disk, about."""
+SCORE_BYTES = 8
+
+
+def prepare(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
+    """Reading and writing of the corpus."""
+    tokens = train_rows(run, size) * _row_tokens(size)
+    yield PlanLine(train_rows(run, size), tokens, tokens * BYTES_PER_TOKEN, "1 CPU")
+
+
+def collect(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
+    """The ground truth and an answer of every row, by each source."""
+    rows, recipe = train_rows(run, size), run.recipe
+    disk = 2 * rows * size.response_tokens * _bytes_per_token(recipe.collect.stored_top_k)
+    for source in recipe.sources:
+        yield PlanLine(rows, 2 * rows * _row_tokens(size), disk, _devices(source))
+
+
+def rewards(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
+    """All sources' answers, by each reward."""
+    rows = train_rows(run, size)
+    answers = rows * len(run.recipe.sources)
+    for reward in run.recipe.rewards:
+        yield PlanLine(rows, answers * _row_tokens(size), answers * SCORE_BYTES, _devices(reward))
+
+
+def signals(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
+    """The chosen responses, each teacher's an equal share; with the next steps of `select.condition: exact`."""
+    recipe, rows = run.recipe, train_rows(run, size)
+    steps = STEPS_PER_TOKEN if recipe.select.condition == "exact" else 0.0
+    for source in recipe.sources if recipe.collect.signals == "lazy" else ():
+        taught = 2 * rows / len(recipe.teachers) if source in recipe.teachers else 0
+        tokens = taught * (size.prompt_tokens + size.response_tokens * (1 + steps * STEP_TOKENS))
+        disk = taught * size.response_tokens * (1 + steps) * _bytes_per_token(recipe.collect.top_k)
+        yield PlanLine(round(taught), tokens, disk, _devices(source))
+
+
+def select(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
+    """Both responses of every row."""
+    rows = train_rows(run, size)
+    tokens = 2 * rows * size.response_tokens
+    yield PlanLine(rows, tokens, tokens * _bytes_per_token(run.recipe.collect.top_k), "1 CPU")
+
+
+def fuse(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
+    """All updates."""
+    rows, fusing = train_rows(run, size), run.recipe.fuse
+    workers = fusing.workers
+    devices = f"{workers.num_workers} GPUs, or {workers.num_workers * workers.num_cpus:g} CPUs"
+    yield PlanLine(rows, num_updates(run.recipe, rows, size) * fusing.batch_tokens, 0, devices)
+
+
+def evaluate(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
+    """The held-out rows, by each model."""
+    rows = run.recipe.corpus.heldout_rows
+    tokens = rows * _row_tokens(size)
+    for _ in run.evaluated():
+        yield PlanLine(rows, 2 * tokens, tokens, "as its source")
+
+
+def benchmarks(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
+    """All items of every benchmark, by each model."""
+    sizes = [benchmark_size(config, local_data(config)) for config in run.recipe.evaluate.benchmarks]
+    for _ in run.evaluated():
+        for items, tokens in sizes:
+            yield PlanLine(items, tokens, items * BENCHMARK_ITEM_BYTES, "as its source")
+
+
+def judge(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
+    """All models' held-out answers, by each reward."""
+    rows = run.recipe.corpus.heldout_rows
+    answers = rows * len(run.evaluated())
+    for reward in run.recipe.rewards if run.recipe.evaluate.judged else ():
+        yield PlanLine(rows, answers * _row_tokens(size), answers * SCORE_BYTES, _devices(reward))
+
+
+def train_rows(run: "FusionRun", size: CorpusSize) -> int:
+    """Returns the rows to learn from: what is held out of the same corpus is taken off."""
+    return size.num_rows - (run.recipe.corpus.heldout_rows if run.recipe.corpus.heldout is None else 0)
+
+
+def num_updates(recipe: Recipe, rows: int, size: CorpusSize) -> int:
+    """Returns the updates of the target; where they follow from epochs, estimated with answers as long as the ground truth."""
+    return count_steps(recipe.fuse, round(2 * rows * _row_tokens(size)))
+
+
+def _row_tokens(size: CorpusSize) -> float:
+    return size.prompt_tokens + size.response_tokens
+
+
+def _bytes_per_token(top_k: int) -> float:
+    """Of a response on disk: top-k ids and log-probabilities, own id and log-probability, 2 bytes each, after zstd."""
+    return (4 * top_k + 4) * 0.85
+
+
+def _devices(model: ModelConfig | RewardConfig) -> str:
+    pool = model.pool
+    actors = f"{pool.min_actors}" if pool.min_actors == pool.max_actors else f"{pool.min_actors}-{pool.max_actors}"
+    if not model.num_devices:
+        return f"{actors} x {pool.num_cpus:g} CPU"
+    return f"{actors} x ({model.num_devices} GPU, or {pool.num_cpus:g} CPU)"

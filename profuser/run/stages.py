@@ -1,0 +1,140 @@
+"""The stages of the pipeline, in order: one record each."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from profuser.run import stage_plans
+from profuser.run.stage import CorpusSize, Part, PlanLine, Stage
+
+if TYPE_CHECKING:
+    from profuser.run.fusion_run import FusionRun
+
+TARGET, FUSED = "target", "fused"
+"""Names of two of the models that are evaluated; the others are sources."""
+
+
+def _collect(run: "FusionRun") -> list[Part]:
+    return [Part((run.collect(source),), (source,), source.pool) for source in run.recipe.sources]
+
+
+def _rewards(run: "FusionRun") -> list[Part]:
+    return [Part((run.rewards(reward),), (reward,), reward.pool) for reward in run.recipe.rewards]
+
+
+def _signals(run: "FusionRun") -> list[Part]:
+    """Only where signals are lazy."""
+    sources = run.recipe.sources if run.recipe.collect.signals == "lazy" else ()
+    return [Part((run.signals(source),), (source,), source.pool) for source in sources]
+
+
+def _evaluate(run: "FusionRun") -> list[Part]:
+    return [Part((run.evaluate(name),), (name,), run.evaluated_config(name).pool) for name in run.evaluated()]
+
+
+def _benchmarks(run: "FusionRun") -> list[Part]:
+    return [
+        Part((run.benchmark(name, benchmark),), (name, benchmark), run.evaluated_config(name).pool)
+        for name in run.evaluated()
+        for benchmark in run.recipe.evaluate.benchmarks
+    ]
+
+
+def _judge(run: "FusionRun") -> list[Part]:
+    rewards = run.recipe.rewards if run.recipe.evaluate.judged else ()
+    return [Part((run.judge(reward),), (reward,), reward.pool) for reward in rewards]
+
+
+def _prepared(counts: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Phrases of the report for `prepare`."""
+    rows = {name: int(found.get("rows", 0)) for name, found in counts.items()}
+    refused = int(sum(found.get("quarantined", 0) for found in counts.values()))
+    heldout = [f"{rows['prepare/heldout']:,} rows held out"] if "prepare/heldout" in rows else []
+    return [f"{rows.get('prepare/train', 0):,} rows to learn from", *heldout, f"{refused:,} rows refused"]
+
+
+_ALL = (
+    Stage(
+        name="prepare",
+        parts=lambda run: [Part((run.corpus(), run.heldout(), run.quarantine()))],
+        plan=stage_plans.prepare,
+        report=_prepared,
+    ),
+    Stage(
+        name="collect",
+        parts=_collect,
+        plan=stage_plans.collect,
+        part_option="source",
+        plural="sources",
+        concurrency="sources",
+    ),
+    Stage(
+        name="rewards",
+        parts=_rewards,
+        plan=stage_plans.rewards,
+        part_option="reward",
+        plural="judges",
+        concurrency="rewards",
+    ),
+    Stage(
+        name="signals",
+        parts=_signals,
+        plan=stage_plans.signals,
+        part_option="source",
+        plural="sources",
+        concurrency="sources",
+    ),
+    Stage(
+        name="select",
+        parts=lambda run: [Part((run.select(),), pool=run.recipe.select.pool)],
+        plan=stage_plans.select,
+    ),
+    Stage(name="fuse", parts=lambda run: [Part((run.fuse(),))], plan=stage_plans.fuse),
+    Stage(
+        name="evaluate",
+        parts=_evaluate,
+        plan=stage_plans.evaluate,
+        part_option="model",
+        plural="models",
+        results=lambda name, metrics: {f"{name.removeprefix('evaluate/')}/{key}": v for key, v in metrics.items()},
+    ),
+    Stage(
+        name="benchmarks",
+        parts=_benchmarks,
+        plan=stage_plans.benchmarks,
+        part_option="model",
+        plural="pairs of model and benchmark",
+        concurrency="models",
+        results=lambda name, metrics: {name.removeprefix("benchmarks/"): metrics["score"]},
+    ),
+    Stage(
+        name="judge",
+        parts=_judge,
+        plan=stage_plans.judge,
+        part_option="reward",
+        plural="judges",
+        concurrency="rewards",
+    ),
+    Stage(name="report", parts=lambda run: [Part((run.report(),))], plan=lambda run, size: ()),
+)
+REGISTRY = {stage.name: stage for stage in _ALL}
+STAGES = tuple(REGISTRY)
+"""Names, in order."""
+
+
+def stage_name(part: str) -> str:
+    """Returns the name of a part's stage, e.g. `collect` of `collect/llama`."""
+    return part.split("/")[0]
+
+
+def stage_of(part: str) -> Stage:
+    """Returns the stage of a part."""
+    return REGISTRY[stage_name(part)]
+
+
+def plan_run(run: "FusionRun", size: CorpusSize) -> dict[str, PlanLine]:
+    """Returns what each part of a run will take, by its name and in order; stages that cost nothing are left out."""
+    out: dict[str, PlanLine] = {}
+    for stage in REGISTRY.values():
+        if lines := list(stage.plan(run, size)):
+            out |= zip((part.name for part in stage.parts(run)), lines, strict=True)
+    return out

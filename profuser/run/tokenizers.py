@@ -1,0 +1,57 @@
+"""The tokenizers of a run: what bytes their tokens stand for, and the way from each source's vocabulary to the target's."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from profuser.alignment.token_bytes import TokenBytes
+from profuser.alignment.vocab_projection import VocabProjection
+from profuser.corpus import end_token_id
+from profuser.errors import AlignmentError, UserError
+from profuser.recipe.models import ModelConfig
+from profuser.run.fusion_run import FusionRun
+from profuser.selection.examples import Target
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The target's tokenizer, and a projection to it from each source's, in the order of the sources."""
+
+    target: Target
+    projections: tuple[VocabProjection, ...]
+
+
+def read_pairs(run: FusionRun) -> Pairs:
+    """Reads all tokenizers and projects the vocabularies: some seconds for large ones.
+
+    Raises:
+        UserError: a tokenizer is not there, or cannot be expressed in bytes; the message names the recipe's key.
+    """
+    target, recipe = read_target(run), run.recipe
+    how = (recipe.select.vocab_fallback, recipe.select.map_specials)
+    return Pairs(target, tuple(VocabProjection.build(table, target.tokens, *how) for table in read_tokens(run)))
+
+
+def read_target(run: FusionRun) -> Target:
+    """Reads the target's tokenizer; UserError as in `read_pairs`."""
+    return Target(*_read(run, "target.model", run.recipe.target), run.recipe.template)
+
+
+def read_tokens(run: FusionRun) -> list[TokenBytes]:
+    """What bytes the tokens of each source stand for; UserError as in `read_pairs`."""
+    return [_read(run, f"sources.{source.name}.model", source)[1] for source in run.recipe.sources]
+
+
+def _read(run: FusionRun, setting: str, config: ModelConfig) -> tuple[Any, TokenBytes]:
+    from transformers import AutoTokenizer
+
+    path = run.model(config).path
+    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.engine.trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(run.model(config).local(weights=False), **options)
+        ends = [end_token_id(tokenizer, run.recipe.template)]
+        return tokenizer, TokenBytes.from_tokenizer(tokenizer, run.vocab_size(setting), ends)
+    except AlignmentError as error:
+        raise UserError(f"{setting}: {path}: {error}; it cannot take part in this fusion") from None
+    except (OSError, ValueError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise UserError(f"{setting}: the tokenizer of {path} cannot be read: {text}") from None

@@ -1,0 +1,202 @@
+"""From choices to training examples: the teacher's distributions along each response, carried over to the target's tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from profuser.alignment.averaging import average_rows, spread_rows
+from profuser.alignment.matching import AlignmentRules, coverage
+from profuser.alignment.spans import misspelt
+from profuser.alignment.token_bytes import TokenBytes
+from profuser.alignment.transport import SourceSignals, TransportedRows, transport_rows
+from profuser.alignment.vocab_projection import VocabProjection
+from profuser.artifacts.schemas import MODES, select_schema
+from profuser.corpus import Message, encode_examples
+from profuser.engines.signal_tables import read_signals
+from profuser.errors import ArtifactError
+from profuser.recipe.models import TemplateConfig
+from profuser.selection.teachers import Choice, Chooser, add_counts
+from profuser.signals.codec import to_columns
+from profuser.signals.ragged import Ragged
+
+
+@dataclass(frozen=True)
+class Example:
+    """A choice in the target's tokens."""
+
+    choice: Choice
+    prompt_ids: list[int]
+    response_ids: list[int]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The target's tokenizer and how it is prompted."""
+
+    tokenizer: Any
+    tokens: TokenBytes
+    template: TemplateConfig
+
+    def encode(self, rows: Sequence[dict], choices: Sequence[Choice]) -> list[Example]:
+        """Choices in the target's tokens; an answer that was cut does not end its turn."""
+        texts = [
+            ([Message(m["role"], m["content"]) for m in rows[choice.row]["messages"]], choice.response)
+            for choice in choices
+        ]
+        return [
+            Example(choice, one.prompt_ids, one.response_ids[:-1] if choice.cut else one.response_ids)
+            for choice, one in zip(choices, encode_examples(self.tokenizer, texts, self.template), strict=True)
+        ]
+
+
+class Selector:
+    """Makes the training examples of shards.
+
+    Args:
+        chooser: chooses the teachers.
+        projections: from each source's vocabulary to the target's.
+        target: the target's tokenizer.
+        top_k: candidates per position, of the sources' signals and of the examples.
+    """
+
+    def __init__(self, chooser: Chooser, projections: Sequence[VocabProjection], target: Target, top_k: int):
+        self.chooser, self.projections, self.target, self.top_k = chooser, list(projections), target, top_k
+        self.rules = AlignmentRules.only(chooser.config.alignment_rules)
+
+    def select(
+        self,
+        corpus: pa.Table,
+        collected: Sequence[pa.Table],
+        rewards: Sequence[pa.Table],
+        lazy: Sequence[pa.Table] | None = None,
+    ) -> tuple[pa.Table, dict[str, float]]:
+        """Makes the training examples of a shard.
+
+        Args:
+            corpus: the rows.
+            collected: what each source says of them, `[M]`.
+            rewards: what each reward says of the sources' answers, `[R]`.
+            lazy: where the first pass kept no distributions, those of the chosen rows, `[M]`, of the signals schema.
+
+        Returns:
+            A table of the select schema, and counts: those of the choice, tokens by alignment rule and source.
+
+        Raises:
+            ArtifactError: the tables are not of the same rows.
+        """
+        choices, counts = self.chooser.choose(corpus, collected, rewards)
+        rows = corpus.to_pylist()
+        examples = self._encode(rows, choices, counts)
+        tables = []
+        if self.chooser.averages and (chosen := [one for one in examples if one.choice.mode == "training"]):
+            examples = [one for one in examples if one.choice.mode != "training"]
+            tables.append(self._average(rows, chosen, collected, counts))
+        for teacher in range(len(self.chooser.names)):
+            for mode in MODES:
+                chosen = [one for one in examples if one.choice.teacher == teacher and one.choice.mode == mode]
+                if chosen:
+                    parts = [one.choice for one in chosen]
+                    signals = self._signals(rows, parts, collected[teacher], lazy[teacher] if lazy else None)
+                    carried = self._transport(teacher, signals, chosen, counts)
+                    tables.append(self._table(rows, chosen, carried, counts))
+        return (pa.concat_tables(tables) if tables else self.schema.empty_table()), counts
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The select schema for the target's vocabulary."""
+        return select_schema(self.target.tokens.vocab_size)
+
+    def _signals(
+        self, rows: list[dict], choices: list[Choice], collected: pa.Table, lazy: pa.Table | None
+    ) -> SourceSignals:
+        """What one teacher says along the responses of one mode."""
+        mode, vocab_size = choices[0].mode, self.projections[choices[0].teacher].source.vocab_size
+        if lazy is None:
+            samples = [choice.sample for choice in choices]
+            part = collected.take([choice.row for choice in choices])
+            return read_signals(part, mode, samples, vocab_size, self.top_k)
+        keys = zip(lazy["row_id"].to_pylist(), lazy["mode"].to_pylist(), strict=True)
+        places = {key: place for place, key in enumerate(keys)}
+        wanted = [(rows[choice.row]["row_id"], mode) for choice in choices]
+        missing = [row_id for row_id, _ in wanted if (row_id, mode) not in places]
+        if missing:
+            raise ArtifactError(
+                f"signals of {self.chooser.names[choices[0].teacher]}: nothing of row {missing[0]}, which it was chosen to "
+                "teach; --redo signals"
+            )
+        return read_signals(
+            lazy.take([places[key] for key in wanted]), "response", [0] * len(wanted), vocab_size, self.top_k
+        )
+
+    def _average(
+        self, rows: list[dict], examples: list[Example], collected: Sequence[pa.Table], counts: dict[str, float]
+    ) -> pa.Table:
+        """The training-mode examples with the mean distributions of all sources that may teach and took the row."""
+        offsets = response_ids(examples).offsets
+        advantages = np.array([one.choice.advantages for one in examples])
+        advantages[:, ~self.chooser.allowed] = np.nan
+        # NaN comes last, and of equal ones the first source is first, as in Min-CE.
+        ranks = advantages.argsort(axis=1, kind="stable").argsort(axis=1)
+        parts, sources = [], np.flatnonzero(~np.isnan(advantages).all(axis=0))
+        for source in sources.tolist():
+            taken = np.flatnonzero(~np.isnan(advantages[:, source]))
+            own = [examples[place] for place in taken]
+            table = collected[source].take([one.choice.row for one in own])
+            vocab_size = self.projections[source].source.vocab_size
+            signals = read_signals(table, "training", [0] * len(own), vocab_size, self.top_k)
+            parts.append(spread_rows(self._transport(source, signals, own, counts), taken, offsets))
+        return self._table(rows, examples, average_rows(parts, ranks[:, sources], self.top_k), counts)
+
+    def _transport(
+        self, source: int, signals: SourceSignals, examples: list[Example], counts: dict[str, float]
+    ) -> TransportedRows:
+        """One source's distributions along responses, carried over to the target's tokens."""
+        responses = [one.choice.response.encode() for one in examples]
+        projection = self.projections[source]
+        carried = transport_rows(signals, response_ids(examples), responses, projection, self.rules, self.top_k)
+        found = coverage(carried.rules.values)
+        add_counts(counts, {f"alignment/{self.chooser.names[source]}/{rule}": number for rule, number in found.items()})
+        return carried
+
+    def _encode(self, rows: list[dict], choices: list[Choice], counts: dict[str, float]) -> list[Example]:
+        """Choices in the target's tokens. One whose response they do not spell is left out and counted: it would teach another
+        text."""
+        examples = self.target.encode(rows, choices)
+        wrong = misspelt(self.target.tokens, response_ids(examples), [c.response.encode() for c in choices])
+        add_counts(counts, {"misspelt_by_target": len(wrong), "examples": -len(wrong)})
+        for choice in (choices[place] for place in wrong):
+            add_counts(counts, {f"wins/{choice.mode}/{self.chooser.teacher_of(choice)}": -1})
+        return [one for place, one in enumerate(examples) if place not in wrong]
+
+    def _table(
+        self, rows: list[dict], examples: list[Example], carried: TransportedRows, counts: dict[str, float]
+    ) -> pa.Table:
+        """The examples as a table of the select schema, and counted: tokens, by rule too, and rows that could not be aligned."""
+        used, choices = coverage(carried.rules.values), [one.choice for one in examples]
+        add_counts(counts, {f"rule/{rule}": number for rule, number in used.items()})
+        add_counts(counts, {"not_aligned": len(carried.refused), "tokens": len(carried.rules.values)})
+        columns: dict[str, Any] = {
+            "row_id": [rows[c.row]["row_id"] for c in choices],
+            "mode": [c.mode for c in choices],
+            "category": [rows[c.row]["category"] for c in choices],
+            "teacher": [self.chooser.teacher_of(c) for c in choices],
+            "sample": [c.sample for c in choices],
+            "advantages": [c.advantages for c in choices],
+            "prompt_ids": [one.prompt_ids for one in examples],
+            "response_ids": [one.response_ids for one in examples],
+            "response_bytes": [len(c.response.encode()) for c in choices],
+            **to_columns("topk", carried.topk, self.target.tokens.vocab_size),
+            "rules": [carried.rules.row(index) for index in range(len(choices))],
+        }
+        return pa.table(
+            {f.name: c if isinstance(c := columns[f.name], pa.Array) else pa.array(c, f.type) for f in self.schema},
+            schema=self.schema,
+        )
+
+
+def response_ids(examples: Sequence[Example]) -> Ragged:
+    """The target's tokens of each response."""
+    return Ragged.from_rows([one.response_ids for one in examples], dtype=np.int64)

@@ -1,0 +1,252 @@
+"""What the choice of teachers looked like over a whole run: who beats whom, who agrees with whom, and who likes long answers.
+
+Read from finished artifacts; nothing is chosen here. Legend: N corpus rows, M sources, R rewards.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float, Int
+
+from profuser.artifacts.artifact import Artifact
+from profuser.artifacts.schemas import MODES
+from profuser.engines.signal_tables import candidate_answers
+from profuser.recipe.rewards import RewardConfig, VoteConfig
+from profuser.recipe.selecting import AVERAGE
+from profuser.rewards.agreement import NAN, Agreement, longer_wins, spearman
+from profuser.rewards.voting import RewardScale, distinct, standardised, vote
+
+LENGTH_BINS = 10
+
+
+@dataclass(frozen=True)
+class SelectionRows:
+    """What `select` had before it and what it made of it, for every corpus row."""
+
+    teachers: Int[np.ndarray, "N 2"]
+    """The source chosen in training mode and in inference mode; -1 where none was, or where all teach together."""
+    surprise: Float[np.ndarray, "N M"]
+    """Bits per byte (or nats per token, as the recipe says) of the ground truth under each source; NaN where it refused the row."""
+    answers: Sequence[Sequence[str | None]]
+    """What each source answered, `[N][M]`; None where it has no answer."""
+    scores: Float[np.ndarray, "N M R"]
+    """Rewards of the answers; NaN where there is none."""
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """How often one source is better than another on the same row."""
+
+    wins: int
+    draws: int
+    """Rows on which neither is better."""
+    num_rows: int
+    """Rows on which both can be compared."""
+
+    @property
+    def share(self) -> float:
+        """Share of the rows on which the first is better, draws half, 0 to 1; NaN without rows."""
+        return (self.wins + self.draws / 2) / self.num_rows if self.num_rows else NAN
+
+
+@dataclass(frozen=True)
+class Duel:
+    """Two sources against each other."""
+
+    first: str
+    second: str
+    training: WinRate
+    """The ground truth is less surprising to the first."""
+    inference: WinRate
+    """The first's answer is preferred in a vote between the two alone."""
+
+
+@dataclass(frozen=True)
+class JudgeFacts:
+    """One reward model or verifier."""
+
+    name: str
+    weight: float
+    num_rows: int
+    """Rows with at least two different answers: where there was something to choose."""
+    abstained: int
+    """Of these, rows without a vote of this one."""
+    length_correlation: float
+    """Spearman's rank correlation of an answer's bytes and its reward, over all answers; NaN where one of them never changes."""
+    longer_wins: float
+    """Of pairs of answers of different length to the same prompt, the share in which the longer has the higher reward, equal ones
+    half; 0.5 is no bias. Unlike the correlation it is not moved by prompts that call for long answers."""
+    longer_pairs: int
+
+
+@dataclass(frozen=True)
+class LengthBin:
+    """Answers of about the same length, under every reward."""
+
+    num_answers: int
+    mean_bytes: float
+    rewards: Mapping[str, float]
+    """Mean reward in standard deviations, by name."""
+
+
+@dataclass(frozen=True)
+class SelectionFacts:
+    """How teachers were chosen, in numbers."""
+
+    modes: Agreement
+    """Of the teachers in training mode and in inference mode."""
+    duels: tuple[Duel, ...]
+    """Every pair of sources, in their order."""
+    judges: tuple[JudgeFacts, ...]
+    agreements: tuple[Agreement, ...]
+    """Of every pair of rewards, over the rows with at least two different answers. An abstention is no choice: it is left out."""
+    lengths: tuple[LengthBin, ...]
+    """Tenths of all answers by length; answers of equal length stay together, so there may be fewer."""
+
+
+def read_rows(
+    selected: Artifact, collected: Sequence[Artifact], rewards: Sequence[Artifact], names: Sequence[str]
+) -> SelectionRows:
+    """Reads finished artifacts, and of the large ones only what is needed.
+
+    Args:
+        selected: training examples.
+        collected: of each source, in order.
+        rewards: of each reward, in order.
+        names: of the sources.
+    """
+    row_ids = [row_id for table in rewards[0].tables(["row_id"]) for row_id in table["row_id"].to_pylist()]
+    place = {row_id: index for index, row_id in enumerate(row_ids)}
+    teachers = np.full((len(row_ids), len(MODES)), -1)
+    surprise = np.full((len(row_ids), len(names)), np.nan)
+    for table in selected.tables(["row_id", "mode", "teacher", "advantages"]):
+        for example in table.to_pylist():
+            row = place[example["row_id"]]
+            if example["teacher"] != AVERAGE:
+                teachers[row, MODES.index(example["mode"])] = names.index(example["teacher"])
+            if example["mode"] == "training":
+                surprise[row] = example["advantages"]
+    tables = [pa.concat_tables(source.tables(["answers"])) for source in collected]
+    scores = [
+        np.array([row for table in reward.tables(["scores"]) for row in table["scores"].to_pylist()], dtype=np.float64)
+        for reward in rewards
+    ]
+    return SelectionRows(teachers, surprise, *_best_samples(tables, np.stack(scores, axis=2)))
+
+
+def _best_samples(
+    tables: Sequence[pa.Table], scores: Float[np.ndarray, "N C R"]
+) -> tuple[list[list[str | None]], Float[np.ndarray, "N M R"]]:
+    """Of several answers of a source to a row the one with the highest mean standardised reward stands for the source."""
+    num_samples = scores.shape[1] // len(tables)
+    answers = candidate_answers(tables, num_samples)
+    if num_samples == 1:
+        return answers, scores
+    scales = [RewardScale.of(scores[:, :, judge]) for judge in range(scores.shape[2])]
+    mean = np.nan_to_num(standardised(scores, scales).mean(axis=2), nan=-np.inf)
+    best = mean.reshape(len(scores), len(tables), num_samples).argmax(axis=2) + np.arange(len(tables)) * num_samples
+    picked = [[row[place] for place in places] for row, places in zip(answers, best.tolist(), strict=True)]
+    return picked, np.take_along_axis(scores, best[:, :, None], axis=1)
+
+
+def selection_facts(
+    rows: SelectionRows,
+    names: Sequence[str],
+    teachers: Sequence[str],
+    rewards: Sequence[RewardConfig],
+    config: VoteConfig,
+) -> SelectionFacts:
+    """Sums up how teachers were chosen.
+
+    Args:
+        rows: what there was to choose from, and what was chosen.
+        names: of the sources.
+        teachers: those that may teach; the others' answers get no votes, as in `select`.
+        rewards: their names and weights.
+        config: how votes are counted.
+    """
+    scales = [RewardScale.of(rows.scores[:, :, judge]) for judge in range(len(rewards))]
+    standard = standardised(rows.scores, scales)
+    weights = np.array([reward.weight for reward in rewards])
+    votable = [
+        [text if name in teachers else None for name, text in zip(names, row, strict=True)] for row in rows.answers
+    ]
+    is_open = np.array([len(distinct(row)) > 1 for row in votable], dtype=bool)
+    choices = vote(rows.scores, votable, scales, config, weights.tolist()).choices[is_open]
+    num_bytes = np.array([[NAN if text is None else float(len(text.encode())) for text in row] for row in rows.answers])
+    pairs = itertools.combinations(range(len(names)), 2)
+    return SelectionFacts(
+        modes=Agreement.of(*MODES, rows.teachers[:, 0], rows.teachers[:, 1]),
+        duels=tuple(
+            Duel(names[i], names[j], _training(rows, i, j), _inference(rows, standard, i, j, weights, config.margin))
+            for i, j in pairs
+        ),
+        judges=tuple(
+            _judge(reward, num_bytes, rows.scores[:, :, index], choices[:, index])
+            for index, reward in enumerate(rewards)
+        ),
+        agreements=tuple(
+            Agreement.of(rewards[i].name, rewards[j].name, choices[:, i], choices[:, j])
+            for i, j in itertools.combinations(range(len(rewards)), 2)
+        ),
+        lengths=tuple(_length_bins(num_bytes, standard, [reward.name for reward in rewards])),
+    )
+
+
+def _judge(
+    reward: RewardConfig,
+    num_bytes: Float[np.ndarray, "N M"],
+    scores: Float[np.ndarray, "N M"],
+    choices: Int[np.ndarray, "n"],
+) -> JudgeFacts:
+    """One reward, from its scores of all answers and its choices where there was something to choose."""
+    share, pairs = longer_wins(num_bytes, scores)
+    correlation = spearman(num_bytes.ravel(), scores.ravel())
+    return JudgeFacts(reward.name, reward.weight, len(choices), int((choices < 0).sum()), correlation, share, pairs)
+
+
+def _training(rows: SelectionRows, i: int, j: int) -> WinRate:
+    """The source to which the ground truth is less surprising is better, over the rows that both took."""
+    lead = rows.surprise[:, j] - rows.surprise[:, i]
+    return _win_rate(lead[~np.isnan(lead)])
+
+
+def _inference(
+    rows: SelectionRows,
+    standard: Float[np.ndarray, "N M R"],
+    i: int,
+    j: int,
+    weights: Float[np.ndarray, "R"],
+    margin: float,
+) -> WinRate:
+    """More votes between the two alone is better; a tie goes to the higher mean standardised reward, equal answers are a draw."""
+    known = np.array([row[i] is not None and row[j] is not None for row in rows.answers], dtype=bool)
+    differ = np.array([row[i] != row[j] for row in rows.answers], dtype=bool)[known]
+    lead = standard[known, i] - standard[known, j]
+    votes = (((lead > margin).astype(float) - (lead < -margin)) @ weights).round(9)
+    better = np.where(votes != 0, votes, (lead * weights).mean(axis=1))
+    return _win_rate(np.where(differ, better, 0.0))
+
+
+def _win_rate(lead: Float[np.ndarray, "n"]) -> WinRate:
+    return WinRate(int((lead > 0).sum()), int((lead == 0).sum()), len(lead))
+
+
+def _length_bins(
+    num_bytes: Float[np.ndarray, "N M"], standard: Float[np.ndarray, "N M R"], names: Sequence[str]
+) -> list[LengthBin]:
+    known = ~np.isnan(num_bytes) & ~np.isnan(standard).any(axis=2)
+    lengths, rewards = num_bytes[known], standard[known]
+    if not len(lengths):
+        return []
+    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, LENGTH_BINS + 1)[1:-1]))
+    bins = np.searchsorted(edges, lengths, side="right")
+    out = []
+    for index in np.unique(bins):
+        inside = bins == index
+        means = dict(zip(names, rewards[inside].mean(axis=0).tolist(), strict=True))
+        out.append(LengthBin(int(inside.sum()), float(lengths[inside].mean()), means))
+    return out

@@ -1,0 +1,134 @@
+"""`profuser lab ablate`: the base and all arms in one process, run by run, then the table."""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from profuser.ablation.arms import Ablation, ArmRun, time_left
+from profuser.ablation.plot import ablation_plot
+from profuser.ablation.results import gather_results
+from profuser.ablation.table import as_json, flat_rows, markdown, notes, render, what_it_cost
+from profuser.artifacts.lock import RunLock
+from profuser.errors import ProfuserError
+from profuser.report.tables.table import csv_text, new_table
+from profuser.run.stages import FUSED
+from ray_jobs.cli.doctor import GIB
+from ray_jobs.pipeline.pipeline import run_pipeline
+from ray_jobs.runtime.cluster import connected
+from ray_jobs.runtime.progress import clock, console
+
+DPI = 200
+
+
+def run_ablation(ablation: Ablation) -> None:
+    """Runs whatever is not done of the base and of the arms, and writes the table; an arm that fails does not stop the others.
+
+    Raises:
+        UserError: an input is missing, or something was made under other settings; said before anything starts.
+        ProfuserError: the base failed, or, once all others are done, some arms did.
+    """
+    start = time.monotonic()
+    ablation.base.check_inputs()
+    ablation.check()
+    failed: dict[str, str] = {}
+    if len(ablation.finished()) < len(ablation.runs) or not _is_measured(ablation):
+        with connected():
+            run_base(ablation)
+            for number, each in enumerate(ablation.runs, 1):
+                if each.state != "finished":
+                    _announce(ablation, each, number)
+                    if error := _try(each):
+                        failed[each.recipe.name] = error
+    write_table(ablation)
+    print_table(ablation)
+    console.print(f"{clock(time.monotonic() - start)} this time", markup=False)
+    if failed:
+        told = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        raise ProfuserError(f"{len(failed)} of {len(ablation.runs)} runs failed and are not in the table; {told}")
+
+
+def run_base(ablation: Ablation) -> None:
+    """The teachers' pass, and what is measured of the target and the sources."""
+    from ray_jobs.stages.benchmarks import benchmarks
+    from ray_jobs.stages.evaluate import evaluate
+
+    base = ablation.base
+    if not ablation.shared["select"].is_complete():
+        run_pipeline(base.recipe, until="select")
+    with RunLock(base.folder):
+        for name in (name for name in base.evaluated() if name != FUSED):
+            if not base.evaluate(name).is_complete():
+                evaluate(base, name)
+            for benchmark in base.recipe.evaluate.benchmarks:
+                if not base.benchmark(name, benchmark).is_complete():
+                    benchmarks(base, name, benchmark)
+
+
+def print_plan(ablation: Ablation) -> None:
+    """Prints the runs, what is done, and an estimate of the time left; starts nothing."""
+    ablation.base.check_inputs()
+    ablation.check()
+    shared = [artifact.is_complete() for artifact in ablation.shared.values()]
+    state = "finished" if all(shared) else f"{sum(shared)} of {len(shared)} parts"
+    table = new_table(f"{len(ablation.runs)} runs of {len(ablation.arms)} arms over one base", "run")
+    table.add_column("state")
+    table.add_row(ablation.base.recipe.name, state)
+    for each in ablation.runs:
+        table.add_row(each.recipe.name, each.state)
+    console.print(table)
+    left = time_left(ablation)
+    unknown = f", without stages that are not finished anywhere yet ({', '.join(left.unknown)})" if left.unknown else ""
+    console.print(f"left: about {clock(left.seconds)} of stage time{unknown}", markup=False)
+
+
+def write_table(ablation: Ablation) -> None:
+    """Writes `table.csv`, `table.md`, `table.json` and `ablation.png` of what is finished."""
+    results, made = gather_results(ablation), what_it_cost(ablation, machine())
+    folder, name = ablation.folder, ablation.folder.uri.rpartition("/")[2]
+    folder.write_bytes("table.csv", csv_text(flat_rows(results)).encode())
+    folder.write_bytes("table.md", markdown(name, results, made).encode())
+    folder.write_json("table.json", as_json(name, results, made))
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "ablation.png"
+        ablation_plot(results).savefig(file, dpi=DPI)
+        folder.write_bytes(file.name, file.read_bytes())
+
+
+def print_table(ablation: Ablation) -> None:
+    """Prints a table per metric, what it cost, and where it lies."""
+    results = gather_results(ablation)
+    for table in render(results):
+        console.print(table)
+    for note in (*notes(results), what_it_cost(ablation, machine()).text()):
+        console.print(note, markup=False)
+    console.print(f"table: {ablation.folder.path('table.md')}", markup=False)
+
+
+def machine() -> str:
+    """What the driver runs on: cores, memory, GPUs."""
+    import torch
+
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return f"{os.cpu_count()} CPU cores, {memory:.0f} GiB, {', '.join(names) or 'no GPU'}"
+
+
+def _is_measured(ablation: Ablation) -> bool:
+    return all(artifact.is_complete() for artifact in ablation.shared.values())
+
+
+def _announce(ablation: Ablation, each: ArmRun, number: int) -> None:
+    left = time_left(ablation)
+    about = "time left not known yet" if left.unknown else f"about {clock(left.seconds)} of stage time left in all"
+    console.print(f"\nrun {number} of {len(ablation.runs)}: {each.recipe.name} ({each.state}); {about}", markup=False)
+
+
+def _try(each: ArmRun) -> str | None:
+    """Runs an arm; its error, where it fails."""
+    try:
+        run_pipeline(each.recipe)
+    except ProfuserError as error:
+        console.print(f"{each.recipe.name} failed: {error}; the next ones go on", markup=False)
+        return str(error)
+    return None

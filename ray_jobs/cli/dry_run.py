@@ -1,0 +1,38 @@
+"""`profuser run --dry-run`: checks what can be known before anything is started."""
+
+from rich.table import Table
+
+from profuser.recipe.models import Recipe
+from profuser.run.fusion_run import FusionRun
+from profuser.run.tokenizers import read_pairs
+from ray_jobs.pipeline.checks import check_target
+from ray_jobs.runtime.progress import console
+
+RULE_TITLES = {
+    "exact": "same bytes",
+    "first_token": "first token",
+    "min_edit": "nearest",
+    "role": "by role",
+    "tail": "none (tail)",
+}
+
+
+def check_recipe(recipe: Recipe, name: str) -> None:
+    """Checks a recipe, its corpus, models and benchmarks, and prints how each vocabulary reaches the target's."""
+    run = FusionRun(recipe)
+    run.check_inputs()
+    check_target(run)
+    print_pairs(run)
+    if measured := ", ".join(benchmark.name for benchmark in recipe.evaluate.benchmarks):
+        console.print(f"benchmarks: {measured}; their data are there", markup=False)
+    console.print(f"recipe {name}: valid; corpus and models are there", markup=False)
+
+
+def print_pairs(run: FusionRun) -> None:
+    """Prints for each source how its vocabulary reaches the target's."""
+    pairs = read_pairs(run)
+    table = Table("source", *RULE_TITLES.values(), title=f"tokens by their way to {run.recipe.target.model}")
+    for source, projection in zip(run.recipe.sources, pairs.projections, strict=True):
+        counts = projection.counts()
+        table.add_row(source.name, *(f"{counts[rule]:,}" for rule in RULE_TITLES))
+    console.print(table)

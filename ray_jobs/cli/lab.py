@@ -1,0 +1,34 @@
+"""`profuser lab build`: makes a laboratory from the six skills, or from any instruction corpus."""
+
+from pathlib import Path
+
+from profuser.corpus import CorpusRow, Summary, check_quarantine, prepare_rows, read_corpus
+from profuser.errors import UserError
+from profuser.lab.build import build_lab, build_sources_from_corpus
+from ray_jobs.runtime.progress import console
+
+
+def build(output: Path, corpus: str | None, seed: int, skip_rows: int, overwrite: bool) -> None:
+    """Builds into a folder and says how to use it."""
+
+    def say(text: str) -> None:
+        console.print(text, markup=False)
+
+    if corpus is None:
+        if skip_rows:
+            raise UserError("--skip-rows: needs --corpus")
+        build_lab(output, seed=seed, overwrite=overwrite, progress=say)
+    else:
+        build_sources_from_corpus(read_pairs(corpus, skip_rows), output, seed=seed, overwrite=overwrite, progress=say)
+    say(f"laboratory: {output}; use it with profuser run RECIPE --set lab={output}")
+
+
+def read_pairs(location: str, skip_rows: int) -> list[tuple[str, str]]:
+    """Instruction and response of the usable rows of a corpus after the first ones; the turns of a prompt joined by blank lines."""
+    summary, rows = Summary(), []
+    for row in prepare_rows(read_corpus(location)):
+        summary.add(row)
+        if isinstance(row, CorpusRow):
+            rows.append(row)
+    check_quarantine(location, summary, 1.0)
+    return [("\n\n".join(message.content for message in row.messages), row.response) for row in rows[skip_rows:]]

@@ -1,0 +1,120 @@
+"""`profuser plan`: stages, rows, estimated tokens, disk and devices of a recipe, without starting anything.
+
+Rough on purpose: tokens from bytes, disk from the codec's measured size. It reads the corpus, and of a model only its config; the
+memory of training is exact to some per cent (`profuser.training.memory`).
+With `--probe` the sources are started and measured instead (`probe`).
+"""
+
+from rich.table import Table
+
+from profuser.artifacts.artifact import read_manifest
+from profuser.corpus import QuarantinedRow, prepare_rows, read_corpus
+from profuser.errors import TrainingError, UserError
+from profuser.planning.plan_file import PLAN
+from profuser.recipe.fusing import Epochs
+from profuser.recipe.models import Recipe
+from profuser.report.plots.schedule import ScheduleDrawing
+from profuser.run.fusion_run import FusionRun
+from profuser.run.stage import CorpusSize
+from profuser.run.stage_plans import BYTES_PER_TOKEN, num_updates, train_rows
+from profuser.run.stages import plan_run
+from ray_jobs.runtime.progress import console
+
+MAX_ROWS_READ = 20_000
+
+
+UNKNOWN_SIZE = CorpusSize(50_000, 100, 200, False)
+"""What is assumed of a corpus that cannot be read: that of Alpaca, about."""
+
+
+def measure(run: FusionRun) -> CorpusSize:
+    """Reads the corpus, or its first rows, and estimates tokens from bytes."""
+    config = run.recipe.corpus
+    rows, prompt, response, more = 0, 0, 0, False
+    limit = min(config.max_rows or MAX_ROWS_READ, MAX_ROWS_READ)
+    for row in prepare_rows(read_corpus(run.corpus_path), config.format, max_row_bytes=config.max_row_bytes):
+        if isinstance(row, QuarantinedRow):
+            continue
+        if rows == limit:
+            more = config.max_rows is None or config.max_rows > limit
+            break
+        rows += 1
+        prompt += sum(len(message.content.encode()) for message in row.messages)
+        response += len(row.response.encode())
+    if rows == 0:
+        raise UserError(f"corpus.path: {run.corpus_path}: no usable row")
+    share = rows * BYTES_PER_TOKEN
+    return CorpusSize(config.max_rows or rows if more else rows, prompt / share, response / share, not more)
+
+
+def print_plan(recipe: Recipe) -> None:
+    """Prints the plan; a corpus or model that is not here is said so, and planned for as far as that goes."""
+    run = FusionRun(recipe)
+    run.check_lab()
+    for setting, config in run.models().items():
+        ref = run.model(config)
+        if ref.is_local:
+            ref.config(setting)
+        else:
+            console.print(f"{setting}: {ref.path} comes from the Hub when the run starts", markup=False)
+    try:
+        size = measure(run)
+    except UserError as error:
+        if not recipe.corpus.path.startswith("hub:"):
+            raise
+        console.print(f"{error}; planning for {UNKNOWN_SIZE.num_rows:,} rows of 300 tokens", markup=False)
+        size = UNKNOWN_SIZE
+    title = f"{recipe.name}: {size.num_rows:,} rows{'' if size.exact else ' or more'}, "
+    title += f"{size.prompt_tokens:.0f} + {size.response_tokens:.0f} tokens each (estimated)"
+    table = Table("stage", "rows", "tokens", "disk", "devices", "state", title=title, title_justify="left")
+    for name, line in plan_run(run, size).items():
+        disk = f"{line.disk_bytes / 1e6:,.1f} MB" if line.disk_bytes else ""
+        state = "done" if read_manifest(run.folder / name) else "to do"
+        table.add_row(name, f"{line.rows:,}", f"{line.tokens:,.0f}", disk, line.devices, state)
+    console.print(table)
+    print_memory(run)
+    steps = num_updates(recipe, train_rows(run, size), size)
+    about = "about " if isinstance(recipe.fuse.duration, Epochs) else ""
+    console.print(f"fuse: {about}{steps:,} updates of {recipe.fuse.batch_tokens:,} tokens; weights of the two modes:\n")
+    console.print(ScheduleDrawing(recipe.fuse.schedule, steps))
+
+
+def print_memory(run: FusionRun) -> None:
+    """Prints what training will hold in each device's memory; no more than a line where the target's config is not here."""
+    from huggingface_hub import try_to_load_from_cache
+
+    recipe, ref = run.recipe, run.model(run.recipe.target)
+    if not ref.is_local and not isinstance(try_to_load_from_cache(ref.path, "config.json", revision=ref.revision), str):
+        console.print(f"fuse: memory per device is planned once {ref.path} is here", markup=False)
+        return
+    # All else is there at once; these take seconds.
+    from transformers import AutoConfig
+
+    from profuser.report.tables.memory import memory_table, memory_words
+    from profuser.training.memory import estimate, on_other_devices
+
+    config = AutoConfig.from_pretrained(ref.local(weights=False), revision=ref.revision, local_files_only=True)
+    dtype = recipe.fuse.dtype
+    if dtype == "auto":
+        dtype = "float32" if recipe.fuse.workers.use_gpu is False else "bfloat16"
+    try:
+        found = estimate(config, recipe.fuse, recipe.fuse.workers.num_workers, dtype)
+    except TrainingError as error:
+        console.print(str(error), markup=False)
+        return
+    console.print(memory_table(found, dtype))
+    for sentence in memory_words(found, on_other_devices(found, recipe.fuse)):
+        console.print(sentence, markup=False)
+
+
+def print_probe(recipe: Recipe, num_rows: int) -> None:
+    """Probes the sources with so many rows, and prints what the whole corpus will take of them."""
+    from profuser.report.tables.plan import plan_table, plan_words
+    from ray_jobs.cli.probe import probe
+
+    run = FusionRun(recipe)
+    found = probe(run, num_rows)
+    console.print(plan_table(found))
+    for sentence in plan_words(found):
+        console.print(sentence, markup=False)
+    console.print(f"plan: {run.folder.path(PLAN)}; the finished run's report says how far off it was", markup=False)

@@ -1,0 +1,202 @@
+"""`profuser plan --probe N`: puts N rows of the corpus to every source, with the engine and devices of the run, and extrapolates.
+
+Nothing of it reaches the run's artifacts: what is written, to be weighed, lies in temporary folders.
+"""
+
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from profuser.artifacts.artifact import Artifact
+from profuser.corpus.stage import write_corpus
+from profuser.engines.base import Reading
+from profuser.errors import EngineError, UserError
+from profuser.planning.estimates import (
+    STEPS_PER_TOKEN,
+    Cost,
+    Probe,
+    Setting,
+    add_costs,
+    collect_cost,
+    disk_costs,
+    estimate,
+    signals_cost,
+)
+from profuser.planning.plan_file import ProbedPlan, StagePlan, write_plan
+from profuser.planning.probe import probe_rows
+from profuser.recipe.models import SourceConfig
+from profuser.run.fusion_run import FusionRun
+from profuser.storage.folder import Folder
+from ray_jobs.pipeline.checks import check_storage, check_tokenizers
+from ray_jobs.runtime.cluster import check_fits, connected, gpus_for, own_cause
+from ray_jobs.runtime.concurrency import run_side_by_side, sources_at_once
+from ray_jobs.runtime.engine_worker import make_reader
+from ray_jobs.runtime.progress import console
+from ray_jobs.runtime.shards import Draining
+
+FULL_BATCHES = 4
+"""So many times the requests that an engine runs at once: after that, how its batch fills and drains weighs little."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Rows of the corpus, and what they were drawn from."""
+
+    rows: pa.Table
+    num_rows: int
+    """Of the whole corpus, without those that are held out."""
+    num_shards: int
+
+
+def probe(run: FusionRun, num_rows: int) -> ProbedPlan:
+    """Probes every source, as many at one time as the run would collect, and keeps the plan in the run's folder.
+
+    Args:
+        run: whose settings, seed and devices are taken.
+        num_rows: rows to probe; all of a corpus that has fewer.
+
+    Raises:
+        UserError: `num_rows` is less than 1; what stops a run before it starts; or a source takes none of the rows.
+        EngineError: an engine cannot load its model, or died.
+    """
+    if num_rows < 1:
+        raise UserError(f"--probe {num_rows}: give the number of rows to put to every source, at least 1")
+    check_storage(run.recipe.storage)
+    run.check_inputs()
+    run.folder.check_writable()
+    check_tokenizers(run)
+    drawn = draw(run, num_rows)
+    if len(drawn.rows) < num_rows:
+        console.print(
+            f"--probe {num_rows:,}: the corpus has only {drawn.num_rows:,} rows; all are probed", markup=False
+        )
+    probes: dict[str, Probe] = {}
+    with connected():
+        works = [partial(_probe_source, run, source, drawn.rows, probes) for source in run.recipe.sources]
+        run_side_by_side(works, sources_at_once(run.recipe))
+        plan = make_plan(run, drawn, probes)
+    write_plan(run.folder, plan)
+    return plan
+
+
+def draw(run: FusionRun, num_rows: int) -> Drawn:
+    """Rows of those that the run would collect, at random under its seed, none twice: corpora are often sorted."""
+    with _corpus(run) as corpus:
+        sizes = [len(table) for table in corpus.tables(["row_id"])]
+        total = sum(sizes)
+        chosen = np.sort(np.random.default_rng(run.recipe.seed).choice(total, min(num_rows, total), replace=False))
+        shards, begins = np.array(corpus.shards()), np.cumsum([0, *sizes])
+        places = np.searchsorted(begins, chosen, side="right") - 1
+        parts = [
+            corpus.read_shard(int(shards[place])).take(chosen[places == place] - begins[place])
+            for place in np.unique(places)
+        ]
+        return Drawn(pa.concat_tables(parts), total, len(sizes))
+
+
+@contextmanager
+def _corpus(run: FusionRun) -> Iterator[Artifact]:
+    """The rows that the run collects: its own where they are prepared, else prepared in a temporary folder."""
+    if run.corpus().is_complete():
+        yield run.corpus()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        parts = [replace(part, folder=Folder.at(folder) / part.stage) for part in run.artifacts("prepare")]
+        write_corpus(run.recipe.corpus, run.corpus_path, run.heldout_path, run.recipe.seed, *parts)
+        yield parts[0]
+
+
+def _probe_source(run: FusionRun, source: SourceConfig, rows: pa.Table, probes: dict[str, Probe], _: Draining) -> None:
+    """Runs one source's probe on its devices, in a process of its own."""
+    pool, num_gpus = source.pool, gpus_for(source)
+    check_fits(f"collect/{source.name}", pool.num_cpus, num_gpus)
+    # A process that is kept would leave the next source's engine too little memory.
+    task: Any = ray.remote(max_calls=1, max_retries=0)(_measure)
+    resources: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": num_gpus}
+    if pool.accelerator_type:
+        resources["accelerator_type"] = pool.accelerator_type
+    reader = {"path": run.model(source).path, "config": source, "template": run.recipe.template}
+    how = (run.reading(source), run.recipe.collect.top_k, run.collect(source), run.signals(source))
+    console.print(f"probe/{source.name}: {len(rows):,} rows", markup=False)
+    start = time.monotonic()
+    try:
+        found, ready_seconds = ray.get(task.options(**resources).remote(reader, rows, *how))
+    except RayTaskError as error:
+        raise own_cause(error) from None
+    except RayError as error:
+        words = " ".join(str(error).split())[:200]
+        raise EngineError(f"probe/{source.name}: the engine's process died over {len(rows)} rows: {words}") from None
+    probes[source.name] = replace(found, start_seconds=time.monotonic() - start - ready_seconds)
+
+
+def _measure(reader: dict[str, Any], rows: pa.Table, how: Reading, *more: Any) -> tuple[Probe, float]:
+    """The probe, and the seconds since the engine was ready for it."""
+    source = make_reader(**reader)
+    source.read(rows.slice(0, 1), how)  # What only a first request costs is part of the start.
+    ready = time.monotonic()
+    return probe_rows(source, rows, how, *more), time.monotonic() - ready
+
+
+def make_plan(run: FusionRun, drawn: Drawn, probes: dict[str, Probe]) -> ProbedPlan:
+    """Extrapolates what was measured to all rows of the run."""
+    recipe = run.recipe
+    costs: list[tuple[Artifact, Cost]] = []
+    disks: dict[str, list[Cost]] = {"eager": [], "lazy": []}
+    for source in recipe.sources:
+        probed, setting = probes[source.name], _setting(run, source, drawn)
+        costs.append((run.collect(source), collect_cost(probed, setting)))
+        if setting.lazy:
+            costs.append((run.signals(source), signals_cost(probed, setting)))
+        for kind, cost in disk_costs(probed, setting).items():
+            disks[kind].append(cost)
+    total = estimate(add_costs([cost for _, cost in costs]), drawn.num_rows)
+    return ProbedPlan(
+        num_probed=len(drawn.rows),
+        num_rows=drawn.num_rows,
+        seed=recipe.seed,
+        currency=recipe.plan.currency,
+        stages=tuple(
+            StagePlan(artifact.stage, artifact.fingerprint, estimate(cost, drawn.num_rows)) for artifact, cost in costs
+        ),
+        total={name: value for name, value in total.items() if name != "seconds"},
+        disk_bytes={kind: estimate(add_costs(parts), drawn.num_rows)["disk_bytes"] for kind, parts in disks.items()},
+        notes=_queue_notes(run, len(drawn.rows), drawn.num_rows),
+    )
+
+
+def _setting(run: FusionRun, source: SourceConfig, drawn: Drawn) -> Setting:
+    recipe, pool = run.recipe, source.pool
+    return Setting(
+        num_shards=drawn.num_shards,
+        num_samples=recipe.collect.samples_per_source,
+        num_actors=max(pool.min_actors, min(pool.max_actors, drawn.num_shards)),
+        devices=gpus_for(source) or pool.num_cpus,
+        price=recipe.plan.price(pool),
+        share=1 / len(recipe.teachers) if source in recipe.teachers else 0.0,
+        lazy=recipe.collect.signals == "lazy",
+        steps_per_token=STEPS_PER_TOKEN if recipe.select.condition == "exact" else 0.0,
+    )
+
+
+def _queue_notes(run: FusionRun, num_probed: int, num_rows: int) -> tuple[str, ...]:
+    """Says which engines had too little to do at once to be as fast as in the run, and how many rows would tell."""
+    per_row = 1 + run.recipe.collect.samples_per_source
+    wanted = {s.name: math.ceil(FULL_BATCHES * s.engine.max_num_seqs / per_row) for s in run.recipe.sources}
+    idle = [name for name, rows in wanted.items() if num_probed < min(rows, num_rows)]
+    if not idle:
+        return ()
+    enough = min(num_rows, max(wanted[name] for name in idle))
+    return (
+        f"{num_probed:,} rows at once do not fill the engine of {', '.join(idle)} for long: its time and money come out too high; "
+        f"--probe {enough} would tell better",
+    )

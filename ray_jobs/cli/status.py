@@ -1,0 +1,49 @@
+"""`profuser status`: how far a run is, from its summary and the shards that are there, and which driver is at work on it."""
+
+from typing import Any
+
+from rich.table import Table
+
+from profuser.artifacts.artifact import SHARD_NAME
+from profuser.artifacts.lock_holder import read_holder
+from profuser.errors import UserError
+from profuser.run.finding import find_run
+from ray_jobs.pipeline.summary import SUMMARY
+from ray_jobs.runtime.progress import clock, console
+
+
+def read_summary(name: str, storage: str) -> dict[str, Any]:
+    """A run's summary.
+
+    An unfinished stage gets the number of shards that it has written. A run that is held gets its driver: host, pid, since when,
+    its last sign of life, and whether it is seen to be gone (None: it is not on this machine).
+    """
+    run = find_run(name, storage)
+    if not run.folder.exists(SUMMARY):
+        raise UserError(f"run {name!r} has not started a stage yet")
+    summary = run.folder.read_json(SUMMARY)
+    for stage, entry in summary["stages"].items():
+        if entry["state"] in ("running", "failed"):
+            entry["shards"] = sum(bool(SHARD_NAME.match(file)) for file in (run.folder / stage).names())
+    holder = read_holder(run.folder)
+    if holder:
+        gone = holder.is_gone() if holder.is_visible() else None
+        shown = {"host": holder.host, "pid": holder.pid, "since": holder.since, "last_sign": holder.heartbeat}
+        summary["driver"] = shown | {"gone": gone}
+    return summary
+
+
+def print_status(summary: dict[str, Any]) -> None:
+    """Prints the state of every stage as a table."""
+    table = Table("stage", "state", "rows", "time", title=f"{summary['run']}: {summary['state']}", title_justify="left")
+    for stage, entry in summary["stages"].items():
+        rows = entry.get("counts", {}).get("rows")
+        done = f"{rows:,.0f}" if rows is not None else f"{entry['shards']} shards" if entry.get("shards") else ""
+        table.add_row(stage, entry["state"], done, clock(entry["seconds"]) if "seconds" in entry else "")
+    console.print(table)
+    driver = summary.get("driver")
+    if driver:
+        who = f"driver: host {driver['host']}, pid {driver['pid']}, since {driver['since']}"
+        last = f"last sign of life {driver['last_sign']}"
+        state = "gone; profuser run goes on from here" if driver["gone"] else last
+        console.print(f"{who}; {state}", markup=False)

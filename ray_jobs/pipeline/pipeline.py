@@ -1,0 +1,176 @@
+"""The main job: all stages in order, each skipped where its artifact is finished and still fits."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from inspect import signature
+from itertools import groupby
+from typing import Any
+
+import yaml
+
+from profuser.artifacts.artifact import Manifest
+from profuser.artifacts.lock import RunLock
+from profuser.artifacts.tracking import Tracker, artifact_root, tracking_uri
+from profuser.config import identity
+from profuser.errors import UserError
+from profuser.recipe.models import Recipe
+from profuser.run.finding import RECIPE
+from profuser.run.fusion_run import FusionRun
+from profuser.run.stage import Part, Stage
+from profuser.run.stages import REGISTRY, STAGES, stage_name, stage_of
+from ray_jobs.pipeline.checks import (
+    check_fits_recipe,
+    check_inputs_finished,
+    check_only,
+    check_storage,
+    check_target,
+    check_tokenizers,
+    is_part,
+    stage_index,
+)
+from ray_jobs.pipeline.summary import Summary
+from ray_jobs.runtime.cluster import connected
+from ray_jobs.runtime.metrics import at_work, refresh
+from ray_jobs.runtime.progress import console
+from ray_jobs.runtime.shards import Draining
+
+
+def run_pipeline(
+    recipe: Recipe,
+    redo: Sequence[str] = (),
+    until: str = STAGES[-1],
+    only: str | None = None,
+    after_stage: Callable[[str, FusionRun], None] = lambda stage, run: None,
+) -> FusionRun:
+    """Runs whatever of a fusion is not done yet.
+
+    Args:
+        recipe: what to run.
+        redo: stages whose artifacts are deleted first, with all that follows from them.
+        until: last stage to run; a later call goes on from there.
+        only: run this stage (`fuse`) or this part of one (`collect/llama`) alone; what it stands on must be finished.
+        after_stage: called when all parts of a stage are finished.
+
+    Raises:
+        UserError: an input is missing, a stage has no such name, a tokenizer cannot be aligned, the recipe no longer fits
+            what was made, the storage cannot be written, or another driver is at work on the run.
+        ProfuserError: a stage failed, or another driver has taken the run over.
+    """
+    run = FusionRun(recipe)
+    last = stage_index(until, "--until")
+    check_storage(recipe.storage)
+    run.check_inputs()
+    if only:
+        check_only([part.name for part in parts(run)], only, redo)
+    with RunLock(run.folder, on_heartbeat=refresh) as lock:
+        delete_stages(run, redo)
+        check_fits_recipe(run)
+        chosen = [part for part in parts(run) if _is_requested(part.name, last, only)]
+        if only:
+            check_inputs_finished(run, only, [part.artifact for part in chosen])
+        if run.select().manifest() is None:
+            check_tokenizers(run)
+        if run.fuse().manifest() is None:
+            check_target(run)
+        _run_stages(run, lock, chosen, after_stage)
+    return run
+
+
+def parts(run: FusionRun) -> list[Part]:
+    """Returns every part of a run, in order."""
+    return [part for stage in REGISTRY.values() for part in stage.parts(run)]
+
+
+def _is_requested(name: str, last: int, only: str | None) -> bool:
+    return is_part(name, only) if only else STAGES.index(stage_name(name)) <= last
+
+
+def _run_stages(
+    run: FusionRun, lock: RunLock, chosen: Sequence[Part], after_stage: Callable[[str, FusionRun], None]
+) -> None:
+    recipe = run.recipe
+    run.folder.write_bytes(RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).encode())
+    uri = tracking_uri(recipe.storage)
+    console.print(f"run {recipe.name}: {run.folder.uri}", markup=False)
+    tracker = Tracker.open(
+        uri, recipe.tracking.experiment, recipe.name, identity(recipe), artifact_root(recipe.storage)
+    )
+    summary = Summary(run, lock, [part.artifact for part in parts(run)])
+    from ray_jobs.runtime.concurrency import parts_at_once, run_side_by_side
+
+    try:
+        with connected():
+            for stage, group in groupby(chosen, lambda part: stage_of(part.name)):
+                works = [partial(_run_part, tracker, summary, part) for part in group]
+                run_side_by_side(works, parts_at_once(stage.concurrency, run))
+                after_stage(stage.name, run)
+        if recipe.tracking.registered_model and summary.is_finished():
+            version = tracker.register(recipe.tracking.registered_model, run.fused_model.uri)
+            console.print(f"registered: models:/{recipe.tracking.registered_model}/{version}", markup=False)
+    except BaseException:
+        summary.end("failed")
+        tracker.end(failed=True)
+        raise
+    summary.end("finished" if summary.is_finished() else "stopped")
+    tracker.end()
+
+
+def _job(stage: Stage) -> Callable[..., Manifest]:
+    """Returns the function that runs a part of a stage: `collect` of `ray_jobs.stages.collect`.
+
+    Imported here: `--help` and `plan` load no engine, no trainer, no Ray.
+    """
+    return getattr(import_module(f"ray_jobs.stages.{stage.name}"), stage.name)
+
+
+def _call(job: Callable[..., Manifest], run: FusionRun, part: Part, **offered: Any) -> Manifest:
+    """Calls the function of a stage with what it takes of `handle` (the MLflow run of its part) and `draining`."""
+    return job(
+        run, *part.arguments, **{name: value for name, value in offered.items() if name in signature(job).parameters}
+    )
+
+
+def _run_part(
+    tracker: Tracker,
+    summary: Summary,
+    part: Part,
+    draining: Draining,
+) -> None:
+    """Makes one part of a stage, unless it is there."""
+    artifact, stage = part.artifact, stage_of(part.name)
+    manifest = artifact.manifest()
+    if manifest is not None:
+        console.print(f"{artifact.stage}: done before", markup=False)
+        summary.stage(artifact.stage, "finished", manifest)
+        return
+    summary.stage(artifact.stage, "running")
+    with tracker.stage(artifact.stage) as handle, at_work(artifact):
+        try:
+            manifest = _call(_job(stage), summary.run, part, handle=handle, draining=draining)
+        except BaseException:
+            summary.stage(artifact.stage, "failed")
+            raise
+        # Names of their own: at one of training's curves, a last value without a step would be drawn as its first.
+        results = manifest.counts | manifest.metrics | {"seconds": manifest.seconds}
+        handle.log_metrics({f"stage/{key}": value for key, value in results.items()})
+    if artifact.stage == "prepare/train":
+        config = manifest.config["corpus"]
+        tracker.log_dataset("corpus", config["path"], manifest.config["digests"]["corpus"])
+    if found := stage.results(artifact.stage, manifest.metrics):
+        tracker.parent.log_metrics(found)
+    summary.stage(artifact.stage, "finished", manifest)
+
+
+def delete_stages(run: FusionRun, redo: Sequence[str]) -> None:
+    """Deletes the artifacts of these stages and of all that follow; the only place where finished work is taken away."""
+    for stage in redo:
+        stage_index(stage, "--redo")
+        for artifact in run.artifacts(stage):
+            if not artifact.folder.uri.startswith(f"{run.folder.uri}/"):
+                raise UserError(
+                    f"--redo {stage}: {artifact.folder.uri} is another run's, which this one reuses; redo it there"
+                )
+    if redo:
+        for stage in STAGES[min(stage_index(name, "--redo") for name in redo) :]:
+            (run.folder / stage).delete()

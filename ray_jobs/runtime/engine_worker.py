@@ -1,0 +1,112 @@
+"""Actors with one engine: what `collect`, `signals` and `evaluate` have in common."""
+
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from profuser.artifacts.artifact import Artifact
+from profuser.engines.base import Reading
+from profuser.engines.collecting import RowSignals, SourceReader
+from profuser.engines.crash_guard import Attempt, CrashGuard, EngineDeadError
+from profuser.engines.loading import load_engine
+from profuser.evaluation.heldout import evaluate_table
+from profuser.models.reference import local_model
+from profuser.recipe.models import EvaluateConfig, ModelConfig, TemplateConfig
+from ray_jobs.runtime.metrics import EngineMetrics
+
+NOTES = "attempts"
+ENGINE_DEAD = 70
+"""Exit code of an actor whose engine died: Ray starts a new one."""
+
+
+class EngineWorker(ABC):
+    """An actor with one engine.
+
+    Args:
+        source: artifact of corpus rows.
+        output: artifact that is made, shard by shard.
+        reader: arguments of `make_reader`.
+    """
+
+    def __init__(self, source: Artifact, output: Artifact, reader: dict[str, Any]):
+        self.source, self.output = source, output
+        self.reader = make_reader(**reader)
+        self.reader.loop.observe = EngineMetrics(output)
+        self.guard = CrashGuard(output.folder / NOTES)
+
+    def process(self, shard: int) -> dict[str, float]:
+        """Makes and writes one shard. Rows that crash the engine are found and left out, with the reason."""
+        rows = self.source.read_shard(shard)
+        with _engine_alive(self.output, shard), self.guard.shard(shard, rows.num_rows) as attempt:
+            return self.make(shard, rows, attempt)
+
+    @abstractmethod
+    def make(self, shard: int, rows: pa.Table, attempt: Attempt) -> dict[str, float]:
+        """Does with a shard's rows what the stage does, in an attempt that knows which of them must not reach the engine."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is made of a model's held-out rows."""
+
+    source: Artifact
+    """The held-out rows."""
+    output: Artifact
+    config: EvaluateConfig
+    seed: int
+
+    def make(self, reader: SourceReader, shard: int, rows: pa.Table, attempt: Attempt) -> dict[str, float]:
+        """Evaluates and writes one shard."""
+        signals = read_guarded(reader, rows, Reading(self.config.generation, 0, self.seed), attempt)
+        table = evaluate_table(rows, signals, reader.tokens, self.config.answer_pattern)
+        refused = len(table) - table["refused"].null_count
+        counts: dict[str, float] = {"rows": len(table), "refused": refused}
+        self.output.write_shard(shard, table, counts)
+        return counts
+
+    def process(self, reader: SourceReader, shard: int) -> dict[str, float]:
+        """The same, with the shard read here and rows that crash the engine left out."""
+        rows = self.source.read_shard(shard)
+        guard = CrashGuard(self.output.folder / NOTES)
+        with _engine_alive(self.output, shard), guard.shard(shard, rows.num_rows) as attempt:
+            return self.make(reader, shard, rows, attempt)
+
+
+@contextmanager
+def _engine_alive(output: Artifact, shard: int) -> Iterator[None]:
+    """Ends the process where its engine has died: its state is lost, and that of the other shards in flight with it."""
+    try:
+        yield
+    except EngineDeadError as error:
+        print(f"{output.stage} shard {shard}: {error}", file=sys.stderr, flush=True)
+        os._exit(ENGINE_DEAD)
+
+
+def read_guarded(reader: SourceReader, rows: pa.Table, how: Reading, attempt: Attempt) -> list[RowSignals]:
+    """What a source says of all rows; one that crashes the engine is refused with the reason."""
+    results, guilty = attempt.run(lambda places: reader.read(rows.take(places), how))
+    for place, words in sorted(guilty.items()):
+        row = rows.slice(place, 1).to_pylist()[0]
+        reason = f"it crashes the engine: {words}"
+        results.insert(place, RowSignals(row["row_id"], len(row["response"].encode()), reason))
+    return results
+
+
+def make_reader(path: str, config: ModelConfig, template: TemplateConfig) -> SourceReader:
+    """Loads the engine of a model (a folder, a URI or a Hub name), with the end-of-turn token of its template as a stop."""
+    from transformers import AutoTokenizer
+
+    from profuser.corpus import end_token_id
+
+    path = local_model(path)
+    tokenizer = AutoTokenizer.from_pretrained(
+        path, revision=config.revision, trust_remote_code=config.engine.trust_remote_code
+    )
+    ends = [end_token_id(tokenizer, template)]
+    return SourceReader(load_engine(path, config.revision, config.engine, ends), template)

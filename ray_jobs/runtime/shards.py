@@ -1,0 +1,183 @@
+"""Shards through an actor pool: what collect, rewards, select and evaluate have in common.
+
+Ray Data streams shard numbers, one per block, through a pool of actors. An actor reads its inputs, and writes its shard itself:
+only counts come back to the driver. A shard is done when its file is there, so a second attempt does what is left.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import ray
+from ray.exceptions import RayTaskError
+
+from profuser.artifacts.artifact import Artifact, Manifest
+from profuser.artifacts.stage_time import DeviceClock, clear_notes, stage_time
+from profuser.errors import ProfuserError
+from profuser.recipe.models import PoolConfig
+from ray_jobs.runtime.cluster import check_fits, may_bring_nodes, own_cause, resources_of
+from ray_jobs.runtime.metrics import ShardMetrics, told
+from ray_jobs.runtime.progress import Counter, clock, console
+from ray_jobs.runtime.stalls import StallWatch, holders_say
+
+Draining = Callable[[], None]
+"""Called when the last shards of a stage are being worked on: what comes next may begin to load."""
+
+
+class ShardWorker(Protocol):
+    """What an actor of the pool does. Made once per actor, with heavy things loaded in the constructor."""
+
+    def process(self, shard: int) -> dict[str, float]:
+        """Makes and writes one shard; returns its counts, `rows` among them."""
+        ...
+
+
+class Rider(NamedTuple):
+    """Shards of another artifact, which the actors make after their own while their models are loaded."""
+
+    source: Artifact
+    """The artifact whose shards it follows one by one."""
+    artifact: Artifact
+    method: str
+    """Of the worker, as `ShardWorker.process`."""
+
+    def left(self) -> list[dict[str, Any]]:
+        """Shards that are not there yet, as rows for the actors."""
+        finished = self.artifact.finished_shards()
+        return [{"shard": s, "method": self.method} for s in self.source.shards() if s not in finished]
+
+
+class _Actor:
+    """Adapts a worker to Ray Data's batches, and notes how long it holds its devices."""
+
+    def __init__(self, worker: type[ShardWorker], arguments: dict[str, Any], held: dict[str, Any]):
+        self.clock = DeviceClock(**held)
+        self.failure: ProfuserError | None = None
+        try:
+            self.worker = worker(**arguments)
+        except ProfuserError as error:
+            # Raised in `__call__`: a constructor that fails is retried by Ray, and its message is lost.
+            self.failure = error
+        self.clock.note()
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        if self.failure:
+            raise self.failure
+        calls = zip(batch["method"], batch["shard"], strict=True)
+        counts = [told(getattr(self.worker, str(method))(int(shard))) for method, shard in calls]
+        self.clock.note()
+        return {name: [c[name] for c in counts] for name in counts[0]}
+
+
+def run_shards(
+    artifact: Artifact,
+    source: Artifact,
+    worker: type[ShardWorker],
+    arguments: dict[str, Any],
+    pool: PoolConfig,
+    num_gpus: float,
+    in_flight: int = 1,
+    draining: Draining | None = None,
+    riders: Sequence[Rider] = (),
+) -> tuple[list[Mapping[str, float]], float]:
+    """Makes all shards of an artifact that are not there yet.
+
+    Args:
+        artifact: what is made.
+        source: the artifact whose shards it follows one by one.
+        worker: class of the actors.
+        arguments: of the worker's constructor.
+        pool: size of the pool and CPUs of an actor.
+        num_gpus: GPUs of an actor.
+        in_flight: shards that an actor works on at one time, in as many threads.
+        draining: called once, when no shard is left that an actor has not begun.
+        riders: other artifacts that the actors work on, if any of the artifact's own shards is left. Their stages finish them.
+
+    Returns:
+        Counts of every shard, and the seconds that this attempt took.
+    """
+    start, began = time.monotonic(), time.time()
+    finished = artifact.finished_shards()
+    wanted = source.shards()
+    left = [{"shard": shard, "method": "process"} for shard in wanted if shard not in finished]
+    done = int(sum(counts["rows"] for counts in finished.values()))
+    total = _num_rows(source)
+    for rider in riders if left else ():
+        left += rider.left()
+        total += _num_rows(rider.source)
+        done += int(sum(counts["rows"] for counts in rider.artifact.finished_shards().values()))
+    with Counter(artifact.stage, total, "rows", done) as counter:
+        if left:
+            check_fits(artifact.stage, pool.num_cpus, num_gpus)
+            held = {"artifact": artifact, "num_devices": num_gpus or pool.num_cpus, "began": began}
+            dataset = _dataset(left, (worker, arguments, held), pool, num_gpus, in_flight)
+            metrics = ShardMetrics(artifact, len(left), total - done)
+            why = holders_say(artifact, began, {"CPU": pool.num_cpus, "GPU": num_gpus}, "actors")
+            num_unbegun = len(left) - in_flight * min(pool.max_actors, len(left))
+            with StallWatch(artifact.stage, why) as watch:
+                _stream(watch.over(dataset.iter_rows()), counter, metrics, num_unbegun, draining)
+    if draining and not left:
+        draining()
+    finished = artifact.finished_shards()
+    missing = [shard for shard in wanted if shard not in finished]
+    if missing:
+        raise ProfuserError(f"{artifact.stage}: shards {missing[:5]} were not written; run again to do what is left")
+    return list(finished.values()), time.monotonic() - start
+
+
+def _num_rows(artifact: Artifact) -> int:
+    manifest = artifact.manifest()
+    return int(manifest.counts["rows"]) if manifest else 0
+
+
+def _dataset(
+    items: list[dict[str, Any]], arguments: tuple[Any, ...], pool: PoolConfig, num_gpus: float, in_flight: int
+) -> ray.data.Dataset:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    most = max(pool.min_actors, min(pool.max_actors, len(items)))
+    return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _Actor,
+        fn_constructor_args=arguments,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(
+            # A pool grows into nodes that are there; on a cluster, actors that wait for a node are what brings it.
+            min_size=most if may_bring_nodes() else pool.min_actors,
+            max_size=most,
+            max_tasks_in_flight_per_actor=2 * in_flight,
+            max_concurrent_calls_per_actor=in_flight,
+            enable_true_multi_threading=in_flight > 1,
+        ),
+        **resources_of(pool, num_gpus),
+    )
+
+
+def _stream(
+    rows: Iterable[Mapping[str, Any]],
+    counter: Counter,
+    metrics: ShardMetrics,
+    num_unbegun: int,
+    draining: Draining | None,
+) -> None:
+    """Counts shards as they are done; `num_unbegun` of them are more than the actors have in flight."""
+    try:
+        for done, row in enumerate(rows, 1):
+            counter.add(int(row["rows"]))
+            metrics.done(row)
+            if draining and done == max(1, num_unbegun):
+                draining()
+    except RayTaskError as error:
+        raise own_cause(error) from None
+
+
+def finish(artifact: Artifact, counts: list[Mapping[str, float]], seconds: float, **metrics: float) -> Manifest:
+    """Writes the manifest, with the time of earlier attempts added to the `seconds` of this one, and says what the stage did."""
+    spent = stage_time(artifact, seconds)
+    manifest = artifact.finish(counts, spent.seconds, metrics, spent.device_seconds)
+    clear_notes(artifact)
+    shown = {name.replace("_", " "): value for name, value in manifest.counts.items() if value and "/" not in name}
+    if shown or seconds:
+        text = ", ".join(f"{value:,.0f} {name}" for name, value in shown.items()) or "done"
+        console.print(f"{artifact.stage}: {text} in {clock(seconds)}", markup=False)
+    return manifest

@@ -1,0 +1,119 @@
+"""A replica of a served model: vLLM's own asynchronous engine and vLLM's own OpenAI application, called in the same process.
+
+Templates, sampling parameters, streaming, usage and the checks of a request are vLLM's; special tokens that messages spell are
+text. `ray.serve.llm` is not used: with this pair
+of versions it loses its model after a first request.
+"""
+
+import hashlib
+import os
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from ray import serve
+
+from profuser.models.reference import local_model
+from profuser.serving.asgi import Head, call
+from profuser.serving.options import ServedModel
+from profuser.serving.requests import text_as_text
+
+APP = "profuser"
+"""Name of the application with the gateway; those of the models begin with it."""
+ENGINE_DEAD = 70
+"""Exit code of a replica whose engine died: its requests are put to another, and Ray Serve starts a new one."""
+
+
+@serve.deployment
+class Model:
+    """One replica. It is ready when it has answered once."""
+
+    async def __init__(self, options: ServedModel):
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        # By itself vLLM binds every engine of a machine to the same cores; Ray says how many threads each may have.
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(options.kv_cache_gib)))
+        import torch
+        from vllm import SamplingParams
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.entrypoints.openai.api_server import build_app, init_app_state
+        from vllm.entrypoints.openai.cli_args import make_arg_parser
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+        from vllm.utils.mistral import is_mistral_tokenizer
+        from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+
+        flags = vllm_flags(options, local_model(options.model), torch.cuda.is_available())
+        arguments: Any = make_arg_parser(FlexibleArgumentParser()).parse_args(flags)
+        # The engine's queue, cache and speed are told by Ray's agent on every node, for Prometheus.
+        loggers: Any = [RayPrometheusStatLogger]
+        self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(arguments), stat_loggers=loggers)
+        tokenizer = self.engine.renderer.get_tokenizer()
+        # Mistral's own tokenizers read text as text, and take no arguments for a template.
+        self.prepare = bytes if is_mistral_tokenizer(tokenizer) else text_as_text
+        tasks = await self.engine.get_supported_tasks()
+        self.app = build_app(arguments, tasks, self.engine.model_config)
+        await init_app_state(self.engine, self.app.state, arguments, tasks)
+        async for _ in self.engine.generate({"prompt_token_ids": [0]}, SamplingParams(max_tokens=1), "first"):
+            pass
+
+    async def whole(self, path: str, body: bytes, request_id: str) -> bytes:
+        """What vLLM's application answers to a POST of a JSON body: a line with the head, and the body."""
+        head, *parts = [piece async for piece in self.stream(path, body, request_id)]
+        return b"".join([head, b"\n", *parts])
+
+    async def stream(self, path: str, body: bytes, request_id: str) -> AsyncGenerator[bytes, None]:
+        """The same piece by piece. A client that leaves frees its place in the engine."""
+        async for piece in call(self.app, path, self.prepare(body), {"x-request-id": request_id}):
+            if self.engine.errored:
+                os._exit(ENGINE_DEAD)
+            yield piece.encode() if isinstance(piece, Head) else piece
+
+    async def check_health(self) -> None:
+        """Raises where the engine has died, so that Ray Serve replaces the replica."""
+        await self.engine.check_health()
+
+
+def vllm_flags(options: ServedModel, path: str, on_gpu: bool) -> list[str]:
+    """The options as flags of `vllm serve`."""
+    dtype = "float32" if options.dtype == "auto" and not on_gpu else options.dtype
+    flags = ["--model", path, "--served-model-name", options.name, "--dtype", dtype]
+    flags += ["--tensor-parallel-size", str(options.tensor_parallel_size)]
+    if options.max_model_len is not None:
+        flags += ["--max-model-len", str(options.max_model_len)]
+    if on_gpu:
+        return [*flags, "--gpu-memory-utilization", str(options.gpu_memory_utilization)]
+    return [*flags, "--enforce-eager"]
+
+
+def app_name(model: str) -> str:
+    """Of the Serve application that a model is: each has its own, so that models come, go and change one by one.
+
+    (In one application, Ray Serve 2.59 does not survive that a deployment with autoscaling is taken out of it.)
+    """
+    return f"{APP}-{model.replace('/', '-')}"
+
+
+def build_model(options: ServedModel) -> serve.Application:
+    """A model's application."""
+    replicas: dict[str, Any] = {"num_replicas": options.num_replicas}
+    if options.num_replicas is None:
+        replicas = {
+            "autoscaling_config": {
+                "min_replicas": options.min_replicas,
+                "max_replicas": options.max_replicas,
+                "target_ongoing_requests": options.target_ongoing_requests,
+            }
+        }
+    engine = [*vllm_flags(options, options.model, on_gpu=True), options.kv_cache_gib]
+    return Model.options(
+        ray_actor_options={"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
+        logging_config={"enable_access_log": False},  # the gateway has one
+        max_ongoing_requests=options.max_ongoing_requests,
+        max_queued_requests=options.max_queued_requests,
+        graceful_shutdown_timeout_s=options.graceful_shutdown_seconds,
+        # Replicas stay while what their engine is made of does; by itself Serve would start others with every `serve.run`.
+        version=hashlib.sha256(repr(engine).encode()).hexdigest(),
+        _internal=True,
+        **replicas,
+    ).bind(options)

@@ -1,0 +1,104 @@
+"""What `profuser serve` puts behind the API: the models of finished runs, and others by name."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from profuser.artifacts.tracking import tracking_uri
+from profuser.errors import UserError
+from profuser.recipe.models import ModelConfig
+from profuser.run.finding import find_run, finished_model
+from profuser.run.fusion_run import FusionRun
+from profuser.serving.locate import registered
+from profuser.serving.options import ServeConfig, ServedModel
+from ray_jobs.runtime.cluster import total_gpus
+
+TARGET = "target"
+
+
+def fused_model(run: FusionRun, name: str, **settings: Any) -> ServedModel:
+    """The fused model of a finished run, with the engine settings of its target."""
+    return _served(name, finished_model(run), run.recipe.target, settings)
+
+
+def compared_models(run: FusionRun, names: Sequence[str], taken: Sequence[str], **settings: Any) -> list[ServedModel]:
+    """The target before fusion, and sources, by name; a source that is the target is served once."""
+    recipe = run.recipe
+    known: dict[str, ModelConfig] = {TARGET: recipe.target, **{source.name: source for source in recipe.sources}}
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise UserError(f"--with {missing[0]}: run {recipe.name} has no such model; there are: {', '.join(known)}")
+    out: dict[str, ServedModel] = {}
+    for name in names:
+        path = run.model(known[name]).path
+        title = name if name not in taken else f"{recipe.name}-{name}"
+        if path not in out:
+            out[path] = _served(title, path, known[name], settings)
+    return list(out.values())
+
+
+def named_model(text: str, storage: str, **settings: Any) -> ServedModel:
+    """`NAME=LOCATION`: a folder, a URI, a Hub name or `models:/NAME@ALIAS`."""
+    name, equals, location = text.partition("=")
+    if not (equals and name and location):
+        raise UserError(f"--model {text}: write NAME=LOCATION, for example champion=models:/fused@champion")
+    found = registered(location, tracking_uri(storage))
+    return ServeConfig.parse({"models": [{"name": name, "model": found, **settings}]}, f"--model {text}").models[0]
+
+
+def serve_config(
+    runs: Sequence[str],
+    storage: str,
+    beside: Sequence[str],
+    models: Sequence[str],
+    name: str | None,
+    replicas: dict[str, Any],
+    settings: dict[str, Any],
+) -> ServeConfig:
+    """The application of the command line's arguments.
+
+    Args:
+        runs: whose fused models are served.
+        storage: where they lie.
+        beside: models of the first run besides its fused one, by name; `all` of them.
+        models: others, `NAME=LOCATION`.
+        name: of the first fused model in the API; by default the run's.
+        replicas: how many replicas every model has.
+        settings: of the application.
+    """
+    found = [find_run(run, storage) for run in runs]
+    titles = [name or run.recipe.name if place == 0 else run.recipe.name for place, run in enumerate(found)]
+    served = [fused_model(run, title, **replicas) for run, title in zip(found, titles, strict=True)]
+    if found and beside:
+        sources = [source.name for source in found[0].recipe.sources]
+        wanted = [TARGET, *sources] if "all" in beside else beside
+        served += compared_models(found[0], wanted, titles, **replicas)
+    served += [named_model(text, storage, **replicas) for text in models]
+    if not served:
+        raise UserError("serve: name a run, or a model with --model NAME=LOCATION")
+    tree = {"models": [model.model_dump() for model in served], **settings}
+    return ServeConfig.parse(tree, "serve")
+
+
+def _gpus() -> float:
+    """Of the cluster; of this machine where a file is written and nothing started."""
+    import torch
+
+    return total_gpus() if ray.is_initialized() else float(torch.cuda.device_count())
+
+
+def _served(name: str, path: str, config: ModelConfig, settings: dict[str, Any]) -> ServedModel:
+    engine = config.engine
+    tree = {
+        "name": name,
+        "model": path,
+        "num_gpus": float(engine.tensor_parallel_size) if _gpus() else 0.0,
+        "dtype": engine.dtype,
+        "max_model_len": engine.max_model_len,
+        "tensor_parallel_size": engine.tensor_parallel_size,
+        "gpu_memory_utilization": engine.gpu_memory_utilization,
+        "kv_cache_gib": engine.kv_cache_gib,
+        **settings,
+    }
+    return ServeConfig.parse({"models": [tree]}, f"serve: {name}").models[0]

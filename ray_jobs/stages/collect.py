@@ -1,0 +1,82 @@
+"""Stage `collect`, once per source: teacher-forces the ground truth and generates answers, with top-k distributions of both."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from profuser.artifacts.artifact import Artifact, Manifest
+from profuser.engines.base import Reading
+from profuser.engines.crash_guard import Attempt
+from profuser.engines.signal_tables import collect_table, count
+from profuser.recipe.models import SourceConfig
+from profuser.run.fusion_run import FusionRun
+from profuser.run.stages import TARGET
+from ray_jobs.runtime.cluster import gpus_for
+from ray_jobs.runtime.engine_worker import EngineWorker, Evaluation, read_guarded
+from ray_jobs.runtime.shards import Draining, Rider, finish, run_shards
+
+
+class CollectWorker(EngineWorker):
+    """Turns corpus shards into shards of signals, and held-out shards into those of the model's evaluation."""
+
+    def __init__(
+        self,
+        source: Artifact,
+        output: Artifact,
+        reader: dict[str, Any],
+        how: Reading,
+        evaluation: Evaluation | None = None,
+    ):
+        super().__init__(source, output, reader)
+        self.how, self.evaluation = how, evaluation
+
+    def make(self, shard: int, rows: pa.Table, attempt: Attempt) -> dict[str, float]:
+        """Collects one shard."""
+        signals = read_guarded(self.reader, rows, self.how, attempt)
+        counts = count(signals)
+        self.output.write_shard(shard, collect_table(signals, self.reader.engine.vocab_size, self.how.top_k), counts)
+        return counts
+
+    def evaluate(self, shard: int) -> dict[str, float]:
+        """Evaluates one held-out shard."""
+        assert self.evaluation is not None
+        return self.evaluation.process(self.reader, shard)
+
+
+def collect(run: FusionRun, source: SourceConfig, draining: Draining | None = None) -> Manifest:
+    """Runs the stage for one source; `draining` is called when its last rows are in the engines.
+
+    Where the source is evaluated too, its engine also reads the held-out rows, after the others: `evaluate` then finds their
+    shards, and loads no engine for them.
+    """
+    output = run.collect(source)
+    recipe = run.recipe
+    evaluation = evaluation_beside(run, source)
+    counts, seconds = run_shards(
+        output,
+        run.corpus(),
+        CollectWorker,
+        {
+            "source": run.corpus(),
+            "output": output,
+            "reader": {"path": run.model(source).path, "config": source, "template": recipe.template},
+            "how": run.reading(source),
+            "evaluation": evaluation,
+        },
+        source.pool,
+        gpus_for(source),
+        source.engine.shards_in_flight,
+        draining,
+        (Rider(evaluation.source, evaluation.output, "evaluate"),) if evaluation else (),
+    )
+    return finish(output, counts, seconds)
+
+
+def evaluation_beside(run: FusionRun, source: SourceConfig) -> Evaluation | None:
+    """Returns the evaluation of a source that its collecting engine can make: the engines' settings must be equal."""
+    name = TARGET if run.recipe.is_target(source) else source.name
+    if name not in run.evaluated() or run.evaluate(name).manifest() is not None:
+        return None
+    if run.evaluated_config(name).engine != source.engine:
+        return None
+    return Evaluation(run.heldout(), run.evaluate(name), run.recipe.evaluate, run.recipe.seed)

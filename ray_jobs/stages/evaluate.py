@@ -1,0 +1,53 @@
+"""Stage `evaluate`, once per model: bits per byte and exact match on the held-out rows.
+
+Those of a source were mostly made with its signals (`collect`): then their shards are there, and no engine is loaded.
+"""
+
+from typing import Any
+
+import pyarrow as pa
+
+from profuser.artifacts.artifact import Artifact, Manifest
+from profuser.engines.crash_guard import Attempt
+from profuser.evaluation.heldout import score
+from profuser.run.fusion_run import FusionRun
+from ray_jobs.runtime.cluster import gpus_for
+from ray_jobs.runtime.engine_worker import EngineWorker, Evaluation
+from ray_jobs.runtime.shards import finish, run_shards
+
+
+class EvaluateWorker(EngineWorker):
+    """Turns held-out shards into shards of answers and scores."""
+
+    def __init__(self, source: Artifact, output: Artifact, reader: dict[str, Any], evaluation: Evaluation):
+        super().__init__(source, output, reader)
+        self.evaluation = evaluation
+
+    def make(self, shard: int, rows: pa.Table, attempt: Attempt) -> dict[str, float]:
+        """Evaluates one shard."""
+        return self.evaluation.make(self.reader, shard, rows, attempt)
+
+
+def evaluate(run: FusionRun, name: str) -> Manifest:
+    """Runs the stage for one model."""
+    output = run.evaluate(name)
+    path, config = run.evaluated_model(name)
+    arguments = {
+        "source": run.heldout(),
+        "output": output,
+        "reader": {"path": path, "config": config, "template": run.recipe.template},
+        "evaluation": Evaluation(run.heldout(), output, run.recipe.evaluate, run.recipe.seed),
+    }
+    counts, seconds = run_shards(
+        output,
+        run.heldout(),
+        EvaluateWorker,
+        arguments,
+        config.pool,
+        gpus_for(config),
+        config.engine.shards_in_flight,
+    )
+    table = pa.concat_tables(output.tables())
+    known = {row["row_id"] for row in table.to_pylist() if row["refused"] is None}
+    result = score(table, known)
+    return finish(output, counts, seconds, bits_per_byte=result.bits_per_byte, exact_match=result.exact_match)

@@ -1,0 +1,131 @@
+"""Stage `fuse`: Ray Train runs the training loop on sharded workers; the result is a Hugging Face folder."""
+
+import json
+import time
+from typing import Any
+
+import ray
+import ray.train
+from ray.exceptions import RayTaskError
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from profuser.artifacts.artifact import Artifact, Manifest
+from profuser.artifacts.tracking import RunHandle
+from profuser.errors import ProfuserError, TrainingError
+from profuser.recipe.fusing import FuseConfig
+from profuser.run.fusion_run import TRAINING_METRICS, FusionRun
+from profuser.training.batches import UpdatePlan
+from profuser.training.examples import LIGHT_COLUMNS, ExampleIndex, ExampleReader
+from profuser.training.loop import HELDOUT
+from ray_jobs.runtime.cluster import check_fits, total_gpus
+from ray_jobs.runtime.shards import finish
+from ray_jobs.runtime.stalls import holders_say
+from ray_jobs.training.board import Watch
+from ray_jobs.training.worker import STEP_METRIC, WorkerTask, train_worker
+
+
+def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
+    """Runs the stage; a second attempt continues from the last checkpoint.
+
+    Raises:
+        TrainingError: training failed more often than `fuse.workers.max_failures` allows.
+        SystemExit: SIGTERM came; a checkpoint was written.
+    """
+    start, began = time.monotonic(), time.time()
+    output, recipe = run.fuse(), run.recipe
+    scaling, torch_config = _scaling(recipe.fuse)
+    select, top_k = run.select(), recipe.collect.top_k
+    index = ExampleIndex.build(_light_tables(select), recipe.fuse.max_tokens, recipe.fuse.weighting)
+    plan = UpdatePlan(index, recipe.fuse, recipe.training_seed)
+    handle.log_metrics(_index_facts(plan))
+    wanted = {"CPU": recipe.fuse.workers.num_cpus, "GPU": float(bool(scaling.use_gpu))}
+    watch = Watch(output, holders_say(output, began, wanted, "workers"))
+    task = WorkerTask(
+        recipe=recipe,
+        plan=ray.put(plan),
+        reader=ExampleReader(select.read_shard, top_k, run.vocab_size("target.model"), recipe.fuse.max_tokens),
+        target=run.model(recipe.target).path,
+        output=output,
+        began=began,
+        num_devices=1.0 if scaling.use_gpu else recipe.fuse.workers.num_cpus,
+        handle=handle,
+        board=watch.board,
+    )
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"task": task},
+        scaling_config=scaling,
+        torch_config=torch_config,
+        run_config=RunConfig(
+            # Of this fingerprint: a run that is redone under other settings does not resume from foreign checkpoints.
+            name=f"train-{output.fingerprint}",
+            storage_path=output.folder.uri,
+            failure_config=FailureConfig(max_failures=recipe.fuse.workers.max_failures),
+            checkpoint_config=_kept(recipe.fuse, plan),
+        ),
+    )
+    try:
+        with watch.running():
+            trainer.fit()
+    except (ray.train.TrainingFailedError, RayTaskError) as error:
+        raise _own_failure(error) from error
+    history = _read_history(output)
+    if len(history) < plan.num_steps:
+        raise SystemExit(143)
+    # Where the workers could not.
+    handle.log_missing(history, STEP_METRIC)
+    counts = {"steps": len(history), "tokens": sum(int(step["tokens"]) for step in history)}
+    last = {k: v for k, v in history[-1].items() if k.endswith("_nats") or k.startswith(HELDOUT)}
+    return finish(output, [counts], time.monotonic() - start, skipped_steps=history[-1]["skipped_steps"], **last)
+
+
+def _scaling(config: FuseConfig) -> tuple[ScalingConfig, TorchConfig]:
+    workers = config.workers
+    fewest = workers.min_workers or workers.num_workers
+    use_gpu = total_gpus() >= fewest if workers.use_gpu is None else workers.use_gpu
+    check_fits("fuse", workers.num_cpus, float(use_gpu), fewest)
+    scaling = ScalingConfig(
+        num_workers=workers.num_workers if fewest == workers.num_workers else (fewest, workers.num_workers),
+        use_gpu=use_gpu,
+        resources_per_worker={"CPU": workers.num_cpus} | ({"GPU": 1} if use_gpu else {}),
+    )
+    return scaling, TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo")
+
+
+def _kept(config: FuseConfig, plan: UpdatePlan) -> CheckpointConfig:
+    """By held-out bits per byte where they are measured; Ray Train keeps the last one besides."""
+    if len(plan.apart) == 0:
+        return CheckpointConfig(num_to_keep=config.keep_checkpoints)
+    return CheckpointConfig(
+        num_to_keep=config.keep_checkpoints, checkpoint_score_attribute=HELDOUT, checkpoint_score_order="min"
+    )
+
+
+def _light_tables(select: Artifact) -> Any:
+    return ((shard, select.read_shard(shard, LIGHT_COLUMNS)) for shard in select.shards())
+
+
+def _index_facts(plan: UpdatePlan) -> dict[str, float]:
+    index = plan.index
+    facts = {"examples": float((index.tokens > 0).sum()), "training_rows": float(len(plan.rows))}
+    facts |= {"heldout_rows": float(len(plan.apart)), "cut_examples": float(index.num_cut)}
+    facts |= {"left_out_examples": float(index.num_left_out)}
+    return facts | {f"examples_of_{name}": float(count) for name, count in index.teachers.items()}
+
+
+def _own_failure(error: BaseException) -> ProfuserError:
+    """One of our errors from the workers, as it was raised; else a line with the remedy."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        inner: BaseException | None = failure
+        while inner is not None:
+            if isinstance(inner, ProfuserError):
+                return inner
+            inner = getattr(inner, "cause", None) or inner.__cause__
+    text = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    return TrainingError(f"fuse: training failed: {text}; run again to continue from the last checkpoint")
+
+
+def _read_history(output: Artifact) -> list[dict[str, float]]:
+    lines = output.folder.read_bytes(TRAINING_METRICS).decode().splitlines()
+    return [json.loads(line) for line in lines]

@@ -1,0 +1,62 @@
+"""Stage `judge`, once per reward: scores every evaluated model's answers to the held-out rows."""
+
+from profuser.artifacts.artifact import Artifact, Manifest
+from profuser.evaluation.judged import judge_table, win_rates
+from profuser.recipe.rewards import RewardConfig
+from profuser.rewards.kinds import load_judge
+from profuser.run.fusion_run import FusionRun
+from profuser.run.results import read_answers
+from profuser.run.stages import FUSED
+from ray_jobs.runtime.cluster import gpus_for
+from ray_jobs.runtime.shards import Draining, finish, run_shards
+
+
+class JudgeWorker:
+    """One reward model or verifier; turns held-out shards of all models' answers into shards of scores."""
+
+    def __init__(
+        self,
+        heldout: Artifact,
+        evaluated: dict[str, Artifact],
+        output: Artifact,
+        reward: RewardConfig,
+        path: str | None,
+    ):
+        self.heldout, self.evaluated, self.output = heldout, evaluated, output
+        self.judge = load_judge(reward, path)
+
+    def process(self, shard: int) -> dict[str, float]:
+        """Scores one shard."""
+        rows = self.heldout.read_shard(shard).to_pylist()
+        predictions = {
+            name: artifact.read_shard(shard, ["prediction"])["prediction"].to_pylist()
+            for name, artifact in self.evaluated.items()
+        }
+        table = judge_table(self.judge, rows, predictions)
+        counts: dict[str, float] = {"rows": len(rows), "answers": len(table) - table["score"].null_count}
+        self.output.write_shard(shard, table, counts)
+        return counts
+
+
+def judge(run: FusionRun, reward: RewardConfig, draining: Draining) -> Manifest:
+    """Runs the stage for one reward; its metrics are the win rates of the fused model under that reward alone.
+
+    Args:
+        run: the run, evaluated.
+        reward: who judges.
+        draining: called when the last rows are being scored, so that the next judge may load.
+    """
+    output = run.judge(reward)
+    arguments = {
+        "heldout": run.heldout(),
+        "evaluated": {name: run.evaluate(name) for name in run.evaluated()},
+        "output": output,
+        "reward": reward,
+        "path": run.reward_path(reward),
+    }
+    counts, seconds = run_shards(
+        output, run.heldout(), JudgeWorker, arguments, reward.pool, gpus_for(reward), draining=draining
+    )
+    judged = read_answers(run, [reward])
+    rates = win_rates(judged, FUSED, run.recipe.select.vote, [1.0]) if judged.answers else {}
+    return finish(output, counts, seconds, **{f"win_rate/{name}": rate.raw.value for name, rate in rates.items()})

@@ -1,0 +1,30 @@
+"""Stage `prepare`: reads the corpus, refuses what cannot be used, and writes train and held-out shards."""
+
+import time
+
+import ray
+from ray.exceptions import RayTaskError
+
+from profuser.artifacts.artifact import Manifest
+from profuser.corpus.stage import write_corpus
+from profuser.run.fusion_run import FusionRun
+from ray_jobs.runtime.cluster import beside_the_driver, own_cause
+from ray_jobs.runtime.metrics import count_rows
+from ray_jobs.runtime.shards import finish
+
+
+def prepare(run: FusionRun) -> Manifest:
+    """Runs the stage, on the driver's machine: a corpus given by path lies there."""
+    start = time.monotonic()
+    task = ray.remote(num_cpus=0)(write_corpus).options(scheduling_strategy=beside_the_driver())
+    recipe, artifacts = run.recipe, (run.corpus(), run.heldout(), run.quarantine())
+    try:
+        counts = ray.get(task.remote(recipe.corpus, run.corpus_path, run.heldout_path, recipe.seed, *artifacts))
+    except RayTaskError as error:
+        raise own_cause(error) from None
+    seconds = time.monotonic() - start
+    count_rows(artifacts[0], counts[0]["rows"], counts[2]["rows"])
+    # The whole time is the corpus's: it is measured once.
+    for artifact, count in zip(artifacts[1:], counts[1:], strict=True):
+        finish(artifact, [count], 0.0)
+    return finish(artifacts[0], [counts[0]], seconds)

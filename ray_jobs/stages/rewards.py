@@ -1,0 +1,63 @@
+"""Stage `rewards`, once per reward: scores every source's answer to every row. Cached, so changing the vote reruns no model."""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+
+from profuser.artifacts.artifact import Artifact, Manifest
+from profuser.artifacts.schemas import REWARDS
+from profuser.engines.signal_tables import candidate_answers
+from profuser.recipe.rewards import RewardConfig
+from profuser.rewards.kinds import load_judge
+from profuser.run.fusion_run import FusionRun
+from ray_jobs.runtime.cluster import gpus_for
+from ray_jobs.runtime.shards import Draining, finish, run_shards
+
+
+class RewardWorker:
+    """One reward model or verifier; turns shards of answers into shards of scores, one per answer, NaN where there is none."""
+
+    def __init__(
+        self,
+        corpus: Artifact,
+        collected: list[Artifact],
+        output: Artifact,
+        reward: RewardConfig,
+        path: str | None,
+        num_samples: int,
+    ):
+        self.corpus, self.collected, self.output, self.num_samples = corpus, collected, output, num_samples
+        self.judge = load_judge(reward, path)
+
+    def process(self, shard: int) -> dict[str, float]:
+        """Scores one shard."""
+        rows = self.corpus.read_shard(shard).to_pylist()
+        tables = [artifact.read_shard(shard, ["answers"]) for artifact in self.collected]
+        answers = candidate_answers(tables, self.num_samples)
+        scores = np.full((len(rows), len(tables) * self.num_samples), math.nan)
+        places = [(row, place) for row, texts in enumerate(answers) for place, text in enumerate(texts) if text]
+        if places:
+            texts = [answers[row][place] or "" for row, place in places]
+            scores[tuple(zip(*places, strict=True))] = self.judge.score([rows[row] for row, _ in places], texts)
+        table = pa.table({"row_id": [r["row_id"] for r in rows], "scores": list(scores)}, schema=REWARDS)
+        counts: dict[str, float] = {"rows": len(rows), "answers": len(places)}
+        self.output.write_shard(shard, table, counts)
+        return counts
+
+
+def rewards(run: FusionRun, reward: RewardConfig, draining: Draining | None = None) -> Manifest:
+    """Runs the stage for one reward; `draining` is called when its last shards are being scored."""
+    output = run.rewards(reward)
+    arguments = {
+        "corpus": run.corpus(),
+        "collected": run.artifacts("collect"),
+        "output": output,
+        "reward": reward,
+        "path": run.reward_path(reward),
+        "num_samples": run.recipe.collect.samples_per_source,
+    }
+    counts, seconds = run_shards(
+        output, run.corpus(), RewardWorker, arguments, reward.pool, gpus_for(reward), draining=draining
+    )
+    return finish(output, counts, seconds)

@@ -1,0 +1,66 @@
+"""Stage `select`: joins the sources' shards, chooses teachers in both modes, and writes the training examples."""
+
+import ray
+
+from profuser.artifacts.artifact import Artifact, Manifest
+from profuser.recipe.models import Recipe
+from profuser.rewards.voting import RewardScale
+from profuser.run.choosing import make_chooser, reward_scales
+from profuser.run.fusion_run import FusionRun
+from profuser.run.tokenizers import Pairs, read_pairs
+from profuser.selection.examples import Selector
+from ray_jobs.runtime.shards import finish, run_shards
+
+
+class SelectWorker:
+    """Turns shards of signals and scores into shards of training examples."""
+
+    def __init__(
+        self,
+        corpus: Artifact,
+        collected: list[Artifact],
+        rewards: list[Artifact],
+        lazy: list[Artifact],
+        output: Artifact,
+        recipe: Recipe,
+        pairs: ray.ObjectRef,
+        scales: list[RewardScale],
+    ):
+        self.corpus, self.collected, self.rewards, self.lazy, self.output = corpus, collected, rewards, lazy, output
+        read: Pairs = ray.get(pairs)
+        chooser = make_chooser(recipe, [projection.source for projection in read.projections], scales)
+        self.selector = Selector(chooser, read.projections, read.target, recipe.collect.top_k)
+
+    def process(self, shard: int) -> dict[str, float]:
+        """Selects one shard."""
+        table, counts = self.selector.select(
+            self.corpus.read_shard(shard),
+            [artifact.read_shard(shard) for artifact in self.collected],
+            [artifact.read_shard(shard) for artifact in self.rewards],
+            [artifact.read_shard(shard) for artifact in self.lazy] or None,
+        )
+        self.output.write_shard(shard, table, counts)
+        return counts
+
+
+def select(run: FusionRun) -> Manifest:
+    """Runs the stage."""
+    output, recipe = run.select(), run.recipe
+    rewards, pairs = run.artifacts("rewards"), read_pairs(run)
+    arguments = {
+        "corpus": run.corpus(),
+        "collected": run.artifacts("collect"),
+        "rewards": rewards,
+        "lazy": run.artifacts("signals"),
+        "output": output,
+        "recipe": recipe,
+        "pairs": ray.put(pairs),
+        "scales": reward_scales(rewards),
+    }
+    counts, seconds = run_shards(output, run.corpus(), SelectWorker, arguments, recipe.select.pool, 0.0)
+    vocabulary = {
+        f"vocabulary/{source.name}/{rule}": float(number)
+        for source, projection in zip(recipe.sources, pairs.projections, strict=True)
+        for rule, number in projection.counts().items()
+    }
+    return finish(output, counts, seconds, **vocabulary)

@@ -1,0 +1,118 @@
+"""Stage `signals`, once per source, where signals are lazy: goes back to the chosen teachers for their distributions.
+
+The choice of teachers needs no distributions, only cross-entropies, answers and votes. So each source is put, a second time,
+the responses alone that it was chosen to teach: a share of 1/M of the disk, for one teacher-forced pass over them. With
+`select.condition: exact` it is also asked for the next token after each candidate that is used up inside a token.
+"""
+
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from profuser.alignment.matching import AlignmentRules
+from profuser.alignment.next_steps import find_used_up
+from profuser.alignment.source_signals import NextSteps
+from profuser.artifacts.artifact import Artifact, Manifest
+from profuser.artifacts.schemas import MODES
+from profuser.engines.base import Response
+from profuser.engines.crash_guard import Attempt
+from profuser.engines.signal_tables import as_signals, read_own_ids, signals_table
+from profuser.recipe.models import Recipe, SourceConfig
+from profuser.rewards.voting import RewardScale
+from profuser.run.choosing import make_chooser, reward_scales
+from profuser.run.fusion_run import FusionRun
+from profuser.run.tokenizers import read_target, read_tokens
+from profuser.selection.examples import Target, response_ids
+from profuser.selection.teachers import LIGHT_COLUMNS, Choice
+from ray_jobs.runtime.cluster import gpus_for
+from ray_jobs.runtime.engine_worker import EngineWorker
+from ray_jobs.runtime.shards import Draining, finish, run_shards
+
+
+class SignalsWorker(EngineWorker):
+    """Turns shards of choices into shards of one source's distributions."""
+
+    def __init__(
+        self,
+        source: Artifact,
+        output: Artifact,
+        reader: dict[str, Any],
+        collected: list[Artifact],
+        rewards: list[Artifact],
+        recipe: Recipe,
+        name: str,
+        tokens: ray.ObjectRef,
+        scales: list[RewardScale],
+        target: ray.ObjectRef | None,
+    ):
+        super().__init__(source, output, reader)
+        self.collected, self.rewards, self.top_k = collected, rewards, recipe.collect.top_k
+        self.chooser = make_chooser(recipe, ray.get(tokens), scales)
+        self.teacher = self.chooser.names.index(name)
+        self.rules = AlignmentRules.only(recipe.select.alignment_rules)
+        self.target: Target | None = ray.get(target) if target else None
+        """Where the steps after used-up candidates are wanted."""
+
+    def make(self, shard: int, rows: pa.Table, attempt: Attempt) -> dict[str, float]:
+        """Teacher-forces what the source was chosen to teach in one shard."""
+        collected = [artifact.read_shard(shard, list(LIGHT_COLUMNS)) for artifact in self.collected]
+        rewards = [artifact.read_shard(shard) for artifact in self.rewards]
+        choices, _ = self.chooser.choose(rows, collected, rewards)
+        own = [choice for choice in choices if choice.teacher == self.teacher]
+        answers = self.collected[self.teacher].read_shard(shard, ["training_ids", "inference_ids", "answer_tokens"])
+        tables = [self._force(rows, answers, [c for c in own if c.mode == mode], mode) for mode in MODES]
+        table = pa.concat_tables([table for table in tables if table] or [self.output.schema.empty_table()])
+        counts = {"rows": rows.num_rows, "responses": len(table)}
+        if self.target:
+            counts["steps"] = len(table["step_positions"].combine_chunks().flatten())
+        self.output.write_shard(shard, table, counts)
+        return {"rows": rows.num_rows, "training_tokens": len(table["response_ids"].combine_chunks().flatten())}
+
+    def _force(self, rows: pa.Table, answers: pa.Table, choices: list[Choice], mode: str) -> pa.Table | None:
+        if not choices:
+            return None
+        records = rows.take([choice.row for choice in choices]).to_pylist()
+        part = answers.take([choice.row for choice in choices])
+        ids = read_own_ids(part, mode, [choice.sample for choice in choices])
+        responses = self.reader.force(records, ids, self.top_k)
+        steps = self._steps(rows, records, choices, responses) if self.target else None
+        return signals_table([r["row_id"] for r in records], mode, responses, self.reader.engine.vocab_size, steps)
+
+    def _steps(
+        self, rows: pa.Table, records: list[dict], choices: list[Choice], responses: list[Response]
+    ) -> NextSteps:
+        """What the source says after the candidates that are used up where the target's tokens begin inside its own."""
+        assert self.target is not None
+        found, target_ids = as_signals(responses), response_ids(self.target.encode(rows.to_pylist(), choices))
+        texts = [choice.response.encode() for choice in choices]
+        tables = self.chooser.tokens[self.teacher], self.target.tokens
+        used_up = find_used_up(found, target_ids, texts, *tables, self.rules)
+        return self.reader.step_after(records, found, used_up, self.top_k)
+
+
+def signals(run: FusionRun, source: SourceConfig, draining: Draining | None = None) -> Manifest:
+    """Runs the stage for one source; `draining` as in `collect`."""
+    output, recipe, rewards = run.signals(source), run.recipe, run.artifacts("rewards")
+    counts, seconds = run_shards(
+        output,
+        run.corpus(),
+        SignalsWorker,
+        {
+            "source": run.corpus(),
+            "output": output,
+            "reader": {"path": run.model(source).path, "config": source, "template": recipe.template},
+            "collected": run.artifacts("collect"),
+            "rewards": rewards,
+            "recipe": recipe,
+            "name": source.name,
+            "tokens": ray.put(read_tokens(run)),
+            "scales": reward_scales(rewards),
+            "target": ray.put(read_target(run)) if recipe.select.condition == "exact" else None,
+        },
+        source.pool,
+        gpus_for(source),
+        source.engine.shards_in_flight,
+        draining,
+    )
+    return finish(output, counts, seconds)

@@ -1,0 +1,88 @@
+"""The select artifact through Ray Data to each training worker: its own micro-batches, in order, from any place on.
+
+A task reads the shards of one shuffled window and packs this worker's share of its updates; while the model trains on one window,
+the next is read. What a worker gets follows from the plan and the place alone, so that a restart, with as many workers or others,
+goes on at the next row. (Ray Train's own split of a Dataset gives rows to whoever asks first, and drops the remainder.)
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from profuser.recipe.schedule import Schedule
+from profuser.training.batches import Update, UpdatePlan, read_updates, windows_from
+from profuser.training.examples import ExampleReader
+from profuser.training.step import PackedExamples
+
+BLOCK_BYTES = 4 << 20
+"""A task hands on micro-batches as soon as they are so many bytes, not at its end."""
+PREFETCHED_BLOCKS = 2
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """How one worker reads its share."""
+
+    plan: Any
+    """Reference to the UpdatePlan."""
+    reader: ExampleReader
+    world_size: int
+    rank: int
+    pad_id: int
+
+    def __call__(self, trainer: Any) -> Iterator[tuple[Update, list[PackedExamples]]]:
+        """The updates that are left of a trainer's plan, with this worker's micro-batches."""
+        place = (trainer.plan, trainer.schedule, trainer.step, trainer.cursor)
+        # Only where each window begins: the updates themselves are worked out again where they are wanted.
+        begins = [(window[0].step, window[0].cursor) for window in windows_from(*place)]
+        rows = _rows(self._dataset(begins, trainer.schedule))
+        for window in windows_from(*place):
+            for update in window:
+                first = next(rows)
+                others = [next(rows) for _ in range(first[2] - 1)]
+                tables = [first, *others]
+                if any(step != update.step for step, _, _ in tables):
+                    raise RuntimeError(f"fuse: step {update.step}: Ray Data gave micro-batches of another step")
+                yield update, [PackedExamples.from_table(table, 0, self.reader.top_k) for _, table, _ in tables]
+
+    def _dataset(self, begins: list[tuple[int, int]], schedule: Schedule) -> ray.data.Dataset:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.target_max_block_size = BLOCK_BYTES
+        context.execution_options.preserve_order = True
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        items = [{"step": step, "cursor": cursor} for step, cursor in begins]
+        return ray.data.from_items(items, override_num_blocks=max(1, len(items))).map_batches(
+            _read_window,  # type: ignore[arg-type]
+            fn_args=(self, schedule),
+            batch_size=1,
+            batch_format="pyarrow",
+            # The reading takes little beside a step, and reserved CPUs may all be the workers' own.
+            num_cpus=0,
+            concurrency=1,
+            scheduling_strategy=here,
+        )
+
+
+def _read_window(batch: pa.Table, ingest: Ingest, schedule: Schedule) -> Iterator[pa.Table]:
+    plan: UpdatePlan = ray.get(ingest.plan)
+    updates = next(windows_from(plan, schedule, batch["step"][0].as_py(), batch["cursor"][0].as_py()))
+    found = read_updates(plan, ingest.reader, updates, ingest.world_size, ingest.rank, ingest.pad_id)
+    for update, batches in found:
+        for each in batches:
+            table = each.to_table()
+            yield table.append_column("step", pa.array([update.step])).append_column("of", pa.array([len(batches)]))
+
+
+def _rows(dataset: ray.data.Dataset) -> Iterator[tuple[int, pa.Table, int]]:
+    """Step, micro-batch, and how many micro-batches the step has."""
+    blocks: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCHED_BLOCKS)
+    for block in blocks:
+        for row in range(len(block)):
+            table = block.slice(row, 1)
+            yield table["step"][0].as_py(), table, table["of"][0].as_py()

@@ -1,0 +1,197 @@
+"""What every worker of stage `fuse` does: brings the target up, continues where the last checkpoint is, trains, exports."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.train
+import ray.train.torch
+from ray.train import Checkpoint, CheckpointUploadMode
+
+from profuser.artifacts.artifact import Artifact
+from profuser.artifacts.stage_time import DeviceClock
+from profuser.artifacts.tracking import RunHandle
+from profuser.models.reference import local_model
+from profuser.recipe.models import Recipe
+from profuser.run.fusion_run import MODEL, TRAINING_METRICS
+from profuser.storage.retry import PATIENCE_SECONDS, patiently
+from profuser.training.examples import ExampleReader
+from ray_jobs.training.board import StopWish
+from ray_jobs.training.ingest import Ingest
+
+if TYPE_CHECKING:
+    from profuser.training.loop import Record, Trainer
+
+WORST = 1.0e9
+STEP_METRIC = "learning_rate"
+"""Logged with every step: it says how far MLflow has heard."""
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """What the driver tells every worker."""
+
+    recipe: Recipe
+    plan: Any
+    """Reference to the UpdatePlan."""
+    reader: ExampleReader
+    target: str
+    """The target's folder or URI, or its name on the Hub."""
+    output: Artifact
+    began: float
+    """When this attempt at the stage began, in seconds since the epoch."""
+    num_devices: float
+    """GPUs that a worker holds, or CPUs where it has none."""
+    handle: RunHandle
+    board: Any
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Runs on every worker of Ray Train."""
+    from profuser.training.export import export
+    from profuser.training.loop import Hooks
+
+    task: WorkerTask = config["task"]
+    task = replace(task, target=local_model(task.target))
+    clock = DeviceClock(task.output, task.num_devices, task.began)
+    trainer, ingest = make_trainer(task)
+    first = trainer.rank == 0
+    if first:
+        task.board.begin.remote(trainer.step, trainer.plan.num_steps, str(trainer.module.attention))
+    saver = Saver(task, first, clock)
+    hooks = Hooks(Logger(task, first), saver, StopWish(task.board), Notice())
+    finished = trainer.run(ingest, hooks)
+    saver.wait()
+    if finished:
+        if task.recipe.fuse.export == "best":
+            _load_best(trainer)
+        with tempfile.TemporaryDirectory() as folder:
+            export(trainer.module, task.target, task.recipe.target, task.recipe.template, Path(folder))
+            if first:
+                (task.output.folder / MODEL).upload(Path(folder))
+    clock.note()
+    # The other workers wait for the first one to have written.
+    _barrier()
+
+
+def make_trainer(task: WorkerTask) -> tuple["Trainer", Ingest]:
+    """This worker's trainer, at the place of the last checkpoint where there is one, and what feeds it."""
+    from profuser.training.batches import read_packs
+    from profuser.training.checkpoint import load_checkpoint
+    from profuser.training.checks import check_vocabulary
+    from profuser.training.guards import memory_named
+    from profuser.training.loop import Trainer
+    from profuser.training.target import load_target
+
+    recipe = task.recipe
+    plan: Any = ray.get(task.plan)
+    device = ray.train.torch.get_device()
+    with memory_named(recipe.fuse, device):
+        module = load_target(task.target, recipe.target.revision, recipe.fuse, device, recipe.training_seed)
+    check_vocabulary(module.model, task.reader.vocab_size, task.target)
+    context = ray.train.get_context()
+    world_size, rank = context.get_world_size(), context.get_world_rank()
+    pad_id = module.model.config.get_text_config().pad_token_id or 0
+    packs = plan.deal_validation(world_size, rank)
+    validation = list(read_packs(plan.index, task.reader, packs, pad_id))
+    trainer = Trainer(module, plan, recipe.fuse, recipe.training_seed, validation)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as folder:
+            load_checkpoint(trainer, Path(folder))
+    return trainer, Ingest(task.plan, task.reader, world_size, rank, pad_id)
+
+
+class Saver:
+    """Hands checkpoints to Ray Train, which makes each visible once all workers' parts are there."""
+
+    def __init__(self, task: WorkerTask, first: bool, clock: DeviceClock):
+        from profuser.training.checkpoint import Checkpointer
+
+        self.task, self.first, self.clock = task, first, clock
+        self.checkpointer = Checkpointer()
+        self._waits: Callable[[], None] = lambda: None
+
+    def __call__(self, trainer: "Trainer") -> None:
+        """Begins to write a checkpoint; training goes on meanwhile."""
+        folder = tempfile.mkdtemp(prefix="profuser-checkpoint-")
+        wait = self._waits = self.checkpointer.save(trainer, Path(folder))
+        storage: Any = ray.train.get_context().get_storage()
+
+        def upload(checkpoint: Checkpoint, name: str) -> Checkpoint:
+            wait()
+            # Ray Train copies once: a store that is away would cost the steps since the checkpoint before.
+            where = self.task.output.folder / name
+            return patiently(where.uri, lambda: storage.persist_current_checkpoint(checkpoint, name), PATIENCE_SECONDS)
+
+        ray.train.report(
+            _scored(trainer.history[-1]),
+            checkpoint=Checkpoint.from_directory(folder),
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=upload,
+            delete_local_checkpoint_after_upload=True,
+        )
+        if self.first:
+            lines = "".join(json.dumps(record) + "\n" for record in trainer.history)
+            self.task.output.folder.write_bytes(TRAINING_METRICS, lines.encode())
+        self.clock.note()
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint is written."""
+        self._waits()
+
+
+class Notice:
+    """Whether Ray has just announced that a worker's node will go (a spot instance, a drained node)."""
+
+    def __init__(self) -> None:
+        self.heard: Any = None
+
+    def __call__(self) -> bool:
+        """Once for each announcement; the workers wait for one another."""
+        before, self.heard = self.heard, ray.train.get_preemption_info()
+        return self.heard is not None and self.heard != before
+
+
+def _scored(record: "Record") -> "Record":
+    """A checkpoint out of turn has no held-out score: it counts as the worst. (Ray Train's record of them loses an infinity.)"""
+    from profuser.training.loop import HELDOUT
+
+    return {HELDOUT: WORST} | record
+
+
+def _load_best(trainer: "Trainer") -> None:
+    from profuser.training.checkpoint import load_checkpoint
+    from profuser.training.loop import HELDOUT
+
+    reported = ray.train.get_all_reported_checkpoints()
+    best = min(reported, key=lambda each: each.metrics[HELDOUT])
+    with best.checkpoint.as_directory() as folder:
+        load_checkpoint(trainer, Path(folder), weights_only=True)
+
+
+def _barrier() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+
+
+class Logger:
+    """Sends the first worker's metrics to MLflow and to the driver."""
+
+    def __init__(self, task: WorkerTask, active: bool):
+        self.handle, self.board, self.active = task.handle, task.board, active
+        self.is_heard = active and task.handle.is_here()
+        self.logged = task.handle.last_step(STEP_METRIC) if self.is_heard else -1
+
+    def __call__(self, record: "Record") -> None:
+        """What a restarted run repeats was logged before."""
+        if self.active:
+            if self.is_heard and record["step"] > self.logged:
+                self.handle.log_metrics(record, int(record["step"]))
+            self.board.post.remote(record)

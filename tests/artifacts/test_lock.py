@@ -1,0 +1,241 @@
+"""One driver per run: the second refuses, a dead one does not block, one that was taken for dead stops."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from profuser.artifacts import lock_holder as run_holder
+from profuser.artifacts.lock import TAKING, RunLock
+from profuser.artifacts.lock_holder import LOCK, Holder
+from profuser.errors import ProfuserError, UserError
+from profuser.storage.folder import Folder
+
+# A driver as a process: waits for the file `go`, takes the run, says so, and works until it is told to stop.
+DRIVER = """
+import pathlib, sys, time
+from profuser.errors import ProfuserError
+from profuser.artifacts.lock import TAKING, RunLock
+from profuser.storage.folder import Folder
+
+class ObjectStore(Folder):
+    is_local = False
+
+folder, is_local, heartbeat, stale = sys.argv[1], sys.argv[2] == "local", float(sys.argv[3]), float(sys.argv[4])
+print("ready", flush=True)
+while not pathlib.Path(folder).with_name("go").exists():
+    time.sleep(0.001)
+try:
+    with RunLock((Folder if is_local else ObjectStore).at(folder), heartbeat, stale, settle_seconds=2.0):
+        print("held", flush=True)
+        time.sleep(60)
+except ProfuserError as error:
+    print(error, file=sys.stderr)
+    sys.exit(2)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "go").touch()
+    return Folder.at(tmp_path / "run")
+
+
+@pytest.fixture
+def drivers():
+    """Starts drivers; those that still live are killed at the end."""
+    started = []
+
+    def start(folder, kind="local", heartbeat=0.2, stale=60.0):
+        command = [sys.executable, "-c", DRIVER, folder.uri, kind, str(heartbeat), str(stale)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, **pipes))
+        assert started[-1].stdout.readline() == "ready\n"
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def held(process):
+    """Waits until a driver holds its run."""
+    assert process.stdout.readline() == "held\n", process.stderr.read()
+
+
+def elsewhere(**changes):
+    """The lock of a driver on another host."""
+    return replace(Holder.new(), host="far", pid=1, machine="far boot pid:[1]", process_start="5", **changes)
+
+
+def write(folder, holder, age_seconds=0.0):
+    folder.write_bytes(LOCK, holder.data())
+    then = time.time() - age_seconds
+    os.utime(folder.path(LOCK), (then, then))
+
+
+def test_the_lock_says_who_holds_it_and_is_taken_away_at_the_end(folder):
+    with RunLock(folder):
+        content = folder.read_json(LOCK)
+        assert content["pid"] == os.getpid()
+        assert run_holder.read_holder(folder).is_gone() is False
+    with pytest.raises(ZeroDivisionError), RunLock(folder):
+        _ = 1 / 0
+    assert folder.names() == []
+
+
+def test_a_second_driver_refuses_and_says_who_is_there(folder, drivers):
+    first = drivers(folder)
+    held(first)
+    second = drivers(folder)
+    assert second.wait(20) == 2
+    message = second.stderr.read()
+    assert f"pid {first.pid}, since 20" in message
+    assert "wait for it or stop it" in message
+    assert message.count("\n") == 1
+    assert first.poll() is None
+
+
+def test_a_killed_driver_does_not_block_the_next(folder, drivers):
+    first = drivers(folder)
+    held(first)
+    first.kill()
+    first.wait()
+    assert folder.exists(LOCK)
+    start = time.monotonic()
+    with RunLock(folder) as lock:
+        lock.check()
+    assert time.monotonic() - start < 5
+
+
+def test_a_pid_that_is_another_process_now_does_not_block(folder):
+    write(folder, replace(Holder.new(), process_start="1"))
+    with RunLock(folder) as lock:
+        lock.check()
+
+
+def test_a_lock_that_is_held_passes_its_heartbeat_on(folder):
+    beat = threading.Event()
+    with RunLock(folder, heartbeat_seconds=0.05, on_heartbeat=beat.set):
+        assert beat.wait(10)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_a_driver_that_is_told_to_end_takes_its_lock_away(folder, drivers, ending):
+    driver = drivers(folder)
+    held(driver)
+    driver.send_signal(ending)
+    assert driver.wait(20) != 0
+    assert folder.names() == []
+
+
+@pytest.mark.parametrize("before", ["nothing", "a dead lock"])
+@pytest.mark.parametrize("kind", ["local", "object store"])
+def test_of_eight_drivers_at_once_one_wins(tmp_path, drivers, kind, before):
+    folder = Folder.at(tmp_path / "run")
+    if before == "a dead lock":
+        write(folder, elsewhere(), age_seconds=100)
+    processes = [drivers(folder, kind) for _ in range(8)]
+    (tmp_path / "go").touch()
+    lost = []
+    deadline = time.monotonic() + 60
+    while len(lost) < 7 and time.monotonic() < deadline:
+        lost = [process for process in processes if process.poll() is not None]
+        time.sleep(0.1)
+    assert [process.returncode for process in lost] == [2] * 7
+    (winner,) = set(processes) - set(lost)
+    held(winner)
+    # On an object store a loser may have met one that lost to the winner after it.
+    named = f"pid {winner.pid}," if kind == "local" else "at work on it"
+    assert all(named in process.stderr.read() for process in lost)
+
+
+@pytest.mark.parametrize("its_clock", ["2001-01-01T00:00:00", "2099-01-01T00:00:00"])
+def test_a_stale_lock_of_another_host_is_taken_whatever_its_clock_says(folder, its_clock):
+    write(folder, elsewhere(heartbeat=its_clock), age_seconds=61)
+    start = time.monotonic()
+    with RunLock(folder) as lock:
+        lock.check()
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("its_clock", ["2001-01-01T00:00:00", "2099-01-01T00:00:00"])
+def test_a_fresh_lock_of_another_host_is_kept_while_it_is_renewed(folder, its_clock):
+    write(folder, elsewhere(heartbeat=its_clock))
+    renewal = threading.Timer(0.5, lambda: write(folder, elsewhere(heartbeat=its_clock + ".5")))
+    renewal.start()
+    with pytest.raises(UserError, match="host far, pid 1,"), RunLock(folder, heartbeat_seconds=1.0):
+        pass
+    renewal.join()
+    assert run_holder.read_holder(folder).host == "far"
+
+
+def test_a_fresh_lock_of_another_host_is_taken_once_it_has_been_silent(folder):
+    write(folder, elsewhere())
+    start = time.monotonic()
+    with RunLock(folder, heartbeat_seconds=0.2, stale_seconds=1.5) as lock:
+        lock.check()
+    assert time.monotonic() - start > 1
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"pid": 1}'])
+def test_a_lock_without_meaning_is_judged_by_its_age(folder, content):
+    folder.write_bytes(LOCK, content)
+    with RunLock(folder, heartbeat_seconds=0.2, stale_seconds=0.5) as lock:
+        lock.check()
+
+
+def test_a_driver_that_was_killed_while_it_took_the_lock_does_not_block(folder):
+    folder.write_bytes(TAKING, b"")
+    then = time.time() - 61
+    os.utime(folder.path(TAKING), (then, then))
+    with RunLock(folder, heartbeat_seconds=0.2) as lock:
+        lock.check()
+    assert folder.names() == []
+
+
+def test_a_lock_is_renewed(folder):
+    with RunLock(folder, heartbeat_seconds=0.1):
+        before = folder.read_json(LOCK)["heartbeat"]
+        deadline = time.monotonic() + 10
+        while folder.read_json(LOCK)["heartbeat"] == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_a_driver_that_slept_is_stopped_when_another_took_its_run(folder, drivers, monkeypatch):
+    # It is stopped long before its first renewal: one that falls asleep in the middle of that may undo the takeover.
+    sleeper = drivers(folder, heartbeat=2.0)
+    held(sleeper)
+    sleeper.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr(run_holder, "_machine", lambda: "far boot pid:[1]")
+    with RunLock(folder, heartbeat_seconds=0.2, stale_seconds=1.0) as lock:
+        sleeper.send_signal(signal.SIGCONT)
+        assert sleeper.wait(60) == 2
+        message = sleeper.stderr.read()
+        assert f"was taken over by another driver (host {lock.own.host}, pid {os.getpid()}," in message
+        assert message.count("\n") == 1
+        lock.check()
+    assert folder.names() == []
+
+
+def test_a_lost_lock_is_found_before_something_is_written_and_stays_the_others(folder):
+    with RunLock(folder) as lock:
+        write(folder, elsewhere())
+        with pytest.raises(ProfuserError, match=r"taken over by another driver \(host far"):
+            lock.check()
+    assert json.loads(folder.read_bytes(LOCK))["host"] == "far"
+
+
+def test_a_deleted_lock_is_a_lost_lock(folder):
+    with RunLock(folder) as lock:
+        folder.remove(LOCK)
+        with pytest.raises(ProfuserError, match="taken over by someone who deleted its lock"):
+            lock.check()

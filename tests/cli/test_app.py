@@ -1,0 +1,195 @@
+"""The command line: help that teaches, light imports, and a user's mistake as one line with exit code 2."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from ray_jobs.cli import app as cli
+from tests import tiny
+
+VERBS = ("demo", "doctor", "plan", "run", "status", "compare", "report", "evaluate", "serve", "lab")
+HEAVY = ("ray", "torch", "transformers", "vllm", "mlflow", "datasets", "matplotlib")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.llama(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture
+def recipe(tmp_path, model):
+    corpus = tmp_path / "data.jsonl"
+    corpus.write_text("".join(f'{{"question": "What is {n}?", "answer": "It is {n}."}}\n' for n in range(30)))
+    content = {
+        "name": "small",
+        "storage": str(tmp_path / "runs"),
+        "corpus": {"path": str(corpus), "heldout_rows": 10},
+        "sources": [{"name": "a", "model": model}, {"name": "b", "model": model}],
+        "target": {"model": model},
+        "rewards": [{"kind": "answer_match", "name": "match", "pattern": "is (.+)"}],
+        "fuse": {"batch_tokens": 64},
+    }
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return str(file)
+
+
+def profuser(monkeypatch, capsys, *arguments):
+    """Exit code, standard output and standard error of the command."""
+    monkeypatch.setattr(sys, "argv", ["profuser", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    captured = capsys.readouterr()
+    return ended.value.code or 0, captured.out, captured.err
+
+
+def test_help_lists_every_verb(monkeypatch, capsys):
+    code, out, _ = profuser(monkeypatch, capsys, "--help")
+    assert code == 0
+    assert all(f"\n  {verb} " in out for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(monkeypatch, capsys, verb):
+    code, out, _ = profuser(monkeypatch, capsys, verb, "--help")
+    assert code == 0
+    assert "Usage: profuser" in out
+
+
+def test_help_and_plan_load_nothing_heavy():
+    code = (
+        "import sys, ray_jobs.cli.app, ray_jobs.cli.plan, profuser.run.fusion_run\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("verb", ["run", "plan"])
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["fuse.optimiser.learning_rate=1"], "did you mean 'optimizer'?"),
+        (["corpus.path=nowhere.jsonl"], "nowhere.jsonl: no such file or folder"),
+        (["sources.b.model=./nowhere"], "sources.b.model: './nowhere' is not a model: no such folder"),
+        (["lab=nowhere", "target.model=lab://sources/llama"], "lab: 'nowhere' holds no laboratory"),
+    ],
+)
+def test_a_mistake_in_the_recipe_is_one_line_and_exit_2(
+    monkeypatch, capsys, recipe, tmp_path, verb, settings, expected
+):
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    code, out, err = profuser(monkeypatch, capsys, verb, recipe, *overrides)
+    assert (code, out) == (2, "")
+    assert expected in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_corpus_without_a_usable_row_stops_the_plan(monkeypatch, capsys, recipe, tmp_path):
+    (tmp_path / "data.jsonl").write_text('{"a": 1}\nnot json\n')
+    code, _, err = profuser(monkeypatch, capsys, "plan", recipe)
+    assert code == 2
+    assert "no usable row" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("run", "nowhere"), "shipped recipes: alpaca-lab, demo, profuser-7b"),
+        (("status", "nobody"), "run 'nobody' not found"),
+        (("report", "nobody"), "run 'nobody' not found"),
+        (("serve", "nobody"), "run 'nobody' not found"),
+        (("compare", "nobody"), "run 'nobody' not found"),
+    ],
+)
+def test_an_unknown_name_says_what_there_is(monkeypatch, capsys, tmp_path, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = profuser(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert expected in err
+    assert err.count("\n") == 1
+
+
+def test_an_unknown_option_is_the_users_mistake(monkeypatch, capsys):
+    code, _, err = profuser(monkeypatch, capsys, "run", "demo", "--bogus")
+    assert code == 2
+    assert "No such option" in err
+
+
+def test_a_dry_run_checks_and_starts_nothing(monkeypatch, capsys, recipe, tmp_path):
+    code, out, _ = profuser(monkeypatch, capsys, "run", recipe, "--dry-run")
+    assert code == 0
+    assert "valid" in out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_plan_counts_rows_updates_and_all_stages(monkeypatch, capsys, recipe):
+    code, out, _ = profuser(monkeypatch, capsys, "plan", recipe, "--set", "fuse.duration={kind: epochs, value: 2}")
+    assert code == 0
+    assert "30 rows" in out
+    for stage in ("prepare/train", "collect/a", "collect/b", "rewards/match", "select", "fuse", "evaluate/fused"):
+        assert stage in out
+    # 20 rows of some 5 tokens, in both modes, twice.
+    assert "about 7 updates of 64 tokens" in out
+
+
+def test_an_arm_has_its_own_name_and_schedule(monkeypatch, capsys, recipe):
+    settings = ("--set", "fuse.duration={kind: steps, value: 90}")
+    code, out, _ = profuser(monkeypatch, capsys, "plan", recipe, "--arm", "reversed", *settings)
+    assert code == 0
+    assert "small-reversed: 30 rows" in out
+    assert [line.split() for line in out.splitlines()[-2:]] == [
+        ["1", "0", "45", "0", "1"],
+        ["2", "45", "45", "1", "0.1"],
+    ]
+    code, out, _ = profuser(monkeypatch, capsys, "plan", recipe, "--arm", "reversed", "--set", "name=mine")
+    assert code == 0
+    assert "mine: 30 rows" in out
+
+
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_a_misspelt_arm_is_one_line_with_those_that_there_are(monkeypatch, capsys, recipe, tmp_path, verb):
+    code, out, err = profuser(monkeypatch, capsys, verb, recipe, "--arm", "revesed")
+    assert (code, out) == (2, "")
+    assert err.startswith("profuser: --arm revesed: no such arm; there are: average-teacher, competence,")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("num_rows", ["0", "-3"])
+def test_a_probe_of_no_rows_is_the_users_mistake(monkeypatch, capsys, recipe, tmp_path, num_rows):
+    code, out, err = profuser(monkeypatch, capsys, "plan", recipe, "--probe", num_rows)
+    assert (code, out) == (2, "")
+    assert err == f"profuser: --probe {num_rows}: give the number of rows to put to every source, at least 1\n"
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("option", ["--until", "--redo"])
+def test_an_unknown_stage_is_named_with_those_that_there_are(monkeypatch, capsys, recipe, option):
+    code, _, err = profuser(monkeypatch, capsys, "run", recipe, option, "colect")
+    assert code == 2
+    assert err.startswith(f"profuser: {option} colect: no such stage; there are: prepare, collect,")
+
+
+def test_an_error_of_a_run_is_exit_1_and_no_traceback(monkeypatch, capsys, recipe):
+    from profuser.errors import EngineError
+
+    def fail(*_):
+        raise EngineError("collect/a: out of memory; lower engine.max_model_len")
+
+    monkeypatch.setattr("ray_jobs.pipeline.pipeline.run_pipeline", fail)
+    code, _, err = profuser(monkeypatch, capsys, "run", recipe)
+    assert (code, err) == (1, "profuser: collect/a: out of memory; lower engine.max_model_len\n")
+
+
+def test_an_interrupted_run_says_how_to_go_on(monkeypatch, capsys, recipe):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ray_jobs.pipeline.pipeline.run_pipeline", interrupt)
+    code, _, err = profuser(monkeypatch, capsys, "run", recipe)
+    assert code == 130
+    assert "run again to continue" in err

@@ -1,0 +1,21 @@
+"""What a schedule weighs at a progress where no piece ends early, in the plainest words."""
+
+import math
+
+from profuser.recipe.schedule import ModeWeights
+
+
+def weights_at(pieces, progress):
+    """A piece covers `[start, until)`, the last one its end as well."""
+    start = 0.0
+    for piece in pieces:
+        if progress < piece.until or piece.until == 1.0:
+            done = min(1.0, (progress - start) / (piece.until - start))
+            share = {"constant": 0.0, "linear": done, "cosine": (1 - math.cos(math.pi * done)) / 2}[piece.shape]
+            end = piece.to or piece
+            return ModeWeights(
+                piece.inference + (end.inference - piece.inference) * share,
+                piece.training + (end.training - piece.training) * share,
+            )
+        start = piece.until
+    raise ValueError("a schedule has no pieces")

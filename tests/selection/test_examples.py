@@ -1,0 +1,152 @@
+"""The choice of teachers over a shard: whose tokens do not spell a response does not teach it, and all is counted."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from tokenizers import normalizers
+
+from profuser.alignment.token_bytes import TokenBytes
+from profuser.alignment.vocab_projection import VocabProjection
+from profuser.artifacts.schemas import REWARDS
+from profuser.corpus import Message, encode_example
+from profuser.engines.base import Response
+from profuser.engines.collecting import RowSignals
+from profuser.engines.signal_tables import collect_table
+from profuser.recipe.models import OwnTemplate, SelectConfig
+from profuser.rewards.voting import RewardScale
+from profuser.selection.examples import Selector, Target
+from profuser.selection.teachers import Chooser
+from profuser.signals.codec import TopK, from_columns
+from tests.engines.test_collecting import corpus
+from tests.tiny import byte_level_tokenizer, sentencepiece_tokenizer
+
+K, WIDTH = 4, 512
+TEXTS = ("Sort the letters a b.", "cafe\u0301 au lait", "The answer is 7.")
+ANSWERS = ("It is 7.", "It is 8.", "caf\u00e9")
+
+
+def composing():
+    tokenizer = byte_level_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    return tokenizer
+
+
+SOURCES = {"lossy": composing, "plain": sentencepiece_tokenizer}
+
+
+def signals(tokenizer, nats):
+    """What a source would say that is equally surprised by every token, and gives the three answers."""
+
+    def response(text, number, reason):
+        turn = encode_example(tokenizer, [Message("user", "Say it.")], text, OwnTemplate())
+        ids = np.array(turn.response_ids)
+        others = (ids[:, None] + np.arange(K)) % len(tokenizer)
+        return Response(ids, np.full(len(ids), -number), TopK(others, np.full((len(ids), K), -number)), reason)
+
+    out = []
+    for number, (text, answer) in enumerate(zip(TEXTS, ANSWERS, strict=True)):
+        given, own = response(text, nats, "given"), response(answer, nats, "stop")
+        out.append(RowSignals(str(number), len(text.encode()), None, given, [own], [answer]))
+    return out
+
+
+@pytest.fixture(scope="module")
+def select():
+    """Selects over the shard, with settings and teachers to choose."""
+    tokenizers = {name: make() for name, make in SOURCES.items()}
+    tables = [TokenBytes.from_tokenizer(tokenizer, WIDTH) for tokenizer in tokenizers.values()]
+    # The lossy source is always less surprised.
+    collected = [
+        collect_table(signals(tokenizer, nats), WIDTH, K)
+        for tokenizer, nats in zip(tokenizers.values(), (1.5, 2.5), strict=True)
+    ]
+    rewards = [pa.table({"row_id": ["0", "1", "2"], "scores": [[1.0, 0.5]] * 3}, schema=REWARDS)]
+
+    def run(teachers=tuple(SOURCES), tokenizer=byte_level_tokenizer(480), **settings):
+        target = Target(tokenizer, TokenBytes.from_tokenizer(tokenizer, WIDTH), OwnTemplate())
+        projections = [VocabProjection.build(table, target.tokens) for table in tables]
+        chooser = Chooser(list(SOURCES), teachers, tables, SelectConfig(**settings), [RewardScale(0.0, 1.0)])
+        return Selector(chooser, projections, target, K).select(corpus(*TEXTS), collected, rewards)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def selected(select):
+    return select()
+
+
+def test_a_source_does_not_teach_a_ground_truth_that_its_tokens_do_not_spell(selected):
+    table, counts = selected
+    teachers = {row["row_id"]: row["teacher"] for row in table.to_pylist() if row["mode"] == "training"}
+    assert teachers == {"0": "lossy", "1": "plain", "2": "lossy"}
+    advantages = {row["row_id"]: row["advantages"] for row in table.to_pylist() if row["mode"] == "training"}
+    assert np.isnan(advantages["1"]).tolist() == [True, False]
+    assert (counts["misspelt/lossy"], counts["misspelt/plain"]) == (1, 0)
+
+
+@pytest.mark.parametrize("together", [{}, {"training_teacher": "average"}])
+def test_an_example_that_the_targets_tokens_do_not_spell_is_left_out_and_counted(select, selected, together):
+    (usual, before), (table, counts) = select(**together), select(tokenizer=composing(), **together)
+    # The ground truth of row 1 is not composed; each row's answer is as good as another's, and the first is taken.
+    kept = [
+        (row["row_id"], row["mode"]) for row in usual.to_pylist() if (row["row_id"], row["mode"]) != ("1", "training")
+    ]
+    assert [(row["row_id"], row["mode"]) for row in table.to_pylist()] == kept
+    assert (counts["misspelt_by_target"], before["misspelt_by_target"]) == (1, 0)
+    assert counts["examples"] == table.num_rows == before["examples"] - 1
+    assert sum(value for name, value in counts.items() if name.startswith("wins/")) == table.num_rows
+
+
+def test_every_position_is_counted_once_per_pair_and_rule(selected):
+    table, counts = selected
+    tokens = sum(len(row["response_ids"]) for row in table.to_pylist())
+    assert counts["tokens"] == tokens == sum(value for name, value in counts.items() if name.startswith("rule/"))
+    assert tokens == sum(value for name, value in counts.items() if name.startswith("alignment/"))
+    assert counts["not_aligned"] == 0
+    topk = from_columns(table, "topk", K, WIDTH)
+    taught = np.isfinite(topk.topk.logprobs[:, 0].astype(np.float32))
+    assert taught.sum() == tokens - counts["rule/none"]
+
+
+def by_row(table, mode):
+    """Per row its example in a mode, and the masses of its distributions by id, position by position."""
+    topk = from_columns(table, "topk", K, WIDTH)
+    out = {}
+    for place, row in enumerate(table.to_pylist()):
+        if row["mode"] == mode:
+            ids, mass = topk.row(place).ids.tolist(), np.exp(topk.row(place).logprobs.astype(np.float64)).tolist()
+            out[row["row_id"]] = row, [dict(zip(*pair, strict=True)) for pair in zip(ids, mass, strict=True)]
+    return out
+
+
+def test_the_average_teacher_is_the_mean_of_what_each_source_would_teach(select):
+    alone = [by_row(select([name])[0], "training") for name in SOURCES]
+    table, counts = select(training_teacher="average")
+    found = by_row(table, "training")
+    assert {row["teacher"] for row, _ in found.values()} == {"average"}
+    assert found.keys() == {"0", "1", "2"}
+    for row_id, (row, taught) in found.items():
+        for place, mean in enumerate(taught):
+            parts = [one[row_id][1][place] for one in alone if row_id in one]
+            parts = [part for part in parts if sum(part.values()) > 0]
+            wanted = {token: sum(p.get(token, 0) for p in parts) / len(parts) for p in parts for token in p}
+            largest = sorted(wanted.values(), reverse=True)[:K]
+            # Both sides were rounded to half precision.
+            assert sorted(mean.values(), reverse=True)[: len(largest)] == pytest.approx(largest, rel=5e-3, abs=1e-6)
+            assert (row["rules"][place] == 0) == (not parts)
+    assert (counts["wins/training/average"], counts["wins/inference/average"]) == (3, 0)
+    assert counts["wins/training/lossy"] == counts["wins/training/plain"] == 0
+
+
+def test_the_average_teacher_leaves_the_answers_to_their_authors(select, selected):
+    averaged, chosen = (by_row(table, "inference") for table, _ in (select(training_teacher="average"), selected))
+    assert averaged == chosen
+
+
+def test_only_those_that_may_teach_are_averaged(select):
+    table, _ = select(["plain"], training_teacher="average")
+    mean, alone = by_row(table, "training"), by_row(select(["plain"])[0], "training")
+    assert {row_id: taught for row_id, (_, taught) in mean.items()} == {
+        row_id: taught for row_id, (_, taught) in alone.items()
+    }
