@@ -21,7 +21,7 @@ from rich.table import Table
 from profuser.errors import ProfuserError, UserError
 from ray_jobs.cli.app import run_app
 from ray_jobs.runtime.environment import set_defaults
-from ray_jobs.runtime.progress import clock, console
+from ray_jobs.runtime.progress import console, format_clock
 
 if TYPE_CHECKING:
     from cluster.harness.node_history import GroupBill
@@ -109,7 +109,7 @@ def _table(bills: Sequence["GroupBill"], run_seconds: float, currency: str, exam
     from profuser.report.tables.table import new_table
 
     kind = "an example's prices" if example else "prices as given"
-    table = new_table(f"a run of {clock(run_seconds)}, {kind}", "group")
+    table = new_table(f"a run of {format_clock(run_seconds)}, {kind}", "group")
     table.caption = (
         "fixed size: the most nodes of each group, for the same time (without waiting for nodes it would be less)"
     )

@@ -27,7 +27,7 @@ from profuser.errors import ProfuserError, UserError
 from profuser.recipe import load_recipe
 from profuser.run.fusion_run import FusionRun
 from ray_jobs.cli.app import RECIPES, run_app
-from ray_jobs.runtime.progress import clock, console
+from ray_jobs.runtime.progress import console, format_clock, print_line
 
 KINDS = ("node", "actor", "worker", "driver")
 """A worker is the process of a task, or of an engine below its actor."""
@@ -71,8 +71,8 @@ class Monkey:
             for kind in self.random.sample(KINDS, len(KINDS)):
                 if what := self._kill(kind):
                     self.num_kills += 1
-                    at = clock(time.monotonic() - self.start)
-                    console.print(f"{at} kill {self.num_kills} of {self.most}: {kind} {what}", markup=False)
+                    at = format_clock(time.monotonic() - self.start)
+                    print_line(f"{at} kill {self.num_kills} of {self.most}: {kind} {what}")
                     break
 
     def _kill(self, kind: str) -> str | None:
@@ -144,11 +144,11 @@ def chaos(
         command += [part for each in placed[name] for part in ("--set", each)]
         start, log = time.monotonic(), output / f"{name}.log"
         with LocalCluster(num_nodes, 2, os.environ) as cluster:
-            console.print(f"{name}: {cluster.dashboard}, log: {log}", markup=False)
+            print_line(f"{name}: {cluster.dashboard}, log: {log}")
             with Monkey(cluster, num_kills if name == "chaos" else 0, every_seconds, seed) as monkey:
                 submissions = _submit(cluster, command, log, num_kills + MORE_SUBMISSIONS)
-        text = f"{name}: {clock(time.monotonic() - start)}, {submissions} submissions, {monkey.num_kills} kills"
-        console.print(text, markup=False)
+        text = f"{name}: {format_clock(time.monotonic() - start)}, {submissions} submissions, {monkey.num_kills} kills"
+        print_line(text)
     found = list(differences(runs["peace"], runs["chaos"]))
     console.print(_table(found))
     if monkey.num_kills < num_kills:

@@ -1,4 +1,4 @@
-"""The error tree: one root, and one branch for what the user can mend."""
+"""The errors of this project: one root, and one branch for what the user can fix."""
 
 
 class ProfuserError(Exception):
@@ -27,3 +27,8 @@ class EngineError(ProfuserError):
 
 class TrainingError(ProfuserError):
     """Training stopped by itself: too many steps in a row with a non-finite loss."""
+
+
+def one_line(error: BaseException | str, limit: int = 300) -> str:
+    """Returns the message of an error on one line of at most `limit` characters; its type's name where the message is empty."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

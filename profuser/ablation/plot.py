@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from profuser.ablation.results import Measured, Results
-from profuser.report.metrics import METRICS, Metric
+from profuser.report.measures import METRICS, Metric
 from profuser.report.plots.style import LIGHT, Theme, new_figure, styled
 from profuser.run.stages import FUSED
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from profuser.ablation.plot import sign
 from profuser.ablation.results import REFERENCES
-from profuser.report.metrics import METRICS, Metric
+from profuser.report.measures import METRICS, Metric
 from profuser.report.plots.style import LIGHT, Theme, new_figure, styled
 from profuser.run.stages import FUSED
 

@@ -15,7 +15,7 @@ from profuser.ablation.arms import PROGRESSIVE, SFT_GT, Ablation
 from profuser.artifacts.artifact import Artifact
 from profuser.errors import UserError
 from profuser.evaluation import comparison as items
-from profuser.report.metrics import BITS_PER_BYTE, METRICS, Metric
+from profuser.report.measures import BITS_PER_BYTE, METRICS, Metric
 from profuser.run.fusion_run import FusionRun
 from profuser.run.stages import FUSED, TARGET
 
@@ -57,7 +57,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ArmDifference:
     """A row of the table against an arm, in one metric: this row's value less the other's."""
 
     difference: float
@@ -70,7 +70,7 @@ class Comparison:
     """`better`, `worse`, `within noise`, or `not after Holm`: its own interval excludes 0, as one of so many may by chance."""
 
     @classmethod
-    def of(cls, found: items.Contrast) -> "Comparison":
+    def of(cls, found: items.Contrast) -> "ArmDifference":
         """As `contrasts` finds it; noise that only Holm's correction makes of a difference is called so."""
         by_itself, verdict = found.difference.verdict(larger_is_better=found.larger_is_better), found.verdict
         numbers = (found.difference.value, found.difference.low, found.difference.high)
@@ -88,7 +88,7 @@ class Results:
 
     measured: tuple[Measured, ...]
     num_bytes: Int[np.ndarray, "N"]
-    comparisons: Mapping[tuple[str, str, str], Comparison | None]
+    comparisons: Mapping[tuple[str, str, str], ArmDifference | None]
     """By metric, row and reference; None where the numbers of updates or tokens differ."""
 
     @property
@@ -140,9 +140,9 @@ def gather_results(ablation: Ablation) -> Results:
 
 def compare_all(
     measured: Sequence[Measured], num_bytes: Int[np.ndarray, "N"]
-) -> dict[tuple[str, str, str], Comparison | None]:
+) -> dict[tuple[str, str, str], ArmDifference | None]:
     """Every row against each reference in each metric: paired bootstrap, verdicts after Holm's correction."""
-    out: dict[tuple[str, str, str], Comparison | None] = {}
+    out: dict[tuple[str, str, str], ArmDifference | None] = {}
     for metric in METRICS:
         weight = num_bytes.astype(np.float64) if metric is BITS_PER_BYTE else None
         for reference in (each for each in measured if each.name in REFERENCES):
@@ -152,7 +152,7 @@ def compare_all(
             scored = items.Metric(metric.name, metric.higher_is_better, values, weight)
             found = items.contrasts(scored, [(each.name, reference.name) for each in matched])
             out |= {(metric.name, each.name, reference.name): None for each in others}
-            out |= {(metric.name, each.model, each.baseline): Comparison.of(each) for each in found}
+            out |= {(metric.name, each.model, each.baseline): ArmDifference.of(each) for each in found}
     return out
 
 

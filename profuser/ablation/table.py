@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from profuser.ablation.arms import Ablation
-from profuser.ablation.results import ORACLE, UNMATCHED, Comparison, Measured, Results
+from profuser.ablation.results import ORACLE, UNMATCHED, ArmDifference, Measured, Results
 from profuser.artifacts.artifact import Manifest, read_manifest
-from profuser.report.metrics import METRICS, Metric
+from profuser.report.measures import METRICS, Metric
 from profuser.report.tables.table import new_table
 from profuser.run.fusion_run import FusionRun
 
@@ -186,8 +186,8 @@ def _flat(results: Results, each: Measured) -> dict[str, Any]:
     return row
 
 
-def _fields(comparison: Comparison | None) -> dict[str, Any]:
-    return asdict(comparison) if comparison else dict.fromkeys(Comparison.__dataclass_fields__)
+def _fields(comparison: ArmDifference | None) -> dict[str, Any]:
+    return asdict(comparison) if comparison else dict.fromkeys(ArmDifference.__dataclass_fields__)
 
 
 def as_json(name: str, results: Results, made: Made) -> dict[str, Any]:

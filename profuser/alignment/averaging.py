@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Int, Integer
 
 from profuser.alignment.mass import sum_top_k
-from profuser.alignment.matching import Rule
 from profuser.alignment.transport import TransportedRows
 from profuser.signals.codec import RaggedTopK, TopK
 from profuser.signals.ragged import Ragged
+from profuser.signals.rules import Rule
 
 
 def average_rows(parts: Sequence[TransportedRows], ranks: Int[np.ndarray, "B M"], top_k: int) -> TransportedRows:

@@ -3,9 +3,7 @@
 Legend: B rows, N_s source tokens and N_t target tokens of all rows together.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import IntEnum
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped, UInt8
@@ -13,41 +11,7 @@ from jaxtyping import Bool, Int, Shaped, UInt8
 from profuser.alignment.spans import Spans
 from profuser.alignment.token_bytes import Role, TokenBytes
 from profuser.signals.ragged import Ragged, offsets_of
-
-
-class Rule(IntEnum):
-    """How a target position got its distribution."""
-
-    NONE = 0
-    """It got none: cross-entropy only."""
-    PROJECT = 1
-    """A source token starts here and reaches as far as the target token, or farther."""
-    CONDITION = 2
-    """The position lies inside a source token: conditioned on the bytes already consumed."""
-    CHAIN = 3
-    """The target token reaches beyond the source token: the realised token's mass is a product along the source tokens.
-    Where it also begins inside a source token, both this rule and CONDITION are needed."""
-    END = 4
-    """The target's end of turn, where the source ends its turn too."""
-
-
-@dataclass(frozen=True)
-class AlignmentRules:
-    """Which rules may carry a distribution; a position whose rule is off gets none."""
-
-    project: bool = True
-    condition: bool = True
-    chain: bool = True
-    end: bool = True
-
-    @classmethod
-    def only(cls, names: Iterable[str]) -> "AlignmentRules":
-        """The rules that are named (`project`, `condition`, `chain`, `end`) and no other.
-
-        Raises:
-            TypeError: a name is none of these.
-        """
-        return cls(**(dict.fromkeys(cls.__dataclass_fields__, False) | dict.fromkeys(names, True)))
+from profuser.signals.rules import AlignmentRules, Rule
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +69,9 @@ def match(
 
 def switch_off(matches: Matches, rules: AlignmentRules) -> UInt8[np.ndarray, "N_t"]:
     """The rule of each position, NONE where a rule that it needs is off."""
-    off = np.zeros(len(matches.rules), dtype=bool)
-    for rule, allowed in ((Rule.PROJECT, rules.project), (Rule.CHAIN, rules.chain), (Rule.END, rules.end)):
-        off |= (matches.rules == rule) & (not allowed)
-    off |= (matches.consumed > 0) & (not rules.condition)
+    off = ~np.isin(matches.rules, [*rules.allowed])
+    if Rule.CONDITION not in rules.allowed:
+        off |= matches.consumed > 0
     return np.where(off, np.uint8(Rule.NONE), matches.rules)
 
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32
 
-from profuser.alignment.matching import AlignmentRules, Rule, match, switch_off
+from profuser.alignment.matching import match, switch_off
 from profuser.alignment.source_signals import NextSteps, SourceSignals, begin_alike
 from profuser.alignment.spans import byte_spans
 from profuser.alignment.token_bytes import TokenBytes
 from profuser.alignment.vocab_projection import VocabProjection
 from profuser.signals.ragged import Ragged
+from profuser.signals.rules import AlignmentRules, Rule
 
 LEAST_SHARE = 1e-3
 """Of the conditioned mass: a used-up candidate below it is not worth a request, and goes to the tail."""

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int, Int32, Integer, UInt8
 
 from profuser.alignment.mass import sum_top_k
-from profuser.alignment.matching import AlignmentRules, Matches, Rule, match, switch_off
+from profuser.alignment.matching import Matches, match, switch_off
 from profuser.alignment.next_steps import Followed
 from profuser.alignment.source_signals import NextSteps, SourceSignals, begin_alike
 from profuser.alignment.spans import byte_spans
@@ -19,6 +19,7 @@ from profuser.alignment.vocab_projection import VocabProjection
 from profuser.errors import AlignmentError
 from profuser.signals.codec import RaggedTopK, TopK
 from profuser.signals.ragged import Ragged
+from profuser.signals.rules import AlignmentRules, Rule
 
 ALL_RULES = AlignmentRules()
 LEAST_LOGPROB = -1.0e4

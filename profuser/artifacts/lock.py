@@ -90,18 +90,18 @@ class RunLock:
             self.check()
         # An error here would only hide the body's own; a lock that stays is that of a dead process.
         with suppress(StorageError, OSError):
-            folder = self.folder.at_once()
+            folder = self.folder.without_retry()
             if self._is_own(read_holder(folder)):
                 folder.remove(LOCK)
 
-    def check(self, patience_seconds: float | None = None) -> None:
+    def check(self, retry_seconds: float | None = None) -> None:
         """Raises ProfuserError where another driver has taken the run over: to be called before something is written.
 
         Args:
-            patience_seconds: how long to wait for a storage that is away (then StorageError); by default as the folder does.
+            retry_seconds: how long to wait for a storage that is away (then StorageError); by default as the folder does.
         """
-        patience_seconds = self.folder.patience_seconds if patience_seconds is None else patience_seconds
-        other = read_holder(replace(self.folder, patience_seconds=patience_seconds))
+        retry_seconds = self.folder.retry_seconds if retry_seconds is None else retry_seconds
+        other = read_holder(replace(self.folder, retry_seconds=retry_seconds))
         if not self._is_own(other):
             by = f"another driver ({other})" if other else "someone who deleted its lock"
             raise ProfuserError(f"run {self.folder.uri} was taken over by {by}; this driver stops and writes no more")
@@ -187,7 +187,7 @@ class RunLock:
 
     def _renew(self) -> bool:
         """Gives a sign of life, where the lock is still our own."""
-        folder = self.folder.at_once()
+        folder = self.folder.without_retry()
         if not self._is_own(read_holder(folder)):
             return False
         # One who slept `stale_seconds` right here undoes a takeover; then it is the other that finds itself robbed and stops.

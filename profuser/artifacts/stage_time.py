@@ -17,7 +17,7 @@ NOTES = "time"
 
 
 @dataclass(frozen=True)
-class Note:
+class TimeNote:
     """What one process says of itself."""
 
     began: float
@@ -59,7 +59,7 @@ class DeviceClock:
 
     def _write(self, has_loaded: bool) -> None:
         held = self.num_devices * (time.monotonic() - self.start)
-        self.folder.write_json(self.name, asdict(Note(self.began, time.time(), held, has_loaded)))
+        self.folder.write_json(self.name, asdict(TimeNote(self.began, time.time(), held, has_loaded)))
 
 
 def stage_time(artifact: Artifact, seconds: float) -> StageTime:
@@ -97,9 +97,9 @@ def clear_notes(artifact: Artifact) -> None:
     (artifact.folder / NOTES).delete()
 
 
-def _notes(artifact: Artifact) -> list[Note]:
+def _notes(artifact: Artifact) -> list[TimeNote]:
     folder = _folder(artifact)
-    return [Note(**folder.read_json(name)) for name in folder.names() if name.endswith(".json")]
+    return [TimeNote(**folder.read_json(name)) for name in folder.names() if name.endswith(".json")]
 
 
 def _folder(artifact: Artifact) -> Folder:

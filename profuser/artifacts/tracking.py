@@ -11,7 +11,7 @@ from typing import Any
 
 from profuser.artifacts.artifact import digest
 from profuser.config import flatten
-from profuser.errors import UserError
+from profuser.errors import UserError, one_line
 
 PARENT_TAG = "profuser.run.fusion_run"
 STAGE_TAG = "profuser.stage"
@@ -93,7 +93,7 @@ class Tracker:
         from mlflow.exceptions import MlflowException
 
         try:
-            with _impatient():
+            with _without_retry():
                 return cls._open(uri, experiment, run_name, recipe, artifact_root)
         except MlflowException as error:
             remedy = "see that it runs and MLFLOW_TRACKING_URI (and _USERNAME, _PASSWORD) are right, or unset it"
@@ -194,7 +194,7 @@ def _check_artifacts(uri: str, location: str) -> None:
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
+def _without_retry() -> Iterator[None]:
     """Within, a server is asked once more at most, where the environment does not say otherwise: MLflow alone takes minutes."""
     own = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
     own = {name: value for name, value in own.items() if name not in os.environ}
@@ -207,7 +207,7 @@ def _impatient() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return one_line(error, 200)
 
 
 def _fail(run: RunHandle) -> None:

@@ -2,7 +2,7 @@
 
 from profuser.corpus.formats import CorpusFormat, Message
 from profuser.corpus.locations import corpus_files
-from profuser.corpus.prepare import CorpusRow, QuarantinedRow, Summary, check_quarantine, choose_heldout, prepare_rows
+from profuser.corpus.prepare import CorpusRow, QuarantinedRow, RowCounts, check_quarantine, choose_heldout, prepare_rows
 from profuser.corpus.readers import read_corpus
 from profuser.corpus.rows import RawRow
 from profuser.corpus.template import EncodedExample, encode_example, encode_examples, end_token_id, render_prompt
@@ -14,7 +14,7 @@ __all__ = [
     "Message",
     "QuarantinedRow",
     "RawRow",
-    "Summary",
+    "RowCounts",
     "check_quarantine",
     "choose_heldout",
     "corpus_files",

@@ -26,7 +26,7 @@ class Message(NamedTuple):
     content: str
 
 
-class Example(NamedTuple):
+class PromptedResponse(NamedTuple):
     """An instruction and its ground-truth response."""
 
     messages: tuple[Message, ...]
@@ -52,7 +52,7 @@ def detect_formats(record: Mapping[str, Any]) -> list[CorpusFormat]:
     return found
 
 
-def parse_record(record: Mapping[str, Any], format: CorpusFormat) -> Example:
+def parse_record(record: Mapping[str, Any], format: CorpusFormat) -> PromptedResponse:
     """Reads a record of a shape; see `parse_detected` for `auto`.
 
     Prompt and response lose blanks around them, and are otherwise kept byte for byte.
@@ -65,14 +65,14 @@ def parse_record(record: Mapping[str, Any], format: CorpusFormat) -> Example:
     if format == "alpaca":
         instruction, more = _text(record, "instruction"), _optional_text(record, "input")
         prompt = f"{instruction}\n\n{more}" if more else instruction
-        return Example((Message("user", prompt),), _text(record, "output"))
+        return PromptedResponse((Message("user", prompt),), _text(record, "output"))
     if format == "qa":
         question, answer = _qa_fields(record)
-        return Example((Message("user", _text(record, question)),), _text(record, answer))
+        return PromptedResponse((Message("user", _text(record, question)),), _text(record, answer))
     return _conversation(record, "messages" if format == "messages" else "conversations")
 
 
-def parse_detected(record: Mapping[str, Any]) -> tuple[CorpusFormat, Example]:
+def parse_detected(record: Mapping[str, Any]) -> tuple[CorpusFormat, PromptedResponse]:
     """Reads a record as the first of its likely shapes that fits.
 
     Returns:
@@ -125,7 +125,7 @@ def _qa_fields(record: Mapping[str, Any]) -> tuple[str, str]:
     raise RowFault(f"no question with an answer ({named_fields(record)})")
 
 
-def _conversation(record: Mapping[str, Any], field: str) -> Example:
+def _conversation(record: Mapping[str, Any], field: str) -> PromptedResponse:
     """The last turn is the response, and what comes before it the prompt."""
     turns = record.get(field)
     if field not in record:
@@ -143,7 +143,7 @@ def _conversation(record: Mapping[str, Any], field: str) -> Example:
         raise RowFault(f"{field} do not start with a user turn ({_shortened(roles)})")
     if spoken != ["user", "assistant"] * (len(spoken) // 2):
         raise RowFault(f"user and assistant do not take turns ({_shortened(roles)})")
-    return Example(tuple(messages[:-1]), messages[-1].content)
+    return PromptedResponse(tuple(messages[:-1]), messages[-1].content)
 
 
 def _turn(turn: Any, number: int) -> Message:

@@ -87,7 +87,7 @@ def _fetched_files(location: str) -> list[Path]:
     """The corpus files at a URI, copied to this machine."""
     try:
         # Known at set-up, where nobody wants to wait for a storage that is away.
-        source = Folder.at(location).at_once()
+        source = Folder.at(location).without_retry()
         place = local_copy(source, lambda name: not name or (_known(name) and not _hidden(Path(name))))
     except FileNotFoundError:
         if source.exists():

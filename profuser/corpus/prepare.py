@@ -13,8 +13,8 @@ from profuser.corpus.formats import (
     KNOWN_SHAPES,
     UNKNOWN_SHAPE,
     CorpusFormat,
-    Example,
     Message,
+    PromptedResponse,
     RowFault,
     parse_detected,
     parse_record,
@@ -51,7 +51,7 @@ class QuarantinedRow:
 
 
 @dataclass
-class Summary:
+class RowCounts:
     """What came of the rows so far."""
 
     accepted: int = 0
@@ -113,7 +113,7 @@ def prepare_rows(
         yield row
 
 
-def example_id(example: Example) -> str:
+def example_id(example: PromptedResponse) -> str:
     """Sixteen hex digits of the SHA-256 over prompt and response: the same for the same content, wherever it lies."""
     text = json.dumps([example.messages, example.response], ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -140,7 +140,7 @@ def choose_heldout(row_ids: Collection[str], heldout_rows: int, seed: int) -> se
     )
 
 
-def check_quarantine(location: str, summary: Summary, max_fraction: float) -> None:
+def check_quarantine(location: str, summary: RowCounts, max_fraction: float) -> None:
     """Raises UserError where no row is usable, or more were refused than a recipe allows, naming the first."""
     total, refused = summary.read, summary.quarantined
     if total == 0:
@@ -162,7 +162,7 @@ def _first_cause(location: str, first: QuarantinedRow) -> str:
 
 
 def _corpus_row(
-    raw: RawRow, record: Mapping[str, Any], example: Example, category_field: str | None, max_row_bytes: int
+    raw: RawRow, record: Mapping[str, Any], example: PromptedResponse, category_field: str | None, max_row_bytes: int
 ) -> CorpusRow:
     size = len(example.response.encode()) + sum(len(message.content.encode()) for message in example.messages)
     if size > max_row_bytes:

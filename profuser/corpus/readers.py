@@ -14,7 +14,7 @@ from profuser.corpus.foreign import foreign_kind
 from profuser.corpus.json_text import read_json_text
 from profuser.corpus.locations import HUB, corpus_files
 from profuser.corpus.rows import RawRow, row_of
-from profuser.errors import UserError
+from profuser.errors import UserError, one_line
 from profuser.storage.cache import origin
 
 BATCH_ROWS = 1024
@@ -84,7 +84,7 @@ def _read_parquet(file: Path, head: bytes, label: str) -> Iterator[RawRow]:
                     number += 1
                     yield _parquet_row(batch.slice(index, 1), label, number)
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         if "decrypt" in reason:
             raise UserError(f"{label}: an encrypted Parquet file; decrypt it first ({reason})") from None
         raise UserError(f"{label}: not a readable Parquet file, stopped after record {number}: {reason}") from None
@@ -118,7 +118,7 @@ def _read_hub(name: str) -> Iterator[RawRow]:
         for number, record in enumerate(dataset, 1):
             yield row_of(f"{HUB}{name}", number, dict(record), unit="record")
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error)
         what = "no network, or HF_HUB_OFFLINE is set" if isinstance(error, ConnectionError) else "the Hub refuses it"
         raise UserError(
             f"{name}: no such file here, and not to be had as a Hub dataset: {what} ({reason}); give a path, or mend the name"

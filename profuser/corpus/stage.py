@@ -11,7 +11,7 @@ import pyarrow as pa
 from profuser.artifacts.artifact import Artifact
 from profuser.artifacts.schemas import CORPUS, QUARANTINE
 from profuser.corpus.category import CategoryField
-from profuser.corpus.prepare import CorpusRow, Summary, check_quarantine, choose_heldout, prepare_rows
+from profuser.corpus.prepare import CorpusRow, RowCounts, check_quarantine, choose_heldout, prepare_rows
 from profuser.corpus.readers import read_corpus
 from profuser.corpus.rows import RawRow
 from profuser.corpus.seen import SeenRows
@@ -90,7 +90,7 @@ def _read(
     seen: SeenRows,
 ) -> None:
     """Sorts records into usable rows, at most so many, and the refused ones met on the way."""
-    summary = Summary()
+    summary = RowCounts()
     for row in prepare_rows(raws, config.format, config.category_field, config.max_row_bytes, seen):
         summary.add(row)
         if isinstance(row, CorpusRow):

@@ -27,7 +27,7 @@ class EngineDeadError(EngineError):
 
 
 @dataclass
-class Note:
+class AttemptNote:
     """How far the work on a shard has come, over all attempts."""
 
     deaths: int = 0
@@ -59,7 +59,7 @@ class CrashGuard:
             EngineError: too many attempts on this shard have died.
         """
         name = f"shard-{index:05d}.json"
-        note = Note(**self.folder.read_json(name)) if self.folder.exists(name) else Note(deaths=-1)
+        note = AttemptNote(**self.folder.read_json(name)) if self.folder.exists(name) else AttemptNote(deaths=-1)
         note.deaths += 1
         if note.deaths > MOST_DEATHS:
             raise EngineError(
@@ -79,7 +79,7 @@ class Attempt:
 
     folder: Folder
     name: str
-    note: Note
+    note: AttemptNote
     num_rows: int
 
     @property

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from profuser.engines.base import Request, Response
 from profuser.engines.device import context_length, device, dtype_here
-from profuser.errors import EngineError
+from profuser.errors import EngineError, one_line
 from profuser.recipe.models import EngineConfig
 from profuser.signals.codec import TopK
 
@@ -30,7 +30,7 @@ class TransformersEngine:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path, **options)
             model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype_here(config.dtype), **options)
         except (RuntimeError, ValueError, OSError, ImportError) as error:
-            text = " ".join(str(error).split())[:300]
+            text = one_line(error)
             raise EngineError(f"{path}: Transformers could not load the model: {text}") from error
         self.model = model.to(device()).eval()
         self.max_model_len = context_length(self.model.config, config)

@@ -8,7 +8,7 @@ import numpy as np
 
 from profuser.engines.base import Request, Response
 from profuser.engines.device import vllm_arguments
-from profuser.errors import EngineError
+from profuser.errors import EngineError, one_line
 from profuser.recipe.models import EngineConfig
 from profuser.signals.codec import TopK
 
@@ -150,7 +150,7 @@ def _response(request: Request, output: Any) -> Response:
 
 
 def _load_failure(path: str, error: BaseException) -> str:
-    text = " ".join(str(error).split())[:300]
+    text = one_line(error)
     low = text.lower()
     if "out of memory" in low or "no available memory" in low or "free memory" in low:
         remedy = "lower engine.max_model_len or raise engine.tensor_parallel_size or engine.gpu_memory_utilization"

@@ -74,7 +74,7 @@ class ModelRef:
         if "://" in self.path:
             file = f"{self.path}/config.json"
             with _asked_for(setting, self.path):
-                data = Folder.at(self.path).at_once().read_bytes("config.json")
+                data = Folder.at(self.path).without_retry().read_bytes("config.json")
             return _json(data, setting, file)
         if self.is_local:
             file = Path(self.path) / "config.json"
@@ -97,7 +97,7 @@ class ModelRef:
             sha.update(f"{self.path}@{commit}".encode())
             return sha.hexdigest()[:16]
         self.config(setting)
-        folder = Folder.at(self.path).at_once()
+        folder = Folder.at(self.path).without_retry()
         with _asked_for(setting, self.path):
             for name, size in sorted(folder.sizes().items()):
                 if name.endswith(".md"):
@@ -117,7 +117,7 @@ class ModelRef:
         if not self.is_local:
             return self.digest(setting)
         sha = hashlib.sha256()
-        folder = Folder.at(self.path).at_once()
+        folder = Folder.at(self.path).without_retry()
         with _asked_for(setting, self.path):
             there = folder.sizes()
             for name in TOKENIZER_FILES:

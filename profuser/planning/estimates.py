@@ -23,7 +23,7 @@ engine without such a cache (Transformers) reads the prompt and half the respons
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Extrapolation:
     """A total over all rows."""
 
     value: float
@@ -117,7 +117,7 @@ class Cost:
     once: Mapping[str, float]
 
 
-def extrapolate(per_row: Float[np.ndarray, "N"], num_rows: int, once: float = 0.0) -> Estimate:
+def extrapolate(per_row: Float[np.ndarray, "N"], num_rows: int, once: float = 0.0) -> Extrapolation:
     """The total of a quantity over R rows, from N of them that were drawn at random, none twice.
 
     `once + R * mean`, give or take `t * R * s / sqrt(N) * sqrt(1 - N / R)`: Student's t for N - 1 degrees of freedom, s the rows'
@@ -126,11 +126,11 @@ def extrapolate(per_row: Float[np.ndarray, "N"], num_rows: int, once: float = 0.
     num = len(per_row)
     total = once + num_rows * float(per_row.mean())
     if num >= num_rows:
-        return Estimate(total, 0.0)
+        return Extrapolation(total, 0.0)
     if num == 1:
-        return Estimate(total, None)
+        return Extrapolation(total, None)
     error = num_rows * float(per_row.std(ddof=1)) * math.sqrt((1 - num / num_rows) / num)
-    return Estimate(total, student_quantile((1 + CONFIDENCE) / 2, num - 1) * error)
+    return Extrapolation(total, student_quantile((1 + CONFIDENCE) / 2, num - 1) * error)
 
 
 def student_quantile(probability: float, freedom: int) -> float:
@@ -186,7 +186,7 @@ def add_costs(costs: Sequence[Cost]) -> Cost:
     return Cost(per_row, {name: sum(cost.once.get(name, 0.0) for cost in costs) for name in names})
 
 
-def estimate(cost: Cost, num_rows: int) -> dict[str, Estimate]:
+def estimate(cost: Cost, num_rows: int) -> dict[str, Extrapolation]:
     """Every quantity of a cost over R rows."""
     return {name: extrapolate(values, num_rows, cost.once.get(name, 0.0)) for name, values in cost.per_row.items()}
 

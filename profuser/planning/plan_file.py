@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from profuser.artifacts.artifact import Manifest
 from profuser.errors import ArtifactError
-from profuser.planning.estimates import Estimate
+from profuser.planning.estimates import Extrapolation
 from profuser.storage.folder import Folder
 
 PLAN = "plan.json"
@@ -22,7 +22,7 @@ class StagePlan:
     stage: str
     fingerprint: str
     """Of the artifact that was planned: another one is not measured by this plan."""
-    quantities: dict[str, Estimate]
+    quantities: dict[str, Extrapolation]
     """`prompt_tokens`, `training_tokens`, `inference_tokens`, `seconds` (wall time with all actors), `device_hours`, `disk_bytes`,
     `money`; those that are known of the stage."""
 
@@ -39,9 +39,9 @@ class ProbedPlan:
     """Of the draw."""
     currency: str
     stages: tuple[StagePlan, ...]
-    total: dict[str, Estimate]
+    total: dict[str, Extrapolation]
     """Over all stages; wall time apart, since they may run side by side."""
-    disk_bytes: dict[str, Estimate]
+    disk_bytes: dict[str, Extrapolation]
     """Of all stages, were signals `eager` or `lazy`."""
     notes: tuple[str, ...] = ()
     """What to know of these numbers, a sentence each."""
@@ -53,7 +53,7 @@ class PlanError:
 
     stage: str
     quantity: str
-    planned: Estimate
+    planned: Extrapolation
     measured: float
 
     @property

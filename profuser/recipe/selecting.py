@@ -1,10 +1,13 @@
 """The section of a recipe that says who teaches what, and how distributions reach the target's tokens."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
 
 from profuser.config import Config, execution_field
 from profuser.recipe.resources import PoolConfig
 from profuser.recipe.rewards import VoteConfig
+from profuser.signals.rules import CARRYING, rule_name
 
 AVERAGE = "average"
 """Teacher of an example that all sources teach together."""
@@ -22,12 +25,7 @@ class SelectConfig(Config):
     """Leave the target itself out of the teachers."""
     incomplete_rows: Literal["keep", "drop"] = "keep"
     """A row that a source refused (too long for its context ...): taught by the others, or left out altogether."""
-    alignment_rules: tuple[Literal["project", "condition", "chain", "end"], ...] = (
-        "project",
-        "condition",
-        "chain",
-        "end",
-    )
+    alignment_rules: tuple[Annotated[str, AfterValidator(rule_name)], ...] = CARRYING
     """Rules by which distributions reach the target's positions; a position that none fits carries CE only."""
     condition: Literal["exact", "tail"] = "tail"
     """Mass of a candidate that spells exactly the bytes already consumed, where a target position lies inside a source token: to

@@ -9,8 +9,8 @@ import pyarrow as pa
 from profuser.evaluation import comparison as items
 from profuser.evaluation.heldout import common_rows
 from profuser.evaluation.statistics import Difference, Estimate, estimate
-from profuser.report.facts import ALL, Comparison
-from profuser.report.metrics import BITS_PER_BYTE, EXACT_MATCH
+from profuser.report.facts import ALL, ModelDifference
+from profuser.report.measures import BITS_PER_BYTE, EXACT_MATCH
 from profuser.run.stages import FUSED
 
 NAMES = {items.BITS_PER_BYTE: BITS_PER_BYTE.name, items.EXACT_MATCH: EXACT_MATCH.name}
@@ -19,7 +19,7 @@ PERCENT = 100.0
 """Shares are told in percent, their differences in points."""
 
 
-def heldout_comparisons(tables: Mapping[str, pa.Table]) -> list[Comparison]:
+def heldout_comparisons(tables: Mapping[str, pa.Table]) -> list[ModelDifference]:
     """Both held-out metrics against every other model, on the rows that no model refused and on each category of them.
 
     Args:
@@ -37,7 +37,7 @@ def _of_rows(table: pa.Table, ids: set[str]) -> pa.Table:
     return table.filter(pa.array([row_id in ids for row_id in table["row_id"].to_pylist()], pa.bool_()))
 
 
-def benchmark_comparisons(benchmarks: Mapping[str, Mapping[str, pa.Table]]) -> list[Comparison]:
+def benchmark_comparisons(benchmarks: Mapping[str, Mapping[str, pa.Table]]) -> list[ModelDifference]:
     """The score of every benchmark against every other model that has finished it.
 
     Args:
@@ -51,11 +51,11 @@ def benchmark_comparisons(benchmarks: Mapping[str, Mapping[str, pa.Table]]) -> l
     return [found for metric in metrics for found in _comparisons(metric, ALL)]
 
 
-def _comparisons(metric: items.Metric, category: str) -> Sequence[Comparison]:
+def _comparisons(metric: items.Metric, category: str) -> Sequence[ModelDifference]:
     unit = 1.0 if metric.name == items.BITS_PER_BYTE else PERCENT
     pairs = [(FUSED, model) for model in metric.values if model != FUSED]
     return [
-        Comparison(
+        ModelDifference(
             measure=NAMES.get(found.metric, found.metric),
             category=category,
             model=found.baseline,

@@ -11,18 +11,11 @@ from profuser.evaluation.statistics import Difference, Estimate
 from profuser.planning.plan_file import PlanError
 from profuser.run.stages import TARGET
 from profuser.selection.summary import SelectionFacts
+from profuser.signals.rules import RULES
 
 ALL = "all"
 """The category that holds every held-out row."""
 UNKNOWN = Score(0, float("nan"), float("nan"))
-RULES = {
-    "project": "a source token starts here too",
-    "condition": "begins inside a source token",
-    "chain": "spans several source tokens",
-    "end": "both models end their turn",
-    "none": "cross-entropy only",
-}
-"""The alignment rules in the order of a table, in words."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +73,7 @@ class PairCoverage:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ModelDifference:
     """The fused model's value less another model's on the same items, in the unit that it is told in (percent for shares)."""
 
     measure: str
@@ -110,7 +103,7 @@ class RunFacts:
     """In the order of the pipeline."""
     scores: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
     """`{category: {model: score}}`, with every row under `all`; models in order: `target`, the sources, `fused`."""
-    comparisons: Sequence[Comparison] = ()
+    comparisons: Sequence[ModelDifference] = ()
     """The fused model against every other one, with 95 % intervals: held-out metrics, then benchmarks."""
     benchmarks: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
     """Scores in percent with 95 % intervals: `{benchmark: {model: estimate}}`."""
@@ -156,7 +149,7 @@ class RunFacts:
         """A model's score; zero rows and NaN where there is none."""
         return self.scores.get(category, {}).get(model, UNKNOWN)
 
-    def comparison(self, measure: str, model: str = TARGET, category: str = ALL) -> Comparison | None:
+    def comparison(self, measure: str, model: str = TARGET, category: str = ALL) -> ModelDifference | None:
         """The fused model against another one; None where that is not known."""
         return next(
             (c for c in self.comparisons if (c.measure, c.category, c.model) == (measure, category, model)), None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from profuser.evaluation.statistics import BETTER, NOISE, WORSE
 from profuser.report.comparisons import in_percent, preference
 from profuser.report.facts import RunFacts
-from profuser.report.metrics import METRICS, SCORE, Change
+from profuser.report.measures import METRICS, SCORE, Change
 from profuser.run.stages import FUSED, TARGET
 
 CAUTION = (

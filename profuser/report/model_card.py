@@ -11,7 +11,7 @@ from profuser.artifacts.artifact import Manifest
 from profuser.models.reference import ModelRef
 from profuser.report.facts import RunFacts, StageFact
 from profuser.report.headline import headline
-from profuser.report.metrics import METRICS, Change, Metric
+from profuser.report.measures import METRICS, Change, Metric
 from profuser.report.tables.results import benchmark_lines, benchmark_models
 
 NOT_IN_CARD = ("storage", "lab", "tracking", "plan", "pool", "workers", "memory")

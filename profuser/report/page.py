@@ -9,9 +9,9 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from profuser.artifacts.schemas import MODES
-from profuser.report.facts import RULES, RunFacts
+from profuser.report.facts import RunFacts
 from profuser.report.headline import headline
-from profuser.report.metrics import METRICS
+from profuser.report.measures import METRICS
 from profuser.report.pictures import Picture, pictures
 from profuser.report.tables.loss import stage_loss_lines
 from profuser.report.tables.pipeline import cost_words, flow, stage_lines, total_line
@@ -29,6 +29,7 @@ from profuser.report.tables.results import (
 from profuser.report.tables.selection import KAPPA, LENGTH_RHO, LONGER_WINS, selection_words, share, signed
 from profuser.report.tables.table import csv_text, percent, score_table
 from profuser.run.stages import FUSED, TARGET
+from profuser.signals.rules import RULES
 
 MOST_QUARANTINED = 50
 MOST_SAMPLES = 20
@@ -97,7 +98,7 @@ def render_page(facts: RunFacts, drawn: Mapping[str, Picture]) -> str:
         selection_words=selection_words(facts),
         meanings={"longer wins": LONGER_WINS, "length rho": LENGTH_RHO, "kappa": KAPPA},
         win_totals={mode: sum(getattr(row, mode) for row in facts.wins()) for mode in MODES},
-        rules=RULES,
+        rules={name: record.meaning for name, record in RULES.items()},
         stage_losses=stage_loss_lines(facts),
         quarantined=facts.quarantined[:MOST_QUARANTINED],
         samples=facts.samples[:MOST_SAMPLES],

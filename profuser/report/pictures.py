@@ -10,9 +10,9 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from profuser.artifacts.schemas import MODES
-from profuser.report.facts import RULES, RunFacts
+from profuser.report.facts import RunFacts
 from profuser.report.headline import headline
-from profuser.report.metrics import METRICS
+from profuser.report.measures import METRICS
 from profuser.report.plots.loss import loss_plot
 from profuser.report.plots.plot import coverage_plot, scores_plot, who_wins_plot
 from profuser.report.plots.results import gap_rows, gaps_alt, gaps_plot
@@ -21,6 +21,7 @@ from profuser.report.plots.style import DARK, LIGHT, Theme
 from profuser.report.tables.loss import losses_alt
 from profuser.report.tables.selection import agreement_rows, length_rows, share, signed, win_rate_rows
 from profuser.report.tables.table import percent, score_table
+from profuser.signals.rules import RULES
 
 PNG_DPI = 200
 
@@ -78,7 +79,7 @@ def _image(figure: Figure, kind: str) -> bytes:
 def _coverage_rows(facts: RunFacts) -> list[dict[str, Any]]:
     by_source = {pair.source: pair.rules for pair in facts.pair_coverage()}
     return [
-        {"rule": rule, "tokens": tokens, "meaning": RULES[rule]}
+        {"rule": rule, "tokens": tokens, "meaning": RULES[rule].meaning}
         | {name: rules[rule] for name, rules in by_source.items()}
         for rule, tokens in facts.coverage().items()
     ]

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from profuser.alignment.matching import AlignmentRules
 from profuser.alignment.token_bytes import TokenBytes
 from profuser.alignment.transport import SourceSignals, Transported
 from profuser.alignment.vocab_projection import VocabProjection
@@ -23,6 +22,7 @@ from profuser.report.tables.alignment import Aligned, Cut, token_label
 from profuser.run.fusion_run import FusionRun
 from profuser.run.stages import TARGET
 from profuser.signals.codec import from_columns
+from profuser.signals.rules import AlignmentRules
 
 SHOWN = 3
 """Candidates of a position in a table."""

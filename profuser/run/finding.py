@@ -19,12 +19,14 @@ def find_run(name: str, storage: str) -> FusionRun:
         UserError: there is no such run.
     """
     # A storage that is mistyped is said at once.
-    for folder in (Folder.at(storage).at_once() / name, Folder.at(name).at_once()):
+    for folder in (Folder.at(storage).without_retry() / name, Folder.at(name).without_retry()):
         if folder.exists(RECIPE):
             recipe = parse_recipe(yaml.safe_load(folder.read_bytes(RECIPE)), folder.path(RECIPE))
             parent = folder.uri.rpartition("/")[0]
             return FusionRun(recipe.model_copy(update={"storage": parent}))
-    known = [entry for entry in Folder.at(storage).at_once().names() if (Folder.at(storage) / entry).exists(RECIPE)]
+    known = [
+        entry for entry in Folder.at(storage).without_retry().names() if (Folder.at(storage) / entry).exists(RECIPE)
+    ]
     there = f"there are: {', '.join(known)}" if known else f"there is none in {Folder.at(storage).uri}"
     raise UserError(f"run {name!r} not found; {there} (see --storage)")
 

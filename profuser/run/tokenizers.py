@@ -6,21 +6,21 @@ from typing import Any
 from profuser.alignment.token_bytes import TokenBytes
 from profuser.alignment.vocab_projection import VocabProjection
 from profuser.corpus import end_token_id
-from profuser.errors import AlignmentError, UserError
+from profuser.errors import AlignmentError, UserError, one_line
 from profuser.recipe.models import ModelConfig
 from profuser.run.fusion_run import FusionRun
 from profuser.selection.examples import Target
 
 
 @dataclass(frozen=True)
-class Pairs:
+class TokenizerPairs:
     """The target's tokenizer, and a projection to it from each source's, in the order of the sources."""
 
     target: Target
     projections: tuple[VocabProjection, ...]
 
 
-def read_pairs(run: FusionRun) -> Pairs:
+def read_tokenizer_pairs(run: FusionRun) -> TokenizerPairs:
     """Reads all tokenizers and projects the vocabularies: some seconds for large ones.
 
     Raises:
@@ -28,16 +28,18 @@ def read_pairs(run: FusionRun) -> Pairs:
     """
     target, recipe = read_target(run), run.recipe
     how = (recipe.select.vocab_fallback, recipe.select.map_specials)
-    return Pairs(target, tuple(VocabProjection.build(table, target.tokens, *how) for table in read_tokens(run)))
+    return TokenizerPairs(
+        target, tuple(VocabProjection.build(table, target.tokens, *how) for table in read_tokens(run))
+    )
 
 
 def read_target(run: FusionRun) -> Target:
-    """Reads the target's tokenizer; UserError as in `read_pairs`."""
+    """Reads the target's tokenizer; UserError as in `read_tokenizer_pairs`."""
     return Target(*_read(run, "target.model", run.recipe.target), run.recipe.template)
 
 
 def read_tokens(run: FusionRun) -> list[TokenBytes]:
-    """What bytes the tokens of each source stand for; UserError as in `read_pairs`."""
+    """What bytes the tokens of each source stand for; UserError as in `read_tokenizer_pairs`."""
     return [_read(run, f"sources.{source.name}.model", source)[1] for source in run.recipe.sources]
 
 
@@ -53,5 +55,5 @@ def _read(run: FusionRun, setting: str, config: ModelConfig) -> tuple[Any, Token
     except AlignmentError as error:
         raise UserError(f"{setting}: {path}: {error}; it cannot take part in this fusion") from None
     except (OSError, ValueError) as error:
-        text = " ".join(str(error).split())[:300]
+        text = one_line(error)
         raise UserError(f"{setting}: the tokenizer of {path} cannot be read: {text}") from None

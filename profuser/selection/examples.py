@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from profuser.alignment.averaging import average_rows, spread_rows
-from profuser.alignment.matching import AlignmentRules, coverage
+from profuser.alignment.matching import coverage
 from profuser.alignment.spans import misspelt
 from profuser.alignment.token_bytes import TokenBytes
 from profuser.alignment.transport import SourceSignals, TransportedRows, transport_rows
@@ -21,10 +21,11 @@ from profuser.recipe.models import TemplateConfig
 from profuser.selection.teachers import Choice, Chooser, add_counts
 from profuser.signals.codec import to_columns
 from profuser.signals.ragged import Ragged
+from profuser.signals.rules import AlignmentRules
 
 
 @dataclass(frozen=True)
-class Example:
+class EncodedChoice:
     """A choice in the target's tokens."""
 
     choice: Choice
@@ -40,14 +41,14 @@ class Target:
     tokens: TokenBytes
     template: TemplateConfig
 
-    def encode(self, rows: Sequence[dict], choices: Sequence[Choice]) -> list[Example]:
+    def encode(self, rows: Sequence[dict], choices: Sequence[Choice]) -> list[EncodedChoice]:
         """Choices in the target's tokens; an answer that was cut does not end its turn."""
         texts = [
             ([Message(m["role"], m["content"]) for m in rows[choice.row]["messages"]], choice.response)
             for choice in choices
         ]
         return [
-            Example(choice, one.prompt_ids, one.response_ids[:-1] if choice.cut else one.response_ids)
+            EncodedChoice(choice, one.prompt_ids, one.response_ids[:-1] if choice.cut else one.response_ids)
             for choice, one in zip(choices, encode_examples(self.tokenizer, texts, self.template), strict=True)
         ]
 
@@ -132,7 +133,7 @@ class Selector:
         )
 
     def _average(
-        self, rows: list[dict], examples: list[Example], collected: Sequence[pa.Table], counts: dict[str, float]
+        self, rows: list[dict], examples: list[EncodedChoice], collected: Sequence[pa.Table], counts: dict[str, float]
     ) -> pa.Table:
         """The training-mode examples with the mean distributions of all sources that may teach and took the row."""
         offsets = response_ids(examples).offsets
@@ -151,7 +152,7 @@ class Selector:
         return self._table(rows, examples, average_rows(parts, ranks[:, sources], self.top_k), counts)
 
     def _transport(
-        self, source: int, signals: SourceSignals, examples: list[Example], counts: dict[str, float]
+        self, source: int, signals: SourceSignals, examples: list[EncodedChoice], counts: dict[str, float]
     ) -> TransportedRows:
         """One source's distributions along responses, carried over to the target's tokens."""
         responses = [one.choice.response.encode() for one in examples]
@@ -161,7 +162,7 @@ class Selector:
         add_counts(counts, {f"alignment/{self.chooser.names[source]}/{rule}": number for rule, number in found.items()})
         return carried
 
-    def _encode(self, rows: list[dict], choices: list[Choice], counts: dict[str, float]) -> list[Example]:
+    def _encode(self, rows: list[dict], choices: list[Choice], counts: dict[str, float]) -> list[EncodedChoice]:
         """Choices in the target's tokens. One whose response they do not spell is left out and counted: it would teach another
         text."""
         examples = self.target.encode(rows, choices)
@@ -172,7 +173,7 @@ class Selector:
         return [one for place, one in enumerate(examples) if place not in wrong]
 
     def _table(
-        self, rows: list[dict], examples: list[Example], carried: TransportedRows, counts: dict[str, float]
+        self, rows: list[dict], examples: list[EncodedChoice], carried: TransportedRows, counts: dict[str, float]
     ) -> pa.Table:
         """The examples as a table of the select schema, and counted: tokens, by rule too, and rows that could not be aligned."""
         used, choices = coverage(carried.rules.values), [one.choice for one in examples]
@@ -197,6 +198,6 @@ class Selector:
         )
 
 
-def response_ids(examples: Sequence[Example]) -> Ragged:
+def response_ids(examples: Sequence[EncodedChoice]) -> Ragged:
     """The target's tokens of each response."""
     return Ragged.from_rows([one.response_ids for one in examples], dtype=np.int64)

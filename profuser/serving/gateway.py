@@ -34,8 +34,8 @@ from profuser.serving.answers import (
 )
 from profuser.serving.asgi import Head
 from profuser.serving.errors import ApiError, internal, unauthorized, unknown_model
+from profuser.serving.gateway_metrics import GatewayMetrics
 from profuser.serving.keys import Client, KeyRing
-from profuser.serving.metrics import GatewayMetrics
 from profuser.serving.openapi import openapi_document
 from profuser.serving.options import GatewayConfig
 from profuser.serving.requests import CHAT, COMPLETIONS, ApiRequest, check_prompt, read_request

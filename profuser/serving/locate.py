@@ -1,6 +1,6 @@
 """Where a served model lies: a folder, a URI, a Hub name, or a version in MLflow's registry."""
 
-from profuser.errors import UserError
+from profuser.errors import UserError, one_line
 from profuser.models.reference import ModelRef
 
 REGISTRY_SCHEME = "models:/"
@@ -22,7 +22,7 @@ def registered(location: str, tracking_uri: str) -> str:
     try:
         found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
     except MlflowException as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(f"serve: {location}: the registry at {tracking_uri} does not have it: {reason}") from None
     return (found.source or "").removeprefix("file://")
 

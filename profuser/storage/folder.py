@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from profuser.errors import ArtifactError, StorageError, UserError
-from profuser.storage.retry import PATIENCE_SECONDS, patiently, reason
+from profuser.storage.retry import RETRY_SECONDS, reason, with_retry
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class Folder:
     """A folder by its URI or local path. Cheap to make and to send to another process; opens the file system when used."""
 
     uri: str
-    patience_seconds: float = PATIENCE_SECONDS
+    retry_seconds: float = RETRY_SECONDS
     """How long a read or write waits for a storage that is away."""
 
     @classmethod
@@ -41,9 +41,9 @@ class Folder:
     def __truediv__(self, name: str) -> "Folder":
         return replace(self, uri=f"{self.uri}/{name}")
 
-    def at_once(self) -> "Folder":
+    def without_retry(self) -> "Folder":
         """The same folder, without patience."""
-        return replace(self, patience_seconds=0.0)
+        return replace(self, retry_seconds=0.0)
 
     @property
     def is_local(self) -> bool:
@@ -56,10 +56,10 @@ class Folder:
         except pa.ArrowInvalid as error:
             raise UserError(f"storage {self.uri}: {error}") from None
 
-    def _patiently(self, name: str, action: Callable[[pafs.FileSystem, str], T]) -> T:
+    def _with_retry(self, name: str, action: Callable[[pafs.FileSystem, str], T]) -> T:
         """What an action on the file system, and on this folder's path in it, returns."""
         # Opening is part of it: an object store may have to be asked for the region of a bucket.
-        return patiently(self.path(name), lambda: action(*self._open()), self.patience_seconds)
+        return with_retry(self.path(name), lambda: action(*self._open()), self.retry_seconds)
 
     def path(self, name: str = "") -> str:
         """The path or URI of a file inside, as a user would type it."""
@@ -75,7 +75,7 @@ class Folder:
         return None if nanoseconds is None else nanoseconds / 1e9
 
     def _info(self, name: str) -> pafs.FileInfo:
-        return self._patiently(name, lambda fs, root: fs.get_file_info(f"{root}/{name}" if name else root))
+        return self._with_retry(name, lambda fs, root: fs.get_file_info(f"{root}/{name}" if name else root))
 
     def names(self) -> list[str]:
         """Sorted names of the files and folders directly inside; empty where the folder is not there."""
@@ -95,10 +95,10 @@ class Folder:
             found = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True, recursive=True))
             return {info.path[len(root) + 1 :]: info for info in found if info.type == pafs.FileType.File}
 
-        return self._patiently("", find)
+        return self._with_retry("", find)
 
     def _entries(self) -> list[pafs.FileInfo]:
-        return self._patiently("", lambda fs, root: fs.get_file_info(pafs.FileSelector(root, allow_not_found=True)))
+        return self._with_retry("", lambda fs, root: fs.get_file_info(pafs.FileSelector(root, allow_not_found=True)))
 
     def clock(self) -> float:
         """The storage's own time in seconds, from a file that is written and deleted: the one clock that all machines share."""
@@ -115,7 +115,7 @@ class Folder:
             return nanoseconds / 1e9
 
         try:
-            return self._patiently("", attempt)
+            return self._with_retry("", attempt)
         except BaseException:
             if is_begun:
                 self._discard(probe)
@@ -126,8 +126,8 @@ class Folder:
         otherwise = "or choose another: --set storage=FOLDER"
         try:
             # Asked first: a store that does not answer says so in half the time that making a folder takes to fail.
-            self.at_once().exists()
-            self.at_once().clock()
+            self.without_retry().exists()
+            self.without_retry().clock()
         except StorageError as error:
             raise UserError(f"storage {error}, {otherwise}") from None
         except OSError as error:
@@ -154,7 +154,7 @@ class Folder:
             fs.move(f"{root}/{temporary}", f"{root}/{name}")
 
         try:
-            self._patiently(name, attempt)
+            self._with_retry(name, attempt)
         except BaseException:
             if is_begun:
                 self._discard(temporary)
@@ -163,7 +163,7 @@ class Folder:
     def _discard(self, temporary: str) -> None:
         # Where that fails too, as on a storage that is read-only now, a later sweep does it.
         with suppress(OSError, StorageError):
-            self.at_once().remove(temporary)
+            self.without_retry().remove(temporary)
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Writes a file, whole or not at all."""
@@ -191,7 +191,7 @@ class Folder:
                 raise
             return True
 
-        return self._patiently(name, attempt)
+        return self._with_retry(name, attempt)
 
     def read_bytes(self, name: str) -> bytes:
         """Reads a file; FileNotFoundError where there is none."""
@@ -200,7 +200,7 @@ class Folder:
             with fs.open_input_file(f"{root}/{name}") as stream:
                 return stream.read()
 
-        return self._patiently(name, read)
+        return self._with_retry(name, read)
 
     def read_ends(self, name: str, num_bytes: int) -> bytes:
         """The first and the last bytes of a file, so many of each; what lies between is not fetched."""
@@ -211,7 +211,7 @@ class Folder:
                 stream.seek(max(0, stream.size() - num_bytes))
                 return head + stream.read(num_bytes)
 
-        return self._patiently(name, read)
+        return self._with_retry(name, read)
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file, whole or not at all."""
@@ -261,17 +261,17 @@ class Folder:
 
     def rename(self, old: str, new: str) -> None:
         """Renames a file inside."""
-        self._patiently(old, lambda fs, root: fs.move(f"{root}/{old}", f"{root}/{new}"))
+        self._with_retry(old, lambda fs, root: fs.move(f"{root}/{old}", f"{root}/{new}"))
 
     def remove(self, name: str) -> None:
         """Deletes a file inside, where it is there."""
         with suppress(FileNotFoundError):
-            self._patiently(name, lambda fs, root: fs.delete_file(f"{root}/{name}"))
+            self._with_retry(name, lambda fs, root: fs.delete_file(f"{root}/{name}"))
 
     def delete(self) -> None:
         """Deletes the folder with all that is in it."""
         if self.exists():
-            self._patiently("", lambda fs, root: fs.delete_dir(root))
+            self._with_retry("", lambda fs, root: fs.delete_dir(root))
 
     def download(self, name: str, to: Path) -> None:
         """Copies a file inside, or this file itself where the name is empty, to a path of this machine."""
@@ -281,7 +281,7 @@ class Folder:
             source = f"{root}/{name}" if name else root
             pafs.copy_files(source, str(to), source_filesystem=fs, destination_filesystem=disk)
 
-        self._patiently(name, copy)
+        self._with_retry(name, copy)
 
     def upload(self, folder: Path) -> None:
         """Copies a local folder's files to here."""
@@ -291,7 +291,7 @@ class Folder:
             fs.create_dir(root, recursive=True)
             pafs.copy_files(str(folder), root, source_filesystem=disk, destination_filesystem=fs)
 
-        self._patiently("", copy)
+        self._with_retry("", copy)
 
 
 def _temporary(name: str) -> str:

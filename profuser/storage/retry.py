@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from profuser.errors import StorageError
+from profuser.errors import StorageError, one_line
 
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 120.0
+RETRY_SECONDS = 120.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 10.0
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_AN_OUTAGE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
@@ -23,13 +23,13 @@ NO_NETWORK = ("NETWORK_CONNECTION", "UNAVAILABLE")
 log = logging.getLogger(__name__)
 
 
-def patiently(path: str, action: Callable[[], T], patience_seconds: float) -> T:
+def with_retry(path: str, action: Callable[[], T], retry_seconds: float) -> T:
     """What `action` returns, tried again, with growing pauses, while the storage is away.
 
     Args:
         path: what the action reads or writes, for messages.
         action: may be called several times; each call starts from the beginning.
-        patience_seconds: how long an outage may last; 0 tries once.
+        retry_seconds: how long an outage may last; 0 tries once.
 
     Raises:
         StorageError: the outage lasted longer, or the disk is full (which nobody mends within minutes, so that is said at once).
@@ -46,13 +46,13 @@ def patiently(path: str, action: Callable[[], T], patience_seconds: float) -> T:
             if error.errno in FULL:
                 raise StorageError(f"{path}: {reason(error)}; free some space there and run again") from error
             waited = time.monotonic() - began if is_away else 0.0
-            if waited >= patience_seconds:
+            if waited >= retry_seconds:
                 after = f" for {waited:.0f} s" if is_away else ""
                 raise StorageError(f"{path}: {reason(error)}{after}; {remedy(error)} and run again") from error
             if not is_away:
                 is_away, began = True, time.monotonic()
-                log.warning("%s: %s; trying again for up to %.0f s", path, reason(error), patience_seconds)
-            time.sleep(min(pause, patience_seconds - waited))
+                log.warning("%s: %s; trying again for up to %.0f s", path, reason(error), retry_seconds)
+            time.sleep(min(pause, retry_seconds - waited))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
         else:
             if is_away:
@@ -62,7 +62,7 @@ def patiently(path: str, action: Callable[[], T], patience_seconds: float) -> T:
 
 def reason(error: OSError) -> str:
     """An error of a file system or an object store in one line."""
-    return os.strerror(error.errno) if error.errno else " ".join(str(error).split())[:300]
+    return os.strerror(error.errno) if error.errno else one_line(error)
 
 
 def remedy(error: OSError) -> str:

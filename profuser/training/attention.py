@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
-from profuser.errors import UserError
+from profuser.errors import UserError, one_line
 from profuser.recipe.resources import Attention
 
 VARLEN, BY_EXAMPLE = "profuser_varlen", "profuser_by_example"
@@ -91,7 +91,7 @@ def set_attention(model: Any, wanted: Attention, packing: bool, device: torch.de
         try:
             model.set_attn_implementation(choice.implementation)
         except (ValueError, ImportError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)
             raise UserError(f"fuse.attention: {wanted}: {reason}") from None
     return choice
 

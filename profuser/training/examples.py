@@ -22,7 +22,7 @@ LIGHT_COLUMNS = ("row_id", "mode", "teacher", "advantages", "prompt_ids", "respo
 
 
 @dataclass(frozen=True, eq=False)
-class Example:
+class TrainingExample:
     """One mode of one corpus row, in the target's tokens, cut to `max_tokens`."""
 
     row_id: str
@@ -146,7 +146,9 @@ class ExampleReader:
     """Width of the target's logits."""
     max_tokens: int
 
-    def read(self, index: ExampleIndex, wanted: Iterable[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], Example]]:
+    def read(
+        self, index: ExampleIndex, wanted: Iterable[tuple[int, int]]
+    ) -> Iterator[tuple[tuple[int, int], TrainingExample]]:
         """The wanted examples, each given as (row of the index, mode), in the order of their shards.
 
         Raises:
@@ -163,7 +165,7 @@ class ExampleReader:
                     raise ArtifactError(f"select shard {shard} has changed since training began; run again")
                 yield (row, mode), read(place, float(index.weights[row, mode]))
 
-    def _open(self, shard: int) -> tuple[dict[tuple[int, int], int], Callable[[int, float], Example]]:
+    def _open(self, shard: int) -> tuple[dict[tuple[int, int], int], Callable[[int, float], TrainingExample]]:
         """Places of a shard's examples by (ordinal, mode), and how to read the one at a place."""
         table = self.read_shard(shard)
         ordinals = table["row_id"].combine_chunks().dictionary_encode().indices.to_pylist()
@@ -172,10 +174,10 @@ class ExampleReader:
         topk = from_columns(table, "topk", self.top_k, self.vocab_size)
         prompts, responses = (from_list_column(table[name]) for name in ("prompt_ids", "response_ids"))
 
-        def read(place: int, weight: float) -> Example:
+        def read(place: int, weight: float) -> TrainingExample:
             prompt, response = prompts.row(place), responses.row(place)
             num = min(len(response), self.max_tokens - len(prompt))
-            return Example(
+            return TrainingExample(
                 row_ids[place],
                 modes[place],
                 teachers[place],

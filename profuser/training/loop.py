@@ -17,9 +17,9 @@ from profuser.recipe.fusing import FuseConfig
 from profuser.recipe.schedule import Schedule
 from profuser.training.batches import Update, UpdatePlan
 from profuser.training.guards import SpikeWatch, memory_named, worst_rows
-from profuser.training.metrics import ModelFlops, StepMetrics, peak_memory_gib, peak_tflops
 from profuser.training.optimizer import learning_rate, make_optimizer, step_if_finite
 from profuser.training.step import FusionModule, PackedExamples, on_device
+from profuser.training.step_metrics import ModelFlops, StepMetrics, peak_memory_gib, peak_tflops
 
 Record = dict[str, float]
 """What an update did, by name; at a checkpoint also held-out bits per byte."""

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from profuser.recipe.fusing import FuseConfig
 from profuser.training import loss_kernels
 from profuser.training.attention import WITHOUT_MASK, Boundaries, set_attention
-from profuser.training.examples import Example
+from profuser.training.examples import TrainingExample
 from profuser.training.losses import Tail, TokenLosses, fusion_loss
 from profuser.training.output_head import OutputHead
 
@@ -97,7 +97,7 @@ def on_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def collate(packs: Sequence[Sequence[Example]], pad_id: int, top_k: int) -> PackedExamples:
+def collate(packs: Sequence[Sequence[TrainingExample]], pad_id: int, top_k: int) -> PackedExamples:
     """Lays the examples of each pack end to end, pads on the right, and lays out their response tokens one after another.
 
     Args:

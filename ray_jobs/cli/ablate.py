@@ -16,7 +16,7 @@ from profuser.run.stages import FUSED
 from ray_jobs.cli.doctor import GIB
 from ray_jobs.pipeline.pipeline import run_pipeline
 from ray_jobs.runtime.cluster import connected
-from ray_jobs.runtime.progress import clock, console
+from ray_jobs.runtime.progress import console, format_clock, print_line
 
 DPI = 200
 
@@ -42,7 +42,7 @@ def run_ablation(ablation: Ablation) -> None:
                         failed[each.recipe.name] = error
     write_table(ablation)
     print_table(ablation)
-    console.print(f"{clock(time.monotonic() - start)} this time", markup=False)
+    print_line(f"{format_clock(time.monotonic() - start)} this time")
     if failed:
         told = "; ".join(f"{name}: {error}" for name, error in failed.items())
         raise ProfuserError(f"{len(failed)} of {len(ablation.runs)} runs failed and are not in the table; {told}")
@@ -79,7 +79,7 @@ def print_plan(ablation: Ablation) -> None:
     console.print(table)
     left = time_left(ablation)
     unknown = f", without stages that are not finished anywhere yet ({', '.join(left.unknown)})" if left.unknown else ""
-    console.print(f"left: about {clock(left.seconds)} of stage time{unknown}", markup=False)
+    print_line(f"left: about {format_clock(left.seconds)} of stage time{unknown}")
 
 
 def write_table(ablation: Ablation) -> None:
@@ -101,8 +101,8 @@ def print_table(ablation: Ablation) -> None:
     for table in render(results):
         console.print(table)
     for note in (*notes(results), what_it_cost(ablation, machine()).text()):
-        console.print(note, markup=False)
-    console.print(f"table: {ablation.folder.path('table.md')}", markup=False)
+        print_line(note)
+    print_line(f"table: {ablation.folder.path('table.md')}")
 
 
 def machine() -> str:
@@ -120,8 +120,10 @@ def _is_measured(ablation: Ablation) -> bool:
 
 def _announce(ablation: Ablation, each: ArmRun, number: int) -> None:
     left = time_left(ablation)
-    about = "time left not known yet" if left.unknown else f"about {clock(left.seconds)} of stage time left in all"
-    console.print(f"\nrun {number} of {len(ablation.runs)}: {each.recipe.name} ({each.state}); {about}", markup=False)
+    about = (
+        "time left not known yet" if left.unknown else f"about {format_clock(left.seconds)} of stage time left in all"
+    )
+    print_line(f"\nrun {number} of {len(ablation.runs)}: {each.recipe.name} ({each.state}); {about}")
 
 
 def _try(each: ArmRun) -> str | None:
@@ -129,6 +131,6 @@ def _try(each: ArmRun) -> str | None:
     try:
         run_pipeline(each.recipe)
     except ProfuserError as error:
-        console.print(f"{each.recipe.name} failed: {error}; the next ones go on", markup=False)
+        print_line(f"{each.recipe.name} failed: {error}; the next ones go on")
         return str(error)
     return None

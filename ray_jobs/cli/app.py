@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from profuser.errors import ProfuserError, UserError
-from ray_jobs.runtime.progress import console
+from ray_jobs.runtime.progress import print_line
 
 INTERRUPTED = 130
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -89,7 +89,7 @@ def run(
         print_report(done)
     else:
         option = "--only" if only else "--until"
-        console.print(f"stopped after {only or until}; without {option} it goes on", markup=False)
+        print_line(f"stopped after {only or until}; without {option} it goes on")
 
 
 @app.command()
@@ -237,14 +237,14 @@ def serve(
     arguments = (names or (), storage, beside or (), models or (), served_name, replicas, settings)
     if write_config:
         write_config.write_text(serve_file(serve_config(*arguments), host, port))
-        console.print(f"written to {write_config}; serve deploy {write_config}", markup=False)
+        print_line(f"written to {write_config}; serve deploy {write_config}")
         return
     with connected():
         config = serve_config(*arguments)
         check_serving(config, host)
         url = start_server(config, host, port)
-        console.print(f"{', '.join(model.name for model in config.models)}: {url} (Ctrl-C stops it)", markup=False)
-        console.print(f"playground: {url.removesuffix('v1')}", markup=False)
+        print_line(f"{', '.join(model.name for model in config.models)}: {url} (Ctrl-C stops it)")
+        print_line(f"playground: {url.removesuffix('v1')}")
         wait_until_interrupted()
 
 
@@ -276,8 +276,8 @@ def lab_twins(
     """Make the laboratory once more, with the other specialists' skills in Llamas too: for `lab ablate --arms homogeneous`."""
     from profuser.lab.twins import build_twins
 
-    build_twins(output, seed, progress=lambda text: console.print(text, markup=False))
-    console.print(f"laboratory: {output}; use it with --set lab={output}", markup=False)
+    build_twins(output, seed, progress=lambda text: print_line(text))
+    print_line(f"laboratory: {output}; use it with --set lab={output}")
 
 
 @lab_app.command("ablate")

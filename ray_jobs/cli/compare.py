@@ -26,7 +26,7 @@ from profuser.run.finding import find_run
 from profuser.run.fusion_run import FusionRun
 from profuser.run.results import MAJORITY, judged_win_rates, read_benchmarks
 from profuser.run.stages import FUSED, TARGET
-from ray_jobs.runtime.progress import console
+from ray_jobs.runtime.progress import console, print_line
 
 NOTE = (
     "p: McNemar's where single runs are right or wrong on every item, else the paired bootstrap's; adjusted by Holm over the "
@@ -35,7 +35,7 @@ NOTE = (
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """What several runs have in common to be measured by, and how they come out."""
 
     runs: Mapping[str, FusionRun]
@@ -71,7 +71,7 @@ class Comparison:
         }
 
 
-def compare_runs(names: Sequence[str], storage: str, group_seeds: bool = False) -> Comparison:
+def compare_runs(names: Sequence[str], storage: str, group_seeds: bool = False) -> RunComparison:
     """Target and fused model of each run, on what all of them were measured on.
 
     Every fused model is compared with its target and with that of the first run named.
@@ -94,7 +94,7 @@ def compare_runs(names: Sequence[str], storage: str, group_seeds: bool = False) 
     metrics = heldout_metrics({name: tables for name, tables in heldout.items() if tables})
     metrics += benchmark_metrics({name: [tables for _, tables in seeds] for name, seeds in models.items()})
     judged = {name: judged_win_rates(run).get(MAJORITY, {}).get(TARGET) for name, run in runs.items()}
-    return Comparison(
+    return RunComparison(
         runs,
         groups,
         metrics,
@@ -146,7 +146,7 @@ def print_comparison(names: Sequence[str], storage: str, group_seeds: bool = Fal
         console.print(_values_table(metric))
         console.print(_contrasts_table(metric, [c for c in found.contrasts if c.metric == metric.name]))
     if found.contrasts:
-        console.print(NOTE, markup=False)
+        print_line(NOTE)
     if found.judged:
         console.print(_judged_table(found.judged))
     if len(found.runs) > 1:
@@ -189,7 +189,7 @@ def _judged_table(judged: Mapping[str, JudgedWinRate]) -> Table:
     return table
 
 
-def _print_settings(found: Comparison) -> None:
+def _print_settings(found: RunComparison) -> None:
     table = new_table("settings that differ", "setting")
     for name in found.runs:
         table.add_column(Text(name), overflow="fold")

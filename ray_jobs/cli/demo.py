@@ -9,7 +9,7 @@ from profuser.run.fusion_run import FusionRun
 from profuser.serving.options import ServeConfig
 from ray_jobs.pipeline.pipeline import run_pipeline
 from ray_jobs.runtime.cluster import connected
-from ray_jobs.runtime.progress import clock, console
+from ray_jobs.runtime.progress import format_clock, print_line
 from ray_jobs.serving.app import ask, start_server, stop_server
 from ray_jobs.serving.models import fused_model
 from ray_jobs.stages.report import print_report
@@ -34,10 +34,9 @@ def run_demo(recipe: Recipe, question: str) -> None:
         answer = ask(url, recipe.name, question, max_tokens=64)
         stop_server()
     print_report(run)
-    console.print(f"\nThe fused model, served at {url}:\n  > {question}\n  {answer.strip()}", markup=False)
-    console.print(
-        f"\n{clock(time.monotonic() - start)} in all. To serve it: profuser serve {recipe.name} --insecure",
-        markup=False,
+    print_line(f"\nThe fused model, served at {url}:\n  > {question}\n  {answer.strip()}")
+    print_line(
+        f"\n{format_clock(time.monotonic() - start)} in all. To serve it: profuser serve {recipe.name} --insecure"
     )
 
 

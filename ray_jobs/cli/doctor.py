@@ -10,7 +10,7 @@ from typing import NamedTuple
 from profuser.errors import UserError
 from profuser.storage.folder import Folder
 from ray_jobs.runtime.cluster import MIN_LOGICAL_CPUS
-from ray_jobs.runtime.progress import console
+from ray_jobs.runtime.progress import console, print_line
 
 GIB = 1 << 30
 
@@ -30,7 +30,7 @@ def examine(storage: str) -> bool:
     for finding in findings:
         mark = "[green]ok[/]" if finding.good else "[red]no[/]"
         console.print(f"{mark}  {finding.what:<14}", end="")
-        console.print(finding.text, markup=False)
+        print_line(finding.text)
     return all(finding.good for finding in findings)
 
 

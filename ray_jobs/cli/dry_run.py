@@ -4,9 +4,9 @@ from rich.table import Table
 
 from profuser.recipe.models import Recipe
 from profuser.run.fusion_run import FusionRun
-from profuser.run.tokenizers import read_pairs
+from profuser.run.tokenizers import read_tokenizer_pairs
 from ray_jobs.pipeline.checks import check_target
-from ray_jobs.runtime.progress import console
+from ray_jobs.runtime.progress import console, print_line
 
 RULE_TITLES = {
     "exact": "same bytes",
@@ -24,13 +24,13 @@ def check_recipe(recipe: Recipe, name: str) -> None:
     check_target(run)
     print_pairs(run)
     if measured := ", ".join(benchmark.name for benchmark in recipe.evaluate.benchmarks):
-        console.print(f"benchmarks: {measured}; their data are there", markup=False)
-    console.print(f"recipe {name}: valid; corpus and models are there", markup=False)
+        print_line(f"benchmarks: {measured}; their data are there")
+    print_line(f"recipe {name}: valid; corpus and models are there")
 
 
 def print_pairs(run: FusionRun) -> None:
     """Prints for each source how its vocabulary reaches the target's."""
-    pairs = read_pairs(run)
+    pairs = read_tokenizer_pairs(run)
     table = Table("source", *RULE_TITLES.values(), title=f"tokens by their way to {run.recipe.target.model}")
     for source, projection in zip(run.recipe.sources, pairs.projections, strict=True):
         counts = projection.counts()

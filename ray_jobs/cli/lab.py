@@ -2,30 +2,32 @@
 
 from pathlib import Path
 
-from profuser.corpus import CorpusRow, Summary, check_quarantine, prepare_rows, read_corpus
+from profuser.corpus import CorpusRow, RowCounts, check_quarantine, prepare_rows, read_corpus
 from profuser.errors import UserError
 from profuser.lab.build import build_lab, build_sources_from_corpus
-from ray_jobs.runtime.progress import console
+from ray_jobs.runtime.progress import print_line
 
 
 def build(output: Path, corpus: str | None, seed: int, skip_rows: int, overwrite: bool) -> None:
     """Builds into a folder and says how to use it."""
 
     def say(text: str) -> None:
-        console.print(text, markup=False)
+        print_line(text)
 
     if corpus is None:
         if skip_rows:
             raise UserError("--skip-rows: needs --corpus")
         build_lab(output, seed=seed, overwrite=overwrite, progress=say)
     else:
-        build_sources_from_corpus(read_pairs(corpus, skip_rows), output, seed=seed, overwrite=overwrite, progress=say)
+        build_sources_from_corpus(
+            read_prompts_and_responses(corpus, skip_rows), output, seed=seed, overwrite=overwrite, progress=say
+        )
     say(f"laboratory: {output}; use it with profuser run RECIPE --set lab={output}")
 
 
-def read_pairs(location: str, skip_rows: int) -> list[tuple[str, str]]:
+def read_prompts_and_responses(location: str, skip_rows: int) -> list[tuple[str, str]]:
     """Instruction and response of the usable rows of a corpus after the first ones; the turns of a prompt joined by blank lines."""
-    summary, rows = Summary(), []
+    summary, rows = RowCounts(), []
     for row in prepare_rows(read_corpus(location)):
         summary.add(row)
         if isinstance(row, CorpusRow):

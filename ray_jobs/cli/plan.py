@@ -18,7 +18,7 @@ from profuser.run.fusion_run import FusionRun
 from profuser.run.stage import CorpusSize
 from profuser.run.stage_plans import BYTES_PER_TOKEN, num_updates, train_rows
 from profuser.run.stages import plan_run
-from ray_jobs.runtime.progress import console
+from ray_jobs.runtime.progress import console, print_line
 
 MAX_ROWS_READ = 20_000
 
@@ -56,13 +56,13 @@ def print_plan(recipe: Recipe) -> None:
         if ref.is_local:
             ref.config(setting)
         else:
-            console.print(f"{setting}: {ref.path} comes from the Hub when the run starts", markup=False)
+            print_line(f"{setting}: {ref.path} comes from the Hub when the run starts")
     try:
         size = measure(run)
     except UserError as error:
         if not recipe.corpus.path.startswith("hub:"):
             raise
-        console.print(f"{error}; planning for {UNKNOWN_SIZE.num_rows:,} rows of 300 tokens", markup=False)
+        print_line(f"{error}; planning for {UNKNOWN_SIZE.num_rows:,} rows of 300 tokens")
         size = UNKNOWN_SIZE
     title = f"{recipe.name}: {size.num_rows:,} rows{'' if size.exact else ' or more'}, "
     title += f"{size.prompt_tokens:.0f} + {size.response_tokens:.0f} tokens each (estimated)"
@@ -85,7 +85,7 @@ def print_memory(run: FusionRun) -> None:
 
     recipe, ref = run.recipe, run.model(run.recipe.target)
     if not ref.is_local and not isinstance(try_to_load_from_cache(ref.path, "config.json", revision=ref.revision), str):
-        console.print(f"fuse: memory per device is planned once {ref.path} is here", markup=False)
+        print_line(f"fuse: memory per device is planned once {ref.path} is here")
         return
     # All else is there at once; these take seconds.
     from transformers import AutoConfig
@@ -100,11 +100,11 @@ def print_memory(run: FusionRun) -> None:
     try:
         found = estimate(config, recipe.fuse, recipe.fuse.workers.num_workers, dtype)
     except TrainingError as error:
-        console.print(str(error), markup=False)
+        print_line(str(error))
         return
     console.print(memory_table(found, dtype))
     for sentence in memory_words(found, on_other_devices(found, recipe.fuse)):
-        console.print(sentence, markup=False)
+        print_line(sentence)
 
 
 def print_probe(recipe: Recipe, num_rows: int) -> None:
@@ -116,5 +116,5 @@ def print_probe(recipe: Recipe, num_rows: int) -> None:
     found = probe(run, num_rows)
     console.print(plan_table(found))
     for sentence in plan_words(found):
-        console.print(sentence, markup=False)
-    console.print(f"plan: {run.folder.path(PLAN)}; the finished run's report says how far off it was", markup=False)
+        print_line(sentence)
+    print_line(f"plan: {run.folder.path(PLAN)}; the finished run's report says how far off it was")

@@ -20,7 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from profuser.artifacts.artifact import Artifact
 from profuser.corpus.stage import write_corpus
 from profuser.engines.base import Reading
-from profuser.errors import EngineError, UserError
+from profuser.errors import EngineError, UserError, one_line
 from profuser.planning.estimates import (
     STEPS_PER_TOKEN,
     Cost,
@@ -39,9 +39,9 @@ from profuser.run.fusion_run import FusionRun
 from profuser.storage.folder import Folder
 from ray_jobs.pipeline.checks import check_storage, check_tokenizers
 from ray_jobs.runtime.cluster import check_fits, connected, gpus_for, own_cause
-from ray_jobs.runtime.concurrency import run_side_by_side, sources_at_once
-from ray_jobs.runtime.engine_worker import make_reader
-from ray_jobs.runtime.progress import console
+from ray_jobs.runtime.concurrency import concurrent_sources, run_concurrently
+from ray_jobs.runtime.engine_worker import ReadModel
+from ray_jobs.runtime.progress import print_line
 from ray_jobs.runtime.shards import Draining
 
 FULL_BATCHES = 4
@@ -77,13 +77,11 @@ def probe(run: FusionRun, num_rows: int) -> ProbedPlan:
     check_tokenizers(run)
     drawn = draw(run, num_rows)
     if len(drawn.rows) < num_rows:
-        console.print(
-            f"--probe {num_rows:,}: the corpus has only {drawn.num_rows:,} rows; all are probed", markup=False
-        )
+        print_line(f"--probe {num_rows:,}: the corpus has only {drawn.num_rows:,} rows; all are probed")
     probes: dict[str, Probe] = {}
     with connected():
         works = [partial(_probe_source, run, source, drawn.rows, probes) for source in run.recipe.sources]
-        run_side_by_side(works, sources_at_once(run.recipe))
+        run_concurrently(works, concurrent_sources(run.recipe))
         plan = make_plan(run, drawn, probes)
     write_plan(run.folder, plan)
     return plan
@@ -125,23 +123,23 @@ def _probe_source(run: FusionRun, source: SourceConfig, rows: pa.Table, probes: 
     resources: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": num_gpus}
     if pool.accelerator_type:
         resources["accelerator_type"] = pool.accelerator_type
-    reader = {"path": run.model(source).path, "config": source, "template": run.recipe.template}
+    model = ReadModel(run.model(source).path, source, run.recipe.template)
     how = (run.reading(source), run.recipe.collect.top_k, run.collect(source), run.signals(source))
-    console.print(f"probe/{source.name}: {len(rows):,} rows", markup=False)
+    print_line(f"probe/{source.name}: {len(rows):,} rows")
     start = time.monotonic()
     try:
-        found, ready_seconds = ray.get(task.options(**resources).remote(reader, rows, *how))
+        found, ready_seconds = ray.get(task.options(**resources).remote(model, rows, *how))
     except RayTaskError as error:
         raise own_cause(error) from None
     except RayError as error:
-        words = " ".join(str(error).split())[:200]
+        words = one_line(error, 200)
         raise EngineError(f"probe/{source.name}: the engine's process died over {len(rows)} rows: {words}") from None
     probes[source.name] = replace(found, start_seconds=time.monotonic() - start - ready_seconds)
 
 
-def _measure(reader: dict[str, Any], rows: pa.Table, how: Reading, *more: Any) -> tuple[Probe, float]:
+def _measure(model: ReadModel, rows: pa.Table, how: Reading, *more: Any) -> tuple[Probe, float]:
     """The probe, and the seconds since the engine was ready for it."""
-    source = make_reader(**reader)
+    source = model.load()
     source.read(rows.slice(0, 1), how)  # What only a first request costs is part of the start.
     ready = time.monotonic()
     return probe_rows(source, rows, how, *more), time.monotonic() - ready

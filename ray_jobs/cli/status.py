@@ -9,7 +9,7 @@ from profuser.artifacts.lock_holder import read_holder
 from profuser.errors import UserError
 from profuser.run.finding import find_run
 from ray_jobs.pipeline.summary import SUMMARY
-from ray_jobs.runtime.progress import clock, console
+from ray_jobs.runtime.progress import console, format_clock, print_line
 
 
 def read_summary(name: str, storage: str) -> dict[str, Any]:
@@ -39,11 +39,11 @@ def print_status(summary: dict[str, Any]) -> None:
     for stage, entry in summary["stages"].items():
         rows = entry.get("counts", {}).get("rows")
         done = f"{rows:,.0f}" if rows is not None else f"{entry['shards']} shards" if entry.get("shards") else ""
-        table.add_row(stage, entry["state"], done, clock(entry["seconds"]) if "seconds" in entry else "")
+        table.add_row(stage, entry["state"], done, format_clock(entry["seconds"]) if "seconds" in entry else "")
     console.print(table)
     driver = summary.get("driver")
     if driver:
         who = f"driver: host {driver['host']}, pid {driver['pid']}, since {driver['since']}"
         last = f"last sign of life {driver['last_sign']}"
         state = "gone; profuser run goes on from here" if driver["gone"] else last
-        console.print(f"{who}; {state}", markup=False)
+        print_line(f"{who}; {state}")

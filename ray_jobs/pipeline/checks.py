@@ -85,9 +85,9 @@ def check_fits_recipe(run: FusionRun) -> None:
 
 def check_tokenizers(run: FusionRun) -> None:
     """Raises UserError where a source's tokenizer cannot be aligned with the target's: before anything is collected."""
-    from profuser.run.tokenizers import read_pairs
+    from profuser.run.tokenizers import read_tokenizer_pairs
 
-    read_pairs(run)
+    read_tokenizer_pairs(run)
 
 
 def check_target(run: FusionRun) -> None:

@@ -29,11 +29,11 @@ from ray_jobs.pipeline.checks import (
     is_part,
     stage_index,
 )
-from ray_jobs.pipeline.summary import Summary
+from ray_jobs.pipeline.summary import RunSummary
 from ray_jobs.runtime.cluster import connected
-from ray_jobs.runtime.metrics import at_work, refresh
-from ray_jobs.runtime.progress import console
+from ray_jobs.runtime.progress import print_line
 from ray_jobs.runtime.shards import Draining
+from ray_jobs.runtime.stage_metrics import at_work, refresh
 
 
 def run_pipeline(
@@ -92,22 +92,22 @@ def _run_stages(
     recipe = run.recipe
     run.folder.write_bytes(RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).encode())
     uri = tracking_uri(recipe.storage)
-    console.print(f"run {recipe.name}: {run.folder.uri}", markup=False)
+    print_line(f"run {recipe.name}: {run.folder.uri}")
     tracker = Tracker.open(
         uri, recipe.tracking.experiment, recipe.name, identity(recipe), artifact_root(recipe.storage)
     )
-    summary = Summary(run, lock, [part.artifact for part in parts(run)])
-    from ray_jobs.runtime.concurrency import parts_at_once, run_side_by_side
+    summary = RunSummary(run, lock, [part.artifact for part in parts(run)])
+    from ray_jobs.runtime.concurrency import concurrent_parts, run_concurrently
 
     try:
         with connected():
             for stage, group in groupby(chosen, lambda part: stage_of(part.name)):
                 works = [partial(_run_part, tracker, summary, part) for part in group]
-                run_side_by_side(works, parts_at_once(stage.concurrency, run))
+                run_concurrently(works, concurrent_parts(stage.concurrency, run))
                 after_stage(stage.name, run)
         if recipe.tracking.registered_model and summary.is_finished():
             version = tracker.register(recipe.tracking.registered_model, run.fused_model.uri)
-            console.print(f"registered: models:/{recipe.tracking.registered_model}/{version}", markup=False)
+            print_line(f"registered: models:/{recipe.tracking.registered_model}/{version}")
     except BaseException:
         summary.end("failed")
         tracker.end(failed=True)
@@ -133,7 +133,7 @@ def _call(job: Callable[..., Manifest], run: FusionRun, part: Part, **offered: A
 
 def _run_part(
     tracker: Tracker,
-    summary: Summary,
+    summary: RunSummary,
     part: Part,
     draining: Draining,
 ) -> None:
@@ -141,7 +141,7 @@ def _run_part(
     artifact, stage = part.artifact, stage_of(part.name)
     manifest = artifact.manifest()
     if manifest is not None:
-        console.print(f"{artifact.stage}: done before", markup=False)
+        print_line(f"{artifact.stage}: done before")
         summary.stage(artifact.stage, "finished", manifest)
         return
     summary.stage(artifact.stage, "running")

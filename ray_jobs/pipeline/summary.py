@@ -13,7 +13,7 @@ from profuser.run.fusion_run import FusionRun
 SUMMARY = "summary.json"
 
 
-class Summary:
+class RunSummary:
     """`summary.json`: the state of every stage, for people and programs that watch a run."""
 
     def __init__(self, run: FusionRun, lock: RunLock, artifacts: Iterable[Artifact]):
@@ -50,8 +50,8 @@ class Summary:
             return
         # What failed may be the storage: then that is the error to show, and there was enough waiting.
         with suppress(StorageError):
-            self.lock.check(patience_seconds=0.0)
-            self.run.folder.at_once().write_json(SUMMARY, self.content)
+            self.lock.check(retry_seconds=0.0)
+            self.run.folder.without_retry().write_json(SUMMARY, self.content)
 
 
 def _entry(state: str, manifest: Manifest | None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ Work = Callable[[Draining], None]
 """Does a job; calls what it is given once nothing of it is left to begin."""
 
 
-def run_side_by_side(works: Sequence[Work], at_once: int) -> None:
+def run_concurrently(works: Sequence[Work], at_once: int) -> None:
     """Does all jobs, begun in order, at most `at_once` of them at one time; one that drains makes room for the next.
 
     The first that fails, or an interruption of the driver, ends the others too. A single job is done in the driver's own thread.
@@ -93,19 +93,19 @@ class _Job(threading.Thread):
             self.turns.room.release()
 
 
-def parts_at_once(kind: str, run: FusionRun) -> int:
+def concurrent_parts(kind: str, run: FusionRun) -> int:
     """Returns how many parts of a stage may run concurrently, by its `Stage.concurrency`."""
     match kind:
         case "sources":
-            return sources_at_once(run.recipe)
+            return concurrent_sources(run.recipe)
         case "rewards":
-            return rewards_at_once(run.recipe)
+            return concurrent_rewards(run.recipe)
         case "models":
-            return models_at_once(run)
+            return concurrent_models(run)
     return 1
 
 
-def sources_at_once(recipe: Recipe) -> int:
+def concurrent_sources(recipe: Recipe) -> int:
     """How many sources the cluster has room for at one time, at least one.
 
     With GPUs, as many as their pools' first actors fit on them; without, one per node, since an engine on CPUs takes all cores.
@@ -121,7 +121,7 @@ def sources_at_once(recipe: Recipe) -> int:
     return max(1, fitting)
 
 
-def rewards_at_once(recipe: Recipe) -> int:
+def concurrent_rewards(recipe: Recipe) -> int:
     """Returns how many rewards fit on the cluster concurrently, at least one: by CPUs, and reward models also by GPUs."""
     cpus, gpus, fitting = ray.cluster_resources().get("CPU", 0), total_gpus(), 0
     for reward in recipe.rewards:
@@ -131,7 +131,7 @@ def rewards_at_once(recipe: Recipe) -> int:
     return max(1, fitting)
 
 
-def models_at_once(run: FusionRun) -> int:
+def concurrent_models(run: FusionRun) -> int:
     """Returns how many evaluated models the cluster has room for, at least one: on GPUs by what each needs, else one per node."""
     needs = [gpus_for(config) for config in map(run.evaluated_config, run.evaluated())]
     return max(1, int(total_gpus() // max(needs))) if max(needs) else max(1, nodes_with_cpus())

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
@@ -18,11 +17,32 @@ from profuser.engines.loading import load_engine
 from profuser.evaluation.heldout import evaluate_table
 from profuser.models.reference import local_model
 from profuser.recipe.models import EvaluateConfig, ModelConfig, TemplateConfig
-from ray_jobs.runtime.metrics import EngineMetrics
+from ray_jobs.runtime.stage_metrics import EngineMetrics
 
 NOTES = "attempts"
 ENGINE_DEAD = 70
 """Exit code of an actor whose engine died: Ray starts a new one."""
+
+
+@dataclass(frozen=True)
+class ReadModel:
+    """A model that reads and answers rows, before its engine is loaded."""
+
+    path: str
+    """Folder, URI or Hub name."""
+    config: ModelConfig
+    template: TemplateConfig
+
+    def load(self) -> SourceReader:
+        """Loads the engine, with the end-of-turn token of the template as a stop."""
+        from transformers import AutoTokenizer
+
+        from profuser.corpus import end_token_id
+
+        path, trust = local_model(self.path), self.config.engine.trust_remote_code
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=self.config.revision, trust_remote_code=trust)
+        ends = [end_token_id(tokenizer, self.template)]
+        return SourceReader(load_engine(path, self.config.revision, self.config.engine, ends), self.template)
 
 
 class EngineWorker(ABC):
@@ -31,12 +51,12 @@ class EngineWorker(ABC):
     Args:
         source: artifact of corpus rows.
         output: artifact that is made, shard by shard.
-        reader: arguments of `make_reader`.
+        model: the model that reads the rows.
     """
 
-    def __init__(self, source: Artifact, output: Artifact, reader: dict[str, Any]):
+    def __init__(self, source: Artifact, output: Artifact, model: ReadModel):
         self.source, self.output = source, output
-        self.reader = make_reader(**reader)
+        self.reader = model.load()
         self.reader.loop.observe = EngineMetrics(output)
         self.guard = CrashGuard(output.folder / NOTES)
 
@@ -96,17 +116,3 @@ def read_guarded(reader: SourceReader, rows: pa.Table, how: Reading, attempt: At
         reason = f"it crashes the engine: {words}"
         results.insert(place, RowSignals(row["row_id"], len(row["response"].encode()), reason))
     return results
-
-
-def make_reader(path: str, config: ModelConfig, template: TemplateConfig) -> SourceReader:
-    """Loads the engine of a model (a folder, a URI or a Hub name), with the end-of-turn token of its template as a stop."""
-    from transformers import AutoTokenizer
-
-    from profuser.corpus import end_token_id
-
-    path = local_model(path)
-    tokenizer = AutoTokenizer.from_pretrained(
-        path, revision=config.revision, trust_remote_code=config.engine.trust_remote_code
-    )
-    ends = [end_token_id(tokenizer, template)]
-    return SourceReader(load_engine(path, config.revision, config.engine, ends), template)

@@ -12,6 +12,11 @@ console = Console(highlight=False, soft_wrap=True)
 LINE_EVERY_SECONDS = 10.0
 
 
+def print_line(text: str) -> None:
+    """Prints a line as it is: square brackets in it are no markup."""
+    console.print(text, markup=False)
+
+
 class _Bars:
     """The bars of all counters that are at work: a terminal has one live display."""
 
@@ -87,7 +92,7 @@ class Counter:
         elif now - self.last_line >= LINE_EVERY_SECONDS and self.done < self.total:
             self.last_line = now
             left = (self.total - self.done) / max(self._rate(), 1e-9)
-            self._line(f"{self._state()}, {clock(left)} left{f'; {note}' if note else ''}")
+            self._line(f"{self._state()}, {format_clock(left)} left{f'; {note}' if note else ''}")
 
     def _rate(self) -> float:
         return (self.done - self.before) / max(time.monotonic() - self.start, 1e-9)
@@ -96,10 +101,10 @@ class Counter:
         return f"{self.done:,}/{self.total:,} {self.unit}, {self._rate():,.1f} {self.unit}/s"
 
     def _line(self, text: str) -> None:
-        console.print(f"{self.title}: {text}", markup=False)
+        print_line(f"{self.title}: {text}")
 
 
-def clock(seconds: float) -> str:
+def format_clock(seconds: float) -> str:
     """Seconds as `m:ss` or `h:mm:ss`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

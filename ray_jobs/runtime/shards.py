@@ -17,9 +17,9 @@ from profuser.artifacts.stage_time import DeviceClock, clear_notes, stage_time
 from profuser.errors import ProfuserError
 from profuser.recipe.models import PoolConfig
 from ray_jobs.runtime.cluster import check_fits, may_bring_nodes, own_cause, resources_of
-from ray_jobs.runtime.metrics import ShardMetrics, told
-from ray_jobs.runtime.progress import Counter, clock, console
-from ray_jobs.runtime.stalls import StallWatch, holders_say
+from ray_jobs.runtime.progress import Counter, format_clock, print_line
+from ray_jobs.runtime.stage_metrics import ShardMetrics, reported_counts
+from ray_jobs.runtime.stalls import StallWatch, describe_workers
 
 Draining = Callable[[], None]
 """Called when the last shards of a stage are being worked on: what comes next may begin to load."""
@@ -51,11 +51,11 @@ class Rider(NamedTuple):
 class _Actor:
     """Adapts a worker to Ray Data's batches, and notes how long it holds its devices."""
 
-    def __init__(self, worker: type[ShardWorker], arguments: dict[str, Any], held: dict[str, Any]):
+    def __init__(self, make: Callable[[], ShardWorker], held: dict[str, Any]):
         self.clock = DeviceClock(**held)
         self.failure: ProfuserError | None = None
         try:
-            self.worker = worker(**arguments)
+            self.worker = make()
         except ProfuserError as error:
             # Raised in `__call__`: a constructor that fails is retried by Ray, and its message is lost.
             self.failure = error
@@ -65,7 +65,7 @@ class _Actor:
         if self.failure:
             raise self.failure
         calls = zip(batch["method"], batch["shard"], strict=True)
-        counts = [told(getattr(self.worker, str(method))(int(shard))) for method, shard in calls]
+        counts = [reported_counts(getattr(self.worker, str(method))(int(shard))) for method, shard in calls]
         self.clock.note()
         return {name: [c[name] for c in counts] for name in counts[0]}
 
@@ -73,8 +73,7 @@ class _Actor:
 def run_shards(
     artifact: Artifact,
     source: Artifact,
-    worker: type[ShardWorker],
-    arguments: dict[str, Any],
+    worker: Callable[[], ShardWorker],
     pool: PoolConfig,
     num_gpus: float,
     in_flight: int = 1,
@@ -86,8 +85,7 @@ def run_shards(
     Args:
         artifact: what is made.
         source: the artifact whose shards it follows one by one.
-        worker: class of the actors.
-        arguments: of the worker's constructor.
+        worker: makes the worker of an actor, there: a class, or `partial` of one with its arguments.
         pool: size of the pool and CPUs of an actor.
         num_gpus: GPUs of an actor.
         in_flight: shards that an actor works on at one time, in as many threads.
@@ -111,9 +109,9 @@ def run_shards(
         if left:
             check_fits(artifact.stage, pool.num_cpus, num_gpus)
             held = {"artifact": artifact, "num_devices": num_gpus or pool.num_cpus, "began": began}
-            dataset = _dataset(left, (worker, arguments, held), pool, num_gpus, in_flight)
+            dataset = _dataset(left, (worker, held), pool, num_gpus, in_flight)
             metrics = ShardMetrics(artifact, len(left), total - done)
-            why = holders_say(artifact, began, {"CPU": pool.num_cpus, "GPU": num_gpus}, "actors")
+            why = describe_workers(artifact, began, {"CPU": pool.num_cpus, "GPU": num_gpus}, "actors")
             num_unbegun = len(left) - in_flight * min(pool.max_actors, len(left))
             with StallWatch(artifact.stage, why) as watch:
                 _stream(watch.over(dataset.iter_rows()), counter, metrics, num_unbegun, draining)
@@ -179,5 +177,5 @@ def finish(artifact: Artifact, counts: list[Mapping[str, float]], seconds: float
     shown = {name.replace("_", " "): value for name, value in manifest.counts.items() if value and "/" not in name}
     if shown or seconds:
         text = ", ".join(f"{value:,.0f} {name}" for name, value in shown.items()) or "done"
-        console.print(f"{artifact.stage}: {text} in {clock(seconds)}", markup=False)
+        print_line(f"{artifact.stage}: {text} in {format_clock(seconds)}")
     return manifest

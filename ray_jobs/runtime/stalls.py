@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 from profuser.artifacts.artifact import Artifact
 from profuser.artifacts.stage_time import num_holders
 from profuser.errors import StorageError
-from ray_jobs.runtime.progress import clock, console
+from ray_jobs.runtime.progress import format_clock, print_line
 
 Item = TypeVar("Item")
 FIRST_SECONDS = 60.0
@@ -66,14 +66,14 @@ class StallWatch:
         except (RayError, StorageError, OSError, ValueError) as error:
             why = f"why cannot be told ({' '.join(str(error).split())[:100]})"
         if not self._ended.is_set():
-            console.print(f"{self.title}: nothing done for {clock(still)}; {why}", markup=False)
+            print_line(f"{self.title}: nothing done for {format_clock(still)}; {why}")
 
     def _watch(self) -> None:
         while not self._ended.wait(FIRST_SECONDS / 60):
             self.check()
 
 
-def holders_say(artifact: Artifact, began: float, resources: dict[str, float], what: str) -> Callable[[], str]:
+def describe_workers(artifact: Artifact, began: float, resources: dict[str, float], what: str) -> Callable[[], str]:
     """What is known of the processes that hold devices for a stage.
 
     Args:

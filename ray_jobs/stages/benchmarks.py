@@ -10,7 +10,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from profuser.artifacts.artifact import Artifact, Manifest, sum_counts
 from profuser.artifacts.stage_time import DeviceClock
-from profuser.errors import ProfuserError
+from profuser.errors import ProfuserError, one_line
 from profuser.evaluation.benchmarks.checks import benchmark_size, local_data
 from profuser.evaluation.benchmarks.data import Pack
 from profuser.evaluation.benchmarks.results import benchmark_score, metric_means, standard_error
@@ -19,7 +19,7 @@ from profuser.recipe.evaluating import BenchmarkConfig
 from profuser.recipe.models import ModelConfig, TemplateConfig
 from profuser.run.fusion_run import FusionRun
 from ray_jobs.runtime.cluster import check_fits, gpus_for, own_cause, resources_of
-from ray_jobs.runtime.progress import console
+from ray_jobs.runtime.progress import print_line
 from ray_jobs.runtime.shards import finish
 
 MAX_RETRIES = 2
@@ -71,7 +71,7 @@ def benchmarks(run: FusionRun, name: str, config: BenchmarkConfig) -> Manifest:
         part = _Part(output, path, model, run.recipe.template, config, pack, devices, began)
         items = benchmark_size(config, pack)[0]
         size = f" {items:,} items" if items else ""
-        console.print(f"{output.stage}: measuring{size}", markup=False)
+        print_line(f"{output.stage}: measuring{size}")
         task = ray.remote(max_calls=1, max_retries=MAX_RETRIES, scheduling_strategy="SPREAD")(_measure)
         _wait(output.stage, task.options(**resources_of(model.pool, num_gpus)).remote(part))
     counts: list[Mapping[str, float]] = list(output.finished_shards().values())
@@ -85,7 +85,7 @@ def benchmarks(run: FusionRun, name: str, config: BenchmarkConfig) -> Manifest:
 def _say(stage: str, manifest: Manifest, counts: dict[str, float]) -> None:
     score, error = 100 * manifest.metrics["score"], 100 * manifest.metrics["standard_error"]
     cut = f"; {counts['truncated']:,.0f} prompts were longer than its context, and cut" if counts["truncated"] else ""
-    console.print(f"{stage}: {score:.1f} +/- {error:.1f} %{cut}", markup=False)
+    print_line(f"{stage}: {score:.1f} +/- {error:.1f} %{cut}")
 
 
 def _wait(stage: str, task: ray.ObjectRef) -> None:
@@ -97,7 +97,7 @@ def _wait(stage: str, task: ray.ObjectRef) -> None:
     except RayTaskError as error:
         raise own_cause(error) from None
     except RayError as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise ProfuserError(f"{stage}: its process died: {reason}; run again to try anew") from None
     except BaseException:
         ray.cancel(task, force=True)

@@ -1,6 +1,6 @@
 """Stage `collect`, once per source: teacher-forces the ground truth and generates answers, with top-k distributions of both."""
 
-from typing import Any
+from functools import partial
 
 import pyarrow as pa
 
@@ -12,7 +12,7 @@ from profuser.recipe.models import SourceConfig
 from profuser.run.fusion_run import FusionRun
 from profuser.run.stages import TARGET
 from ray_jobs.runtime.cluster import gpus_for
-from ray_jobs.runtime.engine_worker import EngineWorker, Evaluation, read_guarded
+from ray_jobs.runtime.engine_worker import EngineWorker, Evaluation, ReadModel, read_guarded
 from ray_jobs.runtime.shards import Draining, Rider, finish, run_shards
 
 
@@ -23,11 +23,11 @@ class CollectWorker(EngineWorker):
         self,
         source: Artifact,
         output: Artifact,
-        reader: dict[str, Any],
+        model: ReadModel,
         how: Reading,
         evaluation: Evaluation | None = None,
     ):
-        super().__init__(source, output, reader)
+        super().__init__(source, output, model)
         self.how, self.evaluation = how, evaluation
 
     def make(self, shard: int, rows: pa.Table, attempt: Attempt) -> dict[str, float]:
@@ -50,19 +50,12 @@ def collect(run: FusionRun, source: SourceConfig, draining: Draining | None = No
     shards, and loads no engine for them.
     """
     output = run.collect(source)
-    recipe = run.recipe
     evaluation = evaluation_beside(run, source)
+    model = ReadModel(run.model(source).path, source, run.recipe.template)
     counts, seconds = run_shards(
         output,
         run.corpus(),
-        CollectWorker,
-        {
-            "source": run.corpus(),
-            "output": output,
-            "reader": {"path": run.model(source).path, "config": source, "template": recipe.template},
-            "how": run.reading(source),
-            "evaluation": evaluation,
-        },
+        partial(CollectWorker, run.corpus(), output, model, run.reading(source), evaluation),
         source.pool,
         gpus_for(source),
         source.engine.shards_in_flight,

@@ -3,7 +3,7 @@
 Those of a source were mostly made with its signals (`collect`): then their shards are there, and no engine is loaded.
 """
 
-from typing import Any
+from functools import partial
 
 import pyarrow as pa
 
@@ -12,15 +12,15 @@ from profuser.engines.crash_guard import Attempt
 from profuser.evaluation.heldout import score
 from profuser.run.fusion_run import FusionRun
 from ray_jobs.runtime.cluster import gpus_for
-from ray_jobs.runtime.engine_worker import EngineWorker, Evaluation
+from ray_jobs.runtime.engine_worker import EngineWorker, Evaluation, ReadModel
 from ray_jobs.runtime.shards import finish, run_shards
 
 
 class EvaluateWorker(EngineWorker):
     """Turns held-out shards into shards of answers and scores."""
 
-    def __init__(self, source: Artifact, output: Artifact, reader: dict[str, Any], evaluation: Evaluation):
-        super().__init__(source, output, reader)
+    def __init__(self, source: Artifact, output: Artifact, model: ReadModel, evaluation: Evaluation):
+        super().__init__(source, output, model)
         self.evaluation = evaluation
 
     def make(self, shard: int, rows: pa.Table, attempt: Attempt) -> dict[str, float]:
@@ -32,17 +32,12 @@ def evaluate(run: FusionRun, name: str) -> Manifest:
     """Runs the stage for one model."""
     output = run.evaluate(name)
     path, config = run.evaluated_model(name)
-    arguments = {
-        "source": run.heldout(),
-        "output": output,
-        "reader": {"path": path, "config": config, "template": run.recipe.template},
-        "evaluation": Evaluation(run.heldout(), output, run.recipe.evaluate, run.recipe.seed),
-    }
+    model = ReadModel(path, config, run.recipe.template)
+    evaluation = Evaluation(run.heldout(), output, run.recipe.evaluate, run.recipe.seed)
     counts, seconds = run_shards(
         output,
         run.heldout(),
-        EvaluateWorker,
-        arguments,
+        partial(EvaluateWorker, run.heldout(), output, model, evaluation),
         config.pool,
         gpus_for(config),
         config.engine.shards_in_flight,

@@ -1,5 +1,7 @@
 """Stage `judge`, once per reward: scores every evaluated model's answers to the held-out rows."""
 
+from functools import partial
+
 from profuser.artifacts.artifact import Artifact, Manifest
 from profuser.evaluation.judged import judge_table, win_rates
 from profuser.recipe.rewards import RewardConfig
@@ -47,16 +49,9 @@ def judge(run: FusionRun, reward: RewardConfig, draining: Draining) -> Manifest:
         draining: called when the last rows are being scored, so that the next judge may load.
     """
     output = run.judge(reward)
-    arguments = {
-        "heldout": run.heldout(),
-        "evaluated": {name: run.evaluate(name) for name in run.evaluated()},
-        "output": output,
-        "reward": reward,
-        "path": run.reward_path(reward),
-    }
-    counts, seconds = run_shards(
-        output, run.heldout(), JudgeWorker, arguments, reward.pool, gpus_for(reward), draining=draining
-    )
+    evaluated = {name: run.evaluate(name) for name in run.evaluated()}
+    worker = partial(JudgeWorker, run.heldout(), evaluated, output, reward, run.reward_path(reward))
+    counts, seconds = run_shards(output, run.heldout(), worker, reward.pool, gpus_for(reward), draining=draining)
     judged = read_answers(run, [reward])
     rates = win_rates(judged, FUSED, run.recipe.select.vote, [1.0]) if judged.answers else {}
     return finish(output, counts, seconds, **{f"win_rate/{name}": rate.raw.value for name, rate in rates.items()})

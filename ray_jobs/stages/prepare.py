@@ -9,8 +9,8 @@ from profuser.artifacts.artifact import Manifest
 from profuser.corpus.stage import write_corpus
 from profuser.run.fusion_run import FusionRun
 from ray_jobs.runtime.cluster import beside_the_driver, own_cause
-from ray_jobs.runtime.metrics import count_rows
 from ray_jobs.runtime.shards import finish
+from ray_jobs.runtime.stage_metrics import count_rows
 
 
 def prepare(run: FusionRun) -> Manifest:

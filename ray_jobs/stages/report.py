@@ -27,7 +27,7 @@ from profuser.run.fusion_run import TRAINING_METRICS, FusionRun
 from profuser.run.results import judged_win_rates, read_benchmarks
 from profuser.run.stages import REGISTRY, STAGES
 from profuser.selection.summary import SelectionFacts, read_rows, selection_facts
-from ray_jobs.runtime.progress import console
+from ray_jobs.runtime.progress import console, print_line
 from ray_jobs.runtime.shards import finish
 
 NUM_SAMPLES = 8
@@ -63,7 +63,7 @@ def print_report(run: FusionRun) -> None:
     for table in (who_wins_table, win_rates_table, judges_table, agreement_table):
         console.print(table(facts))
     for sentence in selection_words(facts):
-        console.print(sentence, markup=False)
+        print_line(sentence)
     console.print(render_scores(facts))
     if facts.benchmarks:
         console.print(benchmark_table(facts))
@@ -71,7 +71,7 @@ def print_report(run: FusionRun) -> None:
         console.print(judged_table(facts))
     if facts.plan_errors:
         console.print(plan_error_table(facts))
-    console.print(f"report: {run.report().folder.path(PAGE)}", markup=False)
+    print_line(f"report: {run.report().folder.path(PAGE)}")
 
 
 def gather(run: FusionRun) -> RunFacts:

@@ -1,6 +1,7 @@
 """Stage `rewards`, once per reward: scores every source's answer to every row. Cached, so changing the vote reruns no model."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -49,15 +50,14 @@ class RewardWorker:
 def rewards(run: FusionRun, reward: RewardConfig, draining: Draining | None = None) -> Manifest:
     """Runs the stage for one reward; `draining` is called when its last shards are being scored."""
     output = run.rewards(reward)
-    arguments = {
-        "corpus": run.corpus(),
-        "collected": run.artifacts("collect"),
-        "output": output,
-        "reward": reward,
-        "path": run.reward_path(reward),
-        "num_samples": run.recipe.collect.samples_per_source,
-    }
-    counts, seconds = run_shards(
-        output, run.corpus(), RewardWorker, arguments, reward.pool, gpus_for(reward), draining=draining
+    worker = partial(
+        RewardWorker,
+        run.corpus(),
+        run.artifacts("collect"),
+        output,
+        reward,
+        run.reward_path(reward),
+        run.recipe.collect.samples_per_source,
     )
+    counts, seconds = run_shards(output, run.corpus(), worker, reward.pool, gpus_for(reward), draining=draining)
     return finish(output, counts, seconds)

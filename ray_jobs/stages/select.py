@@ -1,5 +1,7 @@
 """Stage `select`: joins the sources' shards, chooses teachers in both modes, and writes the training examples."""
 
+from functools import partial
+
 import ray
 
 from profuser.artifacts.artifact import Artifact, Manifest
@@ -7,7 +9,7 @@ from profuser.recipe.models import Recipe
 from profuser.rewards.voting import RewardScale
 from profuser.run.choosing import make_chooser, reward_scales
 from profuser.run.fusion_run import FusionRun
-from profuser.run.tokenizers import Pairs, read_pairs
+from profuser.run.tokenizers import TokenizerPairs, read_tokenizer_pairs
 from profuser.selection.examples import Selector
 from ray_jobs.runtime.shards import finish, run_shards
 
@@ -27,7 +29,7 @@ class SelectWorker:
         scales: list[RewardScale],
     ):
         self.corpus, self.collected, self.rewards, self.lazy, self.output = corpus, collected, rewards, lazy, output
-        read: Pairs = ray.get(pairs)
+        read: TokenizerPairs = ray.get(pairs)
         chooser = make_chooser(recipe, [projection.source for projection in read.projections], scales)
         self.selector = Selector(chooser, read.projections, read.target, recipe.collect.top_k)
 
@@ -46,18 +48,19 @@ class SelectWorker:
 def select(run: FusionRun) -> Manifest:
     """Runs the stage."""
     output, recipe = run.select(), run.recipe
-    rewards, pairs = run.artifacts("rewards"), read_pairs(run)
-    arguments = {
-        "corpus": run.corpus(),
-        "collected": run.artifacts("collect"),
-        "rewards": rewards,
-        "lazy": run.artifacts("signals"),
-        "output": output,
-        "recipe": recipe,
-        "pairs": ray.put(pairs),
-        "scales": reward_scales(rewards),
-    }
-    counts, seconds = run_shards(output, run.corpus(), SelectWorker, arguments, recipe.select.pool, 0.0)
+    rewards, pairs = run.artifacts("rewards"), read_tokenizer_pairs(run)
+    worker = partial(
+        SelectWorker,
+        run.corpus(),
+        collected=run.artifacts("collect"),
+        rewards=rewards,
+        lazy=run.artifacts("signals"),
+        output=output,
+        recipe=recipe,
+        pairs=ray.put(pairs),
+        scales=reward_scales(rewards),
+    )
+    counts, seconds = run_shards(output, run.corpus(), worker, recipe.select.pool, 0.0)
     vocabulary = {
         f"vocabulary/{source.name}/{rule}": float(number)
         for source, projection in zip(recipe.sources, pairs.projections, strict=True)

@@ -5,12 +5,11 @@ the responses alone that it was chosen to teach: a share of 1/M of the disk, for
 `select.condition: exact` it is also asked for the next token after each candidate that is used up inside a token.
 """
 
-from typing import Any
+from functools import partial
 
 import pyarrow as pa
 import ray
 
-from profuser.alignment.matching import AlignmentRules
 from profuser.alignment.next_steps import find_used_up
 from profuser.alignment.source_signals import NextSteps
 from profuser.artifacts.artifact import Artifact, Manifest
@@ -25,8 +24,9 @@ from profuser.run.fusion_run import FusionRun
 from profuser.run.tokenizers import read_target, read_tokens
 from profuser.selection.examples import Target, response_ids
 from profuser.selection.teachers import LIGHT_COLUMNS, Choice
+from profuser.signals.rules import AlignmentRules
 from ray_jobs.runtime.cluster import gpus_for
-from ray_jobs.runtime.engine_worker import EngineWorker
+from ray_jobs.runtime.engine_worker import EngineWorker, ReadModel
 from ray_jobs.runtime.shards import Draining, finish, run_shards
 
 
@@ -37,7 +37,7 @@ class SignalsWorker(EngineWorker):
         self,
         source: Artifact,
         output: Artifact,
-        reader: dict[str, Any],
+        model: ReadModel,
         collected: list[Artifact],
         rewards: list[Artifact],
         recipe: Recipe,
@@ -46,7 +46,7 @@ class SignalsWorker(EngineWorker):
         scales: list[RewardScale],
         target: ray.ObjectRef | None,
     ):
-        super().__init__(source, output, reader)
+        super().__init__(source, output, model)
         self.collected, self.rewards, self.top_k = collected, rewards, recipe.collect.top_k
         self.chooser = make_chooser(recipe, ray.get(tokens), scales)
         self.teacher = self.chooser.names.index(name)
@@ -97,19 +97,19 @@ def signals(run: FusionRun, source: SourceConfig, draining: Draining | None = No
     counts, seconds = run_shards(
         output,
         run.corpus(),
-        SignalsWorker,
-        {
-            "source": run.corpus(),
-            "output": output,
-            "reader": {"path": run.model(source).path, "config": source, "template": recipe.template},
-            "collected": run.artifacts("collect"),
-            "rewards": rewards,
-            "recipe": recipe,
-            "name": source.name,
-            "tokens": ray.put(read_tokens(run)),
-            "scales": reward_scales(rewards),
-            "target": ray.put(read_target(run)) if recipe.select.condition == "exact" else None,
-        },
+        partial(
+            SignalsWorker,
+            run.corpus(),
+            output,
+            ReadModel(run.model(source).path, source, recipe.template),
+            collected=run.artifacts("collect"),
+            rewards=rewards,
+            recipe=recipe,
+            name=source.name,
+            tokens=ray.put(read_tokens(run)),
+            scales=reward_scales(rewards),
+            target=ray.put(read_target(run)) if recipe.select.condition == "exact" else None,
+        ),
         source.pool,
         gpus_for(source),
         source.engine.shards_in_flight,

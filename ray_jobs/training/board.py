@@ -10,8 +10,8 @@ import ray
 
 from profuser.artifacts.artifact import Artifact
 from ray_jobs.runtime.cluster import beside_the_driver
-from ray_jobs.runtime.metrics import TrainingMetrics
-from ray_jobs.runtime.progress import Counter, console
+from ray_jobs.runtime.progress import Counter, print_line
+from ray_jobs.runtime.stage_metrics import TrainingMetrics
 from ray_jobs.runtime.stalls import StallWatch
 
 POLL_SECONDS = 1.0
@@ -47,7 +47,7 @@ class _Board:
         return self.stopping
 
 
-class StopWish:
+class StopRequest:
     """Asks a board whether to stop without ever waiting for the answer."""
 
     def __init__(self, board: Any):
@@ -112,7 +112,7 @@ class Watch:
                 if plan is not None:
                     stalls.moved()
                     if counter is None:
-                        console.print(f"fuse: {plan[2]}", markup=False)
+                        print_line(f"fuse: {plan[2]}")
                         counter = stack.enter_context(Counter("fuse", plan[1], "steps", plan[0]))
                 for record in records:
                     self.metrics.update(record)

@@ -18,9 +18,9 @@ from profuser.artifacts.tracking import RunHandle
 from profuser.models.reference import local_model
 from profuser.recipe.models import Recipe
 from profuser.run.fusion_run import MODEL, TRAINING_METRICS
-from profuser.storage.retry import PATIENCE_SECONDS, patiently
+from profuser.storage.retry import RETRY_SECONDS, with_retry
 from profuser.training.examples import ExampleReader
-from ray_jobs.training.board import StopWish
+from ray_jobs.training.board import StopRequest
 from ray_jobs.training.ingest import Ingest
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def train_worker(config: dict[str, Any]) -> None:
     if first:
         task.board.begin.remote(trainer.step, trainer.plan.num_steps, str(trainer.module.attention))
     saver = Saver(task, first, clock)
-    hooks = Hooks(Logger(task, first), saver, StopWish(task.board), Notice())
+    hooks = Hooks(Logger(task, first), saver, StopRequest(task.board), Notice())
     finished = trainer.run(ingest, hooks)
     saver.wait()
     if finished:
@@ -126,7 +126,7 @@ class Saver:
             wait()
             # Ray Train copies once: a store that is away would cost the steps since the checkpoint before.
             where = self.task.output.folder / name
-            return patiently(where.uri, lambda: storage.persist_current_checkpoint(checkpoint, name), PATIENCE_SECONDS)
+            return with_retry(where.uri, lambda: storage.persist_current_checkpoint(checkpoint, name), RETRY_SECONDS)
 
         ray.train.report(
             _scored(trainer.history[-1]),

@@ -16,9 +16,9 @@ from profuser.config import flatten, identity
 from profuser.errors import UserError
 from profuser.lab.twins import build_twins
 from profuser.recipe.layers import read_tree
-from profuser.report.metrics import BITS_PER_BYTE, EXACT_MATCH
+from profuser.report.measures import BITS_PER_BYTE, EXACT_MATCH
 from profuser.run.stages import FUSED, TARGET
-from profuser.run.tokenizers import read_pairs
+from profuser.run.tokenizers import read_tokenizer_pairs
 from ray_jobs.cli.app import RECIPES
 
 EVERY = find_arms(["all", "homogeneous"], RECIPES)
@@ -349,7 +349,7 @@ def test_twins_share_the_targets_tokenizer_and_the_base_stays_what_it_is(twins, 
     plain, with_twins = (plan(tmp_path, "homogeneous", settings=more) for more in ((), [f"lab={twins}"]))
     marks = [[artifact.fingerprint for artifact in each.shared.values()] for each in (plain, with_twins)]
     assert marks[0] == marks[1], "the shipped models are copies"
-    pairs = read_pairs(with_twins.runs[0].run)
+    pairs = read_tokenizer_pairs(with_twins.runs[0].run)
     assert [projection.counts()["exact"] for projection in pairs.projections] == [
         pairs.projections[0].counts()["exact"]
     ] * 3

@@ -8,7 +8,7 @@ import pytest
 from profuser.ablation.reading import AblationTable, both_metrics_plot, differences_plot
 from profuser.ablation.results import Measured, Results, compare_all
 from profuser.ablation.table import Made, as_json
-from profuser.report.metrics import BITS_PER_BYTE, EXACT_MATCH, METRICS
+from profuser.report.measures import BITS_PER_BYTE, EXACT_MATCH, METRICS
 
 NUM_ROWS = 40
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from profuser.alignment.matching import Rule
+from profuser.signals.rules import Rule
 
 
 @dataclass

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profuser.alignment.averaging import average_rows, average_top_k, spread_rows
-from profuser.alignment.matching import Rule
 from profuser.alignment.transport import TransportedRows
 from profuser.signals.codec import RaggedTopK, TopK
 from profuser.signals.ragged import Ragged, offsets_of
+from profuser.signals.rules import Rule
 
 VOCAB_SIZE = 12
 

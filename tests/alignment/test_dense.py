@@ -14,13 +14,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from profuser.alignment.matching import AlignmentRules, Rule
 from profuser.alignment.next_steps import LEAST_SHARE, find_used_up
 from profuser.alignment.source_signals import NextSteps, SourceSignals
 from profuser.alignment.transport import transport_rows
 from profuser.alignment.vocab_projection import VocabProjection
 from profuser.signals.codec import TopK
 from profuser.signals.ragged import Ragged
+from profuser.signals.rules import AlignmentRules, Rule
 from tests.alignment.oracle import Vocabulary
 from tests.alignment.test_transport_oracle import table_of
 

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from profuser.alignment.matching import Rule, match
+from profuser.alignment.matching import match
 from profuser.alignment.spans import byte_spans
 from profuser.alignment.token_bytes import Role, TokenBytes
 from profuser.alignment.transport import SourceSignals, transport_rows
@@ -17,6 +17,7 @@ from profuser.alignment.vocab_projection import ProjectionRule, VocabProjection
 from profuser.errors import AlignmentError
 from profuser.signals.codec import TopK
 from profuser.signals.ragged import Ragged
+from profuser.signals.rules import Rule
 from tests.alignment.test_spans import AWKWARD
 from tests.real_tokenizers import SENTENCEPIECE_CONTROL, sentencepiece, tekken
 

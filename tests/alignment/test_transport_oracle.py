@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profuser.alignment.matching import AlignmentRules
 from profuser.alignment.next_steps import find_used_up
 from profuser.alignment.source_signals import NextSteps, SourceSignals
 from profuser.alignment.token_bytes import TokenBytes
@@ -15,6 +14,7 @@ from profuser.alignment.transport import transport_rows
 from profuser.alignment.vocab_projection import VocabProjection
 from profuser.signals.codec import TopK
 from profuser.signals.ragged import Ragged
+from profuser.signals.rules import CARRYING, AlignmentRules
 from tests.alignment.oracle import Vocabulary, transport_row
 
 LETTERS = b"ab \xe4"
@@ -93,7 +93,7 @@ def test_agrees_with_the_oracle(condition, data):
         np.concatenate([logprobs for _, logprobs in signals]),
         TopK(*(np.concatenate([getattr(topk, name) for topk, _ in signals]) for name in ("ids", "logprobs"))),
     )
-    rules, steps, next_tokens = AlignmentRules(**dict.fromkeys(off, False)), None, {}
+    rules, steps, next_tokens = AlignmentRules.only(set(CARRYING) - set(off)), None, {}
     if condition == "exact":
         steps, next_tokens = random_steps(flat, batch, source, target, rules, top_k)
     found = transport_rows(

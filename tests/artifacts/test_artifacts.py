@@ -68,7 +68,7 @@ def stage(artifact):
     for shard in range(3):
         artifact.write_shard(shard, ROWS, {"rows": 1})
     artifact.finish([{"rows": 3}], 0.0)
-    output = Artifact(artifact.folder.at_once() / "out", "out", QUARANTINE, {"tokenizer": "a"}, {"x": "1"})
+    output = Artifact(artifact.folder.without_retry() / "out", "out", QUARANTINE, {"tokenizer": "a"}, {"x": "1"})
     worker = Worker(artifact, output)
     assert worker.run().counts == {"rows": 3}
     output.folder.remove(MANIFEST)

@@ -3,6 +3,7 @@
 import json
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from profuser.engines.base import Request
@@ -10,7 +11,8 @@ from profuser.engines.vllm import ENVIRONMENT
 from profuser.recipe.loading import parse_recipe
 from profuser.run.fusion_run import FusionRun
 from ray_jobs.runtime.cluster import connected
-from ray_jobs.runtime.concurrency import run_side_by_side
+from ray_jobs.runtime.concurrency import run_concurrently
+from ray_jobs.runtime.engine_worker import ReadModel
 from ray_jobs.runtime.shards import run_shards
 from ray_jobs.stages.collect import CollectWorker
 from ray_jobs.stages.prepare import prepare
@@ -40,8 +42,8 @@ KINDS = {
 class TimedWorker(CollectWorker):
     """Feeds the bare engine with all requests of the stage at once, before the stage and after it, and notes when shards end."""
 
-    def __init__(self, *, notes: str, **arguments):
-        super().__init__(**arguments)
+    def __init__(self, *arguments, notes: str):
+        super().__init__(*arguments)
         self.notes, self.shards_left = Path(notes), self.source.shards()
         self.requests, self.begin = self._requests(), 0.0
         self._bare()  # warms up
@@ -101,8 +103,8 @@ class _Listener:
 class NotingWorker(CollectWorker):
     """Notes when its first shard began and when its last one ended."""
 
-    def __init__(self, *, notes: str, **arguments):
-        super().__init__(**arguments)
+    def __init__(self, *arguments, notes: str):
+        super().__init__(*arguments)
         self.notes, self.known = Path(notes), {}
 
     def process(self, shard: int) -> dict[str, float]:
@@ -134,10 +136,9 @@ def make_run(folder: Path, kind: dict, num_sources: int) -> FusionRun:
 def run_stage(run: FusionRun, index: int, worker: type, notes: Path, draining=None) -> None:
     source = run.recipe.sources[index]
     output = run.collect(source)
-    reader = {"path": source.model, "config": source, "template": run.recipe.template}
-    arguments = {"source": run.corpus(), "output": output, "reader": reader, "how": run.reading(source)}
-    in_flight = source.engine.shards_in_flight
-    run_shards(output, run.corpus(), worker, arguments | {"notes": str(notes)}, source.pool, 0.0, in_flight, draining)
+    model = ReadModel(source.model, source, run.recipe.template)
+    make = partial(worker, run.corpus(), output, model, run.reading(source), notes=str(notes))
+    run_shards(output, run.corpus(), make, source.pool, 0.0, source.engine.shards_in_flight, draining)
 
 
 def middle_of(kind: dict) -> tuple[dict[str, float], list[float]]:
@@ -167,7 +168,7 @@ def from_source_to_source() -> tuple[float, float]:
             for number in range(len(notes))
         ]
         start = time.time()
-        run_side_by_side(works, 1)
+        run_concurrently(works, 1)
         before, after = (json.loads(note.read_text()) for note in notes)
         return after["first"] - before["last"], before["first"] - start
 

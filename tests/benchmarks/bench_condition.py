@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 
-from profuser.alignment.matching import AlignmentRules, Rule, match
+from profuser.alignment.matching import match
 from profuser.alignment.next_steps import find_used_up
 from profuser.alignment.source_signals import NextSteps, SourceSignals, begin_alike
 from profuser.alignment.spans import byte_spans
@@ -15,6 +15,7 @@ from profuser.alignment.transport import TransportedRows, transport_rows
 from profuser.alignment.vocab_projection import VocabProjection
 from profuser.signals.codec import TopK
 from profuser.signals.ragged import Ragged
+from profuser.signals.rules import AlignmentRules, Rule
 from tests.benchmarks.measure import Row
 from tests.benchmarks.signals import K, Side, responses
 from tests.real_tokenizers import sentencepiece, tekken

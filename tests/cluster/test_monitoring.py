@@ -12,8 +12,8 @@ import pytest
 import yaml
 from ray.util.metrics import Counter, Histogram, Metric
 
-import ray_jobs.runtime.metrics
-from profuser.serving.metrics import GatewayMetrics
+import ray_jobs.runtime.stage_metrics
+from profuser.serving.gateway_metrics import GatewayMetrics
 from tests.cluster.promql import ALERTS, DASHBOARD, MONITORING, PANELS, RULES, names, queries
 from tests.cluster.rendered import RAY_KINDS, ROOT, groups, of_kind, pods, render
 
@@ -32,7 +32,7 @@ def exported(name: str, kind: str) -> set[str]:
 def ours() -> set[str]:
     """What the stages tell."""
     found: set[str] = set()
-    values = [*vars(ray_jobs.runtime.metrics).values(), *ray_jobs.runtime.metrics.OF_AN_UPDATE.values()]
+    values = [*vars(ray_jobs.runtime.stage_metrics).values(), *ray_jobs.runtime.stage_metrics.OF_AN_UPDATE.values()]
     for metric in (value for value in values if isinstance(value, Metric)):
         found |= exported(f"ray_{metric.info['name']}", "counter" if isinstance(metric, Counter) else "gauge")
     return found
@@ -86,9 +86,9 @@ def test_everything_that_the_stages_tell_is_asked_for():
 
 
 def test_our_names_follow_prometheus_conventions():
-    metrics = [value for value in vars(ray_jobs.runtime.metrics).values() if isinstance(value, Metric)]
+    metrics = [value for value in vars(ray_jobs.runtime.stage_metrics).values() if isinstance(value, Metric)]
     assert not any(isinstance(metric, Histogram) for metric in metrics)
-    for metric in (*metrics, *ray_jobs.runtime.metrics.OF_AN_UPDATE.values()):
+    for metric in (*metrics, *ray_jobs.runtime.stage_metrics.OF_AN_UPDATE.values()):
         name = metric.info["name"]
         assert name.startswith("profuser_")
         assert name.endswith("_total") == isinstance(metric, Counter), name

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pyarrow as pa
 
 from profuser.artifacts.schemas import CORPUS, QUARANTINE
-from profuser.corpus import CorpusRow, Summary, check_quarantine, prepare_rows, read_corpus
+from profuser.corpus import CorpusRow, RowCounts, check_quarantine, prepare_rows, read_corpus
 from profuser.recipe.models import CorpusConfig
 
 
@@ -24,7 +24,7 @@ FIRST, LAST = record(question="Say 1.", answer="1"), record(question="Say 2.", a
 def prepared(location, max_fraction=None):
     """Kept and refused rows under a recipe's defaults; every row is one of them, and can be stored."""
     config = CorpusConfig(path=str(location))
-    summary, kept, refused = Summary(), [], []
+    summary, kept, refused = RowCounts(), [], []
     raws = list(read_corpus(config.path))
     for row in prepare_rows(raws, config.format, config.category_field, config.max_row_bytes):
         summary.add(row)

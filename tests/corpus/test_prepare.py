@@ -14,7 +14,7 @@ from profuser.corpus import (
     CorpusRow,
     Message,
     QuarantinedRow,
-    Summary,
+    RowCounts,
     check_quarantine,
     choose_heldout,
     prepare_rows,
@@ -124,7 +124,7 @@ def test_the_size_of_a_row_is_counted_in_bytes_of_prompt_and_response(limit, is_
 
 
 def test_refused_rows_are_counted_by_reason_whatever_their_details():
-    summary = Summary()
+    summary = RowCounts()
     records = [
         SAME["alpaca"],
         SAME["alpaca"],
@@ -152,7 +152,7 @@ def test_ten_broken_rows_among_good_ones_are_counted_and_the_rest_is_kept(tmp_pa
     for number in range(10):
         lines.insert(9 * number + 4, BROKEN[number % len(BROKEN)])
     (tmp_path / "data.jsonl").write_text("\n".join(lines))
-    summary, rows = Summary(), list(prepare_rows(read_corpus(str(tmp_path / "data.jsonl"))))
+    summary, rows = RowCounts(), list(prepare_rows(read_corpus(str(tmp_path / "data.jsonl"))))
     for row in rows:
         summary.add(row)
     assert (summary.accepted, summary.quarantined, summary.read) == (90, 10, 100)
@@ -169,7 +169,7 @@ def test_ten_broken_rows_among_good_ones_are_counted_and_the_rest_is_kept(tmp_pa
     [([], "there is no record in it"), ([{"a": 1}], "1 read, 1 refused.*known shapes: alpaca")],
 )
 def test_a_corpus_without_a_usable_row_is_refused(records, expected):
-    summary = Summary()
+    summary = RowCounts()
     for row in prepare_rows(raw(records)):
         summary.add(row)
     with pytest.raises(UserError, match=expected):

@@ -8,7 +8,7 @@ import pytest
 from profuser.errors import ArtifactError
 from profuser.planning.estimates import (
     STEP_TOKENS,
-    Estimate,
+    Extrapolation,
     FileSize,
     Probe,
     Setting,
@@ -81,8 +81,8 @@ def test_a_corpus_that_is_probed_whole_is_known_and_one_row_knows_no_interval():
 
 
 def test_no_total_is_below_zero():
-    assert Estimate(3.0, 5.0).low == 0
-    assert Estimate(3.0, 5.0).high == 8
+    assert Extrapolation(3.0, 5.0).low == 0
+    assert Extrapolation(3.0, 5.0).high == 8
 
 
 @pytest.mark.parametrize("num_probed", [16, 64])
@@ -152,9 +152,9 @@ def test_a_file_size_is_the_line_through_two_files():
 
 
 def made_plan():
-    quantities = {"training_tokens": Estimate(100.0, 8.0), "seconds": Estimate(50.0, None)}
+    quantities = {"training_tokens": Extrapolation(100.0, 8.0), "seconds": Extrapolation(50.0, None)}
     stage = StagePlan("collect/a", "f00d", quantities)
-    disk = {"eager": Estimate(9.0, 1.0), "lazy": Estimate(4.0, 1.0)}
+    disk = {"eager": Extrapolation(9.0, 1.0), "lazy": Extrapolation(4.0, 1.0)}
     return ProbedPlan(4, 50, 0, "USD", (stage,), quantities, disk, ("a note",))
 
 
@@ -177,4 +177,4 @@ def test_only_what_was_measured_is_compared():
     assert (found.stage, found.quantity, found.measured) == ("collect/a", "training_tokens", 90.0)
     assert found.error == pytest.approx(1 / 9)
     assert found.planned.covers(found.measured) is False
-    assert math.isnan(PlanError("collect/a", "seconds", Estimate(1.0, 1.0), 0.0).error)
+    assert math.isnan(PlanError("collect/a", "seconds", Extrapolation(1.0, 1.0), 0.0).error)

@@ -15,7 +15,7 @@ from profuser.evaluation.benchmarks.results import benchmark_score
 from profuser.recipe.models import EngineConfig, OwnTemplate
 from profuser.run.results import read_benchmarks
 from ray_jobs.runtime.cluster import connected
-from ray_jobs.runtime.concurrency import models_at_once
+from ray_jobs.runtime.concurrency import concurrent_models
 from ray_jobs.stages.benchmarks import benchmarks
 from tests import tiny
 from tests.evaluation.packs import write_pack
@@ -76,7 +76,7 @@ def kill_a_task():
 def test_vllm_scores_as_transformers_does_though_its_process_is_killed(make, model):
     run = make(model, "vllm")
     (config,) = run.recipe.evaluate.benchmarks
-    assert models_at_once(run) == 1
+    assert concurrent_models(run) == 1
     with Meanwhile(tasks, kill_a_task):
         manifest = benchmarks(run, "target", config)
     wanted = scored_here(model, config)

@@ -7,15 +7,15 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from profuser.alignment.matching import Rule
 from profuser.errors import UserError
 from profuser.models.lab_paths import assets_path
 from profuser.recipe.models import SourceConfig
 from profuser.run.tokenizers import read_tokens
+from profuser.signals.rules import Rule
 from ray_jobs.pipeline.pipeline import delete_stages
 from ray_jobs.runtime.cluster import connected
-from ray_jobs.runtime.concurrency import sources_at_once
-from ray_jobs.runtime.engine_worker import make_reader
+from ray_jobs.runtime.concurrency import concurrent_sources
+from ray_jobs.runtime.engine_worker import ReadModel
 from ray_jobs.stages.collect import collect, evaluation_beside
 from ray_jobs.stages.evaluate import evaluate
 from ray_jobs.stages.prepare import prepare
@@ -40,7 +40,7 @@ def test_lazy_signals_make_the_same_examples_from_less_on_disk(tmp_path, corpus)
             collect = {"top_k": 6, "signals": signals, "generation": {"max_tokens": 24}}
             runs[signals] = stages.make_run(tmp_path / signals, corpus, collect=collect)
             stages.run_until_select(runs[signals])
-        assert sources_at_once(runs["eager"].recipe) == 1  # one node without a GPU
+        assert concurrent_sources(runs["eager"].recipe) == 1  # one node without a GPU
     eager, lazy = (stages.whole(run.select()) for run in runs.values())
     stages.check_same(lazy, eager)
     same = np.mean([a["topk_ids"] == b["topk_ids"] for a, b in zip(lazy, eager, strict=True)])
@@ -74,11 +74,11 @@ def test_an_exact_condition_asks_for_what_follows_used_up_candidates_and_teaches
         signals(runs["exact"], runs["exact"].recipe.sources[1])
         stages.check_same(stages.whole(artifact), made)
     source = read_tokens(runs["exact"])[1]
-    reader = make_reader(
+    reader = ReadModel(
         str(assets_path() / "sources" / "neox"),
         SourceConfig(name="neox", model="neox", engine={"kind": "transformers", "dtype": "float32"}),
         runs["exact"].recipe.template,
-    )
+    ).load()
     prompts = {row["row_id"]: row for row in stages.whole(runs["exact"].corpus())}
     num_steps = 0
     for row in made:
@@ -163,7 +163,7 @@ def test_a_node_that_vanishes_takes_no_row_with_it(tmp_path, monkeypatch):
         with connected():
             assert len(ray.nodes()) == 3
             run = stages.make_run(tmp_path / "runs", tmp_path / "more.jsonl", pool={"min_actors": 2, "max_actors": 2})
-            assert sources_at_once(run.recipe) == 2
+            assert concurrent_sources(run.recipe) == 2
             prepare(run)
             source = run.recipe.sources[0]
             output = run.collect(source)

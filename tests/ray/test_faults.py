@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from profuser.errors import ArtifactError, UserError
 from profuser.models.lab_paths import assets_path
 from ray_jobs.runtime.cluster import connected, gpus_for
+from ray_jobs.runtime.engine_worker import ReadModel
 from ray_jobs.runtime.shards import finish, run_shards
 from ray_jobs.stages.collect import collect
 from ray_jobs.stages.prepare import prepare
@@ -75,15 +77,16 @@ def test_a_row_that_crashes_the_engine_is_refused_with_the_reason_and_the_rest_g
     source = llama(prepared)
     output, corpus = prepared.collect(source), prepared.corpus()
     victim = corpus.read_shard(2).to_pylist()[3]
-    arguments = {
-        "source": corpus,
-        "output": output,
-        "reader": {"path": prepared.model(source).path, "config": source, "template": prepared.recipe.template},
-        "how": prepared.reading(source),
-        "poison": victim["messages"][0]["content"],
-        "fatal": fatal,
-    }
-    counts, seconds = run_shards(output, corpus, stages.PoisonedWorker, arguments, source.pool, gpus_for(source), 2)
+    worker = partial(
+        stages.PoisonedWorker,
+        source=corpus,
+        output=output,
+        model=ReadModel(prepared.model(source).path, source, prepared.recipe.template),
+        how=prepared.reading(source),
+        poison=victim["messages"][0]["content"],
+        fatal=fatal,
+    )
+    counts, seconds = run_shards(output, corpus, worker, source.pool, gpus_for(source), 2)
     finish(output, counts, seconds)
     found, wanted = stages.whole(output), expected(undisturbed)
     assert [row["row_id"] for row in found] == [row["row_id"] for row in wanted]

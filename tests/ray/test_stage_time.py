@@ -1,6 +1,7 @@
 """Time and device time of a stage whose actor is killed, whose driver gives up, and which is run again: all of it is counted."""
 
 import time
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -46,8 +47,8 @@ def stage(tmp_path):
     for shard in range(NUM_SHARDS):
         source.write_shard(shard, ROWS, {"rows": 1})
     source.finish([{"rows": NUM_SHARDS}], 0.0)
-    arguments = {"output": output, "gave_up": str(tmp_path / "gave_up")}
-    return output, source, TimedWorker, arguments, PoolConfig(num_cpus=NUM_CPUS), 0.0
+    worker = partial(TimedWorker, output=output, gave_up=str(tmp_path / "gave_up"))
+    return output, source, worker, PoolConfig(num_cpus=NUM_CPUS), 0.0
 
 
 def test_all_attempts_count(stage):

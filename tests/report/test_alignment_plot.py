@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from profuser.alignment.matching import AlignmentRules, Rule
-from profuser.alignment.transport import SourceSignals, transport
+from profuser.alignment.transport import ALL_RULES, SourceSignals, transport
 from profuser.alignment.vocab_projection import VocabProjection
 from profuser.models.lab_paths import assets_path
 from profuser.report.plots.alignment import LETTERS, mass_plot, pair_coverage_plot, ruler_plot
@@ -24,6 +23,7 @@ from profuser.report.tables.alignment import (
 )
 from profuser.signals.codec import TopK
 from profuser.signals.ragged import Ragged
+from profuser.signals.rules import Rule
 
 TEXTS = ("The capital city of Tromia is Tenholm.", "A fox \U0001f98a says \u4f60\u597d!", "3 + 4 = 7\n")
 PAIRS = (("mpt", "llama"), ("neox", "llama"), ("llama", "mpt"))
@@ -34,9 +34,9 @@ def lab(name):
     return NamedTokenizer.of(name, AutoTokenizer.from_pretrained(assets_path() / "sources" / name))
 
 
-def aligned(pair, text, **rules):
+def aligned(pair, text, rules=ALL_RULES):
     source, target = map(lab, pair)
-    return Aligned.of(source.cut(text), target.cut(text), AlignmentRules(**rules))
+    return Aligned.of(source.cut(text), target.cut(text), rules)
 
 
 def some_signals(found, top_k=8, seed=0):
@@ -95,7 +95,7 @@ def test_a_target_token_lies_inside_the_source_tokens_that_speak_for_it(pair, te
 
 
 def test_a_rule_that_is_off_is_shown_as_none():
-    on, off = (aligned(PAIRS[0], TEXTS[0], condition=allowed) for allowed in (True, False))
+    on, off = (aligned(PAIRS[0], TEXTS[0], rules) for rules in (ALL_RULES, ALL_RULES.without("condition")))
     places = [place for place, row in enumerate(on.rows()) if row["rule"] == "condition"]
     assert places
     assert [off.rows()[place] | {"target token": ""} for place in places] == [

@@ -9,7 +9,7 @@ import pytest
 from profuser.report.facts import StageFact
 from profuser.report.page import render_page
 from profuser.report.tables.loss import losses_alt, stage_loss_lines, stages
-from profuser.report.tables.pipeline import clock, cost_words, flow, stage_lines, total_line
+from profuser.report.tables.pipeline import cost_words, flow, format_duration, stage_lines, total_line
 from tests.report import made_up
 
 
@@ -66,7 +66,7 @@ def test_the_flow_adds_up_the_parts_of_a_stage():
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.94, "0.9 s"), (119, "119.0 s"), (258, "4.3 min"), (9000, "2.5 h")])
 def test_a_time_is_told_in_the_unit_that_suits(seconds, text):
-    assert clock(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_the_page_tells_money_only_where_a_price_is_given():

@@ -6,18 +6,18 @@ import re
 import pytest
 from rich.console import Console
 
-from profuser.planning.estimates import Estimate
+from profuser.planning.estimates import Extrapolation
 from profuser.planning.plan_file import PlanError, ProbedPlan, StagePlan
 from profuser.report.page import render_page
 from profuser.report.tables.plan import amount, plan_error_lines, plan_error_table, plan_table, plan_words
 from tests.report import made_up
 
 ERRORS = (
-    PlanError("collect/llama", "training_tokens", Estimate(52_000.0, 4_000.0), 50_000.0),
-    PlanError("collect/llama", "seconds", Estimate(9_000.0, 900.0), 7_200.0),
-    PlanError("collect/<b>mpt</b>", "disk_bytes", Estimate(3.0e9, None), 2.5e9),
-    PlanError("collect/llama", "device_hours", Estimate(11.0, 1.5), 10.0),
-    PlanError("collect/llama", "money", Estimate(27.5, 3.75), 25.0),
+    PlanError("collect/llama", "training_tokens", Extrapolation(52_000.0, 4_000.0), 50_000.0),
+    PlanError("collect/llama", "seconds", Extrapolation(9_000.0, 900.0), 7_200.0),
+    PlanError("collect/<b>mpt</b>", "disk_bytes", Extrapolation(3.0e9, None), 2.5e9),
+    PlanError("collect/llama", "device_hours", Extrapolation(11.0, 1.5), 10.0),
+    PlanError("collect/llama", "money", Extrapolation(27.5, 3.75), 25.0),
 )
 
 
@@ -31,12 +31,13 @@ def made_plan(margin=0.1, **changes):
         "money": 31.25,
     }
     total = {
-        name: Estimate(value, margin * value if margin is not None else None) for name, value in quantities.items()
+        name: Extrapolation(value, margin * value if margin is not None else None) for name, value in quantities.items()
     }
     stages = tuple(
-        StagePlan(f"collect/{name}", "f00d", total | {"seconds": Estimate(5400.0, 0.0)}) for name in ("llama", "mpt")
+        StagePlan(f"collect/{name}", "f00d", total | {"seconds": Extrapolation(5400.0, 0.0)})
+        for name in ("llama", "mpt")
     )
-    disk = {"eager": Estimate(3.1e9, 3.1e8), "lazy": Estimate(1.2e9, 2.4e8)}
+    disk = {"eager": Extrapolation(3.1e9, 3.1e8), "lazy": Extrapolation(1.2e9, 2.4e8)}
     whole = {"num_probed": 64, "num_rows": 50_000, "seed": 7, "currency": "EUR", "stages": stages, "total": total}
     return ProbedPlan(**(whole | {"disk_bytes": disk} | changes))
 

@@ -10,23 +10,25 @@ from rich.console import Console
 from profuser.evaluation.heldout import Score, score
 from profuser.evaluation.statistics import Difference, paired_bootstrap
 from profuser.report.comparisons import benchmark_comparisons, heldout_comparisons, preference
-from profuser.report.facts import Comparison, RunFacts
+from profuser.report.facts import ModelDifference, RunFacts
 from profuser.report.headline import headline
-from profuser.report.metrics import BITS_PER_BYTE
+from profuser.report.measures import BITS_PER_BYTE
 from profuser.report.model_card import model_card
 from profuser.report.page import render_page
 from profuser.report.tables.results import benchmark_lines, benchmark_table, judged_table, score_lines
 from tests.report import made_up
 
 
-def found(comparisons: list[Comparison], measure: str, model: str = "target", category: str = "all") -> Comparison:
+def found(
+    comparisons: list[ModelDifference], measure: str, model: str = "target", category: str = "all"
+) -> ModelDifference:
     (one,) = [c for c in comparisons if (c.measure, c.model, c.category) == (measure, model, category)]
     return one
 
 
 def with_difference(value: float, low: float, high: float, verdict: str, fused: Score) -> RunFacts:
     own = [
-        Comparison(name, "all", "target", Difference(value, low, high, 0.5, 200), 0.5, verdict)
+        ModelDifference(name, "all", "target", Difference(value, low, high, 0.5, 200), 0.5, verdict)
         for name in ("bits per byte", "exact match")
     ]
     return made_up.facts(scores={"all": {"target": Score(200, 0.5, 0.5), "fused": fused}}, comparisons=own)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ray_jobs.runtime.concurrency import run_side_by_side
+from ray_jobs.runtime.concurrency import run_concurrently
 
 
 class Log:
@@ -34,7 +34,7 @@ class Log:
 @pytest.mark.parametrize("at_once", [1, 2, 5])
 def test_never_more_than_there_is_room_for(at_once):
     log = Log()
-    run_side_by_side([log.job(n) for n in range(5)], at_once)
+    run_concurrently([log.job(n) for n in range(5)], at_once)
     assert log.most == at_once
     assert sorted(log.begun) == list(range(5))
     assert log.running == 0
@@ -42,7 +42,7 @@ def test_never_more_than_there_is_room_for(at_once):
 
 def test_the_next_begins_while_one_drains():
     log = Log()
-    run_side_by_side([log.job(n, drains=True) for n in range(3)], 1)
+    run_concurrently([log.job(n, drains=True) for n in range(3)], 1)
     assert log.most >= 2
     assert log.begun == [0, 1, 2]
 
@@ -50,7 +50,7 @@ def test_the_next_begins_while_one_drains():
 def test_the_first_failure_is_raised_and_nothing_more_begins():
     log = Log()
     with pytest.raises(ValueError, match="first"):
-        run_side_by_side([log.job("first", fails=True), *(log.job(n) for n in range(3))], 1)
+        run_concurrently([log.job("first", fails=True), *(log.job(n) for n in range(3))], 1)
     time.sleep(0.3)
     assert len(log.begun) <= 2
 
@@ -70,5 +70,5 @@ def test_a_failure_interrupts_what_still_runs():
         raise ValueError("second")
 
     with pytest.raises(ValueError, match="second"):
-        run_side_by_side([endless, fails], 2)
+        run_concurrently([endless, fails], 2)
     assert ended.is_set()

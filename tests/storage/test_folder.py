@@ -99,7 +99,7 @@ def test_a_writer_survives_a_storage_that_is_read_only_for_a_while(mount):
 
 def test_a_storage_that_stays_read_only_is_one_clear_error(mount):
     disk = mount("1m")
-    made = artifact(disk / "x", patience_seconds=0.6)
+    made = artifact(disk / "x", retry_seconds=0.6)
     made.write_shard(0, rows(0), {"rows": NUM_ROWS})
     with (
         read_only(disk),
@@ -183,7 +183,7 @@ def test_an_outage_while_reading_is_no_damaged_shard(tmp_path, monkeypatch, capl
     assert flaky.folder.names() == [shard_name(0)]
     monkeypatch.setattr(FlakyFolder, "failures", 1000)
     with pytest.raises(StorageError, match="Input/output error; mend the storage"):
-        flaky.folder.at_once().read_table(shard_name(0))
+        flaky.folder.without_retry().read_table(shard_name(0))
 
 
 def test_a_tracking_server_that_is_away_does_not_hide_why_a_run_failed(monkeypatch):

@@ -146,7 +146,7 @@ def test_a_run_in_a_bucket_that_is_not_there_is_not_found():
 
 @pytest.mark.slow
 def test_a_write_that_is_cut_leaves_nothing_that_counts_as_finished(store, folder):
-    made = artifact(folder, patience_seconds=0.0)
+    made = artifact(folder, retry_seconds=0.0)
     made.write_shard(0, rows(0), {"rows": NUM_ROWS})
     store.door.cut_after = 1_000_000
     try:
@@ -162,7 +162,7 @@ def test_a_write_that_is_cut_leaves_nothing_that_counts_as_finished(store, folde
 
 @pytest.mark.slow
 def test_an_outage_is_waited_for(store, folder):
-    made = artifact(folder, patience_seconds=60)
+    made = artifact(folder, retry_seconds=60)
     made.write_shard(0, rows(0), {"rows": NUM_ROWS})
     for action in (lambda: made.write_shard(1, rows(1), {"rows": NUM_ROWS}), lambda: made.read_shard(0)):
         store.door.shut()
@@ -224,7 +224,7 @@ def test_a_copy_that_is_cut_is_no_model(store, tmp_path):
     (tmp_path / "model" / "model.safetensors").write_bytes(bytes(8_000_000))
     store.put(tmp_path / "model", "models/cut")
     store.door.cut_after = 1_000_000
-    source = Folder.at(store.uri("models", "cut")).at_once()
+    source = Folder.at(store.uri("models", "cut")).without_retry()
     try:
         with pytest.raises(StorageError):
             copies.local_copy(source)

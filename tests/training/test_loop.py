@@ -15,8 +15,8 @@ from profuser.training.batches import read_packs
 from profuser.training.checkpoint import Checkpointer, load_checkpoint
 from profuser.training.guards import SpikeWatch, memory_named
 from profuser.training.loop import HELDOUT
-from profuser.training.metrics import ModelFlops
 from profuser.training.optimizer import learning_rate
+from profuser.training.step_metrics import ModelFlops
 from tests.training.made import Setting, config, curve, model
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from profuser.errors import UserError
+from profuser.errors import UserError, one_line
 from profuser.evaluation.benchmarks.data import DATASETS, Pack, mmlu_subjects, pack_digest, read_pack
 from profuser.recipe.evaluating import BenchmarkConfig
 
@@ -90,7 +90,7 @@ def _out_of_reach(hub: str) -> str | None:
         hf_hub_download(hub, "README.md", repo_type="dataset", force_download=True, etag_timeout=HUB_SECONDS)
     except (HfHubHTTPError, OSError, ValueError) as error:
         cause = error.__cause__ or error
-        return " ".join(str(cause).split())[:120] or type(cause).__name__
+        return one_line(cause, 120)
     return None
 
 

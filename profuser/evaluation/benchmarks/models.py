@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 
 from profuser.engines.device import context_length, device, dtype_here, vllm_arguments
 from profuser.engines.vllm import unsupported
-from profuser.errors import EngineError
+from profuser.errors import EngineError, one_line
 from profuser.recipe.models import EngineConfig, JinjaTemplate, TemplateConfig
 
 TRANSFORMERS_BATCH_SIZE = 8
@@ -48,7 +48,7 @@ def load_lm(
         load = _vllm if kind == "vllm" else _transformers
         lm = load(path, revision, config, batch_size)
     except LOAD_ERRORS as error:
-        text = " ".join(str(error).split())[:300] or type(error).__name__
+        text = one_line(error)
         raise EngineError(f"{path}: the harness could not load the model into {kind}: {text}") from error
     if isinstance(template, JinjaTemplate):
         # The one reads it from the tokenizer, the other has found it when it was loaded.

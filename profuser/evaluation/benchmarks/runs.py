@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from profuser.artifacts.schemas import BENCHMARK
-from profuser.errors import EngineError, UserError
+from profuser.errors import EngineError, UserError, one_line
 from profuser.evaluation.benchmarks.models import longest_request
 from profuser.evaluation.benchmarks.tasks import Benchmark
 from profuser.evaluation.benchmarks.text import read_text_as_text
@@ -52,7 +52,7 @@ def run_benchmark(lm: Any, benchmark: Benchmark) -> pa.Table:
         if not config.task:
             raise
         # Prompts, answers and aggregation may be code of the user's.
-        text = " ".join(str(error).split())[:300] or type(error).__name__
+        text = one_line(error)
         raise UserError(f"evaluate.benchmarks.{config.name}.task: {config.task} fails: {text}") from error
     rows = [row for name, task in benchmark.tasks.items() for row in _rows(lm, benchmark, name, task, samples[name])]
     return pa.Table.from_pylist(rows, schema=BENCHMARK)

@@ -9,7 +9,7 @@ import lm_eval
 from lm_eval.api.metrics import mean
 from lm_eval.tasks import TaskManager
 
-from profuser.errors import UserError
+from profuser.errors import UserError, one_line
 from profuser.evaluation.benchmarks.data import DATASETS, Pack
 from profuser.recipe.evaluating import BenchmarkConfig
 
@@ -89,7 +89,7 @@ def _own_task(config: BenchmarkConfig) -> dict[str, Any]:
     try:
         tasks = TaskManager(include_defaults=False).load([str(config.task)])["tasks"]
     except (KeyError, ValueError, TypeError, OSError, AttributeError, ImportError) as error:
-        text = " ".join(str(error).split())[:300]
+        text = one_line(error)
         raise UserError(
             f"{setting}: the harness does not take {config.task}: {text or type(error).__name__}"
         ) from error

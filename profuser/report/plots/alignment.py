@@ -9,12 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
 
-from profuser.alignment.matching import Rule
 from profuser.alignment.transport import Transported
-from profuser.report.facts import RULES
 from profuser.report.plots.style import LIGHT, Theme, new_figure, styled
 from profuser.report.tables.alignment import END_WORD, SPACE_SIGN, Aligned, Cut, Masses, MassShare, token_label
 from profuser.report.tables.table import percent
+from profuser.signals.rules import RULES, Rule
 
 MOST_BYTES = 34
 """Of a line of the ruler; a longer text goes on in the next."""
@@ -24,7 +23,6 @@ CHARACTERS, BYTES, SOURCE, TARGET, LETTERS = 4.3, 3.5, 2.4, 0.9, 0.32
 BOX = 0.62
 LETTER_WIDTH = 0.062
 """Inches of a letter of a token."""
-HATCHES = {"project": "", "condition": "////", "chain": "....", "end": "", "none": "xx"}
 
 
 def ruler_plot(aligned: Aligned, carried: Transported | None = None, theme: Theme = LIGHT) -> Figure:
@@ -58,7 +56,7 @@ def ruler_plot(aligned: Aligned, carried: Transported | None = None, theme: Them
                 _bars(below, aligned.target, masses, start, end, theme)
         figure.suptitle(f"{aligned.source.name} to {aligned.target.name}: {len(aligned.target.ids)} target tokens")
         used = [rule.name.lower() for rule in Rule if rule in aligned.rules]
-        legend = [_swatch(theme, rule, f"{rule[:2]}  {rule}: {RULES[rule]}") for rule in RULES if rule in used]
+        legend = [_swatch(theme, rule, f"{rule[:2]}  {rule}: {RULES[rule].meaning}") for rule in RULES if rule in used]
         if masses:
             looks = zip(("mass on the token itself", "on other tokens", "tail"), _mass_looks(theme), strict=True)
             legend += [Rectangle((0, 0), 1, 1, label=name, **look) for name, look in looks]
@@ -171,7 +169,7 @@ def _arrows(axes: Axes, aligned: Aligned, position: int, span: tuple[int, int], 
 def _look(theme: Theme, rule: str) -> dict[str, Any]:
     colours = dict(zip(RULES, (*theme.others[1:2], theme.modes["inference"], theme.modes["training"]), strict=False))
     edge = colours.get(rule, theme.text)
-    return {"facecolor": f"{edge}33", "edgecolor": edge, "hatch": HATCHES[rule]}
+    return {"facecolor": f"{edge}33", "edgecolor": edge, "hatch": RULES[rule].hatch}
 
 
 def _swatch(theme: Theme, rule: str, label: str) -> Rectangle:
@@ -298,11 +296,13 @@ def pair_coverage_plot(pairs: Mapping[str, Mapping[str, int]], theme: Theme = LI
         figure.set_figwidth(7.0)
         axes = figure.subplots()
         left = np.zeros(len(pairs))
-        for rule, meaning in RULES.items():
+        for rule, record in RULES.items():
             shares = np.array([100 * rules.get(rule, 0) / max(1, sum(rules.values())) for rules in pairs.values()])
             if shares.any():
                 look = _look(theme, rule)
-                bars = axes.barh(range(len(pairs)), shares, left=left, height=0.62, label=f"{rule}: {meaning}", **look)
+                bars = axes.barh(
+                    range(len(pairs)), shares, left=left, height=0.62, label=f"{rule}: {record.meaning}", **look
+                )
                 labels = [f"{share:.0f}" if share >= 4 else "" for share in shares]
                 axes.bar_label(bars, labels, label_type="center", fontsize=8, bbox=_plate(theme, look))
             left += shares

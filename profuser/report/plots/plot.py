@@ -7,11 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from profuser.artifacts.schemas import MODES
-from profuser.report.facts import RULES, RunFacts
-from profuser.report.metrics import METRICS, Metric
+from profuser.report.facts import RunFacts
+from profuser.report.measures import METRICS, Metric
 from profuser.report.plots.style import LIGHT, MODE_HATCHES, Theme, new_figure, styled
 from profuser.report.tables.table import percent
 from profuser.run.stages import FUSED, TARGET
+from profuser.signals.rules import RULES
 
 MOST_CATEGORIES = 16
 """More would not fit a picture; the tables hold them all."""
@@ -100,7 +101,7 @@ def coverage_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
         axes = figure.subplots()
         colours = [theme.text if rule == "none" else theme.modes["training"] for rule in coverage]
         _bars(axes, places, list(coverage.values()), height=0.6, color=colours)
-        axes.set_yticks(places, [f"{rule}:\n{RULES[rule]}" for rule in coverage], fontsize=8.5)
+        axes.set_yticks(places, [f"{rule}:\n{RULES[rule].meaning}" for rule in coverage], fontsize=8.5)
         axes.invert_yaxis()
         axes.set_xlabel("share of response tokens, %")
         figure.suptitle(f"Alignment, n = {sum(coverage.values()):,} response tokens")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from profuser.evaluation.statistics import BETTER, NOISE, WORSE, Difference
 from profuser.report.comparisons import preference
 from profuser.report.facts import ALL, RunFacts
-from profuser.report.metrics import BITS_PER_BYTE, EXACT_MATCH, SCORE, Metric
+from profuser.report.measures import BITS_PER_BYTE, EXACT_MATCH, SCORE, Metric
 from profuser.report.plots.plot import MOST_CATEGORIES, cut
 from profuser.report.plots.style import LIGHT, Theme, new_figure, styled
 from profuser.run.stages import TARGET

@@ -11,12 +11,13 @@ import numpy as np
 from jaxtyping import Float, Int, Integer, UInt8
 
 from profuser.alignment.first_token import NOT_MAPPED
-from profuser.alignment.matching import AlignmentRules, Matches, Rule, coverage, match, switch_off
+from profuser.alignment.matching import Matches, coverage, match, switch_off
 from profuser.alignment.spans import Spans, boundaries, byte_spans
 from profuser.alignment.token_bytes import Role, TokenBytes
 from profuser.alignment.transport import ALL_RULES, SourceSignals, Transported
 from profuser.alignment.vocab_projection import VocabProjection
 from profuser.signals.ragged import Ragged
+from profuser.signals.rules import AlignmentRules, Rule
 
 SPACE_SIGN = "\u2423"
 """Stands for a space, which would not be seen at the end of a token."""

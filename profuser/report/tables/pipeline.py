@@ -70,7 +70,7 @@ def flow(facts: RunFacts) -> list[FlowStep]:
         share = seconds / facts.seconds if own and facts.seconds else 0.0
         what = REGISTRY[name].plural
         made_of = f"{len(parts)} {what}" if what and len(parts) > 1 else ""
-        time = clock(seconds) if seconds else ""
+        time = format_duration(seconds) if seconds else ""
         steps.append(FlowStep(name, made_of, tuple(_told(name, parts)), time, share, not own))
     return steps
 
@@ -98,7 +98,7 @@ def _line(stage: StageFact, hours: int, money: int) -> StageLine:
         note=f"taken from run {stage.reused_from}" if stage.reused_from else _unfinished(stage.state),
         state=stage.state,
         **counts,
-        time=clock(stage.seconds) if stage.seconds else "",
+        time=format_duration(stage.seconds) if stage.seconds else "",
         device_hours=f"{stage.device_hours:,.{hours}f}" if stage.device_seconds else "",
         money=f"{stage.money:,.{money}f}" if stage.money else "",
         also=_other_counts(stage),
@@ -118,14 +118,14 @@ def total_line(facts: RunFacts) -> StageLine:
         state="finished",
         rows="",
         tokens="",
-        time=clock(facts.seconds) if facts.seconds else "",
+        time=format_duration(facts.seconds) if facts.seconds else "",
         device_hours=f"{sum(hours):,.{_decimals(_hours(facts.stages))}f}" if hours else "",
         money=f"{sum(money):,.{_decimals(_moneys(facts.stages))}f}" if money else "",
         also="",
     )
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A time in the unit that suits: `31.4 s`, `4.3 min`, `2.5 h`."""
     for size, unit in ((3600, "h"), (60, "min")):
         if seconds >= 2 * size:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from profuser.planning.estimates import Estimate
+from profuser.planning.estimates import Extrapolation
 from profuser.planning.plan_file import PlanError, ProbedPlan
 from profuser.report.facts import RunFacts
 from profuser.report.tables.table import new_table
@@ -117,14 +117,14 @@ def _title(quantity: str, currency: str) -> str:
     return currency if quantity == "money" else QUANTITIES[quantity]
 
 
-def _cells(quantities: Mapping[str, Estimate], names: list[str]) -> list[str]:
+def _cells(quantities: Mapping[str, Extrapolation], names: list[str]) -> list[str]:
     return [
         f"{amount(name, quantities[name].value)}\n{_margin(quantities[name])}" if name in quantities else ""
         for name in names
     ]
 
 
-def _margin(estimate: Estimate) -> str:
+def _margin(estimate: Extrapolation) -> str:
     if estimate.margin is None:
         return "+- ?"
     return f"+-{100 * estimate.margin / estimate.value:.2g} %" if estimate.margin else "exact"

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from profuser.evaluation.judged import JudgedWinRate
 from profuser.report.comparisons import in_percent, preference
-from profuser.report.facts import ALL, Comparison, RunFacts
-from profuser.report.metrics import METRICS, SCORE, Change, Metric
+from profuser.report.facts import ALL, ModelDifference, RunFacts
+from profuser.report.measures import METRICS, SCORE, Change, Metric
 from profuser.report.tables.table import new_table
 from profuser.run.stages import FUSED, TARGET
 
@@ -131,7 +131,7 @@ def against_lines(facts: RunFacts) -> list[AgainstLine]:
     return lines
 
 
-def _against(facts: RunFacts, metric: Metric, found: Comparison) -> AgainstCell:
+def _against(facts: RunFacts, metric: Metric, found: ModelDifference) -> AgainstCell:
     # Of held-out metrics the difference of the values as they are shown, as everywhere in the report.
     change = Change(metric, metric.of(facts.score(found.model)), metric.of(facts.score(FUSED)))
     value = metric.text(found.difference.value, sign=True) if metric is SCORE else change.text

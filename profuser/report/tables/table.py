@@ -11,7 +11,7 @@ from rich.text import Text
 
 from profuser.artifacts.schemas import MODES
 from profuser.report.facts import RunFacts
-from profuser.report.metrics import METRICS, Change, Metric
+from profuser.report.measures import METRICS, Change, Metric
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from profuser.recipe.fusing import FuseConfig
 from profuser.training.attention import Boundaries, by_example, set_attention, varlen
 from profuser.training.loop import Trainer
 from profuser.training.memory import estimate
-from profuser.training.metrics import ModelFlops, peak_tflops
 from profuser.training.step import FusionModule, MicroBatch
+from profuser.training.step_metrics import ModelFlops, peak_tflops
 from profuser.training.target import allocate, compute_dtype, hollow, shard
 from tests.benchmarks.examples import BOTH, Updates
 from tests.benchmarks.gpu.device import DEVICE, DTYPE, GPU, Sizes, free, llama, process_group, seconds_of, sync

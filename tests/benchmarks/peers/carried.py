@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from profuser.alignment.edit_distance import nearest_tokens
-from profuser.alignment.matching import Rule
 from profuser.alignment.source_signals import NextSteps, SourceSignals
 from profuser.alignment.token_bytes import TokenBytes
 from profuser.alignment.transport import transport_rows
@@ -27,6 +26,7 @@ from profuser.alignment.vocab_projection import VocabProjection
 from profuser.errors import AlignmentError
 from profuser.signals.codec import TopK
 from profuser.signals.ragged import Ragged
+from profuser.signals.rules import Rule
 from tests.benchmarks import published
 from tests.benchmarks.peers.models import Model, Reading
 

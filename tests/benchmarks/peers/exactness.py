@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from profuser.alignment.matching import AlignmentRules, Matches, Rule, match
+from profuser.alignment.matching import Matches, match
 from profuser.alignment.next_steps import find_used_up
 from profuser.alignment.source_signals import NextSteps
 from profuser.alignment.splits import token_begins
 from profuser.alignment.vocab_projection import VocabProjection
 from profuser.signals.codec import TopK
 from profuser.signals.ragged import Ragged
+from profuser.signals.rules import AlignmentRules, Rule
 from tests.benchmarks.peers.carried import ours, signals
 from tests.benchmarks.peers.continuations import Continuer, Walk, bucket_distance, distance
 from tests.benchmarks.peers.models import MANY, Model, Reading

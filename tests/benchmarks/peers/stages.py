@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from profuser.alignment.matching import Rule
 from profuser.signals.codec import TopK, to_columns
+from profuser.signals.rules import Rule
 from tests.benchmarks.peers import xtoken
 from tests.benchmarks.peers.carried import own_top_k_bits, worth
 from tests.benchmarks.peers.ends import Ends

@@ -1,8 +1,8 @@
 """What a run tells Prometheus, through the agent that Ray has on every node. All names of ours are here but the gateway's.
 
 Ray puts `ray_` before each name. A counter stays as long as its node; a gauge is gone 20 s after it was set last, and one that is
-not finite is not told at all. So what holds for long is set anew with every heartbeat of the run's lock (`refresh`), and is gone
-soon after a driver that died. Where nobody scrapes, this costs 2 microseconds a call, per shard and per update.
+not finite is not reported at all. So what holds for long is set again with every heartbeat of the run's lock (`refresh`), and is
+gone soon after a driver that died. Where nobody scrapes, this costs 2 microseconds a call, per shard and per update.
 """
 
 import math
@@ -91,7 +91,7 @@ def at_work(artifact: Artifact) -> Iterator[None]:
         STAGES_ENDED.inc(1.0, tags | {"state": state})
 
 
-def told(counts: Mapping[str, float]) -> dict[str, float]:
+def reported_counts(counts: Mapping[str, float]) -> dict[str, float]:
     """Of a shard's counts what `ShardMetrics.done` tells: the same names whatever the stage."""
     tokens = counts.get("training_tokens", 0) + counts.get("inference_tokens", 0)
     return {"rows": counts["rows"], "refused": counts.get("refused", 0), "tokens": tokens}
@@ -111,7 +111,7 @@ class ShardMetrics:
         self._left()
 
     def done(self, counts: Mapping[str, float]) -> None:
-        """A shard is done; `counts` as `told` gives them."""
+        """A shard is done; `counts` as `reported_counts` gives them."""
         for counter, name in ((ROWS_DONE, "rows"), (ROWS_QUARANTINED, "refused"), (TOKENS_READ, "tokens")):
             _add(counter, counts[name], self.tags)
         self.num_shards -= 1
@@ -148,7 +148,7 @@ class EngineMetrics:
 
 
 class TrainingMetrics:
-    """Of the updates of the target. The driver tells them: a worker that ends takes what it has not told yet along."""
+    """Of the updates of the target. The driver tells them: a worker that ends takes what it has not reported yet along."""
 
     def __init__(self, artifact: Artifact):
         self.tags = tags_of(artifact)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from profuser.evaluation.heldout import Score
 from profuser.evaluation.statistics import Difference, Estimate
-from profuser.report.facts import ALL, Comparison, RunFacts
+from profuser.report.facts import ALL, ModelDifference, RunFacts
 from profuser.run.stages import FUSED, TARGET
 
 
@@ -69,7 +69,7 @@ class Change:
     metric: Metric
     before: float
     after: float
-    comparison: Comparison | None = None
+    comparison: ModelDifference | None = None
     """With its interval, where the items are known."""
 
     @classmethod
