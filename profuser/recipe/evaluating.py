@@ -2,41 +2,12 @@
 lm-evaluation-harness."""
 
 import difflib
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from profuser.config import Config, Name, execution_field
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A benchmark as the Open LLM Leaderboard and the paper run it."""
-
-    num_fewshot: int
-    metric: str
-    """The headline metric, by the harness's name."""
-    filter: str
-    """The harness's filter whose answers it is taken of."""
-    num_items: int
-    """Items of the whole benchmark on the Hub."""
-    requests_per_item: float
-    """Prompts that a model is given for an item: of multiple choice one per choice."""
-    example_tokens: int
-    """Tokens of one question with its answer, about; for estimates."""
-
-
-PRESETS = {
-    "mmlu": Preset(5, "acc", "none", 14_042, 4, 110),
-    "hellaswag": Preset(10, "acc_norm", "none", 10_042, 4, 95),
-    "arc_challenge": Preset(25, "acc_norm", "none", 1_172, 4, 45),
-    "winogrande": Preset(5, "acc", "none", 1_267, 2, 30),
-    "gsm8k": Preset(5, "exact_match", "strict-match", 1_319, 1, 200),
-    "truthfulqa_mc2": Preset(0, "acc", "none", 817, 7.2, 160),
-}
-LEADERBOARD = "open-llm-leaderboard"
-"""Stands for all of them."""
+from profuser.recipe.benchmarks import LEADERBOARD, PRESETS, Preset
 
 
 class BenchmarkConfig(Config):

@@ -15,7 +15,8 @@ from profuser.config import identity
 from profuser.errors import EngineError, UserError
 from profuser.evaluation.benchmarks.data import read_pack
 from profuser.evaluation.benchmarks.results import benchmark_score, metric_means, standard_error
-from profuser.recipe.evaluating import LEADERBOARD, PRESETS, BenchmarkConfig
+from profuser.recipe.benchmarks import LEADERBOARD, PRESETS
+from profuser.recipe.evaluating import BenchmarkConfig
 from profuser.recipe.loading import parse_recipe
 from profuser.recipe.models import EngineConfig, EvaluateConfig, JinjaTemplate, OwnTemplate
 from profuser.run.fusion_run import FusionRun
@@ -109,15 +110,13 @@ def harness(model, packs, name, **options):
     from lm_eval.api.metrics import aggregate_subtask_metrics, pooled_sample_stderr
     from lm_eval.tasks import TaskManager
 
-    from profuser.evaluation.benchmarks.tasks import FOLDERS
-
     tasks = []
     for task, files in data_files(packs, name).items():
         tasks.append(
             {"task": task, "dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
         )
     # All of the harness's tasks would take a minute to index.
-    folder = f"{lm_eval.__path__[0]}/tasks/{FOLDERS.get(name, name)}"
+    folder = f"{lm_eval.__path__[0]}/tasks/{PRESETS[name].tasks or name}"
     found = lm_eval.simple_evaluate(
         model,
         tasks=[{"group": "pack", "task": tasks}],

@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from profuser.errors import UserError, one_line
-from profuser.evaluation.benchmarks.data import DATASETS, Pack, mmlu_subjects, pack_digest, read_pack
+from profuser.evaluation.benchmarks.data import Pack, mmlu_subjects, pack_digest, read_pack
+from profuser.recipe.benchmarks import PRESETS
 from profuser.recipe.evaluating import BenchmarkConfig
 
 CODE_SUFFIXES = (".py", ".yaml", ".yml")
@@ -27,7 +28,7 @@ def data_digest(config: BenchmarkConfig) -> str:
         return _own_digest(config, Path(config.task).expanduser())
     if config.path:
         return pack_digest(config.name, config.path, config.shots or 0)
-    return f"hub:{DATASETS[config.name].hub}"
+    return f"hub:{PRESETS[config.name].hub}"
 
 
 def local_data(config: BenchmarkConfig) -> Pack | None:
@@ -44,9 +45,9 @@ def check_data(config: BenchmarkConfig) -> None:
         load_benchmark(config)
     elif config.path:
         local_data(config)
-    elif not _cached(config.name) and (reason := _out_of_reach(DATASETS[config.name].hub)):
+    elif not _cached(config.name) and (reason := _out_of_reach(PRESETS[config.name].hub)):
         raise UserError(
-            f"evaluate.benchmarks.{config.name}: {DATASETS[config.name].hub} is not on this machine, and the Hub is out of reach "
+            f"evaluate.benchmarks.{config.name}: {PRESETS[config.name].hub} is not on this machine, and the Hub is out of reach "
             f"({reason}): give local data with path: FOLDER, in the same columns, or leave the benchmark out"
         )
 
@@ -62,7 +63,7 @@ def benchmark_size(config: BenchmarkConfig, pack: Pack | None = None) -> tuple[i
     if preset is None:
         return config.limit or 0, 0.0
     if pack:
-        items = pack.num_items(DATASETS[config.name].evaluated, config.limit)
+        items = pack.num_items(PRESETS[config.name].evaluated, config.limit)
     else:
         parts = len(mmlu_subjects()) if config.name == "mmlu" else 1
         items = min(preset.num_items, config.limit * parts) if config.limit else preset.num_items
@@ -73,9 +74,9 @@ def _cached(name: str) -> bool:
     """Whether the `datasets` library has a benchmark's data in its cache."""
     from datasets import config
 
-    owner, _, dataset = DATASETS[name].hub.partition("/")
+    owner, _, dataset = PRESETS[name].hub.partition("/")
     folders = Path(config.HF_DATASETS_CACHE).glob(f"{owner}___{dataset.lower()}")
-    return any((folder / (DATASETS[name].configuration or "")).is_dir() for folder in folders)
+    return any((folder / (PRESETS[name].configuration or "")).is_dir() for folder in folders)
 
 
 def _out_of_reach(hub: str) -> str | None:

@@ -7,7 +7,7 @@ folder of the Hub's configuration (`ARC-Challenge/`). MMLU's rows have a `subjec
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,54 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from profuser.errors import UserError
-from profuser.evaluation.benchmarks.rows import (
-    arc_fault,
-    gsm8k_fault,
-    hellaswag_fault,
-    mmlu_fault,
-    truthfulqa_fault,
-    winogrande_fault,
-)
+from profuser.recipe.benchmarks import PRESETS
 
 SUFFIXES = (".jsonl", ".parquet")
 WHOLE = "all"
 """Hub configuration of MMLU that holds all subjects."""
 Rows = dict[str, list[dict[str, Any]]]
 """Rows by split."""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Where one of the six has its data, and what they look like."""
-
-    hub: str
-    """Name on the Hub."""
-    configuration: str | None
-    """Of the dataset on the Hub; MMLU has one per subject."""
-    evaluated: str
-    """Split that is measured."""
-    examples: str | None
-    """Split that the worked examples come from."""
-    fault: Callable[[dict[str, Any]], str | None]
-    """What is wrong with a row of the evaluated split, or None."""
-
-
-DATASETS = {
-    "mmlu": Dataset("cais/mmlu", None, "test", "dev", mmlu_fault),
-    "hellaswag": Dataset("Rowan/hellaswag", None, "validation", "train", hellaswag_fault),
-    "arc_challenge": Dataset("allenai/ai2_arc", "ARC-Challenge", "test", "train", arc_fault),
-    "winogrande": Dataset("allenai/winogrande", "winogrande_xl", "validation", "train", winogrande_fault),
-    "gsm8k": Dataset("openai/gsm8k", "main", "test", "train", gsm8k_fault),
-    "truthfulqa_mc2": Dataset("truthfulqa/truthful_qa", "multiple_choice", "validation", None, truthfulqa_fault),
-}
-COLUMNS = {
-    "mmlu": ("question", "choices", "answer"),
-    "hellaswag": ("activity_label", "ctx_a", "ctx_b", "endings", "label"),
-    "arc_challenge": ("question", "choices", "answerKey"),
-    "winogrande": ("sentence", "option1", "option2", "answer"),
-    "gsm8k": ("question", "answer"),
-    "truthfulqa_mc2": ("question", "mc2_targets"),
-}
 
 
 @dataclass(frozen=True)
@@ -89,7 +48,7 @@ def read_pack(name: str, path: str, shots: int) -> Pack:
     Raises:
         UserError: there are no such data, or a row is not what the benchmark's rows are; one line that names file and row.
     """
-    dataset, setting = DATASETS[name], _setting(name)
+    dataset, setting = PRESETS[name], _setting(name)
     found = {
         split: _checked(name, _tagged(name, files), setting if split == dataset.evaluated else f"{setting}: {split}")
         for split, files in pack_files(name, path, shots).items()
@@ -120,7 +79,7 @@ def pack_digest(name: str, path: str, shots: int) -> str:
 
 def pack_files(name: str, path: str, shots: int) -> dict[str, list[Path]]:
     """Files of the splits that a benchmark uses; UserError where one is not there."""
-    dataset, root, setting = DATASETS[name], Path(path).expanduser(), _setting(name)
+    dataset, root, setting = PRESETS[name], Path(path).expanduser(), _setting(name)
     examples = dataset.examples if shots else None
     if root.is_file() and examples is None:
         return {dataset.evaluated: [root]}
@@ -203,9 +162,9 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _checked(name: str, rows: Iterator[tuple[str, dict[str, Any]]], setting: str) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     for where, row in rows:
-        missing = [column for column in COLUMNS[name] if row.get(column) is None]
-        expected = f"no {missing[0]!r}; rows of {name} have {', '.join(COLUMNS[name])}" if missing else None
-        if reason := expected or DATASETS[name].fault(row):
+        missing = [column for column in PRESETS[name].columns if row.get(column) is None]
+        expected = f"no {missing[0]!r}; rows of {name} have {', '.join(PRESETS[name].columns)}" if missing else None
+        if reason := expected or PRESETS[name].fault(row):
             raise UserError(f"{setting}: {where}: {reason}")
         out.append(row)
     if not out:
@@ -226,7 +185,7 @@ def _by_task(name: str, found: Rows, setting: str) -> dict[str, Rows]:
                     f"{setting}: {subject!r} is no subject of MMLU; they are called as on the Hub, e.g. anatomy"
                 )
             out.setdefault(f"mmlu_{subject}", {other: [] for other in found})[split].append(row)
-    evaluated = DATASETS[name].evaluated
+    evaluated = PRESETS[name].evaluated
     return {task: by_split for task, by_split in sorted(out.items()) if by_split[evaluated]}
 
 

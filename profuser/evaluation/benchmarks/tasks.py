@@ -10,11 +10,10 @@ from lm_eval.api.metrics import mean
 from lm_eval.tasks import TaskManager
 
 from profuser.errors import UserError, one_line
-from profuser.evaluation.benchmarks.data import DATASETS, Pack
+from profuser.evaluation.benchmarks.data import Pack
+from profuser.recipe.benchmarks import PRESETS
 from profuser.recipe.evaluating import BenchmarkConfig
 
-FOLDERS = {"arc_challenge": "arc", "mmlu": "mmlu/default", "truthfulqa_mc2": "truthfulqa"}
-"""Where the harness has a benchmark's tasks, if not in a folder of its name."""
 FEWSHOT_SEED = 1234
 """The harness's own: under it the worked examples are those of published results."""
 WITHOUT_EXAMPLES = {"training_split": None, "fewshot_split": None, "fewshot_config": None}
@@ -56,7 +55,7 @@ def load_benchmark(config: BenchmarkConfig, pack: Pack | None = None) -> Benchma
 
 
 def _preset_tasks(config: BenchmarkConfig, pack: Pack | None) -> dict[str, Any]:
-    root = Path(lm_eval.__file__).parent / "tasks" / FOLDERS.get(config.name, config.name)
+    root = Path(lm_eval.__file__).parent / "tasks" / (PRESETS[config.name].tasks or config.name)
     # The whole index has thousands of files.
     manager = TaskManager(include_defaults=False, include_path=[str(root)])
     names = list(pack.tables) if pack else manager.all_subtasks if config.name == "mmlu" else [config.name]
@@ -64,7 +63,7 @@ def _preset_tasks(config: BenchmarkConfig, pack: Pack | None) -> dict[str, Any]:
     if pack:
         for member in members:
             member["custom_dataset"] = _dataset(pack, member["task"])
-            if DATASETS[config.name].examples not in pack.tables[member["task"]]:
+            if PRESETS[config.name].examples not in pack.tables[member["task"]]:
                 member |= WITHOUT_EXAMPLES
     try:
         # In a group the harness takes settings over those of its own file; of a task by itself it takes nothing else.

@@ -1,0 +1,169 @@
+"""The six benchmarks of the Open LLM Leaderboard: one record each. Prompts and scoring are those of lm-evaluation-harness.
+
+A record's `fault` describes what is wrong with a row that has all its columns: what the harness would stumble over, or misread.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A benchmark as the Open LLM Leaderboard and the paper run it."""
+
+    num_fewshot: int
+    metric: str
+    """The headline metric, by the harness's name."""
+    num_items: int
+    """Items of the whole benchmark on the Hub."""
+    requests_per_item: float
+    """Prompts per item: of multiple choice one per choice."""
+    example_tokens: int
+    """Tokens of one question with its answer, about; for estimates."""
+    hub: str
+    """Name of the dataset on the Hub."""
+    evaluated: str
+    """Split that is measured."""
+    columns: tuple[str, ...]
+    """Columns that every row has."""
+    fault: Callable[[dict[str, Any]], str | None]
+    """Returns what is wrong with a row of the evaluated split, or None."""
+    filter: str = "none"
+    """The harness's filter whose answers the metric is taken of."""
+    configuration: str | None = None
+    """Of the dataset on the Hub; MMLU has one per subject."""
+    examples: str | None = "train"
+    """Split that the worked examples come from."""
+    tasks: str = ""
+    """Folder of the harness's tasks; by default the benchmark's name."""
+
+
+def _choice(index: Any, choices: Any, least: int = 2) -> str | None:
+    if not isinstance(choices, list) or len(choices) < least:
+        return f"expected a list of at least {least} choices, got {str(choices)[:60]!r}"
+    if not str(index).isdigit() or int(index) >= len(choices):
+        return f"{index!r} is none of its {len(choices)} choices"
+    return None
+
+
+def _mmlu_fault(row: dict[str, Any]) -> str | None:
+    """Four choices; the answer is a number from 0, or a letter."""
+    answer = row["answer"]
+    return _choice("ABCD".find(answer) if answer in tuple("ABCD") else answer, row["choices"], 4)
+
+
+def _hellaswag_fault(row: dict[str, Any]) -> str | None:
+    """Endings; the label is a number from 0, as text on the Hub, where rows without one are not to be measured on."""
+    return _choice(row["label"], row["endings"])
+
+
+def _arc_fault(row: dict[str, Any]) -> str | None:
+    """Choices with labels; the answer is one of the labels."""
+    labels = row["choices"].get("label") if isinstance(row["choices"], dict) else None
+    if not labels or len(labels) != len(row["choices"].get("text") or ()):
+        return "choices must hold the lists text and label, of one length"
+    return None if row["answerKey"] in labels else f"answerKey {row['answerKey']!r} is none of {labels}"
+
+
+def _winogrande_fault(row: dict[str, Any]) -> str | None:
+    """A sentence with a blank; the answer is '1' or '2'."""
+    if "_" not in str(row["sentence"]):
+        return "the sentence has no _ to fill"
+    return None if row["answer"] in ("1", "2") else f"answer is {row['answer']!r}, expected '1' or '2'"
+
+
+def _gsm8k_fault(row: dict[str, Any]) -> str | None:
+    """A worked answer that ends with `#### NUMBER`."""
+    return None if "#### " in str(row["answer"]) else "the answer does not end with #### and a number"
+
+
+def _truthfulqa_fault(row: dict[str, Any]) -> str | None:
+    """Choices with labels; at least one is true."""
+    targets = row["mc2_targets"] if isinstance(row["mc2_targets"], dict) else {}
+    labels = targets.get("labels") or []
+    if len(labels) != len(targets.get("choices") or []) or 1 not in labels:
+        return "mc2_targets must hold the lists choices and labels, of one length, with a 1 among the labels"
+    return None
+
+
+PRESETS = {
+    "mmlu": Preset(
+        num_fewshot=5,
+        metric="acc",
+        num_items=14_042,
+        requests_per_item=4,
+        example_tokens=110,
+        hub="cais/mmlu",
+        evaluated="test",
+        columns=("question", "choices", "answer"),
+        fault=_mmlu_fault,
+        examples="dev",
+        tasks="mmlu/default",
+    ),
+    "hellaswag": Preset(
+        num_fewshot=10,
+        metric="acc_norm",
+        num_items=10_042,
+        requests_per_item=4,
+        example_tokens=95,
+        hub="Rowan/hellaswag",
+        evaluated="validation",
+        columns=("activity_label", "ctx_a", "ctx_b", "endings", "label"),
+        fault=_hellaswag_fault,
+    ),
+    "arc_challenge": Preset(
+        num_fewshot=25,
+        metric="acc_norm",
+        num_items=1_172,
+        requests_per_item=4,
+        example_tokens=45,
+        hub="allenai/ai2_arc",
+        configuration="ARC-Challenge",
+        evaluated="test",
+        columns=("question", "choices", "answerKey"),
+        fault=_arc_fault,
+        tasks="arc",
+    ),
+    "winogrande": Preset(
+        num_fewshot=5,
+        metric="acc",
+        num_items=1_267,
+        requests_per_item=2,
+        example_tokens=30,
+        hub="allenai/winogrande",
+        configuration="winogrande_xl",
+        evaluated="validation",
+        columns=("sentence", "option1", "option2", "answer"),
+        fault=_winogrande_fault,
+    ),
+    "gsm8k": Preset(
+        num_fewshot=5,
+        metric="exact_match",
+        filter="strict-match",
+        num_items=1_319,
+        requests_per_item=1,
+        example_tokens=200,
+        hub="openai/gsm8k",
+        configuration="main",
+        evaluated="test",
+        columns=("question", "answer"),
+        fault=_gsm8k_fault,
+    ),
+    "truthfulqa_mc2": Preset(
+        num_fewshot=0,
+        metric="acc",
+        num_items=817,
+        requests_per_item=7.2,
+        example_tokens=160,
+        hub="truthfulqa/truthful_qa",
+        configuration="multiple_choice",
+        evaluated="validation",
+        columns=("question", "mc2_targets"),
+        fault=_truthfulqa_fault,
+        examples=None,
+        tasks="truthfulqa",
+    ),
+}
+LEADERBOARD = "open-llm-leaderboard"
+"""Stands for all of them."""
