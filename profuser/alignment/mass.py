@@ -1,17 +1,15 @@
 """Sums masses that meet on one target token, and keeps the K largest.
 
-Legend: N positions, C candidates per position, K top-k kept, n positions that change.
+Legend: N positions, n some of them, C candidates per position, K top-k, V vocabulary of the source.
 """
 
+from functools import cache
+from typing import Any, no_type_check
+
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int, Int32, Integer
+from jaxtyping import Float, Float32, Int, Int32, Integer
 
 from profuser.signals.codec import TopK
-
-BLOCK = 1 << 16
-"""Candidates of one pass: what is made of them on the way stays in a core's cache."""
-MAGNITUDE = np.int32(0x7FFFFFFF)
-"""A float32's bits without its sign. Of log-probabilities, never positive, they rise as the mass falls: a key to sort by."""
 
 
 def sum_top_k(ids: Int32[np.ndarray, "N C"], logprobs: Float[np.ndarray, "N C"], top_k: int) -> TopK:
@@ -27,92 +25,121 @@ def sum_top_k(ids: Int32[np.ndarray, "N C"], logprobs: Float[np.ndarray, "N C"],
     Returns:
         Distributions in the dtype of `logprobs`; equal masses are ordered by id.
     """
-    num, width = ids.shape
-    kept = min(top_k, width)
-    out_ids = np.zeros((num, top_k), dtype=np.int32)
-    out_logprobs = np.full((num, top_k), -np.inf, dtype=logprobs.dtype)
-    step = max(1, BLOCK // max(1, width))
-    for start in range(0, num, step):
-        some = slice(start, start + step)
-        # Half precision is converted once: every operation on it would do so again.
-        block = logprobs[some].astype(np.float32)
-        out_ids[some, :kept], out_logprobs[some, :kept] = _sum_block(ids[some], block, kept)
-    return TopK(ids=out_ids, logprobs=out_logprobs)
+    out = empty_top_k(len(ids), top_k)
+    rows = np.arange(len(ids))
+    sum_mapped(TopK(ids, logprobs), rows, np.zeros(0, dtype=np.int32), out, rows)
+    return TopK(out.ids, out.logprobs.astype(logprobs.dtype, copy=False))
 
 
-def _sum_block(
-    ids: Int32[np.ndarray, "N C"], logprobs: Float32[np.ndarray, "N C"], kept: int
-) -> tuple[Int32[np.ndarray, "N kept"], Float32[np.ndarray, "N kept"]]:
-    """`sum_top_k` of some positions; the log-probabilities are overwritten."""
-    mapped = ids >= 0
-    there = logprobs > -np.inf
-    change = (logprobs[:, 1:] > logprobs[:, :-1]).any(axis=1) | (there & ~mapped).any(axis=1)
-    mapped &= there
-    keys = _by_id(ids, mapped)
-    repeats = _repeats(keys)
-    change |= repeats.any(axis=1)
-    logprobs[~mapped] = -np.inf
-    _sum_repeats(keys, repeats, logprobs)
-    if change.all():
-        return _largest(ids, logprobs, kept)
-    best_ids, best = np.where(mapped, ids, 0)[:, :kept], logprobs[:, :kept]
-    if change.any():
-        best_ids[change], best[change] = _largest(ids[change], logprobs[change], kept)
-    return best_ids, best
-
-
-def _by_id(ids: Int32[np.ndarray, "N C"], mapped: Bool[np.ndarray, "N C"]) -> Integer[np.ndarray, "N C"]:
-    """Candidates by id and place: both in one number, in which those that are not mapped come last."""
-    bits = _place_bits(ids.shape[1])
-    short = int(ids.max(initial=0)) < np.iinfo(np.int32).max >> bits
-    kind = np.int32 if short else np.int64
-    keys = np.where(mapped, ids, np.iinfo(kind).max >> bits).astype(kind, copy=False)
-    keys = (keys << bits) | np.arange(ids.shape[1], dtype=kind)
-    keys.sort(axis=1)
-    return keys
-
-
-def _repeats(keys: Integer[np.ndarray, "N C"]) -> Bool[np.ndarray, "N C"]:
-    """Whether a candidate, in the order of `_by_id`, has the id of the one before it."""
-    bits = _place_bits(keys.shape[1])
-    index = keys >> bits
-    out = np.zeros(keys.shape, dtype=bool)
-    np.equal(index[:, 1:], index[:, :-1], out=out[:, 1:])
-    out[:, 1:] &= index[:, 1:] < np.iinfo(keys.dtype).max >> bits
-    return out
-
-
-def _sum_repeats(
-    keys: Integer[np.ndarray, "n C"], repeats: Bool[np.ndarray, "n C"], logprobs: Float32[np.ndarray, "n C"]
+def sum_mapped(
+    source: TopK,
+    positions: Int[np.ndarray, "n"],
+    table: Int32[np.ndarray, "V"],
+    out: TopK,
+    places: Int[np.ndarray, "n"],
 ) -> None:
-    """Gives the mass of candidates with the same id to the first of them, in place."""
-    places = np.flatnonzero(repeats)
-    if not len(places):
-        return
-    width = keys.shape[1]
-    begins = np.flatnonzero(np.diff(places, prepend=-2) != 1)
-    flat, mask = logprobs.reshape(-1), (1 << _place_bits(width)) - 1
+    """`sum_top_k` of some positions of a source, written to places of `out` (of `empty_top_k`).
 
-    def at(sorted_places: Int[np.ndarray, "m"]) -> Int[np.ndarray, "m"]:
-        return sorted_places - sorted_places % width + (keys.reshape(-1)[sorted_places] & mask)
-
-    first, others = at(places[begins] - 1), at(places)
-    total = np.exp(flat[first]) + np.add.reduceat(np.exp(flat[others]), begins)
-    flat[others] = -np.inf
-    flat[first] = np.minimum(np.log(total), 0.0)
+    A table maps the source's ids to the target's; they are the target's where it is empty.
+    """
+    codes, values, masses = _coded(source.logprobs)
+    _compiled()(source.ids, codes, values, masses, positions, table, out.ids, out.logprobs, places)
 
 
-def _largest(
-    ids: Int32[np.ndarray, "n C"], logprobs: Float32[np.ndarray, "n C"], kept: int
-) -> tuple[Int32[np.ndarray, "n kept"], Float32[np.ndarray, "n kept"]]:
-    """The largest masses in descending order, equal ones by id; sorted by numbers that hold both, which need no gathering."""
-    keys = ((logprobs.view(np.int32) & MAGNITUDE).astype(np.int64) << 32) | ids.astype(np.uint32)
-    keys.sort(axis=1)
-    best = keys[:, :kept]
-    best_ids, best_logprobs = best.astype(np.int32), -(best >> 32).astype(np.int32).view(np.float32)
-    best_ids[best_logprobs == -np.inf] = 0
-    return best_ids, best_logprobs
+def empty_top_k(num: int, top_k: int) -> TopK:
+    """Returns distributions without a candidate, in single precision."""
+    return TopK(np.zeros((num, top_k), dtype=np.int32), np.full((num, top_k), -np.inf, dtype=np.float32))
 
 
-def _place_bits(width: int) -> int:
-    return max(1, (width - 1).bit_length())
+def _coded(
+    logprobs: Float[np.ndarray, "N C"],
+) -> tuple[Integer[np.ndarray, "N C"], Float32[np.ndarray, "S"], Float32[np.ndarray, "S"]]:
+    """Log-probabilities as indices into a table of values and one of masses. Of half precision the bits are the indices."""
+    if logprobs.dtype == np.float16:
+        return logprobs.view(np.uint16), *_half_tables()
+    values = logprobs.astype(np.float32, copy=False).reshape(-1)
+    return np.arange(logprobs.size, dtype=np.int32).reshape(logprobs.shape), values, np.exp(values)
+
+
+@cache
+def _half_tables() -> tuple[Float32[np.ndarray, "S"], Float32[np.ndarray, "S"]]:
+    """Every number of half precision by its bits, and its exponential function."""
+    values = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values, np.exp(values)
+
+
+@no_type_check
+def _sum_rows(ids, codes, values, masses, positions, table, out_ids, out_logprobs, places):
+    """`sum_top_k` of all rows: the ids of a row meet in a hash table, and each mass is inserted from the end, where it mostly is.
+
+    A row costs some C steps: candidates come nearly in descending order, so that few are moved past others.
+    """
+    width = ids.shape[1]
+    top_k = out_ids.shape[1]
+    size = 4
+    while size < 16 * width:
+        size *= 2
+    entries = np.full(size, -1, np.int32)
+    keys, slots, repeats = np.empty(width, np.int32), np.empty(width, np.int32), np.empty(width, np.bool_)
+    sums, bests = np.empty(width, np.float32), np.empty(width, np.float32)
+    for row in range(len(positions)):
+        position, place = positions[row], places[row]
+        found, changed, before = 0, False, np.float32(0.0)
+        for column in range(width):
+            key, code = np.int32(ids[position, column]), codes[position, column]
+            logprob = values[code]
+            if logprob == -np.inf:
+                continue
+            if len(table):
+                key = table[key]
+            if key < 0:
+                changed = True
+                continue
+            changed |= logprob > before
+            before = logprob
+            slot = (key * 40503) & (size - 1)
+            while entries[slot] >= 0 and keys[entries[slot]] != key:
+                slot = (slot + 1) & (size - 1)
+            entry = entries[slot]
+            if entry < 0:
+                entries[slot], slots[found] = found, slot
+                keys[found], bests[found], sums[found], repeats[found] = key, logprob, masses[code], False
+                found += 1
+            else:
+                sums[entry] += masses[code]
+                repeats[entry] = changed = True
+        kept = 0
+        for entry in range(found):
+            entries[slots[entry]] = -1
+            key, logprob = keys[entry], bests[entry]
+            if repeats[entry]:
+                logprob = min(np.log(sums[entry]), np.float32(0.0))
+            at = kept
+            while (
+                at > 0
+                and changed
+                and out_logprobs[place, at - 1] <= logprob
+                and (out_logprobs[place, at - 1] < logprob or out_ids[place, at - 1] > key)
+            ):
+                at -= 1
+            if at == top_k:
+                continue
+            kept = min(kept + 1, top_k)
+            for later in range(kept - 1, at, -1):
+                out_ids[place, later], out_logprobs[place, later] = (
+                    out_ids[place, later - 1],
+                    out_logprobs[place, later - 1],
+                )
+            out_ids[place, at], out_logprobs[place, at] = key, logprob
+
+
+@cache
+def _compiled() -> Any:
+    """`_sum_rows` as machine code, kept on disk where a folder for it can be written. Numba takes half a second to import."""
+    from numba import njit
+
+    try:
+        return njit(cache=True, nogil=True)(_sum_rows)
+    except RuntimeError:
+        return njit(nogil=True)(_sum_rows)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int, Int32, Integer, UInt8
 
-from profuser.alignment.mass import sum_top_k
+from profuser.alignment.mass import empty_top_k, sum_mapped, sum_top_k
 from profuser.alignment.matching import Matches, match, switch_off
 from profuser.alignment.next_steps import Followed
 from profuser.alignment.source_signals import NextSteps, SourceSignals, begin_alike
@@ -120,10 +120,12 @@ def transport_rows(
     matches = match(projection.source, signals.ids, source_spans, projection.target, target_ids, target_spans)
     used = switch_off(matches, rules)
     kept = top_k or signals.topk.top_k
-    topk = _empty(len(target_ids.values), kept, signals.topk.logprobs.dtype)
+    topk = empty_top_k(len(target_ids.values), kept)
 
     plain = np.flatnonzero((used == Rule.PROJECT) | (used == Rule.END))
-    _put(topk, plain, sum_top_k(*_project(signals.topk, matches, plain, projection), kept))
+    sum_mapped(signals.topk, matches.source[plain], projection.whole, topk, plain)
+    settled = plain[matches.space[plain] != 0]
+    _put(topk, settled, sum_top_k(*_settle_space(signals.topk, matches, settled, projection), kept))
     carried = np.flatnonzero((used == Rule.CONDITION) | (used == Rule.CHAIN))
     followed = np.isin(matches.source[carried], signals.steps.positions if signals.steps else ())
     for places, steps in ((carried[~followed], None), (carried[followed], signals.steps)):
@@ -132,21 +134,21 @@ def transport_rows(
             _put(topk, places, sum_top_k(ids, np.log(mass), kept))
     # Nothing has arrived: no candidate begins with the consumed bytes, or all are specials that the target does not have.
     used[topk.logprobs[:, 0] == -np.inf] = Rule.NONE
+    topk = TopK(topk.ids, topk.logprobs.astype(signals.topk.logprobs.dtype, copy=False))
     rows = RaggedTopK(topk, target_ids.offsets)
     refused = source_spans.refused | target_spans.refused
     return TransportedRows(rows, Ragged(used, target_ids.offsets), refused)
 
 
-def _project(
+def _settle_space(
     source: TopK, matches: Matches, places: Int[np.ndarray, "n"], projection: VocabProjection
 ) -> tuple[Int32[np.ndarray, "n K"], Float[np.ndarray, "n K"]]:
-    """Target ids and log-probabilities of the source's top-k, as they are."""
+    """Target ids and log-probabilities of the source's top-k at first positions, where one side has a leading space."""
     positions = matches.source[places]
-    candidates = source.ids[positions]
-    ids = projection.whole[candidates]
+    ids = np.empty((len(places), source.top_k), dtype=np.int32)
     for sign, settle in ((-1, projection.without_space), (1, projection.with_space)):
-        firsts = np.flatnonzero(matches.space[places] == sign)
-        ids[firsts] = settle(candidates[firsts])
+        firsts = matches.space[places] == sign
+        ids[firsts] = settle(source.ids[positions[firsts]])
     return ids, source.logprobs[positions]
 
 
@@ -205,10 +207,6 @@ def _log_continuation(
     with np.errstate(divide="ignore"):
         log_rest[cut] += np.log((mass * kept).sum(axis=1))
     return np.minimum(log_rest, 0.0)
-
-
-def _empty(num: int, top_k: int, dtype: np.dtype) -> TopK:
-    return TopK(np.zeros((num, top_k), dtype=np.int32), np.full((num, top_k), -np.inf, dtype=dtype))
 
 
 def _put(topk: TopK, places: Int[np.ndarray, "n"], part: TopK) -> None:

@@ -19,7 +19,7 @@ from profuser.storage.folder import Folder
 
 # A driver as a process: waits for the file `go`, takes the run, says so, and works until it is told to stop.
 DRIVER = """
-import pathlib, sys, time
+import pathlib, signal, sys, time
 from profuser.errors import ProfuserError
 from profuser.artifacts.lock import TAKING, RunLock
 from profuser.storage.folder import Folder

@@ -109,7 +109,7 @@ def test_an_exact_condition_asks_for_what_follows_used_up_candidates_and_teaches
 
 def test_held_out_rows_read_with_the_signals_are_evaluated_as_by_an_engine_of_their_own(tmp_path, corpus):
     with connected():
-        run = stages.make_run(tmp_path, corpus)
+        run = stages.make_run(tmp_path, corpus, kind="vllm")
         prepare(run)
         # The target has other engine settings than the source of the same model: it is evaluated separately.
         assert [evaluation_beside(run, source) is not None for source in run.recipe.sources] == [False, True]

@@ -36,14 +36,14 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, corpus):
     """A run whose sources were collected, and whose examples were selected, without a fault."""
-    run = stages.make_run(tmp_path_factory.mktemp("undisturbed"), corpus)
+    run = stages.make_run(tmp_path_factory.mktemp("undisturbed"), corpus, kind="vllm")
     stages.run_until_select(run)
     return run
 
 
 @pytest.fixture
 def prepared(tmp_path, corpus):
-    run = stages.make_run(tmp_path / "runs", corpus)
+    run = stages.make_run(tmp_path / "runs", corpus, kind="vllm")
     prepare(run)
     return run
 

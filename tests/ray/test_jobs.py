@@ -27,7 +27,8 @@ SMALL_BYTES = 1_000_000
 NUM_ROWS, NUM_HELDOUT, NUM_STEPS = 304, 4, 8
 STOPPED = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
 ENGINES = {
-    name: {"dtype": "float32", "max_model_len": 128, "max_num_seqs": n} for name, n in (("llama", 64), ("neox", 1))
+    name: {"kind": kind, "dtype": "float32", "max_model_len": 128, "max_num_seqs": n}
+    for name, kind, n in (("llama", "vllm", 64), ("neox", "transformers", 1))
 }
 """One is slow, so that there is time to stop it."""
 

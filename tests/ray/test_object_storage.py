@@ -50,15 +50,19 @@ def recipe(store, tmp_path):
     with gzip.open(assets_path() / "corpus" / "train.jsonl.gz", "rb") as stream:
         (tmp_path / "data.jsonl").write_bytes(b"".join(next(stream) for _ in range(NUM_ROWS)) + b"not json\n")
     store.put(tmp_path / "data.jsonl", "corpus/data.jsonl")
-    engine = {"kind": "vllm", "dtype": "float32", "max_model_len": 128, "max_num_seqs": 16}
+    # One of them on vLLM: the other starts sooner.
+    engines = {
+        name: {"kind": kind, "dtype": "float32", "max_model_len": 128, "max_num_seqs": 16}
+        for name, kind in (("llama", "vllm"), ("neox", "transformers"))
+    }
     models = {name: store.uri("models", "sources", name) for name in ("llama", "neox")}
     corpus = {"heldout_rows": NUM_HELDOUT, "rows_per_shard": ROWS_PER_SHARD, "max_quarantined_fraction": 0.1}
     content = {
         "name": "away",
         "storage": store.uri("runs"),
         "corpus": {"path": store.uri("corpus"), **corpus},
-        "sources": [{"name": name, "model": model, "engine": engine} for name, model in models.items()],
-        "target": {"model": models["llama"], "engine": engine},
+        "sources": [{"name": name, "model": model, "engine": engines[name]} for name, model in models.items()],
+        "target": {"model": models["llama"], "engine": engines["neox"]},
         "collect": {"top_k": 6, "generation": {"max_tokens": 24}},
         "rewards": [{"kind": "reward_model", "name": "brisk", "model": store.uri("models", "rewards", "brisk")}],
         "fuse": {

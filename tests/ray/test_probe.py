@@ -30,7 +30,7 @@ def corpus(tmp_path):
 
 @pytest.mark.vllm
 def test_a_run_takes_about_what_its_probe_foretold(tmp_path, corpus):
-    run = stages.make_run(tmp_path / "runs", corpus, plan=PRICE)
+    run = stages.make_run(tmp_path / "runs", corpus, kind="vllm", plan=PRICE)
     with connected():
         plan = probe(run, 8)
         assert run.folder.names() == [PLAN]

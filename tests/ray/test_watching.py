@@ -100,7 +100,7 @@ def watched(tmp_path_factory, cluster, environment):
     stages.write_corpus(folder / "corpus.jsonl", 100)
     with (folder / "corpus.jsonl").open("a") as corpus:
         corpus.writelines(f"{line}\n" for line in BROKEN[:NUM_BROKEN])
-    run = stages.make_run(folder / "runs", folder / "corpus.jsonl", fuse=FUSE)
+    run = stages.make_run(folder / "runs", folder / "corpus.jsonl", kind="vllm", fuse=FUSE)
     prometheus = Prometheus(folder / "prometheus", cluster[1])
     try:
         begin = time.time()
