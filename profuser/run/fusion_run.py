@@ -222,7 +222,7 @@ class FusionRun(RunInputs):
 
     def artifacts(self, stage: str) -> list[Artifact]:
         """All artifacts of a stage."""
-        return [artifact for part in REGISTRY[stage].parts(self) for artifact in part.artifacts]
+        return [artifact for part in REGISTRY[stage].parts(self) for artifact in part.make()]
 
     def all_artifacts(self) -> list[Artifact]:
         """All artifacts of the run, in the order of the stages."""

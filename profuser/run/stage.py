@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 class Part:
     """A part of a stage: one call of its function."""
 
-    artifacts: tuple[Artifact, ...]
-    """What it makes; the first gives the part its name."""
+    name: str
+    """The stage and part, e.g. `collect/llama`."""
+    make: Callable[[], Sequence[Artifact]]
+    """Returns what it makes; that of its own name first. Reads the models that decide their fingerprints."""
     arguments: tuple[Any, ...] = ()
     """Of the stage's function, after the run."""
     pool: PoolConfig | None = None
@@ -29,13 +31,8 @@ class Part:
 
     @property
     def artifact(self) -> Artifact:
-        """The artifact that gives the part its name."""
-        return self.artifacts[0]
-
-    @property
-    def name(self) -> str:
-        """The stage and part, e.g. `collect/llama`."""
-        return self.artifact.stage
+        """The artifact of the part's name."""
+        return self.make()[0]
 
 
 @dataclass(frozen=True)

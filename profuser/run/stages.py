@@ -1,8 +1,11 @@
 """The stages of the pipeline, in order: one record each."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from profuser.artifacts.artifact import Artifact
+from profuser.recipe.resources import PoolConfig
 from profuser.run import stage_plans
 from profuser.run.stage import CorpusSize, Part, PlanLine, Stage
 
@@ -13,35 +16,48 @@ TARGET, FUSED = "target", "fused"
 """Names of two of the models that are evaluated; the others are sources."""
 
 
+def _part(name: str, make: Callable[[], Artifact], *arguments: Any, pool: PoolConfig | None = None) -> Part:
+    return Part(name, lambda: [make()], arguments, pool)
+
+
 def _collect(run: "FusionRun") -> list[Part]:
-    return [Part((run.collect(source),), (source,), source.pool) for source in run.recipe.sources]
+    return [_part(f"collect/{s.name}", partial(run.collect, s), s, pool=s.pool) for s in run.recipe.sources]
 
 
 def _rewards(run: "FusionRun") -> list[Part]:
-    return [Part((run.rewards(reward),), (reward,), reward.pool) for reward in run.recipe.rewards]
+    return [_part(f"rewards/{r.name}", partial(run.rewards, r), r, pool=r.pool) for r in run.recipe.rewards]
 
 
 def _signals(run: "FusionRun") -> list[Part]:
     """Only where signals are lazy."""
     sources = run.recipe.sources if run.recipe.collect.signals == "lazy" else ()
-    return [Part((run.signals(source),), (source,), source.pool) for source in sources]
+    return [_part(f"signals/{s.name}", partial(run.signals, s), s, pool=s.pool) for s in sources]
 
 
 def _evaluate(run: "FusionRun") -> list[Part]:
-    return [Part((run.evaluate(name),), (name,), run.evaluated_config(name).pool) for name in run.evaluated()]
+    return [
+        _part(f"evaluate/{name}", partial(run.evaluate, name), name, pool=run.evaluated_config(name).pool)
+        for name in run.evaluated()
+    ]
 
 
 def _benchmarks(run: "FusionRun") -> list[Part]:
     return [
-        Part((run.benchmark(name, benchmark),), (name, benchmark), run.evaluated_config(name).pool)
+        _part(
+            f"benchmarks/{name}/{b.name}",
+            partial(run.benchmark, name, b),
+            name,
+            b,
+            pool=run.evaluated_config(name).pool,
+        )
         for name in run.evaluated()
-        for benchmark in run.recipe.evaluate.benchmarks
+        for b in run.recipe.evaluate.benchmarks
     ]
 
 
 def _judge(run: "FusionRun") -> list[Part]:
     rewards = run.recipe.rewards if run.recipe.evaluate.judged else ()
-    return [Part((run.judge(reward),), (reward,), reward.pool) for reward in rewards]
+    return [_part(f"judge/{r.name}", partial(run.judge, r), r, pool=r.pool) for r in rewards]
 
 
 def _prepared(counts: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -55,7 +71,7 @@ def _prepared(counts: Mapping[str, Mapping[str, float]]) -> list[str]:
 _ALL = (
     Stage(
         name="prepare",
-        parts=lambda run: [Part((run.corpus(), run.heldout(), run.quarantine()))],
+        parts=lambda run: [Part("prepare/train", lambda: [run.corpus(), run.heldout(), run.quarantine()])],
         plan=stage_plans.prepare,
         report=_prepared,
     ),
@@ -85,10 +101,10 @@ _ALL = (
     ),
     Stage(
         name="select",
-        parts=lambda run: [Part((run.select(),), pool=run.recipe.select.pool)],
+        parts=lambda run: [_part("select", run.select, pool=run.recipe.select.pool)],
         plan=stage_plans.select,
     ),
-    Stage(name="fuse", parts=lambda run: [Part((run.fuse(),))], plan=stage_plans.fuse),
+    Stage(name="fuse", parts=lambda run: [_part("fuse", run.fuse)], plan=stage_plans.fuse),
     Stage(
         name="evaluate",
         parts=_evaluate,
@@ -114,7 +130,7 @@ _ALL = (
         plural="judges",
         concurrency="rewards",
     ),
-    Stage(name="report", parts=lambda run: [Part((run.report(),))], plan=lambda run, size: ()),
+    Stage(name="report", parts=lambda run: [_part("report", run.report)], plan=lambda run, size: ()),
 )
 REGISTRY = {stage.name: stage for stage in _ALL}
 STAGES = tuple(REGISTRY)

@@ -150,7 +150,7 @@ def _stages(run: FusionRun) -> Iterator[StageFact]:
     for part in (part for stage in STAGES[:-1] for part in REGISTRY[stage].parts(run)):
         # Training's workers name no accelerator.
         price = plan.price(part.pool) if part.pool else plan.price_per_device_hour
-        for artifact in part.artifacts:
+        for artifact in part.make():
             manifest = artifact.manifest()
             if manifest is not None:
                 own = artifact.folder == run.folder / artifact.stage
