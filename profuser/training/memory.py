@@ -9,9 +9,8 @@ these are some GiB. `torch.compile` is left out: it only lowers what activations
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Literal
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed import fake_pg  # noqa: F401, the import makes the backend known
+from transformers import masking_utils
 
 from profuser.artifacts.schemas import MODES
 from profuser.errors import TrainingError
@@ -115,13 +115,14 @@ def _pretended_workers(world_size: int) -> Iterator[None]:
 
 @contextmanager
 def _examples_seen(config: FuseConfig) -> Iterator[None]:
-    """Says to Transformers whether examples are packed: it looks at positions, and takes those without values for packed ones."""
-    with (
-        nullcontext()
-        if config.packing
-        else patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
-    ):
+    """Stops Transformers from looking for packed examples unless they are packed: fake positions have no values to look at."""
+    found = masking_utils.find_packed_sequence_indices
+    if not config.packing:
+        masking_utils.find_packed_sequence_indices = lambda *_, **__: None
+    try:
         yield
+    finally:
+        masking_utils.find_packed_sequence_indices = found
 
 
 def _fill(module: FusionModule, config: FuseConfig, live: LiveBytes) -> torch.optim.Optimizer:
