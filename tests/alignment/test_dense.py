@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from profuser.alignment.next_steps import LEAST_SHARE, find_used_up
+from profuser.alignment.next_steps import MIN_SHARE, find_used_up
 from profuser.alignment.source_signals import NextSteps, SourceSignals
 from profuser.alignment.transport import transport_rows
 from profuser.alignment.vocab_projection import VocabProjection
@@ -217,7 +217,7 @@ PAIRS = st.lists(st.sampled_from([b"aa", b"ab", b"ba", b"bb"]), max_size=4, uniq
 def test_exact_with_the_next_steps_where_consumed_bytes_are_spelt_in_one_way(longer, response, seed):
     """One byte is consumed at most, and a target of single bytes never looks beyond a source token."""
     for _, masses, place, _ in positions(Source(vocabulary(*longer), seed), vocabulary(), response, "exact"):
-        assert total_variation(masses, place.exact()[0]) <= LEAST_SHARE + ROUNDING
+        assert total_variation(masses, place.exact()[0]) <= MIN_SHARE + ROUNDING
 
 
 def test_the_next_steps_bring_condition_closer_where_it_stays_inexact():

@@ -83,11 +83,11 @@ def test_a_leading_space_begins_before_the_response():
 @pytest.mark.parametrize(
     ("ids", "response", "reason"),
     [
-        ([0, 2], b"Now when", "part at byte 4"),
-        ([1], b"Now then", "part at byte 3"),
-        ([1, 2], b"Now", "part at byte 3"),
-        ([3, 0], b"Now", "part at byte"),
-        ([1, 4, 1], b"NowNow", "no end of turn in the last place"),
+        ([0, 2], b"Now when", "differ at byte 4"),
+        ([1], b"Now then", "differ at byte 3"),
+        ([1, 2], b"Now", "differ at byte 3"),
+        ([3, 0], b"Now", "differ at byte"),
+        ([1, 4, 1], b"NowNow", "not a final end of turn"),
         ([1, 5], b"Now", "token id 5 at position 1 has no bytes"),
         ([1, 6], b"Now", "outside the vocabulary"),
         ([-1], b"Now", "outside the vocabulary"),

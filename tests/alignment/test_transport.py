@@ -307,7 +307,7 @@ def test_refused_rows_are_counted_and_leave_the_others_alone():
     out = transport_rows(signals, targets, [b"a", b"a", b"a"], VocabProjection.build(tokens, tokens))
     assert sorted(out.refused) == [1, 2]
     assert out.rules.values.tolist() == [PROJECT, END, NONE, NONE, NONE, NONE]
-    with pytest.raises(AlignmentError, match="part at byte 0"):
+    with pytest.raises(AlignmentError, match="differ at byte 0"):
         transport(
             np.array([1, 2]),
             np.zeros(2),
