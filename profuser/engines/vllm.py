@@ -1,4 +1,4 @@
-"""The vLLM engine: continuous batching for both kinds of requests at once, log-probabilities taken out as arrays."""
+"""The vLLM engine: batches both kinds of requests together, continuously, and reads log-probabilities as arrays."""
 
 import os
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from profuser.errors import EngineError, one_line
 from profuser.recipe.models import EngineConfig
 from profuser.signals.codec import TopK
 
-# One process per actor: simpler to kill, and nothing is copied between an engine core and us.
+# One process per actor: simpler to kill, and nothing is copied from and to an engine core.
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 for _name, _value in ENVIRONMENT.items():
-    # Before vLLM is imported for the first time: it reads them then.
+    # Set before the first import of vLLM, which reads them.
     os.environ.setdefault(_name, _value)
 
 
 def unsupported(path: str, revision: str | None, trust_remote_code: bool) -> str | None:
-    """Why the installed vLLM cannot run a model, or None where it can."""
+    """Returns why the installed vLLM cannot run a model, or None if it can."""
     try:
         from vllm.model_executor.models import ModelRegistry
     except ImportError as error:
@@ -32,7 +32,7 @@ def unsupported(path: str, revision: str | None, trust_remote_code: bool) -> str
     ).architectures or ["unknown"]
     known = set(ModelRegistry.get_supported_archs())
     missing = [name for name in architectures if name not in known]
-    return f"vLLM does not know {missing[0]}" if missing else None
+    return f"vLLM does not support {missing[0]}" if missing else None
 
 
 class VllmEngine:
@@ -52,9 +52,9 @@ class VllmEngine:
         self.vocab_size = int(model_config.get_vocab_size())
         self.end_ids = sorted(set(end_ids))
         self.requests: dict[str, Request] = {}
-        # vLLM looks names of its package up anew at every import of them.
+        # vLLM looks up its package's names again at every access.
         self._make_prompt, self._make_parameters = vllm.TokensPrompt, vllm.SamplingParams
-        # Text would be made of every candidate, parts of answers handed out, and parameters copied: none of it is wanted.
+        # Not needed: the text of every candidate, partial answers, and copies of the parameters.
         self._common: dict[str, Any] = {
             "detokenize": False,
             "output_kind": RequestOutputKind.FINAL_ONLY,
@@ -76,8 +76,8 @@ class VllmEngine:
 
     @property
     def num_running(self) -> int:
-        """Requests that share the scheduler's batch; the others wait for a place, or for memory."""
-        core = getattr(self.llm.llm_engine.engine_core, "engine_core", None)  # None where it is a process of its own
+        """Number of requests in the scheduler's batch; the others wait for a slot or for memory."""
+        core = getattr(self.llm.llm_engine.engine_core, "engine_core", None)  # None if it is a separate process
         return len(core.scheduler.running) if core else len(self.requests)
 
     def _parameters(self, request: Request) -> Any:
@@ -103,11 +103,11 @@ class VllmEngine:
 
 
 class ArrayLogprobs:
-    """In the place of vLLM's `LogprobsProcessor`: keeps the arrays of its engine core, of which vLLM would make a Python object
-    per number.
+    """Replaces vLLM's `LogprobsProcessor`: keeps the arrays of the engine core, from which vLLM would make a Python object per
+    number.
 
     Args:
-        top_k: K of the request; a batch may have been given more for another.
+        top_k: K of the request; the batch's arrays may be wider, for another request.
     """
 
     cumulative_logprob = None
@@ -118,26 +118,26 @@ class ArrayLogprobs:
         self.prompt_logprobs: list[tuple[np.ndarray, np.ndarray]] = []
 
     def update_from_output(self, output: Any) -> None:
-        """Takes what the engine core found in a step, of the prompt or of sampled tokens."""
+        """Keeps the log-probabilities of one engine-core step, of the prompt or of sampled tokens."""
         if (found := output.new_logprobs) is not None:
             self._keep(self.logprobs, found.logprob_token_ids, found.logprobs)
         if (found := output.new_prompt_logprobs_tensors) is not None:
             self._keep(self.prompt_logprobs, found.logprob_token_ids.numpy(), found.logprobs.numpy())
 
     def _keep(self, where: list[tuple[np.ndarray, np.ndarray]], token_ids: np.ndarray, logprobs: np.ndarray) -> None:
-        # Copies: rows of a batch's array would keep the whole of it.
+        # Copies: views of a batch's array would keep all of it in memory.
         where.append((token_ids[:, : self.width].astype(np.int32), logprobs[:, : self.width].astype(np.float32)))
 
 
 def _response(request: Request, output: Any) -> Response:
-    """Puts a request's response positions together."""
+    """Concatenates the positions of a request's response."""
     if request.response_ids is not None:
         ids, reason, parts = request.response_ids, "given", output.prompt_logprobs
         first = len(request.prompt_ids) - 1  # a prompt's first position has none
     else:
         ids, reason, parts = output.outputs[0].token_ids, output.outputs[0].finish_reason, output.outputs[0].logprobs
         first = 0
-    # K + 1 entries a position: the token itself, then ranks 1..K.
+    # K + 1 entries per position: the token itself, then ranks 1..K.
     shape = (len(ids), request.top_k + 1)
     parts = parts if len(ids) else [(np.zeros(shape, np.int32), np.zeros(shape, np.float32))]
     token_ids, logprobs = (np.concatenate(each)[first:].reshape(shape) for each in zip(*parts, strict=True))

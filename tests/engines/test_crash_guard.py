@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from profuser.engines.crash_guard import MOST_DEATHS, CrashGuard, EngineDeadError, SharedLock
+from profuser.engines.crash_guard import MAX_DEATHS, CrashGuard, EngineDeadError, SharedLock
 from profuser.errors import EngineError
 from profuser.storage.folder import Folder
 
@@ -38,13 +38,13 @@ def until_done(folder, guilty, fatal):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     results = context.SimpleQueue()
-    for deaths in range(MOST_DEATHS + 3):
+    for deaths in range(MAX_DEATHS + 3):
         process = context.Process(target=attempt, args=(folder, guilty, fatal, results))
         process.start()
         process.join()
         if process.exitcode == 0:
             return *results.get(), deaths
-    return None, None, MOST_DEATHS + 3
+    return None, None, MAX_DEATHS + 3
 
 
 @pytest.mark.parametrize("fatal", [True, False], ids=["killed", "exception"])
@@ -68,9 +68,9 @@ def test_one_death_searches_nothing(tmp_path):
 
 
 def test_a_shard_that_always_dies_is_given_up_with_the_last_words(tmp_path):
-    (tmp_path / "shard-00000.json").write_text(json.dumps({"deaths": MOST_DEATHS, "last_words": "no memory"}))
+    (tmp_path / "shard-00000.json").write_text(json.dumps({"deaths": MAX_DEATHS, "last_words": "no memory"}))
     with (
-        pytest.raises(EngineError, match=rf"died {MOST_DEATHS} times over shard 0 \(last words: no memory\)"),
+        pytest.raises(EngineError, match=rf"died {MAX_DEATHS} times on shard 0 \(last message: no memory\)"),
         CrashGuard(Folder.at(tmp_path)).shard(0, 5),
     ):
         pass
