@@ -126,9 +126,9 @@ def transport_rows(
     sum_mapped(signals.topk, matches.source[plain], projection.whole, topk, plain)
     settled = plain[matches.space[plain] != 0]
     _put(topk, settled, sum_top_k(*_settle_space(signals.topk, matches, settled, projection), kept))
-    carried = np.flatnonzero((used == Rule.CONDITION) | (used == Rule.CHAIN))
-    followed = np.isin(matches.source[carried], signals.steps.positions if signals.steps else ())
-    for places, steps in ((carried[~followed], None), (carried[followed], signals.steps)):
+    partial = np.flatnonzero((used == Rule.CONDITION) | (used == Rule.CHAIN))
+    followed = np.isin(matches.source[partial], signals.steps.positions if signals.steps else ())
+    for places, steps in ((partial[~followed], None), (partial[followed], signals.steps)):
         ids, mass = _condition_and_chain(signals, target_ids.values, matches, places, projection, steps)
         with np.errstate(divide="ignore"):
             _put(topk, places, sum_top_k(ids, np.log(mass), kept))
@@ -189,7 +189,7 @@ def _condition_and_chain(
     mass[chained] *= np.exp(_log_continuation(signals, matches, places[rows], projection))
     if followed is None:
         return ids, mass
-    more_ids, more_mass = followed.columns_beside(mass)
+    more_ids, more_mass = followed.extra_columns(mass)
     return np.concatenate([ids, more_ids], axis=1), np.concatenate([mass, more_mass], axis=1)
 
 

@@ -44,7 +44,7 @@ def min_ce(advantages: Float[np.ndarray, "N M"]) -> Int[np.ndarray, "N"]:
 
 
 def margins(advantages: Float[np.ndarray, "N M"], mode: Literal["inference", "training"]) -> Float[np.ndarray, "N"]:
-    """Returns the lead of the best source, 0 (a tie) to 1 (no rival). This measure is ours, not the paper's.
+    """Returns the lead of the best source, 0 (a tie) to 1 (no rival). This measure is not from the paper.
 
     Training mode: `1 - CE_1 / CE_2`, the share by which the ground truth is less surprising to the best source than to the second,
     the same in any unit. Inference mode: `(votes_1 - votes_2) / sum(votes)`; 0 where there are no votes.

@@ -101,8 +101,8 @@ class Selector:
                 if chosen:
                     parts = [one.choice for one in chosen]
                     signals = self._signals(rows, parts, collected[teacher], lazy[teacher] if lazy else None)
-                    carried = self._transport(teacher, signals, chosen, counts)
-                    tables.append(self._table(rows, chosen, carried, counts))
+                    transported = self._transport(teacher, signals, chosen, counts)
+                    tables.append(self._table(rows, chosen, transported, counts))
         return (pa.concat_tables(tables) if tables else self.schema.empty_table()), counts
 
     @property
@@ -157,10 +157,10 @@ class Selector:
         """Transports one source's distributions along responses to the target's tokens, and counts positions by rule."""
         responses = [one.choice.response.encode() for one in examples]
         projection = self.projections[source]
-        carried = transport_rows(signals, response_ids(examples), responses, projection, self.rules, self.top_k)
-        found = coverage(carried.rules.values)
+        transported = transport_rows(signals, response_ids(examples), responses, projection, self.rules, self.top_k)
+        found = coverage(transported.rules.values)
         add_counts(counts, {f"alignment/{self.chooser.names[source]}/{rule}": number for rule, number in found.items()})
-        return carried
+        return transported
 
     def _encode(self, rows: list[dict], choices: list[Choice], counts: dict[str, float]) -> list[EncodedChoice]:
         """Encodes choices in the target's tokens. A choice whose response they do not spell would teach another text: it is
@@ -173,12 +173,12 @@ class Selector:
         return [one for place, one in enumerate(examples) if place not in wrong]
 
     def _table(
-        self, rows: list[dict], examples: list[EncodedChoice], carried: TransportedRows, counts: dict[str, float]
+        self, rows: list[dict], examples: list[EncodedChoice], transported: TransportedRows, counts: dict[str, float]
     ) -> pa.Table:
         """Returns the examples as a table of the select schema. Counts tokens, in total and by rule, and rows not aligned."""
-        used, choices = coverage(carried.rules.values), [one.choice for one in examples]
+        used, choices = coverage(transported.rules.values), [one.choice for one in examples]
         add_counts(counts, {f"rule/{rule}": number for rule, number in used.items()})
-        add_counts(counts, {"not_aligned": len(carried.refused), "tokens": len(carried.rules.values)})
+        add_counts(counts, {"not_aligned": len(transported.refused), "tokens": len(transported.rules.values)})
         columns: dict[str, Any] = {
             "row_id": [rows[c.row]["row_id"] for c in choices],
             "mode": [c.mode for c in choices],
@@ -189,8 +189,8 @@ class Selector:
             "prompt_ids": [one.prompt_ids for one in examples],
             "response_ids": [one.response_ids for one in examples],
             "response_bytes": [len(c.response.encode()) for c in choices],
-            **to_columns("topk", carried.topk, self.target.tokens.vocab_size),
-            "rules": [carried.rules.row(index) for index in range(len(choices))],
+            **to_columns("topk", transported.topk, self.target.tokens.vocab_size),
+            "rules": [transported.rules.row(index) for index in range(len(choices))],
         }
         return pa.table(
             {f.name: c if isinstance(c := columns[f.name], pa.Array) else pa.array(c, f.type) for f in self.schema},
