@@ -30,8 +30,8 @@ def masses(topk, place):
 
 
 def slow_mean(parts, place):
-    given = [found for part in parts if (found := masses(part, place))]
-    return {token: sum(f.get(token, 0.0) for f in given) / len(given) for f in given for token in f}
+    available = [found for part in parts if (found := masses(part, place))]
+    return {token: sum(f.get(token, 0.0) for f in available) / len(available) for f in available for token in f}
 
 
 @given(
