@@ -1,6 +1,6 @@
-"""The mean of several sources' distributions at the target's positions: all teach together, none is chosen.
+"""Averages several sources' distributions at the target's positions: all sources teach together, none is chosen.
 
-Legend: B rows, b those of them that one source speaks of, B1 = B + 1 offsets, T positions of all rows, M sources, K top-k.
+Legend: B rows, b rows that one source covers, B1 = B + 1 offsets, T positions of all rows, M sources, K top-k.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from profuser.signals.rules import Rule
 
 
 def average_rows(parts: Sequence[TransportedRows], ranks: Int[np.ndarray, "B M"], top_k: int) -> TransportedRows:
-    """Averages what M sources say of the same B rows; a row is refused where it is by all.
+    """Averages the distributions of M sources over the same B rows; a row is refused if all sources refuse it.
 
-    Each position has the rule of the best source that has a distribution there.
+    Each position takes the rule of the best-ranked source that has a distribution there.
 
     Args:
-        parts: of each source, over all rows (`spread_rows`).
-        ranks: place of each source in the order of choice, per row; 0 is the best.
+        parts: transported rows of each source, spread over all B rows (`spread_rows`).
+        ranks: rank of each source, per row; 0 is the best.
         top_k: K, candidates to keep.
     """
     offsets = parts[0].topk.offsets
@@ -38,21 +38,21 @@ def average_rows(parts: Sequence[TransportedRows], ranks: Int[np.ndarray, "B M"]
 
 
 def average_top_k(parts: Sequence[TopK], top_k: int) -> TopK:
-    """The arithmetic mean of the distributions that there are at each of T positions.
+    """Returns the arithmetic mean of the available distributions at each of T positions.
 
-    `p(v) = 1/m * sum_j p_j(v)` over the m sources with a distribution there; one that does not list a candidate gives it 0.
-    The `top_k` most probable candidates of the union are kept, the rest is tail: so the mean of the listed masses is an upper
-    bound of the kept one, and is met where the union has at most K candidates. A position without any distribution has none.
+    `p(v) = 1/m * sum_j p_j(v)` over the m sources with a distribution there; a source that does not list a candidate adds 0.
+    The `top_k` most probable candidates of the union are kept and the rest goes to the tail. The kept mass is thus at most the
+    mean of the listed masses, and equal to it if the union has at most K candidates. A position without distributions gets none.
 
     Args:
-        parts: of each source, T positions over one vocabulary.
+        parts: distributions of each source, T positions over one vocabulary.
         top_k: K, candidates to keep.
 
     Returns:
         Distributions in float32.
     """
     ids = np.concatenate([part.ids for part in parts], axis=1).astype(np.int32)
-    # In half precision the division alone would cost a thousandth.
+    # In half precision the division alone would cost an error of a thousandth.
     logprobs = np.concatenate([part.logprobs for part in parts], axis=1).astype(np.float32)
     num_sources = sum((part.logprobs[:, 0] > -np.inf).astype(np.float32) for part in parts)
     return sum_top_k(ids, logprobs - np.log(np.maximum(num_sources, 1))[:, None], top_k)
@@ -61,12 +61,12 @@ def average_top_k(parts: Sequence[TopK], top_k: int) -> TopK:
 def spread_rows(
     part: TransportedRows, rows: Int[np.ndarray, "b"], offsets: Integer[np.ndarray, "B1"]
 ) -> TransportedRows:
-    """Puts b rows in their places among B; the others have no distribution, and are refused.
+    """Spreads b rows over B rows; the other rows have no distribution and are refused.
 
     Args:
-        part: what a source says of its rows.
-        rows: their places, ascending.
-        offsets: of all B rows.
+        part: transported rows of one source.
+        rows: their indices among the B rows, ascending.
+        offsets: row offsets of all B rows.
     """
     num_rows, num = len(offsets) - 1, int(offsets[-1])
     places = Ragged(np.arange(num), np.asarray(offsets))

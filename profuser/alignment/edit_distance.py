@@ -1,4 +1,4 @@
-"""The nearest token by edit distance over bytes: FuseLLM's MinED mapping, kept as a baseline."""
+"""Finds the nearest token by edit distance over bytes: FuseLLM's MinED mapping, kept as a baseline."""
 
 from collections.abc import Sequence
 
@@ -7,15 +7,15 @@ from jaxtyping import Int32
 
 from profuser.alignment.token_bytes import TokenBytes
 
-TEXTS_AT_ONCE = 512
-"""Rows of the distance table that exist at one time: 16 MiB against a vocabulary of 32,000."""
+TEXTS_PER_CHUNK = 512
+"""Rows of the distance table that are in memory at once: 16 MiB against a vocabulary of 32,000."""
 
 
 def nearest_tokens(tokens: TokenBytes, texts: Sequence[bytes]) -> Int32[np.ndarray, "texts"]:
-    """The token with the smallest Levenshtein distance over bytes to each byte string; ties go to the lowest id.
+    """Returns the token with the smallest Levenshtein distance over bytes to each byte string; ties go to the lowest id.
 
     Args:
-        tokens: the table to search; -1 comes back where it has no bytes at all.
+        tokens: the table to search; if none of its tokens has bytes, all results are -1.
         texts: byte strings.
     """
     from rapidfuzz.distance import Levenshtein
@@ -25,10 +25,10 @@ def nearest_tokens(tokens: TokenBytes, texts: Sequence[bytes]) -> Int32[np.ndarr
     out = np.full(len(texts), -1, dtype=np.int32)
     if not len(ids):
         return out
-    # RapidFuzz compares characters: Latin-1 makes one of every byte.
+    # RapidFuzz compares characters: Latin-1 maps each byte to one character.
     choices = [(tokens[index] or b"").decode("latin-1") for index in ids.tolist()]
-    for start in range(0, len(texts), TEXTS_AT_ONCE):
-        queries = [text.decode("latin-1") for text in texts[start : start + TEXTS_AT_ONCE]]
+    for start in range(0, len(texts), TEXTS_PER_CHUNK):
+        queries = [text.decode("latin-1") for text in texts[start : start + TEXTS_PER_CHUNK]]
         distances = cdist(queries, choices, scorer=Levenshtein.distance, dtype=np.uint16)
         out[start : start + len(queries)] = ids[distances.argmin(axis=1)]
     return out

@@ -1,4 +1,4 @@
-"""The first token that a tokenizer uses for given bytes, in the middle of a response.
+"""Finds the first token that a tokenizer uses for given bytes in the middle of a response.
 
 A next-token distribution over the target's vocabulary needs only the first token of each candidate.
 """
@@ -15,13 +15,13 @@ NOT_MAPPED = -1
 
 
 def first_tokens(tokens: TokenBytes, texts: Sequence[bytes]) -> Int32[np.ndarray, "texts"]:
-    """The first token of the tokenization of each byte string, -1 where there is none.
+    """Returns the first token of each byte string's tokenization, -1 where there is none.
 
     Bytes that are valid UTF-8 are tokenized by the tokenizer itself, without leading space or special tokens. The
-    longest token that begins the bytes is taken instead where they are no UTF-8 (parts of characters), where the
-    tokenizer does not spell them (a normalizer, an unknown character), and for tables without a tokenizer. What follows
-    the bytes in a response is not known here; a tokenizer that would merge across their end can use another first token
-    there.
+    longest token that is a prefix of the bytes is used instead if they are not UTF-8 (partial characters), if the
+    tokenizer does not spell them (a normalizer, an unknown character), and for tables without a tokenizer. The bytes
+    that follow in the response are not known here; a tokenizer that would merge across the end can use a different
+    first token there.
 
     Args:
         tokens: the table of the tokenizer.
@@ -42,7 +42,7 @@ def first_tokens(tokens: TokenBytes, texts: Sequence[bytes]) -> Int32[np.ndarray
 
 
 def _encode(bare: tokenizers.Tokenizer | None, texts: list[str]) -> list[int]:
-    """First id of each text's tokenization, -1 where it is empty."""
+    """Returns the first id of each text's tokenization, -1 where it is empty."""
     if bare is None:
         return []
     encodings = bare.encode_batch_fast(texts, add_special_tokens=False)
@@ -57,7 +57,7 @@ def _decode(data: bytes) -> str | None:
 
 
 def longest_match(id_of: dict[bytes, int], data: bytes, longest: int) -> int:
-    """The longest token that the bytes begin with, or -1."""
+    """Returns the longest token that is a prefix of the bytes, or -1."""
     for length in range(min(len(data), longest), 0, -1):
         index = id_of.get(data[:length])
         if index is not None:

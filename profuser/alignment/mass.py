@@ -1,6 +1,6 @@
-"""Sums masses that meet on one target token, and keeps the K largest.
+"""Sums the masses that are mapped to the same target token and keeps the K largest.
 
-Legend: N positions, n some of them, C candidates per position, K top-k, V vocabulary of the source.
+Legend: N positions, n selected positions, C candidates per position, K top-k, V vocabulary of the source.
 """
 
 from functools import cache
@@ -13,13 +13,13 @@ from profuser.signals.codec import TopK
 
 
 def sum_top_k(ids: Int32[np.ndarray, "N C"], logprobs: Float[np.ndarray, "N C"], top_k: int) -> TopK:
-    """Sums the masses of equal ids and keeps the `top_k` largest; the rest belongs to the tail.
+    """Sums the masses of equal ids and keeps the `top_k` largest; the rest goes to the tail.
 
-    Rows whose candidates are all different, mapped and descending pass unchanged, to the bit.
+    Rows whose candidates are all distinct, mapped and in descending order are returned unchanged, to the bit.
 
     Args:
         ids: target ids of the candidates, -1 for the tail.
-        logprobs: their natural log-probabilities; -inf for an empty place.
+        logprobs: their natural log-probabilities; -inf for an empty slot.
         top_k: K, width of the result.
 
     Returns:
@@ -38,23 +38,23 @@ def sum_mapped(
     out: TopK,
     places: Int[np.ndarray, "n"],
 ) -> None:
-    """`sum_top_k` of some positions of a source, written to places of `out` (of `empty_top_k`).
+    """Applies `sum_top_k` to selected positions of a source and writes the results to `places` of `out` (from `empty_top_k`).
 
-    A table maps the source's ids to the target's; they are the target's where it is empty.
+    `table` maps the source's ids to the target's; if it is empty, the ids are already the target's.
     """
     codes, values, masses = _coded(source.logprobs)
     _compiled()(source.ids, codes, values, masses, positions, table, out.ids, out.logprobs, places)
 
 
 def empty_top_k(num: int, top_k: int) -> TopK:
-    """Returns distributions without a candidate, in single precision."""
+    """Returns distributions without candidates, in single precision."""
     return TopK(np.zeros((num, top_k), dtype=np.int32), np.full((num, top_k), -np.inf, dtype=np.float32))
 
 
 def _coded(
     logprobs: Float[np.ndarray, "N C"],
 ) -> tuple[Integer[np.ndarray, "N C"], Float32[np.ndarray, "S"], Float32[np.ndarray, "S"]]:
-    """Log-probabilities as indices into a table of values and one of masses. Of half precision the bits are the indices."""
+    """Returns log-probabilities as indices into tables of values and masses. In half precision, the bits are the indices."""
     if logprobs.dtype == np.float16:
         return logprobs.view(np.uint16), *_half_tables()
     values = logprobs.astype(np.float32, copy=False).reshape(-1)
@@ -63,7 +63,7 @@ def _coded(
 
 @cache
 def _half_tables() -> tuple[Float32[np.ndarray, "S"], Float32[np.ndarray, "S"]]:
-    """Every number of half precision by its bits, and its exponential function."""
+    """Returns every half-precision number, indexed by its bits, and its exponential."""
     values = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         return values, np.exp(values)
@@ -71,9 +71,9 @@ def _half_tables() -> tuple[Float32[np.ndarray, "S"], Float32[np.ndarray, "S"]]:
 
 @no_type_check
 def _sum_rows(ids, codes, values, masses, positions, table, out_ids, out_logprobs, places):
-    """`sum_top_k` of all rows: the ids of a row meet in a hash table, and each mass is inserted from the end, where it mostly is.
+    """Computes `sum_top_k` of all rows: merges a row's equal ids in a hash table, then inserts each mass, searching from the end.
 
-    A row costs some C steps: candidates come nearly in descending order, so that few are moved past others.
+    A row costs about C steps: candidates come in nearly descending order, so that few are moved past others.
     """
     width = ids.shape[1]
     top_k = out_ids.shape[1]
@@ -136,7 +136,7 @@ def _sum_rows(ids, codes, values, masses, positions, table, out_ids, out_logprob
 
 @cache
 def _compiled() -> Any:
-    """`_sum_rows` as machine code, kept on disk where a folder for it can be written. Numba takes half a second to import."""
+    """Returns `_sum_rows` compiled, cached on disk if a cache folder is writable. Importing Numba takes half a second."""
     from numba import njit
 
     try:

@@ -1,4 +1,4 @@
-"""Which source token speaks for which target position: an intersection of byte boundaries, for many rows at once.
+"""Matches target positions to source tokens by intersecting byte boundaries, for many rows at once.
 
 Legend: B rows, N_s source tokens and N_t target tokens of all rows together.
 """
@@ -16,19 +16,19 @@ from profuser.signals.rules import AlignmentRules, Rule
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """For each target position its rule and the source tokens that it speaks of."""
+    """The rule and the source tokens of each target position."""
 
     rules: UInt8[np.ndarray, "N_t"]
     source: Int[np.ndarray, "N_t"]
-    """The source token whose distribution is used (an index into all source tokens); means nothing under NONE."""
+    """Source token whose distribution is used (an index into all source tokens); undefined under NONE."""
     consumed: Int[np.ndarray, "N_t"]
-    """Bytes of that source token that lie before the position."""
+    """Bytes of that source token that precede the position."""
     space: Int[np.ndarray, "N_t"]
-    """At the first position of a row: -1 to take the source's leading space away, +1 to add the target's; else 0."""
+    """At the first position of a row: -1 to remove the source's leading space, +1 to add the target's; else 0."""
     stop: Int[np.ndarray, "N_t"]
-    """Under CHAIN: one past the last source token that lies wholly inside the target token."""
+    """Under CHAIN: one past the last source token that is wholly inside the target token."""
     cut: Bool[np.ndarray, "N_t"]
-    """Under CHAIN: the target token ends inside source token `stop`, where the next position begins."""
+    """Under CHAIN: whether the target token ends inside source token `stop`, where the next position begins."""
 
 
 def match(
@@ -39,9 +39,9 @@ def match(
     target_ids: Ragged,
     target_spans: Spans,
 ) -> Matches:
-    """Finds for each target position the source token that starts there or holds it, before any rule is switched off.
+    """Finds for each target position the source token that starts there or contains it, before any rule is switched off.
 
-    Rows that either side refused, and rows without source tokens, get NONE throughout.
+    All positions are NONE in rows that either side refused and in rows without source tokens.
     """
     base = _row_bases(source_ids, source_spans, target_ids, target_spans)
     source_base, target_base = base[source_ids.row_of], base[target_ids.row_of]
@@ -52,7 +52,7 @@ def match(
         return _no_matches(len(here))
     source = np.searchsorted(starts, here, side="right") - 1
     consumed = here - starts[source]
-    space = _settle_first_positions(source, consumed, source_ids, source_spans, target_ids, target_spans, usable)
+    space = _pair_first_positions(source, consumed, source_ids, source_spans, target_ids, target_spans, usable)
 
     source_end = source_tokens.roles[source_ids.values[source]] == Role.END
     target_end = target_tokens.roles[target_ids.values] == Role.END
@@ -68,7 +68,7 @@ def match(
 
 
 def switch_off(matches: Matches, rules: AlignmentRules) -> UInt8[np.ndarray, "N_t"]:
-    """The rule of each position, NONE where a rule that it needs is off."""
+    """Returns the rule of each position, NONE where a rule that it needs is off."""
     off = ~np.isin(matches.rules, [*rules.allowed])
     if Rule.CONDITION not in rules.allowed:
         off |= matches.consumed > 0
@@ -76,14 +76,14 @@ def switch_off(matches: Matches, rules: AlignmentRules) -> UInt8[np.ndarray, "N_
 
 
 def coverage(rules: Shaped[np.ndarray, "N_t"]) -> dict[str, int]:
-    """Number of positions per rule, by the rule's name in lower case."""
+    """Returns the number of positions per rule, by the rule's name in lower case."""
     return {rule.name.lower(): int((rules == rule).sum()) for rule in Rule}
 
 
 def _row_bases(
     source_ids: Ragged, source_spans: Spans, target_ids: Ragged, target_spans: Spans
 ) -> Int[np.ndarray, "B"]:
-    """A number to add to the spans of each row, such that the spans of all rows rise and no two rows meet."""
+    """Returns an offset to add to each row's spans, so that spans ascend over all rows and no two rows touch."""
     widest = np.zeros(len(source_ids), dtype=np.int64)
     for ids, spans in ((source_ids, source_spans), (target_ids, target_spans)):
         filled = ids.lengths > 0
@@ -97,7 +97,7 @@ def _usable_rows(source_ids: Ragged, source_spans: Spans, target_spans: Spans) -
     return usable
 
 
-def _settle_first_positions(
+def _pair_first_positions(
     source: Int[np.ndarray, "N_t"],
     consumed: Int[np.ndarray, "N_t"],
     source_ids: Ragged,
@@ -106,20 +106,20 @@ def _settle_first_positions(
     target_spans: Spans,
     usable: Bool[np.ndarray, "N_t"],
 ) -> Int[np.ndarray, "N_t"]:
-    """Pairs first positions whose leading spaces differ, in place, and says how: -1 source has one, +1 target has one.
+    """Pairs first positions whose leading spaces differ, in place. Returns -1 where the source has one, +1 where the target has.
 
-    Both stand at the beginning of the response. A source token that is but the space has a successor that starts
-    exactly where the target does; that one is kept.
+    Both tokens are at the beginning of the response. If the source's first token is only the space, its successor
+    starts exactly where the target does; that pairing is kept.
     """
     space = np.zeros(len(source), dtype=np.int64)
     firsts = target_ids.offsets[:-1][target_ids.lengths > 0]
     firsts = firsts[usable[firsts]]
     source_firsts = source_ids.offsets[target_ids.row_of[firsts]]
     difference = source_spans.starts[source_firsts] - target_spans.starts[firsts]
-    apart = (difference > 0) | ((difference < 0) & (consumed[firsts] != 0))
-    space[firsts[apart]] = difference[apart]
-    source[firsts[apart]] = source_firsts[apart]
-    consumed[firsts[apart]] = 0
+    unpaired = (difference > 0) | ((difference < 0) & (consumed[firsts] != 0))
+    space[firsts[unpaired]] = difference[unpaired]
+    source[firsts[unpaired]] = source_firsts[unpaired]
+    consumed[firsts[unpaired]] = 0
     return space
 
 

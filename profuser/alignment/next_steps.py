@@ -1,4 +1,4 @@
-"""Used-up candidates: source tokens that spell exactly the bytes already consumed, so that only the step after them says more.
+"""Finds used-up candidates (source tokens that spell exactly the consumed bytes) and projects the step that follows them.
 
 Legend: N_s, N_t tokens of source and target of all rows together, n positions, K top-k, C candidates, U used-up candidates.
 """
@@ -17,8 +17,8 @@ from profuser.alignment.vocab_projection import VocabProjection
 from profuser.signals.ragged import Ragged
 from profuser.signals.rules import AlignmentRules, Rule
 
-LEAST_SHARE = 1e-3
-"""Of the conditioned mass: a used-up candidate below it is not worth a request, and goes to the tail."""
+MIN_SHARE = 1e-3
+"""Minimum share of the conditioned mass: a used-up candidate below it is not worth a request and goes to the tail."""
 
 
 def find_used_up(
@@ -40,7 +40,7 @@ def find_used_up(
         rules: which rules may carry a distribution.
 
     Returns:
-        Source positions, ascending, and the candidates to put there. None in rows that one side's tokens do not spell.
+        Source positions, ascending, and the candidates to put there. Rows that one side's tokens do not spell have none.
     """
     spans = byte_spans(source, signals.ids, responses), byte_spans(target, target_ids, responses)
     matches = match(source, signals.ids, spans[0], target, target_ids, spans[1])
@@ -48,7 +48,7 @@ def find_used_up(
     positions, consumed = matches.source[inside], matches.consumed[inside]
     candidates, mass, _ = signals.candidates(positions)
     mass *= begin_alike(source, candidates, signals.ids.values[positions], consumed)
-    enough = mass >= LEAST_SHARE * mass.sum(axis=1, keepdims=True)
+    enough = mass >= MIN_SHARE * mass.sum(axis=1, keepdims=True)
     rows, columns = np.nonzero((mass > 0) & enough & (source.lengths[candidates] == consumed[:, None]))
     pairs = np.unique(np.stack([positions[rows], candidates[rows, columns]]), axis=1)
     return pairs[0], pairs[1]
@@ -56,17 +56,17 @@ def find_used_up(
 
 @dataclass(frozen=True, eq=False)
 class Followed:
-    """What comes after U of the used-up candidates of n positions."""
+    """The next steps of U used-up candidates of n positions."""
 
     rows: Int[np.ndarray, "U"]
     columns: Int[np.ndarray, "U"]
-    """Which of the positions, and which of its candidates."""
+    """Indices of the position (`rows`) and of its candidate."""
     possible: Float[np.ndarray, "U"]
-    """Share of the source's next token that does not contradict what the target has emitted."""
+    """Share of the source's next-token mass that does not contradict what the target has emitted."""
     ids: Int32[np.ndarray, "U K"]
     """Target tokens that begin the next source tokens; -1 for the tail."""
     mass: Float[np.ndarray, "U K"]
-    """Their masses given that nothing is contradicted; what is missing to 1 is the tail of the step."""
+    """Their masses, conditioned on no contradiction; the remainder to 1 is the tail of the step."""
 
     @classmethod
     def of(
@@ -77,7 +77,7 @@ class Followed:
         used_up: Bool[np.ndarray, "n C"],
         projection: VocabProjection,
     ) -> "Followed":
-        """Looks up the steps of used-up candidates, and projects them; a candidate without a step is left out."""
+        """Looks up and projects the steps of used-up candidates; a candidate without a step is left out."""
         rows, columns = np.nonzero(used_up)
         found = steps.find(positions[rows], candidates[rows, columns])
         rows, columns, found = (part[found >= 0] for part in (rows, columns, found))
@@ -90,10 +90,10 @@ class Followed:
         mass = np.divide(mass, possible[:, None], out=np.zeros_like(mass), where=possible[:, None] > 0)
         return cls(rows, columns, possible, projection.whole[following], mass)
 
-    def columns_beside(
+    def extra_columns(
         self, mass: Float[np.ndarray, "n C"]
     ) -> tuple[Int32[np.ndarray, "n W"], Float[np.ndarray, "n W"]]:
-        """Ids and masses of all that follows, as W more columns beside the candidates of `mass` (an empty place has mass 0)."""
+        """Returns ids and masses of all next tokens as W columns to append to those of `mass` (an empty slot has mass 0)."""
         rank = np.arange(len(self.rows)) - np.searchsorted(self.rows, self.rows)
         shape = (len(mass), int(rank.max(initial=-1)) + 1, self.ids.shape[1])
         ids, more = np.full(shape, -1, dtype=np.int32), np.zeros(shape)

@@ -1,4 +1,4 @@
-"""Numbers for the beginnings of byte strings, so that "these bytes begin with those" is one comparison of integers.
+"""Numbers the prefixes of byte strings, so that "these bytes begin with those" is one comparison of integers.
 
 Legend: V byte strings, A bytes of all of them together.
 """
@@ -10,10 +10,10 @@ from jaxtyping import Int, UInt8
 def prefix_nodes(
     blob: UInt8[np.ndarray, "A"], starts: Int[np.ndarray, "V"], lengths: Int[np.ndarray, "V"]
 ) -> Int[np.ndarray, "A"]:
-    """Nodes of the tree of all beginnings: `nodes[starts[i] + n - 1]` is the node of the first n bytes of string i.
+    """Returns the nodes of the tree of all prefixes: `nodes[starts[i] + n - 1]` is the node of the first n bytes of string i.
 
-    Two beginnings have the same node exactly if they are the same bytes. Built one level of the tree at a time, over
-    all strings at once; a hash would do the same with collisions.
+    Two prefixes have the same node exactly if they are the same bytes. The tree is built one level at a time, over all
+    strings at once; a hash would do the same with collisions.
     """
     nodes = np.full(len(blob), -1, dtype=np.int64)
     parents = np.zeros(len(starts), dtype=np.int64)

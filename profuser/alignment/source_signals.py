@@ -1,4 +1,4 @@
-"""What a source reports along responses: its tokens, their log-probabilities, and its distributions.
+"""Holds a source's signals along responses: its tokens, their log-probabilities, and its distributions.
 
 Legend: B rows, N_s source tokens of all rows together, n positions, K top-k, C = K + 1 candidates, U used-up candidates.
 """
@@ -16,16 +16,16 @@ from profuser.signals.ragged import Ragged
 
 @dataclass(frozen=True, eq=False)
 class NextSteps:
-    """The source's distributions one token after U candidates, each put in the place of a response token."""
+    """The source's distributions one token after U candidates, each substituted for a response token."""
 
     positions: Int[np.ndarray, "U"]
-    """The source token (an index into all N_s) whose place the candidate takes; ascending."""
+    """Source token (an index into all N_s) that the candidate replaces; ascending."""
     candidates: Int[np.ndarray, "U"]
     topk: TopK
     """Distributions of the token after the candidate; U positions."""
 
     def find(self, positions: Int[np.ndarray, "n"], candidates: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-        """Returns which step belongs to each position and candidate, -1 where there is none."""
+        """Returns the index of each position and candidate's step, -1 where there is none."""
         if not len(self.positions):
             return np.full(len(positions), -1)
         ordered, order = self._ordered
@@ -35,7 +35,7 @@ class NextSteps:
 
     @cached_property
     def _ordered(self) -> tuple[Int[np.ndarray, "U"], Int[np.ndarray, "U"]]:
-        """Keys of the steps in ascending order, and that order."""
+        """Returns the keys of the steps in ascending order, and that order."""
         keys = _keys(self.positions, self.candidates)
         order = np.argsort(keys)
         return keys[order], order
@@ -43,7 +43,7 @@ class NextSteps:
 
 @dataclass(frozen=True, eq=False)
 class SourceSignals:
-    """What a source says of B responses: its tokens, their log-probabilities and its distributions there."""
+    """A source's tokens along B responses, their log-probabilities and the distributions at their positions."""
 
     ids: Ragged
     """Response tokens of each row, a final end of turn included."""
@@ -52,12 +52,12 @@ class SourceSignals:
     topk: TopK
     """Distributions over the source's vocabulary at each token's position."""
     steps: NextSteps | None = None
-    """Distributions after used-up candidates, where the source was asked for them (`select.condition: exact`)."""
+    """Distributions after used-up candidates, if they were requested (`select.condition: exact`)."""
 
     def candidates(
         self, positions: Int[np.ndarray, "n"]
     ) -> tuple[Int[np.ndarray, "n C"], Float[np.ndarray, "n C"], Bool[np.ndarray, "n C"]]:
-        """Ids and masses of the top-k, then of the realised token where it is not among them; which is realised."""
+        """Returns ids and masses of the top-k, then of the realised token if it is not among them; and a mask of that token."""
         actual = self.ids.values[positions].astype(np.int64)[:, None]
         ids = np.concatenate([self.topk.ids[positions], actual], axis=1)
         logprobs = np.concatenate([self.topk.logprobs[positions], self.logprobs[positions, None]], axis=1)
@@ -75,7 +75,7 @@ def begin_alike(
     actual: Integer[np.ndarray, "n"],
     num_bytes: Int[np.ndarray, "n"],
 ) -> Bool[np.ndarray, "n C"]:
-    """Whether candidates begin with the first `num_bytes` of the realised token; true for all where that is 0."""
+    """Returns whether candidates begin with the first `num_bytes` of the realised token; true for all where that is 0."""
     nodes, num = tokens.prefix_nodes, num_bytes[:, None]
     long_enough = tokens.lengths[candidates] >= num
     places = np.where(long_enough & (num > 0), tokens.starts[candidates] + num - 1, 0)

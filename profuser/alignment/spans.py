@@ -1,4 +1,4 @@
-"""Where the tokens of responses lie in the responses' bytes, for many rows at once, with every byte checked.
+"""Locates the tokens of responses in the responses' bytes, for many rows at once, and checks every byte.
 
 Legend: B rows, N tokens of all rows together, T tokens of one row (T1 = T + 1).
 """
@@ -18,21 +18,21 @@ SPACE = 0x20
 
 @dataclass(frozen=True, eq=False)
 class Spans:
-    """Byte spans `[start, end)` of N tokens, each counted from the beginning of its own row's response.
+    """Byte spans `[start, end)` of N tokens, relative to the beginning of the row's response.
 
-    A row whose tokens spell one space more than the response begins at -1. Spans of refused rows mean nothing.
+    A row whose tokens spell one more leading space than the response begins at -1. Spans of refused rows are undefined.
     """
 
     starts: Int[np.ndarray, "N"]
     ends: Int[np.ndarray, "N"]
     refused: dict[int, str]
-    """Rows whose tokens do not spell the response, and why."""
+    """Rows whose tokens do not spell the response, with the reason."""
 
 
 def boundaries(
     tokens: TokenBytes, token_ids: Integer[np.ndarray, "T"] | Sequence[int], response: bytes
 ) -> Int[np.ndarray, "T1"]:
-    """Byte offsets of the tokens of one response: token t is `response[bounds[t]:bounds[t + 1]]`.
+    """Returns the byte offsets of one response's tokens: token t is `response[bounds[t]:bounds[t + 1]]`.
 
     The tokens may spell one leading space that the response lacks (SentencePiece's dummy prefix, or a template that
     ends in a colon): then `bounds[0]` is -1. A final end-of-turn token has an empty span at the end.
@@ -47,23 +47,23 @@ def boundaries(
 
 
 def misspelt(tokens: TokenBytes, token_ids: Ragged, responses: Sequence[bytes]) -> dict[int, str]:
-    """Rows whose tokens do not spell their response, and why: what a model says of them is about another text.
+    """Returns rows whose tokens do not spell their response, with the reason: a model's scores there are about another text.
 
-    Arguments as of `byte_spans`. Whatever turns text into tokens for a score asks this once.
+    Takes the arguments of `byte_spans`. Code that tokenizes text for a score must check this once.
     """
     return byte_spans(tokens, token_ids, responses).refused
 
 
 def byte_spans(tokens: TokenBytes, token_ids: Ragged, responses: Sequence[bytes]) -> Spans:
-    """Lays the tokens of B rows over the bytes of their responses.
+    """Aligns the tokens of B rows with the bytes of their responses.
 
     Args:
-        tokens: the table of the tokenizer that the ids are of.
-        token_ids: ids of the response tokens, a final end-of-turn token included where there is one.
+        tokens: the table of the ids' tokenizer.
+        token_ids: ids of the response tokens, including the final end-of-turn token if there is one.
         responses: the response of each row as bytes, without any leading space of the template.
 
     Returns:
-        Spans of all tokens, and a reason for each row that is refused.
+        Spans of all tokens, with a reason for each refused row.
     """
     flat = np.asarray(token_ids.values, dtype=np.int64)
     known = (flat >= 0) & (flat < tokens.vocab_size)
@@ -90,7 +90,7 @@ def byte_spans(tokens: TokenBytes, token_ids: Ragged, responses: Sequence[bytes]
 def _misplaced(
     tokens: TokenBytes, token_ids: Ragged, flat: Int[np.ndarray, "N"], known: Bool[np.ndarray, "N"]
 ) -> dict[int, str]:
-    """Rows with an unknown id, or with a token without bytes that is not an end of turn in the last place."""
+    """Returns rows with an unknown id, or with a token without bytes that is not a final end of turn."""
     last = np.zeros(len(flat), dtype=bool)
     last[token_ids.offsets[1:][token_ids.lengths > 0] - 1] = True
     wrong = ~known | ((tokens.lengths[flat] == 0) & ~(last & (tokens.roles[flat] == Role.END)))
@@ -98,9 +98,7 @@ def _misplaced(
     for place in np.flatnonzero(wrong).tolist():
         row = int(np.searchsorted(token_ids.offsets, place, side="right")) - 1
         index, position = int(token_ids.values[place]), place - int(token_ids.offsets[row])
-        reason = (
-            f"token id {index} at position {position} has no bytes and is no end of turn in the last place; see end_ids"
-        )
+        reason = f"token id {index} at position {position} has no bytes and is not a final end of turn; check end_ids"
         if not known[place]:
             reason = f"token id {index} at position {position} is outside the vocabulary of {tokens.vocab_size}"
         refused.setdefault(row, reason)
@@ -108,7 +106,7 @@ def _misplaced(
 
 
 def _difference(spelt: bytes, response: bytes) -> str:
-    """Where and how the bytes of the tokens differ from the response."""
+    """Describes where and how the bytes of the tokens differ from the response."""
     if spelt[:1] == b" " != response[:1]:
         spelt = spelt[1:]
     same = next(
@@ -116,6 +114,6 @@ def _difference(spelt: bytes, response: bytes) -> str:
     )
     near = slice(max(same - 8, 0), same + 8)
     return (
-        f"tokens spell {len(spelt)} bytes, the response has {len(response)}; they part at byte {same}: "
+        f"tokens spell {len(spelt)} bytes, the response has {len(response)}; they differ at byte {same}: "
         f"{spelt[near]!r} against {response[near]!r}"
     )

@@ -1,9 +1,9 @@
-"""Whether the target's tokenizer puts a token boundary inside given bytes.
+"""Determines whether the target's tokenizer puts a token boundary inside given bytes.
 
 Inside a source token the target has already emitted tokens that end at the consumed bytes. A continuation that the target would not
 split there contradicts them.
 
-Legend: n positions, C candidates of each, P pairs of source tokens.
+Legend: n positions, C candidates per position, P pairs of source tokens.
 """
 
 from collections.abc import Sequence
@@ -22,21 +22,21 @@ UNKNOWN = -1
 class TargetSplits:
     """Boundaries of the target's tokens inside source tokens, and between two of them.
 
-    The bytes are tokenized alone, without what precedes and follows them. A target token that began before them, or that would
-    reach beyond them, can move the boundary: there the answer is an approximation. Bytes that are no UTF-8 (parts of characters),
-    or that the target's tokenizer does not spell, count as split everywhere. A table without a tokenizer takes the longest token
-    each time.
+    The bytes are tokenized without their context. A target token that began before them, or that would extend past them, can
+    move the boundary: there the answer is an approximation. Bytes that are not UTF-8 (partial characters), or that the target's
+    tokenizer does not spell, count as split everywhere. With a table without a tokenizer, bytes are split greedily into the
+    longest tokens.
     """
 
     def __init__(self, source: TokenBytes, target: TokenBytes) -> None:
         self.source, self.target = source, target
         self._begins = np.full(len(source.blob), UNKNOWN, dtype=np.int8)
-        """Whether a target token begins at each byte of the source's tokens; filled a token at a time, when asked for."""
+        """Whether a target token begins at each byte of the source's tokens; filled on demand, one source token at a time."""
         self._pairs, self._pair_splits = np.array([-1]), np.array([True])
-        """Keys of the pairs of source tokens that were asked for, ascending, and whether the target splits between the two."""
+        """Keys of the pairs of source tokens seen so far, ascending, and whether the target splits between the two."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Copies the table that is filled on demand: what comes from another process may be read-only."""
+        """Copies the table that is filled on demand: one received from another process may be read-only."""
         self.__dict__ |= state | {"_begins": state["_begins"].copy()}
 
     def fitting(
@@ -45,9 +45,10 @@ class TargetSplits:
         actual: Integer[np.ndarray, "n"],
         consumed: Int[np.ndarray, "n"],
     ) -> Bool[np.ndarray, "n C"]:
-        """Whether candidates begin with the first `consumed` bytes of the realised token, and the target would split them there.
+        """Returns whether candidates begin with the realised token's first `consumed` bytes and the target would split them there.
 
-        Where it would not split the realised token, tokenized alone, what precedes it matters, and none is dropped for that.
+        If the target would not split the realised token, tokenized without context, then the preceding text matters, and no
+        candidate is dropped for its split.
         """
         fits = begin_alike(self.source, candidates, actual, consumed)
         judged = fits & self.inside(actual, consumed)[:, None]
@@ -57,7 +58,7 @@ class TargetSplits:
     def inside(
         self, ids: Integer[np.ndarray, "*shape"], consumed: Integer[np.ndarray, "*shape"]
     ) -> Bool[np.ndarray, "*shape"]:
-        """Whether the target splits source tokens after their first `consumed` bytes; true at either end of a token."""
+        """Returns whether the target splits source tokens after their first `consumed` bytes; true at either end of a token."""
         out = np.ones(ids.shape, dtype=bool)
         within = (consumed > 0) & (consumed < self.source.lengths[ids])
         places = self.source.starts[ids[within]] + consumed[within]
@@ -73,7 +74,7 @@ class TargetSplits:
     def between(
         self, firsts: Integer[np.ndarray, "*shape"], seconds: Integer[np.ndarray, "*shape"]
     ) -> Bool[np.ndarray, "*shape"]:
-        """Whether the target splits two consecutive source tokens where one ends and the other begins; true before a special."""
+        """Returns whether the target splits between two consecutive source tokens; true before a special token."""
         text = self.source.lengths[seconds] > 0
         keys = firsts[text].astype(np.int64) * self.source.vocab_size + seconds[text]
         places = np.searchsorted(self._pairs, keys)
@@ -86,7 +87,7 @@ class TargetSplits:
         return out
 
     def _learn(self, keys: Int[np.ndarray, "P"]) -> None:
-        """Adds pairs to the table of those between which it is known whether the target splits."""
+        """Adds pairs to the table of known splits."""
         pairs = zip(*(part.tolist() for part in np.divmod(keys, self.source.vocab_size)), strict=True)
         parts = [(self.source[first] or b"", self.source[second] or b"") for first, second in pairs]
         begins = token_begins(self.target, [first + second for first, second in parts])
@@ -98,7 +99,7 @@ class TargetSplits:
 
 
 def token_begins(tokens: TokenBytes, texts: Sequence[bytes]) -> list[Int8[np.ndarray, "text"]]:
-    """Returns for each byte of byte strings 1 where a token begins, else 0; see `TargetSplits` for what is tokenized how."""
+    """Returns for each byte of byte strings 1 where a token begins, else 0; `TargetSplits` describes the tokenization."""
     if tokens.bare is None:
         return [_marks(text, tokens, _longest_tokens(tokens, text)) for text in texts]
     valid = [place for place, text in enumerate(texts) if _is_text(text)]
@@ -108,7 +109,7 @@ def token_begins(tokens: TokenBytes, texts: Sequence[bytes]) -> list[Int8[np.nda
 
 
 def _marks(text: bytes, tokens: TokenBytes, ids: list[int]) -> Int8[np.ndarray, "text"]:
-    """1 at the first byte of each token; 1 everywhere where the tokens do not spell the text."""
+    """Returns 1 at the first byte of each token; 1 everywhere if the tokens do not spell the text."""
     places = np.array(ids, dtype=np.int64)
     if tokens.spell(places) != text:
         return np.ones(len(text), dtype=np.int8)
@@ -120,7 +121,7 @@ def _marks(text: bytes, tokens: TokenBytes, ids: list[int]) -> Int8[np.ndarray, 
 
 
 def _longest_tokens(tokens: TokenBytes, text: bytes) -> list[int]:
-    """The longest token that fits, each time; empty where there is none."""
+    """Splits a text greedily into the longest tokens; empty if no token fits."""
     longest, ids = int(tokens.lengths.max(initial=0)), []
     while text:
         ids.append(longest_match(tokens.id_of, text, longest))

@@ -1,4 +1,4 @@
-"""The byte string of every token of a tokenizer, as one flat table.
+"""Stores the byte string of every token of a tokenizer in one flat table.
 
 Legend: V vocabulary (width of the logits), A bytes of all tokens together.
 """
@@ -22,12 +22,12 @@ from profuser.signals.ragged import offsets_of
 
 
 class Role(IntEnum):
-    """What a token without bytes is for. TEXT has bytes; UNUSED is an id of the logits that no token has."""
+    """Purpose of a token without bytes. TEXT has bytes; UNUSED is an id of the logits without a token."""
 
     TEXT = 0
     BOS = 1
     END = 2
-    """The end of a turn: the end-of-sequence token, or one that the caller names."""
+    """End of a turn: the end-of-sequence token, or one that the caller names."""
     PAD = 3
     UNK = 4
     OTHER = 5
@@ -43,22 +43,22 @@ class TokenBytes:
     lengths: Int[np.ndarray, "V"]
     roles: UInt8[np.ndarray, "V"]
     byte_pieces: Bool[np.ndarray, "V"]
-    """Tokens that stand for a single byte by fallback (`<0xNN>`), which a tokenizer uses only where it has no other."""
+    """Byte-fallback tokens (`<0xNN>`), which a tokenizer uses only where no other token fits."""
     end_ids: tuple[int, ...]
-    """Tokens that end a turn; other models' ends are mapped to the first."""
+    """Tokens that end a turn; other models' end tokens are mapped to the first."""
     bare: tokenizers.Tokenizer | None = None
-    """The tokenizer itself, without leading space and special tokens; None for a table that was given by hand."""
+    """The tokenizer itself, without leading space and special tokens; None for a table built by hand."""
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any, vocab_size: int, end_ids: Sequence[int] = ()) -> "TokenBytes":
         """Reads the table from a Hugging Face fast tokenizer.
 
-        Added tokens that are not special are their text's UTF-8. Special tokens have no bytes.
+        Added tokens that are not special have their text's UTF-8 bytes. Special tokens have no bytes.
 
         Args:
             tokenizer: a `transformers` fast tokenizer, or a `tokenizers.Tokenizer` (which knows no roles but unk).
             vocab_size: width of the model's logits; ids from the tokenizer's length on are unused.
-            end_ids: tokens that end a turn beside `eos_token_id`; the first one given is the main one.
+            end_ids: tokens that end a turn, in addition to `eos_token_id`; the first one is the main one.
 
         Raises:
             AlignmentError: the tokenizer cannot be expressed in bytes, or has ids beyond `vocab_size`.
@@ -95,7 +95,7 @@ class TokenBytes:
         byte_pieces: Bool[np.ndarray, "V"] | None = None,
         bare: tokenizers.Tokenizer | None = None,
     ) -> "TokenBytes":
-        """Builds the table from byte strings by hand. Tokens with a role other than TEXT lose their bytes.
+        """Builds the table from given byte strings. Tokens with a role other than TEXT lose their bytes.
 
         Raises:
             AlignmentError: an end id is outside the vocabulary.
@@ -120,16 +120,16 @@ class TokenBytes:
 
     @property
     def vocab_size(self) -> int:
-        """V."""
+        """Size of the vocabulary, V."""
         return len(self.lengths)
 
     def __getitem__(self, token_id: int) -> bytes | None:
-        """The bytes of one token, or None where it has none."""
+        """Returns the bytes of one token, or None if it has none."""
         start, length = int(self.starts[token_id]), int(self.lengths[token_id])
         return self.blob[start : start + length].tobytes() if length else None
 
     def spell(self, token_ids: Int[np.ndarray, "T"]) -> bytes:
-        """The bytes of tokens, one after another."""
+        """Returns the concatenated bytes of tokens."""
         lengths = self.lengths[token_ids]
         offsets = offsets_of(lengths)
         shift = np.repeat(self.starts[token_ids] - offsets[:-1], lengths)
@@ -137,7 +137,7 @@ class TokenBytes:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the table, for manifests: the same exactly where ids stand for the same bytes and roles."""
+        """SHA-256 of the table, for manifests: equal exactly if ids have equal bytes and roles."""
         state = hashlib.sha256()
         for part in (self.lengths.astype("<i8"), self.blob, self.roles, np.array(self.end_ids, dtype="<i8")):
             state.update(len(part).to_bytes(8, "little") + part.tobytes())
@@ -145,18 +145,18 @@ class TokenBytes:
 
     @cached_property
     def id_of(self) -> dict[bytes, int]:
-        """The token of a byte string. Of several: no `<0xNN>` if there is another, then the lowest id."""
+        """Token of each byte string. Among several, an ordinary token is preferred to `<0xNN>`, then the lowest id."""
         order = np.lexsort((np.arange(self.vocab_size), self.byte_pieces))[::-1]
         return {data: index for index in order.tolist() if (data := self[index]) is not None}
 
     @cached_property
     def prefix_nodes(self) -> Int[np.ndarray, "A"]:
-        """For each byte of the table a number of its token's bytes up to it, the same for the same bytes."""
+        """Number of the token's prefix that ends at each byte of the table; equal prefixes have equal numbers."""
         return prefix_nodes(self.blob, self.starts, self.lengths)
 
 
 def _roles(tokenizer: Any, spec: Mapping[str, Any], end_ids: Sequence[int]) -> tuple[tuple[int, ...], dict[int, Role]]:
-    """The ids that end a turn, the main one first, and the roles of the other specials that the tokenizer names."""
+    """Returns the ids that end a turn, the main one first, and the roles of the other specials that the tokenizer names."""
     specials = {token["id"] for token in spec["added_tokens"] if token["special"]}
     roles = {}
     for name, role in (("pad", Role.PAD), ("bos", Role.BOS), ("unk", Role.UNK)):
@@ -172,7 +172,7 @@ def _roles(tokenizer: Any, spec: Mapping[str, Any], end_ids: Sequence[int]) -> t
 
 
 def _unk_id(model: Mapping[str, Any]) -> int | None:
-    """The id that the model gives to what it does not know, if it has one."""
+    """Returns the id that the model uses for unknown text, if it has one."""
     if model.get("unk_id") is not None:
         return model["unk_id"]
     token = model.get("unk_token")

@@ -1,4 +1,4 @@
-"""How a tokenizer writes bytes into its pieces, read from the structure of its `tokenizer.json`, not from class names.
+"""Determines how a tokenizer's pieces spell bytes, from the structure of its `tokenizer.json`, not from class names.
 
 Three families can be expressed in bytes: byte-level (each character of a piece stands for one byte), SentencePiece-like
 (one character stands for a space, and with byte fallback `<0xNN>` for a byte), and plain (a piece is its own UTF-8).
@@ -15,7 +15,7 @@ from profuser.errors import AlignmentError
 SEQUENCE_KEYS = ("normalizers", "pretokenizers", "decoders")
 MODELS = {"BPE", "Unigram", "WordLevel"}
 NORMALIZERS = {"NFC", "Prepend", "Replace", "Strip", "ByteLevel"}
-"""Normalizers that leave ordinary text as it is. A row that they do change spells other bytes and is refused."""
+"""Normalizers that leave ordinary text unchanged. A row that they do change spells different bytes and is refused."""
 PRE_TOKENIZERS = {"ByteLevel", "Metaspace", "Split", "Digits", "Punctuation", "UnicodeScripts", "FixedLength"}
 BYTE_PIECE = re.compile(r"^<0x([0-9A-Fa-f]{2})>$")
 
@@ -26,12 +26,12 @@ class Family:
 
     byte_level: bool
     space: str | None
-    """The character that stands for a space, in a SentencePiece-like tokenizer."""
+    """Character that stands for a space in a SentencePiece-like tokenizer."""
     byte_fallback: bool
     """Whether `<0xNN>` stands for one byte."""
 
     def piece_bytes(self, piece: str) -> bytes:
-        """The bytes of a piece of the model. A byte-level piece with a foreign character is its own UTF-8."""
+        """Returns the bytes of a piece of the model. A byte-level piece with a foreign character is its own UTF-8."""
         if self.byte_level:
             table = byte_level_alphabet()
             known = all(character in table for character in piece)
@@ -40,16 +40,16 @@ class Family:
         return bytes([int(match[1], 16)]) if match else self.text_bytes(piece)
 
     def text_bytes(self, text: str) -> bytes:
-        """The bytes of an added token, which is written as text in every family."""
+        """Returns the bytes of an added token, which is written as text in every family."""
         return (text.replace(self.space, " ") if self.space else text).encode()
 
     def is_byte_piece(self, piece: str) -> bool:
-        """Whether a piece is one of the `<0xNN>`."""
+        """Returns whether a piece is a byte-fallback piece, `<0xNN>`."""
         return self.byte_fallback and BYTE_PIECE.match(piece) is not None
 
 
 def recognise(spec: Mapping[str, Any]) -> Family:
-    """The family of a tokenizer.
+    """Returns the family of a tokenizer.
 
     Args:
         spec: the parsed `tokenizer.json`.
@@ -73,7 +73,7 @@ def recognise(spec: Mapping[str, Any]) -> Family:
 
 
 def bare(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The same tokenizer for text from the middle of a response: no leading space put before it, no special tokens."""
+    """Returns the tokenizer for text from the middle of a response: without an added leading space or special tokens."""
     out = dict(spec) | {"post_processor": None, "truncation": None, "padding": None}
     out["added_tokens"] = [token for token in spec.get("added_tokens", []) if not token["special"]]
     normalizers = [part for part in components(spec.get("normalizer")) if part["type"] != "Prepend"]
@@ -84,7 +84,7 @@ def bare(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def components(node: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    """The parts of a normalizer, pre-tokenizer or decoder, with nested sequences opened."""
+    """Yields the parts of a normalizer, pre-tokenizer or decoder, with nested sequences flattened."""
     if not node:
         return
     if node["type"] == "Sequence":
@@ -96,14 +96,14 @@ def components(node: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
 
 @cache
 def byte_level_alphabet() -> dict[str, int]:
-    """Byte of each character in a byte-level piece (GPT-2): printable Latin-1 is itself, the rest from U+0100."""
+    """Returns the byte of each character in a byte-level piece (GPT-2): printable Latin-1 is itself, the rest from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + place): byte for place, byte in enumerate(rest)}
 
 
 def _refuse_lossy(spec: Mapping[str, Any]) -> None:
-    """Raises AlignmentError, naming the component, where pieces cannot be read as the bytes of the text."""
+    """Raises AlignmentError, naming the component, if pieces cannot be read as the bytes of the text."""
     model = spec["model"]
     kind = model.get("type") or ("BPE" if "merges" in model else "unknown")
     if kind not in MODELS:
@@ -113,7 +113,7 @@ def _refuse_lossy(spec: Mapping[str, Any]) -> None:
     for setting in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(setting):
             raise AlignmentError(
-                f"the tokenizer marks word parts ({setting} {model[setting]!r}): its pieces do not say where spaces are"
+                f"the tokenizer marks word parts ({setting} {model[setting]!r}): its pieces do not show where spaces are"
             )
     for part in components(spec.get("normalizer")):
         if part["type"] not in NORMALIZERS:
@@ -128,7 +128,7 @@ def _refuse_lossy(spec: Mapping[str, Any]) -> None:
 
 
 def _space_character(part: Mapping[str, Any]) -> str | None:
-    """The character that a Metaspace, or a Replace of a space in either direction, uses for a space."""
+    """Returns the character that a Metaspace, or a Replace of a space in either direction, uses for a space."""
     if part["type"] == "Metaspace":
         return part["replacement"]
     if part["type"] == "Replace":
@@ -140,7 +140,7 @@ def _space_character(part: Mapping[str, Any]) -> str | None:
 
 
 def _without_prefix(part: Mapping[str, Any]) -> dict[str, Any]:
-    """A pre-tokenizer that puts no space before the text."""
+    """Returns the pre-tokenizer without an added space before the text."""
     if part["type"] == "Metaspace":
         return dict(part) | {"prepend_scheme": "never"}
     return dict(part) | {"add_prefix_space": False} if part["type"] == "ByteLevel" else dict(part)

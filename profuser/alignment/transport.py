@@ -1,4 +1,4 @@
-"""Carries a source's distributions along a response to the positions of a target with another tokenizer.
+"""Transports a source's distributions along a response to the positions of a target with another tokenizer.
 
 Legend: B rows, S and T source and target tokens of a row, N_s and N_t those of all rows together, K top-k, C
 candidates.
@@ -22,30 +22,30 @@ from profuser.signals.ragged import Ragged
 from profuser.signals.rules import AlignmentRules, Rule
 
 ALL_RULES = AlignmentRules()
-LEAST_LOGPROB = -1.0e4
-"""Below any probability that a float can hold; keeps differences of sums of log-probabilities finite."""
+MIN_LOGPROB = -1.0e4
+"""Lower bound of log-probabilities, below any that a float can hold; keeps differences of their sums finite."""
 
 
 @dataclass(frozen=True, eq=False)
 class Transported:
-    """Distributions over the target's vocabulary at T target positions; position t is about target token t."""
+    """Distributions over the target's vocabulary at T target positions; position t predicts target token t."""
 
     topk: TopK
     rules: UInt8[np.ndarray, "T"]
-    """`Rule` per position; NONE has an empty distribution and carries cross-entropy only."""
+    """`Rule` per position; NONE has an empty distribution: cross-entropy only."""
 
 
 @dataclass(frozen=True, eq=False)
 class TransportedRows:
-    """The same for B rows end to end, and which rows were refused."""
+    """Transported distributions of B concatenated rows, and the refused rows."""
 
     topk: RaggedTopK
     rules: Ragged
     refused: dict[int, str]
-    """Rows where a tokenization does not spell the response, and why. All their positions are NONE."""
+    """Rows where a tokenization does not spell the response, with the reason. All their positions are NONE."""
 
     def row(self, index: int) -> Transported:
-        """One row, as views."""
+        """Returns one row, as views."""
         return Transported(self.topk.row(index), self.rules.row(index))
 
 
@@ -59,7 +59,7 @@ def transport(
     rules: AlignmentRules = ALL_RULES,
     top_k: int | None = None,
 ) -> Transported:
-    """`transport_rows` for one row.
+    """Applies `transport_rows` to one row.
 
     Raises:
         AlignmentError: a tokenization does not spell the response.
@@ -79,30 +79,30 @@ def transport_rows(
     rules: AlignmentRules = ALL_RULES,
     top_k: int | None = None,
 ) -> TransportedRows:
-    """Carries the distributions of B rows to the target's positions.
+    """Transports the distributions of B rows to the target's positions.
 
-    Where a source token starts at the position, its top-k are projected. Inside a source token, the candidates (and the
-    realised token) that begin with the bytes already consumed, and that the target would split there, are kept, divided by their
-    sum, and what is left of them is projected. One that spells just these bytes is used up: its mass is spread over the target
-    tokens that begin the source's next tokens where `signals.steps` has them (`select.condition: exact`), else it goes to the
-    tail. Where the target token reaches beyond the source token, the realised candidate's mass p goes to the target token as the
-    product `p * p(next source token) * ...`, and the rest of p to the tail; a source token that straddles the end counts with the
-    mass of all candidates that begin like it. Masses on one target token are summed; projected mass and tail make 1.
+    If a source token starts at the position, its top-k is projected. Inside a source token, the candidates (and the realised
+    token) that begin with the consumed bytes, and that the target would split there, are kept and divided by their sum, and
+    their remaining bytes are projected. A candidate that spells exactly the consumed bytes is used up: its mass is spread over
+    the target tokens that begin the source's next tokens if `signals.steps` has them (`select.condition: exact`), else it goes
+    to the tail. If the target token extends past the source token, the realised candidate's mass p goes to the target token as
+    the product `p * p(next source token) * ...`, and the rest of p to the tail; a source token that straddles the end counts with
+    the mass of all candidates that share its prefix. Masses on one target token are summed; projected mass and tail sum to 1.
 
-    What is exact, for the whole vocabulary as top-k (a smaller K leaves more in the tail), against the distribution of the
-    target's next token, given its tokens so far, that the source's own continuations define: every candidate that settles that
-    token by itself, having bytes left of which no longer target token begins with all, and that the target splits here whatever
-    surrounds it. Such a candidate's mass is exact under PROJECT, CONDITION and END, and so is that of a used-up candidate and its
-    next token under `exact`. What remains: a candidate whose rest could be merged with what follows is given the first token of
-    that rest; one that is used up goes to the tail under `tail`; CONDITION leaves out tokenizations that spell the consumed bytes
-    in several tokens, and judges splits by the bytes from the source token's start alone (a target token that began before it can
-    change them); PROJECT does not ask whether the target would have merged a candidate with the token before. The error, in total
-    variation, is at most the mass of these (tests/alignment/test_dense.py). CHAIN is exact for the realised token where the source
-    spells it in one way only and no longer target token begins with it; elsewhere it is the mass of one path.
+    Exactness. The reference is the distribution of the target's next token, given its tokens so far, that the source's own
+    continuations define, with the whole vocabulary as top-k (a smaller K leaves more in the tail). A candidate determines the
+    next token alone if it has bytes left, these are not a proper prefix of a target token, and the target splits here in any
+    context. The mass of such a candidate is exact under PROJECT, CONDITION and END, and so is that of a used-up candidate and its
+    next token under `exact`. The approximations: a candidate whose remaining bytes could merge with what follows gets their first
+    token; a used-up candidate goes to the tail under `tail`; CONDITION ignores tokenizations that spell the consumed bytes in
+    several tokens, and checks splits on the bytes from the source token's start alone (a target token that began before it can
+    change them); PROJECT does not check whether the target would have merged a candidate with the previous token. The error, in
+    total variation, is at most the mass of these (tests/alignment/test_dense.py). CHAIN is exact for the realised token if the
+    source spells it in only one way and it is not a proper prefix of a target token; elsewhere it is the mass of one path.
 
     Args:
         signals: the source's tokens and distributions; N_s positions.
-        target_ids: target tokens of each row, a final end of turn included; N_t positions.
+        target_ids: target tokens of each row, including a final end of turn; N_t positions.
         responses: the bytes of each row's response.
         projection: from the source's vocabulary to the target's.
         rules: which rules may carry a distribution.
@@ -126,13 +126,13 @@ def transport_rows(
     sum_mapped(signals.topk, matches.source[plain], projection.whole, topk, plain)
     settled = plain[matches.space[plain] != 0]
     _put(topk, settled, sum_top_k(*_settle_space(signals.topk, matches, settled, projection), kept))
-    carried = np.flatnonzero((used == Rule.CONDITION) | (used == Rule.CHAIN))
-    followed = np.isin(matches.source[carried], signals.steps.positions if signals.steps else ())
-    for places, steps in ((carried[~followed], None), (carried[followed], signals.steps)):
+    partial = np.flatnonzero((used == Rule.CONDITION) | (used == Rule.CHAIN))
+    followed = np.isin(matches.source[partial], signals.steps.positions if signals.steps else ())
+    for places, steps in ((partial[~followed], None), (partial[followed], signals.steps)):
         ids, mass = _condition_and_chain(signals, target_ids.values, matches, places, projection, steps)
         with np.errstate(divide="ignore"):
             _put(topk, places, sum_top_k(ids, np.log(mass), kept))
-    # Nothing has arrived: no candidate begins with the consumed bytes, or all are specials that the target does not have.
+    # No mass arrived: no candidate begins with the consumed bytes, or all are specials that the target does not have.
     used[topk.logprobs[:, 0] == -np.inf] = Rule.NONE
     topk = TopK(topk.ids, topk.logprobs.astype(signals.topk.logprobs.dtype, copy=False))
     rows = RaggedTopK(topk, target_ids.offsets)
@@ -143,7 +143,7 @@ def transport_rows(
 def _settle_space(
     source: TopK, matches: Matches, places: Int[np.ndarray, "n"], projection: VocabProjection
 ) -> tuple[Int32[np.ndarray, "n K"], Float[np.ndarray, "n K"]]:
-    """Target ids and log-probabilities of the source's top-k at first positions, where one side has a leading space."""
+    """Returns target ids and log-probabilities of the source's top-k at first positions where one side has a leading space."""
     positions = matches.source[places]
     ids = np.empty((len(places), source.top_k), dtype=np.int32)
     for sign, settle in ((-1, projection.without_space), (1, projection.with_space)):
@@ -160,9 +160,9 @@ def _condition_and_chain(
     projection: VocabProjection,
     steps: NextSteps | None,
 ) -> tuple[Int32[np.ndarray, "n C"], Float[np.ndarray, "n C"]]:
-    """Target ids and masses of the source's top-k and the realised token, conditioned and chained; then of their next steps.
+    """Returns target ids and masses of the top-k and the realised token, conditioned and chained, then of their next steps.
 
-    A position where no candidate begins with the consumed bytes has no mass at all.
+    A position where no candidate begins with the consumed bytes has no mass.
     """
     positions, consumed = matches.source[places], matches.consumed[places]
     candidates, mass, realised = signals.candidates(positions)
@@ -189,16 +189,16 @@ def _condition_and_chain(
     mass[chained] *= np.exp(_log_continuation(signals, matches, places[rows], projection))
     if followed is None:
         return ids, mass
-    more_ids, more_mass = followed.columns_beside(mass)
+    more_ids, more_mass = followed.extra_columns(mass)
     return np.concatenate([ids, more_ids], axis=1), np.concatenate([mass, more_mass], axis=1)
 
 
 def _log_continuation(
     signals: SourceSignals, matches: Matches, places: Int[np.ndarray, "n"], projection: VocabProjection
 ) -> Float[np.ndarray, "n"]:
-    """Log-probability of the source tokens, after the first, that the target token at each place spans."""
+    """Returns the log-probability of the source tokens, after the first, that the target token at each place spans."""
     running = np.zeros(len(signals.logprobs) + 1)
-    np.cumsum(np.maximum(signals.logprobs.astype(np.float64), LEAST_LOGPROB), out=running[1:])
+    np.cumsum(np.maximum(signals.logprobs.astype(np.float64), MIN_LOGPROB), out=running[1:])
     log_rest = running[matches.stop[places]] - running[matches.source[places] + 1]
     cut = np.flatnonzero(matches.cut[places])
     straddling, begun = matches.source[places[cut] + 1], matches.consumed[places[cut] + 1]
@@ -214,11 +214,13 @@ def _put(topk: TopK, places: Int[np.ndarray, "n"], part: TopK) -> None:
 
 
 def _check(signals: SourceSignals, target_ids: Ragged, responses: Sequence[bytes], projection: VocabProjection) -> None:
-    """Raises AlignmentError for signals that do not belong together."""
+    """Raises AlignmentError if the signals are inconsistent."""
     tokens = (len(signals.ids.values), len(signals.logprobs), signals.topk.num_positions)
     rows = (len(signals.ids), len(target_ids), len(responses))
     if len(set(tokens)) > 1 or len(set(rows)) > 1:
-        raise AlignmentError(f"tokens, log-probabilities and top-k of lengths {tokens}; rows {rows}: they must agree")
+        raise AlignmentError(f"tokens, log-probabilities and top-k have lengths {tokens}, rows {rows}: they must agree")
     ids, size = signals.topk.ids, projection.source.vocab_size
     if ids.size and (int(ids.max()) >= size or int(ids.min()) < 0):
-        raise AlignmentError(f"candidates {ids.min()} to {ids.max()} reach outside the source's vocabulary of {size}")
+        raise AlignmentError(
+            f"candidates run from {ids.min()} to {ids.max()}, outside the source's vocabulary of {size}"
+        )

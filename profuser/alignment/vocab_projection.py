@@ -1,4 +1,4 @@
-"""From a source token to the target token that begins the same bytes: once per pair of tokenizers.
+"""Maps each source token to the target token that begins the same bytes, once per pair of tokenizers.
 
 Legend: V_s, V_t vocabularies of source and target, A bytes of all source tokens together.
 """
@@ -21,25 +21,25 @@ Fallback = Literal["first_token", "min_edit", "tail"]
 
 
 class ProjectionRule(IntEnum):
-    """How a source token found its target token."""
+    """Rule that mapped a source token to its target token."""
 
     TAIL = 0
-    """It did not: its mass goes to the tail."""
+    """Not mapped: its mass goes to the tail."""
     EXACT = 1
-    """The target has a token of the same bytes."""
+    """The target has a token with the same bytes."""
     FIRST_TOKEN = 2
     """The first token of the target's tokenization of the bytes."""
     MIN_EDIT = 3
     """The target token at the smallest edit distance (FuseLLM's baseline)."""
     ROLE = 4
-    """End of turn to end of turn."""
+    """End of turn mapped to end of turn."""
 
 
 class VocabProjection:
-    """Maps source tokens, and what is left of them after some bytes, to target tokens.
+    """Maps source tokens, and their remainders after some bytes, to target tokens.
 
-    `whole[i]` is the target token of source token i, -1 for the tail; `rules[i]` says by which rule. Remainders are
-    looked up in a table with one place per byte of the source vocabulary, filled as they are asked for.
+    `whole[i]` is the target token of source token i, -1 for the tail; `rules[i]` is the rule that mapped it. Remainders
+    are looked up in a table with one entry per byte of the source vocabulary, filled on demand.
     """
 
     source: TokenBytes
@@ -60,7 +60,7 @@ class VocabProjection:
         self._after_space[~texts] = self.whole[~texts]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Copies the tables that are filled on demand: what comes from another process may be read-only."""
+        """Copies the tables that are filled on demand: those received from another process may be read-only."""
         self.__dict__ |= state | {name: state[name].copy() for name in ("_rest", "_after_space")}
 
     @classmethod
@@ -69,27 +69,28 @@ class VocabProjection:
     ) -> "VocabProjection":
         """Projects a whole vocabulary.
 
-        Tokens of the same bytes first; then the fallback; an end of turn goes to the target's main end of turn. Between
-        two tables of the same tokenizer (one may have more unused ids) every used id is mapped to itself.
+        A token is mapped to the target token with the same bytes, else by the fallback; an end of turn is mapped to the
+        target's main end of turn. Between two tables of the same tokenizer (one may have more unused ids) every used id
+        is mapped to itself.
 
         Args:
             source: table of the source's tokenizer.
             target: table of the target's tokenizer.
-            fallback: for a source token whose bytes are no target token: `first_token` of the target's tokenization of
+            fallback: for a source token whose bytes are not a target token: `first_token` of the target's tokenization of
                 the bytes, `min_edit` for the target token at the smallest edit distance, `tail` for none.
             specials: whether special tokens are mapped by role; otherwise their mass goes to the tail.
         """
         return cls(source, target, fallback, specials)
 
     def counts(self) -> dict[str, int]:
-        """Number of source tokens per rule, over the ids that the source's tokenizer has."""
+        """Returns the number of source tokens per rule, over the ids that the source's tokenizer has."""
         used = self.rules[self.source.roles != Role.UNUSED]
         return {rule.name.lower(): int((used == rule).sum()) for rule in ProjectionRule}
 
     def rest(
         self, ids: Integer[np.ndarray, "*shape"], consumed: Integer[np.ndarray, "*shape"]
     ) -> Int32[np.ndarray, "*shape"]:
-        """Target tokens for what is left of source tokens once their first bytes are consumed.
+        """Returns target tokens for what is left of source tokens once their first bytes are consumed.
 
         Args:
             ids: source token ids.
@@ -113,11 +114,10 @@ class VocabProjection:
         return out
 
     def without_space(self, ids: Integer[np.ndarray, "*shape"]) -> Int32[np.ndarray, "*shape"]:
-        """Target tokens for source tokens at the beginning of a response, whose leading space is the source's
-        convention.
+        """Returns target tokens for source tokens at the beginning of a response, whose leading space is the source's convention.
 
-        A token without a leading space is mapped as it is; a token that is but a space tells nothing and goes to the
-        tail.
+        A token without a leading space is mapped unchanged; a token that is only a space carries no information and goes
+        to the tail.
         """
         begins = np.zeros(self.source.vocab_size, dtype=np.int64)
         texts = self.source.lengths > 0
@@ -125,7 +125,7 @@ class VocabProjection:
         return self.rest(ids, begins[ids])
 
     def with_space(self, ids: Integer[np.ndarray, "*shape"]) -> Int32[np.ndarray, "*shape"]:
-        """Target tokens for source tokens at the start of a response that the target begins with its own space."""
+        """Returns target tokens for source tokens at the start of a response that the target begins with its own space."""
         missing = np.unique(ids[self._after_space[ids] == UNRESOLVED])
         if len(missing):
             self._after_space[missing] = self._resolve(
@@ -154,7 +154,7 @@ class VocabProjection:
         return whole, rules
 
     def _project_specials(self, whole: Int32[np.ndarray, "V_s"], same: bool) -> None:
-        """Fills in the tokens without bytes: ends by role; the others only within one tokenizer, to themselves."""
+        """Maps tokens without bytes: ends by role; the others to themselves, only between tables of one tokenizer."""
         ends = self.source.roles == Role.END
         if self.target.end_ids:
             whole[ends] = self.target.end_ids[0]
@@ -165,7 +165,7 @@ class VocabProjection:
             whole[:num][itself] = np.flatnonzero(itself)
 
     def _resolve(self, texts: Sequence[bytes]) -> Int32[np.ndarray, "texts"]:
-        """Target tokens of byte strings, none of them empty: the same bytes, or else the fallback."""
+        """Returns target tokens of non-empty byte strings: the token with the same bytes, or else the fallback."""
         out = np.array([self.target.id_of.get(text, NOT_MAPPED) for text in texts], dtype=np.int32)
         missing = np.flatnonzero(out == NOT_MAPPED)
         if self.fallback != "tail" and len(missing):
@@ -175,7 +175,7 @@ class VocabProjection:
 
 
 def _same_tokenizer(source: TokenBytes, target: TokenBytes) -> bool:
-    """Whether every id that has bytes has the same in both tables, and the longer table adds nothing."""
+    """Returns whether every id that has bytes has the same in both tables, and the longer table adds nothing."""
     num = min(source.vocab_size, target.vocab_size)
     same = np.array_equal(source.lengths[:num], target.lengths[:num]) and np.array_equal(source.blob, target.blob)
     return same and not source.lengths[num:].any() and not target.lengths[num:].any()

@@ -1,4 +1,4 @@
-"""What an engine takes and gives: requests to answer or to teacher-force, responses with their top-k distributions.
+"""Defines the engine interface: requests to answer or to teacher-force, and responses with their top-k distributions.
 
 Legend: T response tokens, K top-k.
 """
@@ -17,31 +17,31 @@ GREEDY = GenerationConfig()
 
 @dataclass(frozen=True)
 class Reading:
-    """How rows are put to a source."""
+    """Settings for reading rows with a source."""
 
     generation: GenerationConfig
     top_k: int
-    """Log-probabilities per position; 0 for the tokens' own alone."""
+    """Log-probabilities per position; 0 for only the tokens' own."""
     seed: int
-    """Of the sampling; every row and sample has a seed of its own that follows from it."""
+    """Sampling seed, from which the seed of every row and sample is derived."""
     num_samples: int = 1
     """Answers per row."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A rendered prompt; with `response_ids` that response is teacher-forced, without it one is generated."""
+    """A rendered prompt. If `response_ids` is given, that response is teacher-forced; otherwise one is generated."""
 
     prompt_ids: list[int]
     top_k: int
-    """K, the candidates to keep at each position; 0 for the tokens' own log-probabilities alone."""
+    """K, candidates to keep at each position; 0 for only the tokens' own log-probabilities."""
     response_ids: list[int] | None = None
     generation: GenerationConfig = GREEDY
-    """How an answer is sampled, where one is generated."""
+    """Sampling settings of a generated answer."""
     max_tokens: int = 0
-    """Longest answer where one is generated."""
+    """Length limit of a generated answer."""
     seed: int = 0
-    """Of the sampling."""
+    """Sampling seed."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class Response:
     """Natural log-probability of each token of `ids`, at temperature 1."""
     topk: TopK
     finish_reason: str
-    """`stop` where the model ended its turn, `length` where it was cut; `given` for a teacher-forced response."""
+    """`stop` if the model ended its turn, `length` if it was truncated, `given` for a teacher-forced response."""
 
 
 @runtime_checkable
 class SourceEngine(Protocol):
-    """A model that answers and scores. One lives in each actor, and one thread of it calls the engine (`EngineLoop`)."""
+    """A model that answers and scores. Each actor has one engine, called from a single thread (`EngineLoop`)."""
 
     tokenizer: Any
     max_model_len: int
@@ -67,11 +67,11 @@ class SourceEngine(Protocol):
     """Width of the logits, which may exceed the tokenizer's size."""
 
     def add(self, number: int, request: Request) -> None:
-        """Takes a request; its response comes out of a later `step` under this number."""
+        """Queues a request; a later `step` returns its response under this number."""
         ...
 
     def step(self) -> list[tuple[int, Response]]:
-        """Goes on with what was added, and gives the responses that are finished, in any order."""
+        """Advances the queued requests and returns the finished responses, in any order."""
         ...
 
     def close(self) -> None:

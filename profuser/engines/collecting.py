@@ -1,6 +1,6 @@
-"""Puts rows of the corpus to one source: teacher-forces the ground truth, and generates answers, in one batch of requests.
+"""Reads corpus rows with one source: teacher-forces the ground truth and generates answers, in one batch of requests.
 
-Training mode: the ground truth, teacher-forced. Inference mode: the source's own answers, whose distributions come from the very
+Training mode: the ground truth, teacher-forced. Inference mode: the source's own answers, whose distributions come from the same
 pass that generated them.
 """
 
@@ -18,26 +18,26 @@ from profuser.engines.loop import EngineLoop
 from profuser.recipe.models import TemplateConfig
 from profuser.signals.codec import RaggedTopK, TopK
 
-LONGEST_CHARACTER = 4
-"""Bytes of a character in UTF-8, at most."""
+MAX_CHARACTER_BYTES = 4
+"""Maximum number of bytes of a character in UTF-8."""
 
 
 @dataclass
 class RowSignals:
-    """What a source says of one row."""
+    """A source's signals for one row."""
 
     row_id: str
     response_bytes: int
     refused: str | None = None
-    """Why the source does not take the row; then there is nothing else."""
+    """Reason why the source refused the row; the other signals are then missing."""
     training: Response | None = None
     answers: list[Response] = field(default_factory=list)
     texts: list[str | None] = field(default_factory=list)
-    """Of the answers; None for one that is blank or no text."""
+    """Texts of the answers; None for one that is blank or not text."""
 
 
 class SourceReader:
-    """An engine with what is needed to put rows to it. Several threads may read at one time; their requests share batches.
+    """Reads corpus rows with an engine. Several threads may read concurrently; their requests share batches.
 
     Raises:
         AlignmentError: the tokenizer cannot be expressed in bytes.
@@ -50,10 +50,10 @@ class SourceReader:
         self.loop = EngineLoop(engine)
 
     def read(self, rows: pa.Table, how: Reading) -> list[RowSignals]:
-        """Puts all rows of a table of the corpus schema to the source.
+        """Reads all rows of a table of the corpus schema.
 
         Returns:
-            One entry per row, in order; a row that does not fit into the source's context is refused with the reason.
+            One entry per row, in order; a row that exceeds the source's context is refused with the reason.
         """
         signals, requests, owners = [], [], []
         records = rows.to_pylist()
@@ -62,7 +62,7 @@ class SourceReader:
             signals.append(entry)
             if entry.refused is None:
                 requests.append(Request(encoded.prompt_ids, how.top_k, encoded.response_ids))
-                requests += self._questions(row["row_id"], encoded.prompt_ids, how)
+                requests += self._answer_requests(row["row_id"], encoded.prompt_ids, how)
                 owners.append(entry)
         responses = iter(self.loop.run(requests))
         for entry in owners:
@@ -72,25 +72,25 @@ class SourceReader:
         return signals
 
     def force(self, rows: list[dict], response_ids: list[list[int]], top_k: int) -> list[Response]:
-        """Teacher-forces given responses, in the source's own tokens, to the prompts of corpus rows."""
+        """Teacher-forces given responses, in the source's own tokens, after the prompts of corpus rows."""
         pairs = zip(self._encode(rows), response_ids, strict=True)
         return self.loop.run([Request(encoded.prompt_ids, top_k, response) for encoded, response in pairs])
 
     def step_after(
         self, rows: list[dict], signals: SourceSignals, used_up: tuple[np.ndarray, np.ndarray], top_k: int
     ) -> NextSteps:
-        """Asks for the distributions of the token after candidates, each put in the place of a response token.
+        """Requests the distributions of the token after candidates, each substituted for a response token.
 
-        A request ends in the candidate and generates one token: an engine that keeps prefixes reads little more than that.
+        A request ends with the candidate and generates one token: an engine with a prefix cache reads little more than that.
 
         Args:
-            rows: of the corpus.
-            signals: what the source says along a response to each of them.
+            rows: corpus rows.
+            signals: the source's signals along a response to each row.
             used_up: positions among all tokens of `signals`, ascending, and the candidates to put there.
             top_k: K of the distributions.
 
         Returns:
-            The steps, without those that do not fit into the source's context.
+            The steps, without those that exceed the source's context.
         """
         prompts, owners = [encoded.prompt_ids for encoded in self._encode(rows)], signals.ids.row_of
         requests, kept = [], []
@@ -110,7 +110,7 @@ class SourceReader:
         examples = [([Message(m["role"], m["content"]) for m in row["messages"]], row["response"]) for row in rows]
         return encode_examples(self.engine.tokenizer, examples, self.template)
 
-    def _questions(self, row_id: str, prompt_ids: list[int], how: Reading) -> list[Request]:
+    def _answer_requests(self, row_id: str, prompt_ids: list[int], how: Reading) -> list[Request]:
         limit = min(how.generation.max_tokens, self.engine.max_model_len - len(prompt_ids))
         seeds = [_seed(how.seed, row_id, sample) for sample in range(how.num_samples)]
         return [
@@ -124,8 +124,8 @@ class SourceReader:
         return None
 
     def whole(self, response: Response) -> Response:
-        """An answer without the tokens of its last character, where the limit of length has cut it inside that."""
-        for dropped in range(LONGEST_CHARACTER if response.finish_reason == "length" else 0):
+        """Returns an answer, without the tokens of its last character if the length limit cut it inside that character."""
+        for dropped in range(MAX_CHARACTER_BYTES if response.finish_reason == "length" else 0):
             kept = slice(0, max(0, len(response.ids) - dropped))
             if _decoded(self.tokens.spell(response.ids[kept])) is not None:
                 return replace(
@@ -134,7 +134,7 @@ class SourceReader:
         return response
 
     def text(self, response: Response) -> str | None:
-        """The answer's text from its tokens' bytes; None where it is blank, no UTF-8, or has a special token inside it."""
+        """Returns the answer's text from its tokens' bytes; None if it is blank, not UTF-8, or contains a special token."""
         roles = self.tokens.roles[response.ids]
         ended = bool(len(roles)) and roles[-1] == Role.END
         if (roles[: len(roles) - ended] != Role.TEXT).any():
@@ -151,6 +151,6 @@ def _decoded(spelt: bytes) -> str | None:
 
 
 def _seed(seed: int, row_id: str, sample: int) -> int:
-    """A seed below 2**31 that a row's sample has whatever shard, batch or order it is read in."""
+    """Returns the seed of a row's sample, below 2**31 and independent of shard, batch and order."""
     text = f"{seed}/{row_id}/{sample}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") >> 1

@@ -1,9 +1,9 @@
-"""Finds the rows that crash an engine, over the deaths of its process: what is being tried is written down before it is tried.
+"""Finds the rows that crash an engine: each attempt is recorded in a note before it starts, so the note outlives the process.
 
-A process that dies of a row (a segmentation fault, an assertion on the device, memory) can say nothing any more. So a note lies
-beside a shard for as long as it is worked on; whoever finds a note knows that the one before him died there. One death may be
-anybody's (a killed node, a preempted one): the shard is simply done again. After the second the shard runs alone in the engine, and
-its rows are halved until the guilty ones stand by themselves.
+A process that a row kills (a segmentation fault, a device assertion, out of memory) cannot report anything. So a note is stored
+for each shard while it is being processed; a process that finds a note knows that the previous attempt died. One death may have
+another cause (a killed or preempted node): the shard is simply retried. After the second death the shard runs alone in the
+engine, and its rows are bisected until the crashing ones are isolated.
 """
 
 import threading
@@ -16,35 +16,35 @@ from profuser.errors import EngineError
 from profuser.storage.folder import Folder
 
 Result = TypeVar("Result")
-PATIENCE = 2
-"""Deaths over a shard after which its rows are searched."""
-MOST_DEATHS = 40
-"""Deaths over a shard after which it is given up: some three guilty rows of 256."""
+SEARCH_AFTER_DEATHS = 2
+"""Deaths on a shard after which its rows are searched."""
+MAX_DEATHS = 40
+"""Deaths on a shard after which it is abandoned: about three crashing rows of 256."""
 
 
 class EngineDeadError(EngineError):
-    """An engine failed in the middle of its work; its process can do nothing more."""
+    """An engine failed during its work; its process cannot continue."""
 
 
 @dataclass
 class AttemptNote:
-    """How far the work on a shard has come, over all attempts."""
+    """Progress on a shard over all attempts."""
 
     deaths: int = 0
     trying: list[int] | None = None
-    """The range of rows, `[start, stop]`, that is being tried by itself."""
+    """Range of rows, `[start, stop]`, that is being tried alone."""
     suspects: list[list[int]] = field(default_factory=list)
-    """Ranges that are still to be tried."""
+    """Ranges still to be tried."""
     guilty: dict[str, str] = field(default_factory=dict)
-    """Rows that crash the engine, by their place in the shard, and the last words of the engine."""
+    """Rows that crash the engine, by their index in the shard, with the engine's last message."""
     last_words: str = "its process died"
 
 
 class CrashGuard:
-    """Watches over the shards of one artifact. Its methods may be called from several threads of one process.
+    """Guards the shards of one artifact against crashing rows. Its methods may be called from several threads of one process.
 
     Args:
-        folder: of the notes.
+        folder: folder of the notes.
     """
 
     def __init__(self, folder: Folder):
@@ -53,7 +53,7 @@ class CrashGuard:
 
     @contextmanager
     def shard(self, index: int, num_rows: int) -> Iterator["Attempt"]:
-        """The work on a shard, up to where its result is written. The note is taken away where the body ends well.
+        """Encloses the work on a shard, including the writing of its result. Deletes the note if the body succeeds.
 
         Raises:
             EngineError: too many attempts on this shard have died.
@@ -61,10 +61,10 @@ class CrashGuard:
         name = f"shard-{index:05d}.json"
         note = AttemptNote(**self.folder.read_json(name)) if self.folder.exists(name) else AttemptNote(deaths=-1)
         note.deaths += 1
-        if note.deaths > MOST_DEATHS:
+        if note.deaths > MAX_DEATHS:
             raise EngineError(
-                f"{self.folder.uri}: the engine died {MOST_DEATHS} times over shard {index} (last words: {note.last_words}); "
-                "see to the engine's settings or memory, then run again"
+                f"{self.folder.uri}: the engine died {MAX_DEATHS} times on shard {index} (last message: {note.last_words}); "
+                "check the engine's settings and memory, then run again"
             )
         attempt = Attempt(self.folder, name, note, num_rows)
         attempt.begin()
@@ -84,11 +84,11 @@ class Attempt:
 
     @property
     def searching(self) -> bool:
-        """Whether the shard's rows are tried one part after another."""
-        return self.note.deaths >= PATIENCE
+        """Whether the shard's rows are tried part by part."""
+        return self.note.deaths >= SEARCH_AFTER_DEATHS
 
     def begin(self) -> None:
-        """Draws the conclusion from how the last attempt ended, and notes that this one has begun."""
+        """Updates the note from how the last attempt ended, and records that this one has started."""
         note = self.note
         if note.trying is not None:
             start, stop = note.trying
@@ -97,22 +97,22 @@ class Attempt:
             else:
                 middle = (start + stop) // 2
                 note.suspects[:0] = [[start, middle], [middle, stop]]
-        elif note.deaths == PATIENCE:
+        elif note.deaths == SEARCH_AFTER_DEATHS:
             note.suspects = [[0, self.num_rows]]
         note.trying = None
         self._save()
 
     def run(self, work: Callable[[list[int]], list[Result]]) -> tuple[list[Result], dict[int, str]]:
-        """Does the work on the rows that crash nothing.
+        """Runs the work on the rows that do not crash the engine.
 
         Args:
-            work: takes places of rows in the shard, gives a result for each.
+            work: takes row indices in the shard and returns a result for each.
 
         Returns:
-            Results in order, of all rows but the guilty ones; and these, with the reason.
+            Results of all rows but the crashing ones, in order; and the crashing rows, with the reason.
 
         Raises:
-            EngineDeadError: the engine failed; its last words are noted.
+            EngineDeadError: the engine failed; its message is recorded in the note.
         """
         try:
             while self.note.suspects:
@@ -133,7 +133,7 @@ class Attempt:
 
 
 class SharedLock:
-    """Held by many at one time, or by one alone; who wants it alone waits for the others, and they for him."""
+    """A readers-writer lock. A thread that waits for exclusive access blocks new shared holders."""
 
     def __init__(self):
         self._condition = threading.Condition()
@@ -141,7 +141,7 @@ class SharedLock:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """With others."""
+        """Holds the lock together with others."""
         with self._condition:
             self._condition.wait_for(lambda: not self._alone and not self._waiting)
             self._holders += 1
@@ -154,7 +154,7 @@ class SharedLock:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Without any other."""
+        """Holds the lock exclusively."""
         with self._condition:
             self._waiting += 1
             self._condition.wait_for(lambda: not self._alone and not self._holders)

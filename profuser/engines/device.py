@@ -1,4 +1,4 @@
-"""Where an engine runs and in which type, and what vLLM is told of it: the same for sources, reward models and benchmarks."""
+"""Determines an engine's device, dtype and vLLM arguments, alike for sources, reward models and benchmarks."""
 
 import os
 from typing import Any
@@ -7,35 +7,35 @@ from profuser.recipe.models import EngineConfig
 
 
 def device() -> str:
-    """`cuda` where there is a GPU, else `cpu`."""
+    """Returns `cuda` if there is a GPU, else `cpu`."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def dtype_here(dtype: str) -> Any:
-    """A recipe's `dtype` on this machine: `auto` is float32 on a CPU, and on a GPU what the checkpoint has."""
+    """Returns a recipe's `dtype` on this machine: `auto` is float32 on a CPU and the checkpoint's type on a GPU."""
     return "float32" if dtype == "auto" and device() == "cpu" else dtype
 
 
 def context_length(model_config: Any, config: EngineConfig) -> int:
-    """Tokens that a Transformers model takes: its own limit, under whichever name its config has it, or the recipe's below that."""
+    """Returns a Transformers model's context length: its own limit, under either name in its config, or the recipe's if lower."""
     text = model_config.get_text_config()
     native = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", 2048)
     return min(config.max_model_len or native, native)
 
 
 def memory_arguments(gpu_memory_utilization: float) -> dict[str, Any]:
-    """What `vllm.LLM` is told of a GPU's memory; on a CPU, not to compile."""
+    """Returns the memory argument of `vllm.LLM` on a GPU; on a CPU, the one that disables compilation."""
     on_gpu = device() == "cuda"
     return {"gpu_memory_utilization": gpu_memory_utilization} if on_gpu else {"enforce_eager": True}
 
 
 def vllm_arguments(config: EngineConfig) -> dict[str, Any]:
-    """A recipe's engine settings as arguments of `vllm.LLM`.
+    """Returns a recipe's engine settings as arguments of `vllm.LLM`.
 
     Raises:
-        TypeError: `options` name what another setting says.
+        TypeError: `options` repeats another setting.
     """
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gib)))
     return dict(

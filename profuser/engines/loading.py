@@ -1,4 +1,4 @@
-"""Which engine a model is loaded into."""
+"""Loads a model into the engine that its recipe selects."""
 
 from collections.abc import Sequence
 
@@ -9,23 +9,23 @@ from profuser.recipe.models import EngineConfig
 
 
 def load_engine(path: str, revision: str | None, config: EngineConfig, end_ids: Sequence[int] = ()) -> SourceEngine:
-    """Loads a model into the engine that the recipe names; `auto` takes vLLM where it knows the architecture.
+    """Loads a model into the engine that the recipe names; `auto` selects vLLM if it supports the architecture.
 
     Args:
         path: model folder or Hub name.
-        revision: of a Hub model.
+        revision: revision of a Hub model.
         config: engine settings.
-        end_ids: tokens that end a turn, beside the model's own end-of-sequence token.
+        end_ids: tokens that end a turn, in addition to the model's own end-of-sequence token.
 
     Raises:
-        EngineError: the model cannot be loaded; the message names it and the remedy.
+        EngineError: the model cannot be loaded; the message names it and the fix.
     """
     kind = config.kind
     if kind == "auto":
         reason = unsupported(path, revision, config.trust_remote_code)
         kind = "transformers" if reason else "vllm"
         if reason:
-            print(f"{path}: taking the Transformers engine: {reason}", flush=True)
+            print(f"{path}: using the Transformers engine: {reason}", flush=True)
     if kind == "vllm":
         return VllmEngine(path, revision, config, end_ids)
     return TransformersEngine(path, revision, config, end_ids)

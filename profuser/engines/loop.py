@@ -1,4 +1,4 @@
-"""One thread that drives an engine for many callers: their requests share its batches, so that it never runs dry."""
+"""Drives an engine from one thread for many callers: their requests share its batches, so that it is never idle."""
 
 import queue
 import threading
@@ -10,24 +10,24 @@ from profuser.engines.crash_guard import EngineDeadError
 
 
 class EngineLoop:
-    """Runs an engine in a thread of its own. `run` may be called from several threads at one time.
+    """Runs an engine in its own thread. `run` may be called from several threads concurrently.
 
-    A caller that works on a shard waits for its own requests alone; while one shard ends, those of the next are in the batch.
+    A caller that works on a shard waits only for its own requests; while one shard ends, those of the next are in the batch.
     """
 
     def __init__(self, engine: SourceEngine):
         self.engine = engine
         self.observe: Callable[[SourceEngine, int], None] = lambda engine, num_requests: None
-        """Called in the loop's thread after each step, with the requests that have no response yet."""
+        """Called in the loop's thread after each step, with the number of requests without a response."""
         self._incoming: queue.SimpleQueue[tuple[Request, Future[Response]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
     def run(self, requests: Sequence[Request]) -> list[Response]:
-        """Runs requests of both kinds, mixed, and gives their responses in order.
+        """Runs requests of both kinds, mixed, and returns their responses in order.
 
         Raises:
-            EngineDeadError: the engine failed; it runs nothing more after that.
+            EngineDeadError: the engine failed; all later requests fail too.
         """
         futures: list[Future[Response]] = [Future() for _ in requests]
         for pair in zip(requests, futures, strict=True):
@@ -35,7 +35,7 @@ class EngineLoop:
         return [future.result() for future in futures]
 
     def close(self) -> None:
-        """Ends the thread once all is done, and frees the model."""
+        """Stops the thread once all requests are done, and frees the model."""
         self._incoming.put(None)
         self._thread.join()
         self.engine.close()
@@ -46,7 +46,7 @@ class EngineLoop:
             for number, (request, future) in enumerate(self._requests(owners)):
                 owners[number] = future
                 self.engine.add(number, request)
-        except Exception as error:  # whatever it is, the callers raise it: nobody waits for this thread
+        except Exception as error:  # raised in the callers: an exception in this thread would go unnoticed
             died = EngineDeadError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
             died.__cause__ = error
             for future in owners.values():
@@ -55,7 +55,7 @@ class EngineLoop:
                 pair[1].set_exception(died)
 
     def _requests(self, owners: dict[int, Future[Response]]) -> Iterator[tuple[Request, Future[Response]]]:
-        """Requests as they come; between them, while there is something to do, the engine goes on."""
+        """Yields requests as they arrive; while none arrives and work is pending, steps the engine."""
         while True:
             try:
                 pair = self._incoming.get(block=not owners)

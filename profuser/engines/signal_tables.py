@@ -1,4 +1,4 @@
-"""What a source says of a shard, as a table, and back: responses laid end to end with their top-k distributions.
+"""Converts a source's signals for a shard to tables and back: concatenated responses with their top-k distributions.
 
 Legend: S answers per row, K top-k.
 """
@@ -19,7 +19,7 @@ from profuser.signals.ragged import Ragged, offsets_of
 
 
 def collect_table(signals: Sequence[RowSignals], vocab_size: int, top_k: int) -> pa.Table:
-    """Signals as a table of the collect schema for this vocabulary; without top-k columns where `top_k` is 0."""
+    """Returns signals as a table of the collect schema for this vocabulary; without top-k columns if `top_k` is 0."""
     columns: dict[str, Any] = {
         "row_id": [s.row_id for s in signals],
         "refused": [s.refused for s in signals],
@@ -45,7 +45,7 @@ def signals_table(
     vocab_size: int,
     steps: NextSteps | None = None,
 ) -> pa.Table:
-    """Teacher-forced responses of one mode as a table of the signals schema, with the steps after used-up candidates if given."""
+    """Returns one mode's teacher-forced responses, and the steps after used-up candidates, as a table of the signals schema."""
     columns: dict[str, Any] = {"row_id": list(row_ids), "mode": [mode] * len(row_ids)}
     columns |= _response_columns("response", [[r] for r in responses], vocab_size, max(1, responses[0].topk.top_k))
     if steps:
@@ -54,19 +54,19 @@ def signals_table(
 
 
 def as_signals(responses: Sequence[Response]) -> SourceSignals:
-    """Teacher-forced responses as rows of signals."""
+    """Returns teacher-forced responses as rows of signals."""
     topk = RaggedTopK.from_rows([response.topk for response in responses]).topk
     logprobs = np.concatenate([response.logprobs for response in responses])
     return SourceSignals(Ragged.from_rows([response.ids for response in responses]), logprobs, topk)
 
 
 def read_signals(table: pa.Table, prefix: str, samples: Sequence[int], vocab_size: int, top_k: int) -> SourceSignals:
-    """The distributions along one response of each row.
+    """Reads the distributions along one response of each row.
 
     Args:
         table: rows of the collect schema (`prefix` is the mode), or of the signals schema (`response`).
-        prefix: begins the names of the columns.
-        samples: which of a row's answers is meant, one number per row; 0 for the ground truth.
+        prefix: prefix of the column names.
+        samples: index of the answer to read, one per row; 0 for the ground truth.
         vocab_size: width of the source's logits.
         top_k: K of the table.
     """
@@ -80,13 +80,13 @@ def read_signals(table: pa.Table, prefix: str, samples: Sequence[int], vocab_siz
 
 
 def read_own_ids(table: pa.Table, mode: str, samples: Sequence[int]) -> list[list[int]]:
-    """The tokens of one response of each row of the collect schema; arguments as in `read_signals`."""
+    """Reads the tokens of one response of each row of the collect schema; arguments as in `read_signals`."""
     ids = from_list_column(table[f"{mode}_ids"])
     return [ids.values[slice(*pair)].tolist() for pair in _bounds(table, mode, ids, samples)]
 
 
 def _bounds(table: pa.Table, prefix: str, ids: Ragged, samples: Sequence[int]) -> list[tuple[int, int]]:
-    """Where each row's response lies among all tokens."""
+    """Returns the range of each row's response among all tokens."""
     if prefix != "inference":
         return list(zip(ids.offsets[:-1].tolist(), ids.offsets[1:].tolist(), strict=True))
     out = []
@@ -99,11 +99,11 @@ def _bounds(table: pa.Table, prefix: str, ids: Ragged, samples: Sequence[int]) -
 
 
 def candidate_answers(tables: Sequence[pa.Table], num_samples: int) -> list[list[str | None]]:
-    """All answers to each row, source by source, `[N][M * S]`; None where a source has none, or one that is no text.
+    """Returns all answers to each row, source by source, `[N][M * S]`; None where a source has none, or one that is not text.
 
     Args:
-        tables: of each source, the same rows; the column `answers` is enough.
-        num_samples: S.
+        tables: one per source, with the same rows; only the column `answers` is read.
+        num_samples: answers per row, S.
     """
     columns = [table["answers"].to_pylist() for table in tables]
     missing = [None] * num_samples
@@ -111,7 +111,7 @@ def candidate_answers(tables: Sequence[pa.Table], num_samples: int) -> list[list
 
 
 def count(signals: Sequence[RowSignals]) -> dict[str, float]:
-    """Rows, refusals and tokens of a shard, for its metadata."""
+    """Counts rows, refusals and tokens of a shard, for its metadata."""
     answers = [answer for s in signals for answer in s.answers]
     return {
         "rows": len(signals),
@@ -124,14 +124,14 @@ def count(signals: Sequence[RowSignals]) -> dict[str, float]:
 
 
 def nats(response: Response) -> float:
-    """Negative log-likelihood of a response in float64: cross-entropies that are summed in half precision would tie."""
+    """Returns a response's negative log-likelihood in float64: cross-entropies summed in half precision would tie."""
     return float(-response.logprobs.astype(np.float64).sum())
 
 
 def _response_columns(
     prefix: str, rows: Sequence[Sequence[Response]], vocab_size: int, top_k: int
 ) -> dict[str, pa.Array | list]:
-    """Columns of each row's responses, one after another."""
+    """Returns the columns of each row's concatenated responses."""
     none = np.zeros(0, dtype=np.int64)
     columns: dict[str, Any] = {
         f"{prefix}_ids": [np.concatenate([r.ids for r in row]) if row else none for row in rows],
@@ -145,7 +145,7 @@ def _response_columns(
 
 
 def _step_columns(steps: NextSteps, offsets: Integer[np.ndarray, "B1"], vocab_size: int) -> dict[str, pa.Array | list]:
-    """Columns of each row's steps; `offsets` are those of the rows' tokens."""
+    """Returns the columns of each row's steps; `offsets` are those of the rows' tokens."""
     bounds = np.searchsorted(steps.positions, offsets)
     rows = Ragged(steps.positions, bounds).row_of
     positions, candidates = (Ragged(each, bounds) for each in (steps.positions - offsets[rows], steps.candidates))
@@ -157,7 +157,7 @@ def _step_columns(steps: NextSteps, offsets: Integer[np.ndarray, "B1"], vocab_si
 
 
 def _read_steps(table: pa.Table, ids: Ragged, vocab_size: int, top_k: int) -> NextSteps:
-    """The steps after used-up candidates of all rows, whose tokens are `ids`."""
+    """Reads the steps after used-up candidates of all rows, whose tokens are `ids`."""
     positions = from_list_column(table["step_positions"])
     candidates = from_list_column(table["step_candidates"]).values.astype(np.int64)
     topk = from_columns(table, "step_topk", top_k, vocab_size).topk

@@ -1,4 +1,4 @@
-"""The Transformers engine: for architectures that vLLM does not know, and the oracle for the vLLM engine in tests."""
+"""The Transformers engine, for architectures that vLLM does not support, and the oracle for the vLLM engine in tests."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,11 +16,11 @@ from profuser.signals.codec import TopK
 
 BATCH_TOKENS = 4096
 READ_TOKENS = 1024
-"""Positions of which the logits are read at a time."""
+"""Positions whose logits are read at a time."""
 
 
 class TransformersEngine:
-    """An `AutoModelForCausalLM`, in batches of about equal length."""
+    """An `AutoModelForCausalLM`, run in batches of requests of similar length."""
 
     def __init__(self, path: str, revision: str | None, config: EngineConfig, end_ids: Sequence[int] = ()):
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -47,7 +47,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Response]]:
-        """See `SourceEngine.step`: one batch of like requests. Greedy answers do not depend on the batch; sampled ones do."""
+        """See `SourceEngine.step`: one batch of similar requests. Greedy answers do not depend on the batch; sampled ones do."""
         batch = _batch(self.waiting)
         requests = [self.waiting.pop(number) for number in batch]
         if not requests:
@@ -120,9 +120,9 @@ class TransformersEngine:
 
 
 class StepReader:
-    """Reads every step of a generation as it is made: all that is kept of its logits is the top-k and the token's own.
+    """Reads the logits of each generation step as it runs, and keeps only the top-k and the log-probability of the token itself.
 
-    Transformers can keep the logits of all steps instead; of 32 answers of 256 tokens over 150,000 that is 5 GB.
+    Transformers can keep the logits of all steps instead: 5 GB for 32 answers of 256 tokens over a vocabulary of 150,000.
     """
 
     def __init__(self, top_k: int):
@@ -132,7 +132,7 @@ class StepReader:
 
     @contextmanager
     def reading(self, model: Any) -> Iterator[None]:
-        """Within this context each forward pass of the model is a step; what it is fed is what the step before has chosen."""
+        """Reads each forward pass of the model in this context as a step; its input is the token that the previous step chose."""
 
         def read(module: Any, args: Any, kwargs: Any, output: Any) -> None:
             if self._logits is not None:
@@ -146,7 +146,7 @@ class StepReader:
             handle.remove()
 
     def finish(self, last: Int[torch.Tensor, "B"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Own log-probabilities `[B, T]`, and ids and log-probabilities of the top-k `[B, T, K]`, given the last tokens."""
+        """Returns own log-probabilities `[B, T]`, and ids and log-probabilities of the top-k `[B, T, K]`, given the last tokens."""
         assert self._logits is not None
         self._steps.append(_read(self._logits, last, self.top_k))
         own, ids, logprobs = (torch.stack(each, dim=1).cpu().numpy() for each in zip(*self._steps, strict=True))
@@ -156,14 +156,14 @@ class StepReader:
 def _read(
     logits: Float[torch.Tensor, "N V"], own: Int[torch.Tensor, "N"], top_k: int
 ) -> tuple[Float[torch.Tensor, "N"], Int[torch.Tensor, "N K"], Float[torch.Tensor, "N K"]]:
-    """Log-probabilities of given tokens, and ids and log-probabilities of the top-k, in float32."""
+    """Returns log-probabilities of given tokens, and ids and log-probabilities of the top-k, in float32."""
     total = logits.float().logsumexp(-1, keepdim=True)
     top = logits.topk(top_k, dim=-1)
     return (logits.gather(-1, own[:, None]).float() - total)[:, 0], top.indices, top.values.float() - total
 
 
 def _batch(waiting: Mapping[int, Request]) -> list[int]:
-    """Numbers of requests of one kind and of like length, the shortest first, about `BATCH_TOKENS` padded tokens in all."""
+    """Returns numbers of requests of one kind and similar length, shortest first, up to about `BATCH_TOKENS` padded tokens."""
 
     def kind(request: Request) -> tuple:
         return request.response_ids is None, request.top_k, request.generation.model_dump_json()

@@ -12,15 +12,15 @@ from profuser.errors import EngineError, one_line
 from profuser.recipe.models import EngineConfig
 from profuser.signals.codec import TopK
 
-# One process per actor: simpler to kill, and nothing is copied between an engine core and us.
+# One process per actor: simpler to kill, and nothing is copied from and to an engine core.
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 for _name, _value in ENVIRONMENT.items():
-    # Before vLLM is imported for the first time: it reads them then.
+    # Set before the first import of vLLM, which reads them.
     os.environ.setdefault(_name, _value)
 
 
 def unsupported(path: str, revision: str | None, trust_remote_code: bool) -> str | None:
-    """Why the installed vLLM cannot run a model, or None where it can."""
+    """Returns why the installed vLLM cannot run a model, or None if it can."""
     try:
         from vllm.model_executor.models import ModelRegistry
     except ImportError as error:
@@ -32,7 +32,7 @@ def unsupported(path: str, revision: str | None, trust_remote_code: bool) -> str
     ).architectures or ["unknown"]
     known = set(ModelRegistry.get_supported_archs())
     missing = [name for name in architectures if name not in known]
-    return f"vLLM does not know {missing[0]}" if missing else None
+    return f"vLLM does not support {missing[0]}" if missing else None
 
 
 class VllmEngine:
@@ -52,9 +52,9 @@ class VllmEngine:
         self.vocab_size = int(model_config.get_vocab_size())
         self.end_ids = sorted(set(end_ids))
         self.requests: dict[str, Request] = {}
-        # vLLM looks names of its package up anew at every import of them.
+        # vLLM looks up its package's names again at every access.
         self._make_prompt, self._make_parameters = vllm.TokensPrompt, vllm.SamplingParams
-        # Without text of every candidate, parts of answers, copies of parameters, and a Python object per number.
+        # Not needed: the text of every candidate, partial answers, and copies of the parameters.
         self._common: dict[str, Any] = {
             "detokenize": False,
             "output_kind": RequestOutputKind.FINAL_ONLY,
@@ -75,8 +75,8 @@ class VllmEngine:
 
     @property
     def num_running(self) -> int:
-        """Requests that share the scheduler's batch; the others wait for a place, or for memory."""
-        core = getattr(self.llm.llm_engine.engine_core, "engine_core", None)  # None where it is a process of its own
+        """Number of requests in the scheduler's batch; the others wait for a slot or for memory."""
+        core = getattr(self.llm.llm_engine.engine_core, "engine_core", None)  # None if it is a separate process
         return len(core.scheduler.running) if core else len(self.requests)
 
     def _parameters(self, request: Request) -> Any:
@@ -102,7 +102,7 @@ class VllmEngine:
 
 
 def _response(request: Request, output: Any) -> Response:
-    """Puts a request's response positions together."""
+    """Concatenates the positions of a request's response."""
     if request.response_ids is not None:
         ids, reason, found = request.response_ids, "given", output.prompt_logprobs
         first = len(request.prompt_ids) - 1  # a prompt's first position has none

@@ -1,4 +1,4 @@
-"""From choices to training examples: the teacher's distributions along each response, carried over to the target's tokens."""
+"""Builds training examples from choices: transports the teacher's distributions along each response to the target's tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from profuser.signals.rules import AlignmentRules
 
 @dataclass(frozen=True)
 class EncodedChoice:
-    """A choice in the target's tokens."""
+    """A choice encoded in the target's tokens."""
 
     choice: Choice
     prompt_ids: list[int]
@@ -35,14 +35,14 @@ class EncodedChoice:
 
 @dataclass(frozen=True)
 class Target:
-    """The target's tokenizer and how it is prompted."""
+    """The target's tokenizer and prompt template."""
 
     tokenizer: Any
     tokens: TokenBytes
     template: TemplateConfig
 
     def encode(self, rows: Sequence[dict], choices: Sequence[Choice]) -> list[EncodedChoice]:
-        """Choices in the target's tokens; an answer that was cut does not end its turn."""
+        """Encodes choices in the target's tokens; a truncated answer does not end its turn."""
         texts = [
             ([Message(m["role"], m["content"]) for m in rows[choice.row]["messages"]], choice.response)
             for choice in choices
@@ -54,7 +54,7 @@ class Target:
 
 
 class Selector:
-    """Makes the training examples of shards.
+    """Builds the training examples of shards.
 
     Args:
         chooser: chooses the teachers.
@@ -74,19 +74,19 @@ class Selector:
         rewards: Sequence[pa.Table],
         lazy: Sequence[pa.Table] | None = None,
     ) -> tuple[pa.Table, dict[str, float]]:
-        """Makes the training examples of a shard.
+        """Builds the training examples of a shard.
 
         Args:
-            corpus: the rows.
-            collected: what each source says of them, `[M]`.
-            rewards: what each reward says of the sources' answers, `[R]`.
-            lazy: where the first pass kept no distributions, those of the chosen rows, `[M]`, of the signals schema.
+            corpus: corpus rows of the shard.
+            collected: each source's signals for them, `[M]`.
+            rewards: each reward's scores of the sources' answers, `[R]`.
+            lazy: if the first pass kept no distributions, those of the chosen rows, `[M]`, in the signals schema.
 
         Returns:
-            A table of the select schema, and counts: those of the choice, tokens by alignment rule and source.
+            A table of the select schema, and counts: those of `Chooser.choose`, and tokens by alignment rule and source.
 
         Raises:
-            ArtifactError: the tables are not of the same rows.
+            ArtifactError: the tables do not have the same rows, or `lazy` lacks a chosen row.
         """
         choices, counts = self.chooser.choose(corpus, collected, rewards)
         rows = corpus.to_pylist()
@@ -101,8 +101,8 @@ class Selector:
                 if chosen:
                     parts = [one.choice for one in chosen]
                     signals = self._signals(rows, parts, collected[teacher], lazy[teacher] if lazy else None)
-                    carried = self._transport(teacher, signals, chosen, counts)
-                    tables.append(self._table(rows, chosen, carried, counts))
+                    transported = self._transport(teacher, signals, chosen, counts)
+                    tables.append(self._table(rows, chosen, transported, counts))
         return (pa.concat_tables(tables) if tables else self.schema.empty_table()), counts
 
     @property
@@ -113,7 +113,7 @@ class Selector:
     def _signals(
         self, rows: list[dict], choices: list[Choice], collected: pa.Table, lazy: pa.Table | None
     ) -> SourceSignals:
-        """What one teacher says along the responses of one mode."""
+        """Returns one teacher's signals along the responses of one mode."""
         mode, vocab_size = choices[0].mode, self.projections[choices[0].teacher].source.vocab_size
         if lazy is None:
             samples = [choice.sample for choice in choices]
@@ -125,8 +125,8 @@ class Selector:
         missing = [row_id for row_id, _ in wanted if (row_id, mode) not in places]
         if missing:
             raise ArtifactError(
-                f"signals of {self.chooser.names[choices[0].teacher]}: nothing of row {missing[0]}, which it was chosen to "
-                "teach; --redo signals"
+                f"signals of {self.chooser.names[choices[0].teacher]}: row {missing[0]} is missing, although the source was "
+                "chosen to teach it; rebuild them with --redo signals"
             )
         return read_signals(
             lazy.take([places[key] for key in wanted]), "response", [0] * len(wanted), vocab_size, self.top_k
@@ -135,11 +135,11 @@ class Selector:
     def _average(
         self, rows: list[dict], examples: list[EncodedChoice], collected: Sequence[pa.Table], counts: dict[str, float]
     ) -> pa.Table:
-        """The training-mode examples with the mean distributions of all sources that may teach and took the row."""
+        """Builds the training-mode examples: mean distributions of all sources that may teach and did not refuse the row."""
         offsets = response_ids(examples).offsets
         advantages = np.array([one.choice.advantages for one in examples])
         advantages[:, ~self.chooser.allowed] = np.nan
-        # NaN comes last, and of equal ones the first source is first, as in Min-CE.
+        # NaN sorts last, and ties go to the first source, as in Min-CE.
         ranks = advantages.argsort(axis=1, kind="stable").argsort(axis=1)
         parts, sources = [], np.flatnonzero(~np.isnan(advantages).all(axis=0))
         for source in sources.tolist():
@@ -154,17 +154,17 @@ class Selector:
     def _transport(
         self, source: int, signals: SourceSignals, examples: list[EncodedChoice], counts: dict[str, float]
     ) -> TransportedRows:
-        """One source's distributions along responses, carried over to the target's tokens."""
+        """Transports one source's distributions along responses to the target's tokens, and counts positions by rule."""
         responses = [one.choice.response.encode() for one in examples]
         projection = self.projections[source]
-        carried = transport_rows(signals, response_ids(examples), responses, projection, self.rules, self.top_k)
-        found = coverage(carried.rules.values)
+        transported = transport_rows(signals, response_ids(examples), responses, projection, self.rules, self.top_k)
+        found = coverage(transported.rules.values)
         add_counts(counts, {f"alignment/{self.chooser.names[source]}/{rule}": number for rule, number in found.items()})
-        return carried
+        return transported
 
     def _encode(self, rows: list[dict], choices: list[Choice], counts: dict[str, float]) -> list[EncodedChoice]:
-        """Choices in the target's tokens. One whose response they do not spell is left out and counted: it would teach another
-        text."""
+        """Encodes choices in the target's tokens. A choice whose response they do not spell would teach another text: it is
+        left out and counted."""
         examples = self.target.encode(rows, choices)
         wrong = misspelt(self.target.tokens, response_ids(examples), [c.response.encode() for c in choices])
         add_counts(counts, {"misspelt_by_target": len(wrong), "examples": -len(wrong)})
@@ -173,12 +173,12 @@ class Selector:
         return [one for place, one in enumerate(examples) if place not in wrong]
 
     def _table(
-        self, rows: list[dict], examples: list[EncodedChoice], carried: TransportedRows, counts: dict[str, float]
+        self, rows: list[dict], examples: list[EncodedChoice], transported: TransportedRows, counts: dict[str, float]
     ) -> pa.Table:
-        """The examples as a table of the select schema, and counted: tokens, by rule too, and rows that could not be aligned."""
-        used, choices = coverage(carried.rules.values), [one.choice for one in examples]
+        """Returns the examples as a table of the select schema. Counts tokens, in total and by rule, and rows not aligned."""
+        used, choices = coverage(transported.rules.values), [one.choice for one in examples]
         add_counts(counts, {f"rule/{rule}": number for rule, number in used.items()})
-        add_counts(counts, {"not_aligned": len(carried.refused), "tokens": len(carried.rules.values)})
+        add_counts(counts, {"not_aligned": len(transported.refused), "tokens": len(transported.rules.values)})
         columns: dict[str, Any] = {
             "row_id": [rows[c.row]["row_id"] for c in choices],
             "mode": [c.mode for c in choices],
@@ -189,8 +189,8 @@ class Selector:
             "prompt_ids": [one.prompt_ids for one in examples],
             "response_ids": [one.response_ids for one in examples],
             "response_bytes": [len(c.response.encode()) for c in choices],
-            **to_columns("topk", carried.topk, self.target.tokens.vocab_size),
-            "rules": [carried.rules.row(index) for index in range(len(choices))],
+            **to_columns("topk", transported.topk, self.target.tokens.vocab_size),
+            "rules": [transported.rules.row(index) for index in range(len(choices))],
         }
         return pa.table(
             {f.name: c if isinstance(c := columns[f.name], pa.Array) else pa.array(c, f.type) for f in self.schema},
@@ -199,5 +199,5 @@ class Selector:
 
 
 def response_ids(examples: Sequence[EncodedChoice]) -> Ragged:
-    """The target's tokens of each response."""
+    """Returns the target's tokens of each response."""
     return Ragged.from_rows([one.response_ids for one in examples], dtype=np.int64)

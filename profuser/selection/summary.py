@@ -1,6 +1,6 @@
-"""What the choice of teachers looked like over a whole run: who beats whom, who agrees with whom, and who likes long answers.
+"""Summarises the choice of teachers over a whole run: win rates of sources, agreement of rewards and modes, and length bias.
 
-Read from finished artifacts; nothing is chosen here. Legend: N corpus rows, M sources, R rewards.
+Reads finished artifacts; chooses nothing. Legend: N corpus rows, M sources, R rewards.
 """
 
 import itertools
@@ -24,21 +24,21 @@ LENGTH_BINS = 10
 
 @dataclass(frozen=True)
 class SelectionRows:
-    """What `select` had before it and what it made of it, for every corpus row."""
+    """Inputs and choices of `select`, for every corpus row."""
 
     teachers: Int[np.ndarray, "N 2"]
-    """The source chosen in training mode and in inference mode; -1 where none was, or where all teach together."""
+    """Source chosen in training mode and in inference mode; -1 where none was, or where all teach together."""
     surprise: Float[np.ndarray, "N M"]
-    """Bits per byte (or nats per token, as the recipe says) of the ground truth under each source; NaN where it refused the row."""
+    """Bits per byte (or nats per token, by the recipe) of the ground truth under each source; NaN where it refused the row."""
     answers: Sequence[Sequence[str | None]]
-    """What each source answered, `[N][M]`; None where it has no answer."""
+    """Answer of each source, `[N][M]`; None where it has none."""
     scores: Float[np.ndarray, "N M R"]
     """Rewards of the answers; NaN where there is none."""
 
 
 @dataclass(frozen=True)
 class WinRate:
-    """How often one source is better than another on the same row."""
+    """Win rate of one source over another on the same rows."""
 
     wins: int
     draws: int
@@ -48,43 +48,43 @@ class WinRate:
 
     @property
     def share(self) -> float:
-        """Share of the rows on which the first is better, draws half, 0 to 1; NaN without rows."""
+        """Share of the rows on which the first is better, draws counted half, 0 to 1; NaN without rows."""
         return (self.wins + self.draws / 2) / self.num_rows if self.num_rows else NAN
 
 
 @dataclass(frozen=True)
 class Duel:
-    """Two sources against each other."""
+    """Comparison of two sources."""
 
     first: str
     second: str
     training: WinRate
-    """The ground truth is less surprising to the first."""
+    """Rate at which the ground truth is less surprising to the first."""
     inference: WinRate
-    """The first's answer is preferred in a vote between the two alone."""
+    """Rate at which the first's answer is preferred in a vote between only the two."""
 
 
 @dataclass(frozen=True)
 class JudgeFacts:
-    """One reward model or verifier."""
+    """Statistics of one reward model or verifier."""
 
     name: str
     weight: float
     num_rows: int
-    """Rows with at least two different answers: where there was something to choose."""
+    """Rows with at least two different answers, which offer a choice."""
     abstained: int
-    """Of these, rows without a vote of this one."""
+    """Rows among these without a vote of this reward."""
     length_correlation: float
-    """Spearman's rank correlation of an answer's bytes and its reward, over all answers; NaN where one of them never changes."""
+    """Spearman's rank correlation of an answer's bytes and its reward, over all answers; NaN if either is constant."""
     longer_wins: float
-    """Of pairs of answers of different length to the same prompt, the share in which the longer has the higher reward, equal ones
-    half; 0.5 is no bias. Unlike the correlation it is not moved by prompts that call for long answers."""
+    """Share of pairs of answers of different length to one prompt in which the longer has the higher reward, ties counted half; 0.5
+    is no bias. Unlike the correlation, it is not affected by prompts that call for long answers."""
     longer_pairs: int
 
 
 @dataclass(frozen=True)
 class LengthBin:
-    """Answers of about the same length, under every reward."""
+    """Mean rewards of answers of similar length."""
 
     num_answers: int
     mean_bytes: float
@@ -94,29 +94,29 @@ class LengthBin:
 
 @dataclass(frozen=True)
 class SelectionFacts:
-    """How teachers were chosen, in numbers."""
+    """Statistics of the choice of teachers."""
 
     modes: Agreement
-    """Of the teachers in training mode and in inference mode."""
+    """Agreement of the teachers in training mode and in inference mode."""
     duels: tuple[Duel, ...]
-    """Every pair of sources, in their order."""
+    """Comparisons of all pairs of sources, in the order of the sources."""
     judges: tuple[JudgeFacts, ...]
     agreements: tuple[Agreement, ...]
-    """Of every pair of rewards, over the rows with at least two different answers. An abstention is no choice: it is left out."""
+    """Agreement of every pair of rewards, over the rows with at least two different answers. Abstentions are left out."""
     lengths: tuple[LengthBin, ...]
-    """Tenths of all answers by length; answers of equal length stay together, so there may be fewer."""
+    """Deciles of all answers by length; answers of equal length stay together, so there may be fewer than ten."""
 
 
 def read_rows(
     selected: Artifact, collected: Sequence[Artifact], rewards: Sequence[Artifact], names: Sequence[str]
 ) -> SelectionRows:
-    """Reads finished artifacts, and of the large ones only what is needed.
+    """Reads finished artifacts; from the large ones, only the columns that are needed.
 
     Args:
         selected: training examples.
-        collected: of each source, in order.
-        rewards: of each reward, in order.
-        names: of the sources.
+        collected: artifact of each source, in order.
+        rewards: artifact of each reward, in order.
+        names: names of the sources.
     """
     row_ids = [row_id for table in rewards[0].tables(["row_id"]) for row_id in table["row_id"].to_pylist()]
     place = {row_id: index for index, row_id in enumerate(row_ids)}
@@ -140,7 +140,7 @@ def read_rows(
 def _best_samples(
     tables: Sequence[pa.Table], scores: Float[np.ndarray, "N C R"]
 ) -> tuple[list[list[str | None]], Float[np.ndarray, "N M R"]]:
-    """Of several answers of a source to a row the one with the highest mean standardised reward stands for the source."""
+    """Returns each source's answer with the highest mean standardised reward to each row, and the rewards of these answers."""
     num_samples = scores.shape[1] // len(tables)
     answers = candidate_answers(tables, num_samples)
     if num_samples == 1:
@@ -159,14 +159,14 @@ def selection_facts(
     rewards: Sequence[RewardConfig],
     config: VoteConfig,
 ) -> SelectionFacts:
-    """Sums up how teachers were chosen.
+    """Summarises how teachers were chosen.
 
     Args:
-        rows: what there was to choose from, and what was chosen.
-        names: of the sources.
-        teachers: those that may teach; the others' answers get no votes, as in `select`.
-        rewards: their names and weights.
-        config: how votes are counted.
+        rows: inputs and choices of `select`.
+        names: names of the sources.
+        teachers: sources that may teach; the others' answers get no votes, as in `select`.
+        rewards: names and weights of the rewards.
+        config: vote settings.
     """
     scales = [RewardScale.of(rows.scores[:, :, judge]) for judge in range(len(rewards))]
     standard = standardised(rows.scores, scales)
@@ -202,14 +202,14 @@ def _judge(
     scores: Float[np.ndarray, "N M"],
     choices: Int[np.ndarray, "n"],
 ) -> JudgeFacts:
-    """One reward, from its scores of all answers and its choices where there was something to choose."""
+    """Returns one reward's statistics, from its scores of all answers and its choices on rows that offer one."""
     share, pairs = longer_wins(num_bytes, scores)
     correlation = spearman(num_bytes.ravel(), scores.ravel())
     return JudgeFacts(reward.name, reward.weight, len(choices), int((choices < 0).sum()), correlation, share, pairs)
 
 
 def _training(rows: SelectionRows, i: int, j: int) -> WinRate:
-    """The source to which the ground truth is less surprising is better, over the rows that both took."""
+    """Compares two sources on the rows that neither refused; the one less surprised by the ground truth is better."""
     lead = rows.surprise[:, j] - rows.surprise[:, i]
     return _win_rate(lead[~np.isnan(lead)])
 
@@ -222,7 +222,7 @@ def _inference(
     weights: Float[np.ndarray, "R"],
     margin: float,
 ) -> WinRate:
-    """More votes between the two alone is better; a tie goes to the higher mean standardised reward, equal answers are a draw."""
+    """Compares two sources by a vote between them; a tie goes to the higher mean standardised reward, equal answers are a draw."""
     known = np.array([row[i] is not None and row[j] is not None for row in rows.answers], dtype=bool)
     differ = np.array([row[i] != row[j] for row in rows.answers], dtype=bool)[known]
     lead = standard[known, i] - standard[known, j]

@@ -1,4 +1,4 @@
-"""Who teaches what: for every corpus row the teacher of each mode, from what the sources said and how they were judged.
+"""Chooses the teacher of each mode for every corpus row, from the sources' signals and the rewards of their answers.
 
 Legend: N rows of a shard, M sources, S answers per source, R rewards.
 """
@@ -29,23 +29,23 @@ LIGHT_COLUMNS = (
     "answers",
     "finish_reasons",
 )
-"""What the choice needs to know of what a source said."""
+"""Columns of a source's signals that the choice needs."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One training example before its distributions are carried over."""
+    """A training example before its distributions are transported."""
 
     row: int
     mode: str
     teacher: int
-    """The source that is best in this mode; in training mode with `training_teacher: average` the others teach beside it."""
+    """Source that is best in this mode; in training mode with `training_teacher: average` the others teach too."""
     sample: int
-    """Which of the teacher's answers; 0 in training mode."""
+    """Index of the teacher's answer; 0 in training mode."""
     advantages: list[float]
     response: str
     cut: bool
-    """The answer was cut by its length limit: no end of turn follows."""
+    """Whether the answer was truncated by its length limit: no end of turn follows."""
 
 
 @dataclass(frozen=True)
@@ -53,35 +53,35 @@ class Chooser:
     """Chooses teachers for the rows of a shard."""
 
     names: Sequence[str]
-    """Of the M sources."""
+    """Names of the M sources."""
     teachers: Sequence[str]
-    """Those that may teach."""
+    """Names of the sources that may teach."""
     tokens: Sequence[TokenBytes]
-    """Of each source's tokenizer."""
+    """Token table of each source's tokenizer."""
     config: SelectConfig
     scales: Sequence[RewardScale]
-    """Of each reward over the whole run."""
+    """Scale of each reward over the whole run."""
     weights: Sequence[float] | None = None
-    """What the vote of each reward counts; by default all count the same."""
+    """Weight of each reward's vote; equal by default."""
     num_samples: int = 1
-    """S."""
+    """Answers per source, S."""
 
     def choose(
         self, corpus: pa.Table, collected: Sequence[pa.Table], rewards: Sequence[pa.Table]
     ) -> tuple[list[Choice], dict[str, float]]:
-        """Chooses for both modes.
+        """Chooses the teachers of both modes.
 
         Args:
-            corpus: the rows.
-            collected: what each source says of them, `[M]`, at least the `LIGHT_COLUMNS`.
-            rewards: what each reward says of the sources' answers, `[R]`.
+            corpus: corpus rows of the shard.
+            collected: each source's signals for them, `[M]`, with at least the `LIGHT_COLUMNS`.
+            rewards: each reward's scores of the sources' answers, `[R]`.
 
         Returns:
-            The choices, and counts: rows, those that were left out, rows that a source misspells, wins (where all teach together,
-            the win is that of `average`).
+            The choices, and counts: rows, rows that were left out, rows that a source misspells, and wins (if all sources teach
+            together, the win is that of `average`).
 
         Raises:
-            ArtifactError: the tables are not of the same rows.
+            ArtifactError: the tables do not have the same rows.
         """
         _check_same_rows(corpus, [*collected, *rewards])
         rows = corpus.to_pylist()
@@ -104,23 +104,23 @@ class Chooser:
         return self.config.training_teacher == AVERAGE
 
     def teacher_of(self, choice: Choice) -> str:
-        """Name of the source that teaches an example, or `average`."""
+        """Returns the name of the source that teaches an example, or `average`."""
         return AVERAGE if self.averages and choice.mode == "training" else self.names[choice.teacher]
 
     @property
     def allowed(self) -> Bool[np.ndarray, "M"]:
-        """Which sources may teach."""
+        """Mask of the sources that may teach."""
         return np.array([name in self.teachers for name in self.names])
 
     def _training(self, rows: list[dict], collected: Sequence[pa.Table], counts: dict[str, float]) -> list[Choice]:
-        """Min-CE over the sources that took the row, and whose tokens spell the ground truth."""
+        """Chooses by Min-CE over the sources that did not refuse the row and whose tokens spell the ground truth."""
         nats = np.stack([t["training_nats"].to_numpy(zero_copy_only=False).astype(np.float64) for t in collected], 1)
         num_tokens = np.stack([from_list_column(t["training_ids"]).lengths for t in collected], 1)
         num_bytes = collected[0]["response_bytes"].to_numpy().astype(np.int64)
         for source, table in enumerate(collected):
             taken = np.flatnonzero(~np.isnan(nats[:, source]))
             ids = from_list_column(table["training_ids"].take(pa.array(taken)))
-            # A normaliser that changes text scores another response than the ground truth.
+            # With a normaliser that changes text, a source scores another response than the ground truth.
             wrong = misspelt(self.tokens[source], ids, [rows[row]["response"].encode() for row in taken.tolist()])
             nats[taken[sorted(wrong)], source] = np.nan
             counts[f"misspelt/{self.names[source]}"] = len(wrong)
@@ -134,7 +134,7 @@ class Chooser:
         ]
 
     def _inference(self, collected: Sequence[pa.Table], rewards: Sequence[pa.Table]) -> list[Choice]:
-        """The answer that most rewards vote for."""
+        """Chooses the answer with the most votes of the rewards."""
         allowed = np.repeat(self.allowed, self.num_samples)
         answers = [
             [answer if may else None for answer, may in zip(row, allowed, strict=True)]
@@ -154,7 +154,7 @@ class Chooser:
 
 
 def _incomplete(collected: Sequence[pa.Table]) -> Bool[np.ndarray, "N"]:
-    """Rows that at least one source refused."""
+    """Returns a mask of the rows that at least one source refused."""
     refused = [table["refused"].is_valid().to_numpy() for table in collected]
     return np.logical_or.reduce(refused)
 
@@ -162,10 +162,10 @@ def _incomplete(collected: Sequence[pa.Table]) -> Bool[np.ndarray, "N"]:
 def _check_same_rows(corpus: pa.Table, others: Sequence[pa.Table]) -> None:
     for table in others:
         if not table["row_id"].equals(corpus["row_id"]):
-            raise ArtifactError("the shards to join are not of the same rows: an input was made from another corpus")
+            raise ArtifactError("the shards to join do not have the same rows: an input was made from another corpus")
 
 
 def add_counts(counts: dict[str, float], more: Mapping[str, float]) -> None:
-    """Adds numbers to those of the same name."""
+    """Adds numbers to the counts of the same name."""
     for name, value in more.items():
         counts[name] = counts.get(name, 0) + value

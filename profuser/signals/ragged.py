@@ -1,4 +1,4 @@
-"""Rows of unequal length laid end to end: one flat array and the offsets of its rows, as Arrow keeps a list column.
+"""Stores rows of unequal length as one flat array and its row offsets, like an Arrow list column.
 
 Legend: B rows (B1 = B + 1 offsets), N entries of all rows together.
 """
@@ -14,7 +14,7 @@ from jaxtyping import Integer, Shaped
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
-    """B rows of N entries in all; row i is `values[offsets[i]:offsets[i + 1]]`.
+    """B rows with N entries in total; row i is `values[offsets[i]:offsets[i + 1]]`.
 
     Raises:
         ValueError: the offsets do not begin at 0, decrease, or do not end at the number of values.
@@ -24,16 +24,16 @@ class Ragged:
     offsets: Integer[np.ndarray, "B1"]
 
     def __post_init__(self) -> None:
-        """Checks that the offsets cut all values into rows."""
+        """Checks that the offsets divide all values into rows."""
         bounds = (int(self.offsets[0]), int(self.offsets[-1]))
         if bounds != (0, len(self.values)) or (np.diff(self.offsets) < 0).any():
             raise ValueError(
-                f"row offsets run from {bounds[0]} to {bounds[1]}, expected 0 to {len(self.values)}, rising"
+                f"row offsets run from {bounds[0]} to {bounds[1]}, expected 0 to {len(self.values)}, ascending"
             )
 
     @classmethod
     def from_rows(cls, rows: Sequence[Any], dtype: Any = None) -> "Ragged":
-        """Lays rows (arrays, or lists of numbers) end to end; `dtype` is that of the values where given."""
+        """Concatenates rows (arrays or lists of numbers); `dtype`, if given, is the type of the values."""
         arrays = [np.asarray(row, dtype=dtype) for row in rows]
         lengths = np.array([len(row) for row in arrays], dtype=np.int64)
         values = np.concatenate(arrays) if arrays else np.zeros(0, dtype=dtype or np.int64)
@@ -43,7 +43,7 @@ class Ragged:
         return len(self.offsets) - 1
 
     def row(self, index: int) -> Shaped[np.ndarray, "T ..."]:
-        """One row, as a view."""
+        """Returns one row, as a view."""
         return self.values[self.offsets[index] : self.offsets[index + 1]]
 
     @cached_property
@@ -53,12 +53,12 @@ class Ragged:
 
     @cached_property
     def row_of(self) -> Integer[np.ndarray, "N"]:
-        """The row that each entry belongs to."""
+        """Row of each entry."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
 
 def offsets_of(lengths: Integer[np.ndarray, "B"]) -> Integer[np.ndarray, "B+1"]:
-    """Where each of consecutive pieces starts, and where the last one ends: 0, then the running sum."""
+    """Returns the starts of consecutive pieces and the end of the last one: 0, then the cumulative sum."""
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets

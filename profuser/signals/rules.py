@@ -1,4 +1,4 @@
-"""The alignment rules: one record each. `profuser.alignment.matching` finds where each applies, `transport` carries it out."""
+"""Defines the alignment rules, one record each. `profuser.alignment.matching` finds where each applies, `transport` applies it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,16 +6,16 @@ from enum import IntEnum
 
 
 class Rule(IntEnum):
-    """How a target position got its distribution; the number is what artifacts store."""
+    """Rule that gave a target position its distribution; artifacts store the number."""
 
     NONE = 0
-    """It got none: cross-entropy only."""
+    """No distribution: cross-entropy only."""
     PROJECT = 1
-    """A source token starts here and reaches as far as the target token, or farther."""
+    """A source token starts here and ends with the target token or later."""
     CONDITION = 2
     """The position is inside a source token: conditioned on the bytes already consumed."""
     CHAIN = 3
-    """The target token reaches beyond the source token: the realised token's mass is a product along the source tokens.
+    """The target token ends after the source token: the realised token's mass is a product along the source tokens.
     Where it also begins inside a source token, both this rule and CONDITION are needed."""
     END = 4
     """The target's end of turn, where the source ends its turn too."""
@@ -23,11 +23,11 @@ class Rule(IntEnum):
 
 @dataclass(frozen=True)
 class RuleRecord:
-    """A rule in words and pictures."""
+    """Description and plot style of a rule."""
 
     meaning: str
     hatch: str = ""
-    """Pattern in plots (matplotlib's)."""
+    """Hatch pattern in plots (matplotlib)."""
 
 
 RECORDS = {
@@ -37,35 +37,35 @@ RECORDS = {
     Rule.END: RuleRecord("both models end their turn"),
     Rule.NONE: RuleRecord("cross-entropy only", "xx"),
 }
-"""In the order of a table."""
+"""Records of all rules, in display order."""
 RULES = {rule.name.lower(): record for rule, record in RECORDS.items()}
-"""The same by the rule's name in recipes, artifacts and reports."""
+"""Records by the rule's name in recipes, artifacts and reports."""
 CARRYING = tuple(name for name in RULES if name != "none")
 """Names of the rules that carry a distribution."""
 
 
 @dataclass(frozen=True)
 class AlignmentRules:
-    """Which rules may carry a distribution; a position whose rule is off gets none."""
+    """Rules that may carry a distribution; a position whose rule is off gets none."""
 
     allowed: frozenset[Rule] = frozenset(RECORDS) - {Rule.NONE}
 
     @classmethod
     def only(cls, names: Iterable[str]) -> "AlignmentRules":
-        """Returns the rules that are named, and no other.
+        """Returns exactly the named rules.
 
         Raises:
-            ValueError: a name is none of `CARRYING`.
+            ValueError: a name is not in `CARRYING`.
         """
         return cls(frozenset(Rule[rule_name(name).upper()] for name in names))
 
     def without(self, name: str) -> "AlignmentRules":
-        """Returns the same without one rule."""
+        """Returns these rules without one."""
         return AlignmentRules(self.allowed - {Rule[rule_name(name).upper()]})
 
 
 def rule_name(name: str) -> str:
-    """Returns the name of a rule that carries a distribution; ValueError where it is none."""
+    """Returns the name if a rule of that name carries a distribution; otherwise raises ValueError."""
     if name not in CARRYING:
-        raise ValueError(f"no alignment rule {name!r}; there are: {', '.join(CARRYING)}")
+        raise ValueError(f"unknown alignment rule {name!r}; allowed: {', '.join(CARRYING)}")
     return name

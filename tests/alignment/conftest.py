@@ -1,4 +1,4 @@
-"""Small tokenizers of each family, trained here, wrapped as transformers loads them."""
+"""Fixtures: small tokenizers of each family, trained here and wrapped as transformers loads them."""
 
 import json
 
@@ -25,7 +25,7 @@ def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def without_byte_specials(tokenizer: Tokenizer) -> Tokenizer:
-    """Byte pieces are trained as specials, so that they get ids, and are ordinary pieces of the model afterwards."""
+    """Turns byte pieces, which are trained as specials to get ids, into ordinary pieces of the model."""
     spec = json.loads(tokenizer.to_str())
     spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] in SPECIALS]
     return Tokenizer.from_str(json.dumps(spec))
@@ -59,7 +59,7 @@ def sentencepiece_bpe(vocab_size: int) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def llama_like() -> PreTrainedTokenizerFast:
-    """Legacy SentencePiece: a normalizer writes the spaces, no pre-tokenizer; knows ASCII, the rest by bytes."""
+    """Legacy SentencePiece: a normalizer writes the spaces, no pre-tokenizer; covers ASCII, the rest by byte fallback."""
     tokenizer = sentencepiece_bpe(400)
     spec = json.loads(tokenizer.to_str()) | {"pre_tokenizer": None}
     return wrap(Tokenizer.from_str(json.dumps(spec)))

@@ -1,4 +1,4 @@
-"""A slow and obvious transport of one row: dicts, byte strings and loops. A vocabulary is a list; None is a special."""
+"""A slow and simple transport of one row, with dicts, byte strings and loops. A vocabulary is a list; None is a special."""
 
 import math
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ class Vocabulary:
     end: int
 
     def first(self, data: bytes) -> int | None:
-        """The token of these bytes, or the longest one that they begin with."""
+        """Returns the token of these bytes, or the longest one that is a prefix of them."""
         for length in range(len(data), 0, -1):
             if data[:length] in self.table:
                 return self.table.index(data[:length])
         return None
 
     def splits(self, data: bytes, place: int) -> bool:
-        """Whether one of the tokens of these bytes, the longest each time, begins at a place."""
+        """Returns whether a token begins at `place` if the bytes are split greedily into the longest tokens."""
         begin = 0
         while begin < place:
             index = self.first(data[begin:])
@@ -38,10 +38,10 @@ def bounds(vocabulary: Vocabulary, ids: list[int], response: bytes) -> list[int]
 
 
 def transport_row(source, target, source_ids, logprobs, candidates, target_ids, response, off=(), steps=None):
-    """Per target position its rule and a dict of target id to mass.
+    """Returns the rule of each target position and a dict of target id to mass.
 
-    `candidates` holds per source position a dict of source id to probability; `off` names the rules that are off; `steps` holds by
-    source position and candidate a dict of what follows it.
+    `candidates` holds a dict of source id to probability per source position; `off` names the rules that are off; `steps` holds a
+    dict of the next tokens by source position and candidate.
     """
     begin, here = bounds(source, source_ids, response), bounds(target, target_ids, response)
     out = []
@@ -85,7 +85,7 @@ def transport_row(source, target, source_ids, logprobs, candidates, target_ids, 
 
 
 def find(begin, source_ids, end, place, first, at_end):
-    """Source position, bytes consumed, and at the beginning the space to strip and the space to add."""
+    """Returns source position, consumed bytes and, at the beginning, the space to strip and the space to add."""
     for s, index in enumerate(source_ids):
         if begin[s] == place and (index == end) == at_end:
             return s, 0, b"", b""
@@ -98,7 +98,7 @@ def find(begin, source_ids, end, place, first, at_end):
 
 
 def given(source, target, mass, realised, used, steps):
-    """Masses of candidates, and of used-up ones with their next, that agree with the consumed bytes and how the target cut them."""
+    """Returns masses of candidates, and of used-up ones with their next token, that agree with the consumed bytes and splits."""
     prefix, out = source.table[realised][:used], {}
     for c, p in mass.items():
         data = source.table[c]
@@ -116,7 +116,7 @@ def given(source, target, mass, realised, used, steps):
 
 
 def continuation(source, source_ids, logprobs, candidates, begin, s, stop):
-    """Probability of the source's tokens from s on up to the byte `stop`."""
+    """Returns the probability of the source's tokens from s up to the byte `stop`."""
     product = 1.0
     while begin[s] < stop:
         if begin[s + 1] <= stop:

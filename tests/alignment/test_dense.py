@@ -1,9 +1,9 @@
-"""With the whole vocabulary as top-k, transport against the source's exact distribution of the next target token.
+"""Compares transport, with the whole vocabulary as top-k, with the source's exact distribution of the next target token.
 
 A tiny source is a table: a distribution for every history of tokens. From it the exact distribution of the target's next token,
-given the target tokens before it, is found by walking through all that the source could go on with. Where a rule is exact,
-transport must agree; elsewhere the difference in total variation is bounded by the mass of the continuations whose next target
-token is not settled by the first source token, or by the one after a used-up candidate where the source was asked for it.
+given the target tokens before it, is computed by enumerating the source's continuations. Where a rule is exact, transport must
+agree; elsewhere the difference in total variation is bounded by the mass of the continuations whose next target token is not
+determined by the first source token, or by the one after a used-up candidate if it was requested from the source.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from profuser.alignment.next_steps import LEAST_SHARE, find_used_up
+from profuser.alignment.next_steps import MIN_SHARE, find_used_up
 from profuser.alignment.source_signals import NextSteps, SourceSignals
 from profuser.alignment.transport import transport_rows
 from profuser.alignment.vocab_projection import VocabProjection
@@ -31,7 +31,7 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Source:
-    """A language model over a vocabulary: any distribution for any history, the same each time it is asked."""
+    """A language model over a vocabulary: an arbitrary but reproducible distribution for each history."""
 
     vocabulary: Vocabulary
     seed: int
@@ -47,22 +47,22 @@ def piece(vocabulary: Vocabulary, index: int) -> bytes:
 
 @dataclass(frozen=True)
 class Place:
-    """A target position: what the source had read before the source token there, and what the target has emitted."""
+    """A target position, with the source's history before the source token there and the tokens emitted by the target."""
 
     source: Source
     target: Vocabulary
     history: tuple[int, ...]
-    """Source tokens before the one that starts here or holds the position."""
+    """Source tokens before the one that starts here or contains the position."""
     before: bytes
     consumed: bytes
     emitted: tuple[int, ...]
     """Target tokens of `before + consumed`."""
     realised: int
     steps: frozenset[int] = frozenset()
-    """Used-up candidates of which the next step is known."""
+    """Used-up candidates whose next step is known."""
 
     def next_target(self, text: bytes, ended: bool) -> int | None:
-        """The target's next token where the source goes on with a text; None if the target would have emitted others by now."""
+        """Returns the target's next token if the source continues with `text`; None if the target had then emitted others."""
         ids = greedy(self.target, self.before + text)
         if tuple(ids[: len(self.emitted)]) != self.emitted:
             return None
@@ -71,7 +71,7 @@ class Place:
         return goal
 
     def open(self, path: tuple[int, ...]) -> bool:
-        """Whether the source tokens that transport knows of leave open what the target's next token is."""
+        """Returns whether the source tokens known to transport leave the target's next token undetermined."""
         known = path[: 2 if path[0] in self.steps else 1]
         data = b"".join(piece(self.source.vocabulary, index) for index in known)
         used = len(self.consumed)
@@ -87,23 +87,23 @@ class Place:
         return self.kept(known[0], data) != (self.next_target(data, ended=True) is not None)
 
     def kept(self, first: int, data: bytes) -> bool:
-        """Whether transport takes these bytes for ones that the target splits after those consumed."""
+        """Returns whether transport assumes that the target splits these bytes after the consumed ones."""
         used, realised = len(self.consumed), piece(self.source.vocabulary, self.realised)
         judged = len(piece(self.source.vocabulary, first)) == used or self.target.splits(realised, used)
         return not (used and judged) or self.target.splits(data, used)
 
     def extended(self, data: bytes) -> bool:
-        """Whether a longer target token begins with all these bytes."""
+        """Returns whether a longer target token begins with all these bytes."""
         return any(other and len(other) > len(data) and other.startswith(data) for other in self.target.table)
 
     def exact(self, conditioned: bool = True) -> tuple[dict[int, float], float]:
-        """The distribution of the target's next token, and a bound of what the open continuations can make of it.
+        """Returns the distribution of the target's next token, and a bound on the error due to open continuations.
 
-        With `conditioned` continuations that the target would have cut otherwise before this position are left out.
+        With `conditioned`, continuations that the target would have split differently before this position are left out.
         """
         longest = max(len(data) for data in self.target.table if data)
         found: dict[int, float] = {}
-        masses = {True: 0.0, False: 0.0}  # of open continuations, and of settled ones that contradict nothing
+        masses = {True: 0.0, False: 0.0}  # of open continuations, and of determined ones without contradiction
 
         def walk(path: tuple[int, ...], text: bytes, mass: float) -> None:
             ended = path[-1:] == (END,)
@@ -138,7 +138,7 @@ def greedy(vocabulary: Vocabulary, text: bytes) -> list[int]:
 
 
 def positions(source: Source, target: Vocabulary, response: bytes, condition: str = "tail"):
-    """Per target position: its rule, the transported masses, where it is, and the realised target token."""
+    """Yields for each target position its rule, the transported masses, its place and the realised target token."""
     source_ids, target_ids = greedy(source.vocabulary, response), greedy(target, response)
     topk, full = whole_distributions(source, [tuple(source_ids[:s]) for s in range(len(source_ids))])
     tables = table_of(source.vocabulary), table_of(target)
@@ -171,7 +171,7 @@ def positions(source: Source, target: Vocabulary, response: bytes, condition: st
 
 
 def whole_distributions(source: Source, histories: list[tuple[int, ...]]) -> tuple[TopK, np.ndarray]:
-    """Distributions after histories, over the whole vocabulary: as top-k, and by token."""
+    """Returns distributions after histories, over the whole vocabulary: as top-k, and by token."""
     full = np.array([source.distribution(history) for history in histories])
     full = full.reshape(len(histories), len(source.vocabulary.table))
     order = np.argsort(-full, axis=1)
@@ -179,7 +179,7 @@ def whole_distributions(source: Source, histories: list[tuple[int, ...]]) -> tup
 
 
 def total_variation(masses: dict[int, float], wanted: dict[int, float]) -> float:
-    """Half the sum of absolute differences, the tail against nothing."""
+    """Returns half the sum of absolute differences, with the tail compared to zero."""
     tail = 1 - sum(masses.values())
     assert tail >= -ROUNDING
     return (sum(abs(masses.get(i, 0.0) - wanted.get(i, 0.0)) for i in masses | wanted) + tail) / 2
@@ -200,7 +200,7 @@ PIECES = st.lists(st.text("ab", min_size=2, max_size=3).map(str.encode), max_siz
 @pytest.mark.parametrize("condition", ["tail", "exact"])
 @settings(max_examples=60)
 @given(ours=PIECES, theirs=PIECES, response=st.text("ab", max_size=6).map(str.encode), seed=st.integers(0, 1 << 16))
-def test_what_a_position_does_not_know_bounds_its_error(condition, ours, theirs, response, seed):
+def test_the_mass_of_open_continuations_bounds_the_error(condition, ours, theirs, response, seed):
     source, target = Source(vocabulary(*ours), seed), vocabulary(*theirs)
     for rule, masses, place, _ in positions(source, target, response, condition):
         if rule == Rule.NONE:
@@ -214,13 +214,13 @@ PAIRS = st.lists(st.sampled_from([b"aa", b"ab", b"ba", b"bb"]), max_size=4, uniq
 
 @settings(max_examples=60)
 @given(longer=PAIRS, response=st.text("ab", max_size=6).map(str.encode), seed=st.integers(0, 1 << 16))
-def test_exact_with_the_next_steps_where_consumed_bytes_are_spelt_in_one_way(longer, response, seed):
-    """One byte is consumed at most, and a target of single bytes never looks beyond a source token."""
+def test_next_steps_make_transport_exact_where_consumed_bytes_have_one_spelling(longer, response, seed):
+    """At most one byte is consumed, and a target of single bytes never looks beyond a source token."""
     for _, masses, place, _ in positions(Source(vocabulary(*longer), seed), vocabulary(), response, "exact"):
-        assert total_variation(masses, place.exact()[0]) <= LEAST_SHARE + ROUNDING
+        assert total_variation(masses, place.exact()[0]) <= MIN_SHARE + ROUNDING
 
 
-def test_the_next_steps_bring_condition_closer_where_it_stays_inexact():
+def test_next_steps_reduce_the_error_of_condition_where_it_is_not_exact():
     distances: dict[str, list[float]] = {"tail": [], "exact": []}
     for condition, found in distances.items():
         for seed in range(40):
@@ -233,8 +233,8 @@ def test_the_next_steps_bring_condition_closer_where_it_stays_inexact():
 
 @settings(max_examples=60)
 @given(longer=PIECES, response=st.text("ab", max_size=6).map(str.encode), seed=st.integers(0, 1 << 16))
-def test_exact_wherever_the_source_token_settles_the_next_target_token(longer, response, seed):
-    """A target of single bytes never looks beyond a source token, and no source token begins another: exact throughout."""
+def test_transport_is_exact_where_the_source_token_determines_the_next_target_token(longer, response, seed):
+    """A target of single bytes never looks beyond a source token, and no source token is a prefix of another: exact throughout."""
     pieces = [*longer, *(letter for letter in alphabet(b"ab") if not any(data.startswith(letter) for data in longer))]
     assume(not any(a != b and b.startswith(a) for a in pieces for b in pieces))
     source = Source(Vocabulary([None, *pieces], end=END), seed)
@@ -251,8 +251,8 @@ def test_exact_wherever_the_source_token_settles_the_next_target_token(longer, r
 
 @settings(max_examples=60)
 @given(longer=PIECES, response=st.text("ab", max_size=6).map(str.encode), seed=st.integers(0, 1 << 16))
-def test_a_chain_is_exact_for_the_realised_token_where_the_source_spells_it_in_one_way(longer, response, seed):
-    """A source of single bytes: the product along them is the probability of the target's token, if none goes beyond it."""
+def test_a_chain_is_exact_for_a_realised_token_with_one_spelling_by_the_source(longer, response, seed):
+    """A source of single bytes: the product along them is the probability of the target's token, if no longer one extends it."""
     target = vocabulary(*longer)
     for rule, masses, place, realised in positions(Source(vocabulary(), seed), target, response):
         token = piece(target, realised)

@@ -13,7 +13,7 @@ from profuser.alignment.mass import sum_top_k
     top_k=st.integers(1, 24),
     vocab_size=st.sampled_from([2, 6, 200_000]),
 )
-def test_masses_that_meet_are_summed_and_the_largest_kept(seed, num, width, top_k, vocab_size):
+def test_masses_of_equal_ids_are_summed_and_the_largest_kept(seed, num, width, top_k, vocab_size):
     generator = np.random.default_rng(seed)
     ids = generator.integers(-1, vocab_size, (num, width)).astype(np.int32)
     mass = -np.sort(-generator.dirichlet(np.ones(width + 1), num)[:, :width], axis=1)
@@ -34,7 +34,7 @@ def test_masses_that_meet_are_summed_and_the_largest_kept(seed, num, width, top_
             assert value == 0 or value == pytest.approx(wanted[index], rel=1e-5)
 
 
-def test_rows_without_collision_pass_to_the_bit():
+def test_rows_without_collisions_are_unchanged_to_the_bit():
     ids = np.array([[5, 3, 9]], dtype=np.int32)
     logprobs = np.log(np.array([[0.6, 0.3, 0.05]])).astype(np.float16)
     out = sum_top_k(ids, logprobs, 3)

@@ -1,4 +1,4 @@
-"""The peers of the benchmark and its measures, on cases small enough to be worked out by hand."""
+"""Tests the benchmark's peers and measures on cases small enough to work out by hand."""
 
 import json
 from pathlib import Path
@@ -39,16 +39,16 @@ def topk(rows: list[dict[int, float]], width: int) -> TopK:
 TARGET = reading([1, 3, 0], [[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1], [0.25, 0.25, 0.25, 0.25]])
 
 
-def test_bits_of_a_listed_token_of_one_in_the_tail_and_of_a_position_without_a_distribution():
+def test_bits_of_a_listed_token_a_tail_token_and_a_position_without_a_distribution():
     carried = Carried(topk([{1: 0.5, 0: 0.25}, {0: 0.75}, {}], 2), np.array([True, True, False]))
-    said = worth(carried, TARGET)
-    # Listed: 1/2. In the tail: 1/4 of mass times the target's share 0.1 / (1 - 0.4). None: the target's own 1/4.
-    assert said.student_bits == pytest.approx([1.0, -np.log2(0.25 * 0.1 / 0.6), 2.0], abs=1e-5)
-    assert said.uniform_bits == pytest.approx([1.0, 2.0 + 16.0, 2.0], abs=1e-5)
-    assert said.in_tail.tolist() == [False, True, False]
+    result = worth(carried, TARGET)
+    # Listed: 1/2. In the tail: mass 1/4 times the target's share 0.1 / (1 - 0.4). None: the target's own 1/4.
+    assert result.student_bits == pytest.approx([1.0, -np.log2(0.25 * 0.1 / 0.6), 2.0], abs=1e-5)
+    assert result.uniform_bits == pytest.approx([1.0, 2.0 + 16.0, 2.0], abs=1e-5)
+    assert result.in_tail.tolist() == [False, True, False]
 
 
-def test_the_step_of_a_carried_distribution_is_what_autograd_finds():
+def test_the_step_of_a_transported_distribution_matches_autograd():
     carried = Carried(topk([{1: 0.5, 0: 0.25}, {0: 0.75}, {}], 2), np.array([True, True, False]))
     logits = TARGET.logprobs.clone().requires_grad_()
     log_q = logits.log_softmax(-1)
@@ -63,8 +63,8 @@ def test_own_top_k_bits():
     assert own_top_k_bits(source, 2) == pytest.approx([1.0, 2.0 + 16.0], abs=1e-5)
 
 
-def test_groups_lie_between_common_boundaries():
-    # abc|d|ef against ab|cd|ef: one group abcd of two and two tokens, and ef.
+def test_groups_are_split_at_common_boundaries():
+    # abc|d|ef against ab|cd|ef: one group abcd of two tokens on each side, and ef.
     groups = Groups.find(np.array([3, 4, 6]), np.array([2, 4, 6]))
     assert groups.source.tolist() == [0, 2, 3]
     assert groups.target.tolist() == [0, 2, 3]
@@ -82,7 +82,7 @@ def test_steps_are_the_first_order_change_of_log_probabilities():
     assert (moved.numpy() - TARGET.own) / rate == pytest.approx(steps(gradient, TARGET), abs=1e-3)
 
 
-def test_fusellm_pairs_the_cheapest_way_and_keeps_the_truth_where_tokens_split():
+def test_fusellm_pairs_tokens_at_minimum_cost_and_keeps_the_truth_where_tokens_split():
     assert published.align(["ab", "c"], ["ab", "c"]) == [[0], [1]]
     assert published.align(["ab", "c"], ["abc"]) == [[1, 0]]
     carried = published.carry(["ab", "c"], ["abc"], [[1], [2]], [[-0.1], [-0.2]], {1: 5, 2: 6}, [7])
@@ -91,7 +91,7 @@ def test_fusellm_pairs_the_cheapest_way_and_keeps_the_truth_where_tokens_split()
     assert carried == [{5: -0.1, 6: -3.0}]
 
 
-def test_min_edit_finds_the_nearest_token_of_those_that_occur():
+def test_min_edit_maps_tokens_that_occur_to_the_nearest_token():
     source, target = table([None, b"ab", b"abd", b"zz"]), table([None, b"ab", b"abc", b"y"])
     projection = MinEdit(source, target).with_tokens(np.array([[0, 1, 2]]))
     assert projection.whole.tolist() == [0, 1, 1, -1]
@@ -101,12 +101,12 @@ def table(pieces: list[bytes | None]) -> TokenBytes:
     return TokenBytes.from_table(pieces, end_ids=[0])
 
 
-def test_weights_of_pieces_fall_tenfold_and_sum_to_one():
+def test_weights_of_pieces_decay_tenfold_and_sum_to_one():
     assert xtoken.decay(1) == [1.0]
     assert xtoken.decay(3) == pytest.approx([100 / 111, 10 / 111, 1 / 111])
 
 
-def test_the_projection_maps_same_bytes_splits_others_and_pairs_the_heaviest(byte_level, llama_like):
+def test_the_projection_maps_equal_bytes_splits_other_tokens_and_pairs_the_heaviest(byte_level, llama_like):
     student = TokenBytes.from_tokenizer(llama_like, len(llama_like))
     teacher = TokenBytes.from_tokenizer(byte_level, len(byte_level))
     projection = xtoken.Projection.build(student, teacher)
@@ -128,7 +128,7 @@ def p_kl(logits, teacher, groups, projection):
     return xtoken.p_kl(logits, teacher, groups, projection, xtoken.most_probable(teacher))
 
 
-def test_p_kl_and_h_kl_are_zero_at_agreement_and_the_kl_where_tokens_correspond():
+def test_p_kl_and_h_kl_are_zero_at_agreement_and_equal_the_kl_where_tokens_correspond():
     p, q = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.25, 0.5]])
     groups = Groups(np.array([0, 1]), np.array([0, 1]))
     kl = 0.5 * np.log(2) - 0.25 * np.log(2)
@@ -146,7 +146,7 @@ def test_p_kl_averages_probabilities_of_the_student_and_log_probabilities_of_the
     assert float(found) == pytest.approx(wanted, abs=1e-6)
 
 
-def test_h_kl_compares_the_others_sorted():
+def test_h_kl_compares_uncommon_tokens_in_sorted_order():
     common = xtoken.Projection({0: {0: 1.0}}, torch.tensor([0]), torch.tensor([0]))
     student, teacher = torch.tensor([[0.5, 0.1, 0.4]]), torch.tensor([[0.5, 0.2, 0.3]])
     found = xtoken.h_kl(student.log(), teacher.log(), Groups(np.array([0, 1]), np.array([0, 1])), common)
@@ -155,7 +155,7 @@ def test_h_kl_compares_the_others_sorted():
 
 
 def exact(source, target, consumed):
-    """The distribution of the target's next token after these bytes, whatever target tokens they were."""
+    """Returns the distribution of the target's next token after these bytes, however the target tokenized them."""
     longest, found = max(len(data) for data in target.table if data), {}
 
     def walk(history, text, mass):
@@ -193,16 +193,16 @@ def test_the_walk_finds_the_exact_distribution(ours, theirs, consumed, seed):
     assert found.exact() == pytest.approx(wanted, abs=1e-6)
 
 
-def test_a_walk_without_budget_reports_what_it_left():
-    # The root settles b (1/4) and the end (1/4); a (1/2) may still become ab.
+def test_a_walk_without_budget_reports_the_residual():
+    # The root determines b (1/4) and the end (1/4); a (1/2) may still become ab.
     source, target = table([None, b"a", b"b"]), table([None, b"a", b"b", b"ab"])
     found = Walk(source, target)(np.array([0.25, 0.5, 0.25]), b"", lambda nodes: [], 0.0, 0)
     assert found.residual == pytest.approx(0.5)
     assert found.exact() == {0: 0.5, 2: 0.5}
 
 
-def test_what_the_target_would_not_have_split_is_ruled_out():
-    # After `a` the target has emitted a: neither ab nor a, b can follow, which it would have written as ab.
+def test_continuations_that_the_target_would_not_have_split_are_ruled_out():
+    # After `a` the target has emitted a: ab and a, b are impossible, because it would have written them as ab.
     source, target = table([None, b"a", b"b", b"ab", b"ac"]), table([None, b"a", b"b", b"c", b"ab"])
     root = np.array([0.0, 0.0, 0.2, 0.5, 0.3])
     found = Walk(source, target)(root, b"a", lambda nodes: [], 0.0, 0)
@@ -242,7 +242,7 @@ def test_a_ratio_is_of_sums_and_its_interval_holds_it():
     assert (found.value, found.low, found.high, found.num) == (1.0, 1.0, 1.0, 4)
 
 
-def test_the_documents_tables_are_what_the_report_prints_of_the_committed_results():
+def test_the_tables_in_the_document_match_the_report_of_the_committed_results():
     folder = Path(__file__).parents[2] / "notebooks"
     names = ("bits_speed_ends", "gradients", "exactness")
     results = [json.loads((folder / "results" / "peers" / f"{name}.json").read_text()) for name in names]

@@ -1,4 +1,4 @@
-"""Bytes, spans and transport on tokenizers of released models, and on each family's way of writing spaces rebuilt from them."""
+"""Tests bytes, spans and transport on tokenizers of released models, and on variants that write spaces as each family does."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ NAMES = ["llama2", "llama2 legacy", "mistral v3", "gemma", "tekken", "qwen"]
 
 
 def rebuilt(tokenizer, **parts):
-    """The same vocabulary and merges under another normalizer and pre-tokenizer."""
+    """Returns the same vocabulary and merges with another normalizer and pre-tokenizer."""
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     backend = Tokenizer.from_str(json.dumps(spec | {"normalizer": None, "pre_tokenizer": None, "post_processor": None}))
     for name, part in parts.items():
@@ -41,14 +41,14 @@ def tokenizers():
         "llama2": sentencepiece(),
         "llama2 legacy": rebuilt(sentencepiece(), normalizer=normalizers.Sequence(space)),
         "mistral v3": sentencepiece(SENTENCEPIECE_CONTROL),
-        # As Gemma's: spaces are written by a normalizer, nothing stands before the text.
+        # Like Gemma: a normalizer writes spaces, nothing is prepended to the text.
         "gemma": rebuilt(
             sentencepiece(),
             normalizer=normalizers.Replace(" ", "\u2581"),
             pre_tokenizer=pre_tokenizers.Split(" ", "merged_with_previous"),
         ),
         "tekken": plain,
-        # As Qwen's: composes characters first.
+        # Like Qwen: composes characters first.
         "qwen": rebuilt(plain, normalizer=normalizers.NFC(), pre_tokenizer=plain.backend_tokenizer.pre_tokenizer),
     }
 
@@ -60,7 +60,7 @@ def tables(tokenizers):
 
 @pytest.fixture(scope="module")
 def projection(tables):
-    """From one tokenizer to another, by their names; made once."""
+    """Projects from one tokenizer to another, by their names; each pair is built once."""
     return cache(lambda source, target: VocabProjection.build(tables[source], tables[target]))
 
 
@@ -69,9 +69,7 @@ def encode(tokenizer, text):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_table_has_every_byte_a_role_for_every_special_and_unused_ids_to_the_width_of_the_logits(
-    tokenizers, tables, name
-):
+def test_a_table_covers_every_byte_the_specials_and_the_unused_ids(tokenizers, tables, name):
     tokens, tokenizer = tables[name], tokenizers[name]
     assert set(tokens.id_of) >= {bytes([byte]) for byte in range(256)}
     assert tokens.end_ids == (tokenizer.eos_token_id,)
@@ -87,12 +85,12 @@ def test_tokens_spell_any_text(tokenizers, tables, name):
     assert byte_spans(tables[name], ids, [text.encode() for text in composed]).refused == {}
 
 
-def test_rows_that_a_normaliser_changes_are_refused_and_no_other(tokenizers, tables):
+def test_only_rows_that_a_normaliser_changes_are_refused(tokenizers, tables):
     texts = ["caf\u00e9", "cafe\u0301", "plain"]
     ids = Ragged.from_rows([encode(tokenizers["qwen"], text) for text in texts], dtype=np.int64)
     refused = byte_spans(tables["qwen"], ids, [text.encode() for text in texts]).refused
     assert list(refused) == [1]
-    assert "part at byte 3" in refused[1]
+    assert "differ at byte 3" in refused[1]
 
 
 @pytest.mark.parametrize("change", [normalizers.NFKC(), normalizers.Lowercase(), normalizers.StripAccents()])
@@ -110,16 +108,16 @@ def test_mass_is_conserved_between_real_tokenizers(tokenizers, tables, projectio
     source_ids, target_ids = (
         Ragged.from_rows([encode(tokenizers[name], text) for text in texts], dtype=np.int64) for name in pair
     )
-    signals = some_signals(source_ids, len(tokenizers[source]), top_k)
+    signals = random_signals(source_ids, len(tokenizers[source]), top_k)
     responses = [text.encode() for text in texts]
     out = transport_rows(signals, target_ids, responses, projected)
     assert not out.refused
     mass = np.exp(out.topk.topk.logprobs.astype(np.float64)).sum(axis=1)
-    # float16 log-probabilities are within 2**-11 of themselves.
+    # float16 log-probabilities have a relative error of at most 2**-11.
     assert mass.max() <= 1 + 2e-3
     np.testing.assert_allclose(mass + out.topk.topk.tail_mass(), 1.0, atol=2e-3)
     assert ((mass > 0) == (out.rules.values != Rule.NONE)).all()
-    # Where a source token is projected as it is, all arrives but what has no counterpart (control tokens).
+    # Where a source token is projected unchanged, all mass arrives except that without a counterpart (control tokens).
     matches = match(
         tables[source],
         source_ids,
@@ -137,8 +135,8 @@ def test_mass_is_conserved_between_real_tokenizers(tokenizers, tables, projectio
     np.testing.assert_allclose(mass[plain], arriving.sum(axis=1), atol=2e-3)
 
 
-def some_signals(ids, vocab_size, top_k):
-    """Distributions over ids drawn from the whole vocabulary, the token itself among them at any rank or not at all."""
+def random_signals(ids, vocab_size, top_k):
+    """Returns distributions over ids from the whole vocabulary, with the token itself at any rank or absent."""
     rng = np.random.default_rng(top_k)
     num = len(ids.values)
     steps = rng.integers(1, vocab_size // top_k, num)
@@ -156,7 +154,7 @@ def test_identity_on_the_same_tokenizer(tokenizers, tables, name):
     text = "Now getting 1984 books, \u4f60\u597d \U0001f469\u200d\U0001f467"
     ids = np.array(encode(tokenizers[name], text))
     one = Ragged.from_rows([ids])
-    signals = some_signals(one, len(tokenizers[name]), top_k=64)
+    signals = random_signals(one, len(tokenizers[name]), top_k=64)
     topk = signals.topk
     projection = VocabProjection.build(tables[name], tables[name])
     out = transport_rows(signals, one, [text.encode()], projection)
@@ -165,8 +163,8 @@ def test_identity_on_the_same_tokenizer(tokenizers, tables, name):
     np.testing.assert_array_equal(out.topk.topk.ids, np.where(np.isneginf(topk.logprobs), 0, topk.ids))
 
 
-def test_an_answer_cut_inside_a_character_is_carried_over(tokenizers, tables, projection):
-    """The last character of the answer is cut after its second byte: neither side has a token of its whole."""
+def test_an_answer_cut_inside_a_character_is_transported(tokenizers, tables, projection):
+    """The last character of the answer is cut after its second byte: neither side has a token for all of it."""
     text, cut = "ok \U0001f98a", len(b"ok ") + 2
     source_ids = next_tokens(tokenizers["llama2"], tables["llama2"], text, cut)
     response = text.encode()[:cut]
@@ -181,8 +179,8 @@ def test_an_answer_cut_inside_a_character_is_carried_over(tokenizers, tables, pr
 
 
 def next_tokens(tokenizer, tokens, text, num_bytes):
-    """Tokens of a text up to so many bytes of it."""
-    ids, length = [], -1  # SentencePiece begins with a space of its own
+    """Returns the tokens of a text up to a number of its bytes."""
+    ids, length = [], -1  # SentencePiece adds a leading space
     for index in tokenizer.encode(text, add_special_tokens=False):
         if length >= num_bytes:
             break
@@ -192,7 +190,7 @@ def next_tokens(tokenizer, tokens, text, num_bytes):
     return ids
 
 
-def test_most_of_a_real_vocabulary_has_the_same_bytes_in_another(tables, projection):
+def test_most_tokens_of_a_real_vocabulary_have_the_same_bytes_in_another(tables, projection):
     counts = projection("tekken", "llama2").counts()
     assert counts["exact"] > 20_000
     assert counts["tail"] == 999  # control tokens

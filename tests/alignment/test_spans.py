@@ -9,7 +9,7 @@ from profuser.errors import AlignmentError
 from profuser.signals.ragged import Ragged
 from tests.alignment.conftest import SPACE
 
-# Text that literally holds the SentencePiece space, or a special token, is lossy by design and refused.
+# Text that literally contains the SentencePiece space, or a special token, is lossy by design and refused.
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters=[SPACE]), max_size=20).filter(
     lambda text: "s>" not in text
 )
@@ -64,7 +64,7 @@ def check_batch(tokenizer, tokens, texts):
         offset += len(row)
 
 
-def test_an_answer_cut_in_mid_character_still_has_spans(llama_like):
+def test_an_answer_cut_inside_a_character_still_has_spans(llama_like):
     tokens = TokenBytes.from_tokenizer(llama_like, 512)
     ids = llama_like.encode("\u4f60", add_special_tokens=False)
     response = "\u4f60".encode()[:2]
@@ -83,11 +83,11 @@ def test_a_leading_space_begins_before_the_response():
 @pytest.mark.parametrize(
     ("ids", "response", "reason"),
     [
-        ([0, 2], b"Now when", "part at byte 4"),
-        ([1], b"Now then", "part at byte 3"),
-        ([1, 2], b"Now", "part at byte 3"),
-        ([3, 0], b"Now", "part at byte"),
-        ([1, 4, 1], b"NowNow", "no end of turn in the last place"),
+        ([0, 2], b"Now when", "differ at byte 4"),
+        ([1], b"Now then", "differ at byte 3"),
+        ([1, 2], b"Now", "differ at byte 3"),
+        ([3, 0], b"Now", "differ at byte"),
+        ([1, 4, 1], b"NowNow", "not a final end of turn"),
         ([1, 5], b"Now", "token id 5 at position 1 has no bytes"),
         ([1, 6], b"Now", "outside the vocabulary"),
         ([-1], b"Now", "outside the vocabulary"),
@@ -99,7 +99,7 @@ def test_tokens_that_do_not_spell_the_response_are_refused(ids, response, reason
         boundaries(tokens, ids, response)
 
 
-def test_a_refused_row_leaves_its_neighbours_alone():
+def test_a_refused_row_does_not_affect_its_neighbours():
     tokens = TokenBytes.from_table([b"a", b"b"])
     spans = byte_spans(tokens, Ragged.from_rows([[0, 1], [1], [1, 0]]), [b"ab", b"a", b"ba"])
     assert list(spans.refused) == [1]

@@ -1,4 +1,4 @@
-"""Where the target's tokenizer splits source tokens, against the tokenizer itself and against the longest token each time."""
+"""Tests where the target splits source tokens, against the tokenizer itself and against greedy splitting."""
 
 import pickle
 
@@ -26,10 +26,10 @@ def test_a_split_is_a_boundary_of_the_targets_own_tokens(families, source, targe
         places = np.arange(len(data) + 1)
         found = splits.inside(np.full(len(places), index), places)
         try:
-            # A neighbour before the bytes shows how they are tokenized in the middle of a text.
+            # A token before the bytes shows how they are tokenized in the middle of a text.
             own = families[target].encode("," + data.decode(), add_special_tokens=False)
         except UnicodeDecodeError:
-            assert found.all(), "parts of characters are kept"
+            assert found.all(), "partial characters are kept"
             continue
         if own[: len(before)] == before:
             num_compared += 1
@@ -40,7 +40,7 @@ def test_a_split_is_a_boundary_of_the_targets_own_tokens(families, source, targe
 
 @settings(max_examples=100)
 @given(source=vocabularies(), target=vocabularies())
-def test_a_table_without_a_tokenizer_takes_the_longest_token_each_time(source, target):
+def test_a_table_without_a_tokenizer_is_split_greedily_into_the_longest_tokens(source, target):
     splits = TargetSplits(table_of(source), table_of(target))
     texts = [index for index, data in enumerate(source.table) if data]
     for first in texts:
@@ -53,7 +53,7 @@ def test_a_table_without_a_tokenizer_takes_the_longest_token_each_time(source, t
         assert found.tolist() == [target.splits(data + (source.table[second] or b""), len(data)) for second in texts]
 
 
-def test_nothing_contradicts_an_end_of_turn_or_bytes_that_the_target_does_not_know():
+def test_bytes_before_an_end_of_turn_and_unknown_bytes_count_as_split():
     source, target = Vocabulary([None, b"a", b"xa"], end=0), Vocabulary([None, b"a"], end=0)
     splits = TargetSplits(table_of(source), table_of(target))
     assert splits.between(np.array([1, 2]), np.array([0, 1])).tolist() == [True, True]
@@ -61,7 +61,7 @@ def test_nothing_contradicts_an_end_of_turn_or_bytes_that_the_target_does_not_kn
     assert splits.inside(np.array([], dtype=int), np.array([], dtype=int)).shape == (0,)
 
 
-def test_a_copy_fills_a_table_of_its_own():
+def test_a_pickled_copy_fills_its_own_table():
     table = table_of(Vocabulary([None, *(bytes([byte]) for byte in LETTERS), b"aab"], end=0))
     splits = TargetSplits(table, table)
     copy = pickle.loads(pickle.dumps(splits))

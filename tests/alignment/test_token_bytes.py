@@ -16,23 +16,23 @@ def test_every_byte_has_a_token_and_specials_have_roles(families, name):
     assert (tokens.roles[len(families[name]) :] == Role.UNUSED).all()
 
 
-def test_bytes_are_those_that_the_tokenizer_decodes(families):
+def test_bytes_match_the_tokenizers_decoding(families):
     for tokenizer in families.values():
         tokens = TokenBytes.from_tokenizer(tokenizer, 512)
-        added = tokenizer.get_added_vocab().values()  # tokenizers decodes these wrongly where they are not ASCII
+        added = tokenizer.get_added_vocab().values()  # `tokenizers` decodes these wrongly if they are not ASCII
         for index in set(np.flatnonzero(tokens.lengths).tolist()) - set(added):
             piece = b"a" + (tokens[index] or b"")
             lead = tokenizer.convert_tokens_to_ids("a")
             assert tokenizer.backend_tokenizer.decode([lead, index]) == piece.decode(errors="replace")
 
 
-def test_added_tokens_are_their_text(byte_level):
+def test_added_tokens_have_the_bytes_of_their_text(byte_level):
     tokens = TokenBytes.from_tokenizer(byte_level, 512)
     assert tokens[byte_level.convert_tokens_to_ids("  ")] == b"  "
     assert tokens[byte_level.convert_tokens_to_ids("<tool>\u00e9")] == "<tool>\u00e9".encode()
 
 
-def test_a_byte_piece_gives_way_to_an_ordinary_piece(llama_like):
+def test_an_ordinary_piece_is_preferred_to_a_byte_piece(llama_like):
     tokens = TokenBytes.from_tokenizer(llama_like, 512)
     assert tokens.id_of[b"a"] == llama_like.convert_tokens_to_ids("a")
     assert tokens[llama_like.convert_tokens_to_ids("<0x61>")] == b"a"
@@ -46,7 +46,7 @@ def test_end_ids_of_the_caller_come_first(byte_level):
     assert tokens.roles[5] == Role.END
 
 
-def test_digest_tells_tables_apart(byte_level):
+def test_the_digest_distinguishes_tables(byte_level):
     tokens = TokenBytes.from_tokenizer(byte_level, 512)
     assert tokens.digest == TokenBytes.from_tokenizer(byte_level, 512).digest
     assert tokens.digest != TokenBytes.from_tokenizer(byte_level, 513).digest
@@ -70,7 +70,7 @@ def test_a_plain_tokenizer_spells_its_pieces():
         ({"model": models.BPE(vocab={"a</w>": 0}, merges=[], end_of_word_suffix="</w>")}, "end_of_word_suffix"),
     ],
 )
-def test_what_bytes_cannot_express_is_refused_by_name(change, reason):
+def test_a_component_that_bytes_cannot_express_is_refused_by_name(change, reason):
     tokenizer = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
     tokenizer.decoder = decoders.ByteLevel()
     for name, part in change.items():

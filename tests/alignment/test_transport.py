@@ -24,12 +24,12 @@ def table(pieces: list[bytes | None]) -> TokenBytes:
 
 
 def tokenize(pieces: list[bytes | None], text: str) -> list[int]:
-    """Ids of tokens given as `Now| getting`; `$` is the end of turn."""
+    """Returns the ids of tokens given as `Now| getting`; `$` is the end of turn."""
     return [pieces.index(None if piece == "$" else piece.encode()) for piece in text.split("|")]
 
 
 def distributions(pieces, *positions: dict[str, float]) -> TopK:
-    """One distribution per position, from a dict of token to probability, as wide as the widest."""
+    """Returns one distribution per position, from a dict of token to probability, as wide as the widest."""
     width = max(len(position) for position in positions)
     ids = np.zeros((len(positions), width), dtype=np.int32)
     logprobs = np.full((len(positions), width), -np.inf)
@@ -40,7 +40,7 @@ def distributions(pieces, *positions: dict[str, float]) -> TopK:
 
 
 def carry(source, source_text, positions, target, target_text, response, rules=AlignmentRules(), logprobs=None):
-    """Rules and, per target position, a dict of token to mass rounded to 6 digits."""
+    """Returns rules and, per target position, a dict of token to mass rounded to 6 digits."""
     source_ids, target_ids = (np.array(tokenize(*side)) for side in ((source, source_text), (target, target_text)))
     names = source_text.split("|")
     if logprobs is None:
@@ -82,8 +82,8 @@ def test_the_example_that_time_warping_gets_wrong_byte_level_target():
         NOW,
     )
     assert rules == [PROJECT, PROJECT, CONDITION, PROJECT, PROJECT, CONDITION, CONDITION, CONDITION, END]
-    assert masses[0] == {"Now": 0.9}  # the lone space tells nothing at the beginning: tail
-    assert masses[1] == {" get": 0.8, " got": 0.1}  # two source tokens meet on one
+    assert masses[0] == {"Now": 0.9}  # a lone space carries no information at the beginning: tail
+    assert masses[1] == {" get": 0.8, " got": 0.1}  # two source tokens map to one target token
     assert masses[2] == {"ting": 0.75}  # of 0.6 + 0.2; ` get` itself is used up, its share goes to the tail
     assert masses[3] == {" ": 0.8, " got": 0.2}
     assert masses[4] == {"1": 0.6, "2": 0.3}
@@ -113,7 +113,7 @@ def test_the_example_that_time_warping_gets_wrong_sentencepiece_target():
         NOW,
     )
     assert rules == [PROJECT, CHAIN, PROJECT, CHAIN, END]
-    assert masses[0] == {" Now": 0.9, " ": 0.05}  # the newline too comes after the target's own space
+    assert masses[0] == {" Now": 0.9, " ": 0.05}  # the newline also follows the target's own space
     assert masses[1] == {" getting": 0.3, " got": 0.2}  # 0.6 * 0.5; the other 0.3 goes to the tail
     assert masses[2] == {" ": 1.0}
     assert masses[3] == {"1984": 0.252}  # 0.7 * 0.9 * 0.8 * 0.5; no target token begins with "2" alone
@@ -121,7 +121,7 @@ def test_the_example_that_time_warping_gets_wrong_sentencepiece_target():
 
 
 def test_a_distribution_is_about_its_own_position_not_the_next():
-    """Position t must carry what the source said before token t was known: the certain token here is token t itself."""
+    """Position t must carry the source's prediction before token t was known: the certain token here is token t itself."""
     source_text, target_text = " Now| getting| |1984|$", "Now| get|ting| |1|9|8|4|$"
     positions = [{name: 1.0} for name in source_text.split("|")]
     _, masses = carry(SENTENCEPIECE, source_text, positions, BYTE_LEVEL, target_text, NOW)
@@ -131,8 +131,8 @@ def test_a_distribution_is_about_its_own_position_not_the_next():
     assert masses == [{name: 1.0} for name in source_text.split("|")]
 
 
-def test_nothing_that_fits_is_no_distribution_rather_than_a_one_hot():
-    """The source was cut before the end of turn, and gives the realised token no probability at all."""
+def test_a_position_without_fitting_candidates_has_no_distribution_rather_than_a_one_hot():
+    """The source was cut before the end of turn, and gives the realised token zero probability."""
     rules, masses = carry(
         SENTENCEPIECE, " getting", [{" got": 0.9}], BYTE_LEVEL, " get|ting|$", b" getting", logprobs=[-np.inf]
     )
@@ -167,7 +167,7 @@ def test_tokens_that_straddle_each_other():
     )
     assert rules == [PROJECT, CHAIN, CONDITION, END]
     assert masses[0] == {"a": 0.8}
-    assert masses[1] == {"bc": pytest.approx(0.75 * 0.9), "x": 0.25}  # all that begins with "c" comes after "ab"
+    assert masses[1] == {"bc": pytest.approx(0.75 * 0.9), "x": 0.25}  # all candidates that begin with "c" count
     assert masses[2] == {"d": pytest.approx(0.5 / 0.9, abs=1e-6)}
 
 
@@ -195,7 +195,7 @@ def test_an_unknown_rule_is_refused():
         AlignmentRules.only(["warp"])
 
 
-def test_an_answer_cut_in_mid_character():
+def test_an_answer_cut_inside_a_character_is_transported():
     pieces = [*(bytes([byte]) for byte in "\u4f60".encode()), "\u4f60".encode(), b"a", None]
     target = [b"a", "\u4f60".encode()[:2], b"\xe4", b"\xbd", None]
     out = transport(
@@ -210,7 +210,7 @@ def test_an_answer_cut_in_mid_character():
     np.testing.assert_allclose(np.exp(out.topk.logprobs[1]), [0.25])
 
 
-def test_a_space_of_one_side_only():
+def test_a_leading_space_on_one_side_only_is_adjusted():
     pieces = [b" Now", b"Now", b" ", b"N", b"ow", None]
     for source, target in (("Now", " Now"), (" Now", "Now"), (" |Now", "Now"), ("Now", " Now"), (" Now", " Now")):
         positions = [{name: 0.8} for name in source.split("|")]
@@ -221,7 +221,7 @@ def test_a_space_of_one_side_only():
 
 
 def random_signals(vocab_size, ids, seed, dtype="float16", top_k=10) -> tuple[np.ndarray, TopK]:
-    """Distributions whose most probable token is mostly the realised one."""
+    """Returns distributions whose most probable token is usually the realised one."""
     generator = np.random.default_rng(seed)
     full = generator.dirichlet(np.full(vocab_size, 0.02), len(ids))
     full[np.arange(len(ids)), ids] += generator.random(len(ids)) * 2
@@ -253,7 +253,7 @@ def test_identity_on_the_same_tokenizer(families):
 
 
 @pytest.mark.parametrize("pair", list(itertools.permutations(["byte_level", "llama_like", "metaspace", "unigram"], 2)))
-def test_any_text_between_any_two_families(families, pair):
+def test_any_text_is_transported_between_any_two_families(families, pair):
     source, target = (families[name] for name in pair)
     projection = between(source, target)
     texts = [*AWKWARD, "getting 1984 books for the library", "na\u00efve caf\u00e9\n\treturn"]
@@ -283,7 +283,7 @@ def test_any_text_between_any_two_families(families, pair):
 
 
 def test_a_certain_source_teaches_the_targets_own_tokens(families):
-    """Where the source gives the realised tokens everything, the positions favour the tokens that the target uses."""
+    """If the source gives the realised tokens all mass, the positions favour the tokens that the target uses."""
     text = "Now getting 1984 books from the library, getting ready"
     for pair in itertools.permutations(families, 2):
         source, target = (families[name] for name in pair)
@@ -296,7 +296,7 @@ def test_a_certain_source_teaches_the_targets_own_tokens(families):
         assert (out.rules != NONE).all()
 
 
-def test_refused_rows_are_counted_and_leave_the_others_alone():
+def test_refused_rows_are_reported_and_do_not_affect_the_others():
     tokens = table([b"a", b"b", None])
     signals = SourceSignals(
         Ragged.from_rows([[0, 2], [1, 2], [0, 2]]),
@@ -307,7 +307,7 @@ def test_refused_rows_are_counted_and_leave_the_others_alone():
     out = transport_rows(signals, targets, [b"a", b"a", b"a"], VocabProjection.build(tokens, tokens))
     assert sorted(out.refused) == [1, 2]
     assert out.rules.values.tolist() == [PROJECT, END, NONE, NONE, NONE, NONE]
-    with pytest.raises(AlignmentError, match="part at byte 0"):
+    with pytest.raises(AlignmentError, match="differ at byte 0"):
         transport(
             np.array([1, 2]),
             np.zeros(2),
@@ -318,7 +318,7 @@ def test_refused_rows_are_counted_and_leave_the_others_alone():
         )
 
 
-def test_signals_that_do_not_belong_together_are_refused():
+def test_inconsistent_signals_are_refused():
     tokens = table([b"a", None])
     projection = VocabProjection.build(tokens, tokens)
     with pytest.raises(AlignmentError, match="must agree"):
@@ -347,7 +347,7 @@ def test_rows_without_tokens_have_no_positions():
     assert len(transport_rows(SourceSignals(no_rows, np.zeros(0), nothing), no_rows, [], projection).topk) == 0
 
 
-def test_a_projection_travels_between_processes(families):
+def test_a_projection_can_be_sent_to_another_process(families):
     projection = between(families["byte_level"], families["llama_like"])
     buffers: list[pickle.PickleBuffer] = []
     data = pickle.dumps(projection, protocol=5, buffer_callback=buffers.append)
@@ -358,7 +358,7 @@ def test_a_projection_travels_between_processes(families):
     np.testing.assert_array_equal(copy.rest(ids, np.ones_like(ids)), projection.rest(ids, np.ones_like(ids)))
 
 
-def test_a_wider_result_is_filled_with_empty_places():
+def test_a_wider_result_is_padded_with_empty_slots():
     tokens = table([b"a", None])
     topk = TopK(np.array([[0]], dtype=np.uint16), np.zeros((1, 1), dtype=np.float16))
     projection = VocabProjection.build(tokens, tokens)

@@ -1,4 +1,4 @@
-"""Transport of random rows between random small vocabularies, against the obvious loop in oracle.py."""
+"""Tests transport of random rows between random small vocabularies against the simple loop in oracle.py."""
 
 from dataclasses import replace
 
@@ -41,7 +41,7 @@ def rows(draw, source: Vocabulary, target: Vocabulary):
 
 @st.composite
 def tokenizations(draw, vocabulary: Vocabulary, response: bytes, ended: bool) -> list[int]:
-    """Any sequence of tokens that spells the response, with or without a space before it."""
+    """Draws any sequence of tokens that spells the response, with or without a space before it."""
     left = draw(st.sampled_from([b"", b" "])) + response
     ids = []
     while left:
@@ -52,7 +52,7 @@ def tokenizations(draw, vocabulary: Vocabulary, response: bytes, ended: bool) ->
 
 
 def random_signals(seed: int, source: Vocabulary, ids: list[int], top_k: int):
-    """Distributions over the whole vocabulary, cut to the K most probable, and the log-probabilities of the tokens."""
+    """Returns distributions over the whole vocabulary, cut to the K most probable, and the tokens' log-probabilities."""
     full = np.random.default_rng(seed).dirichlet(np.full(len(source.table), 0.4), size=len(ids)) + 1e-9
     full /= full.sum(axis=1, keepdims=True)
     best = np.argsort(-full, axis=1)[:, :top_k]
@@ -61,7 +61,7 @@ def random_signals(seed: int, source: Vocabulary, ids: list[int], top_k: int):
 
 
 def random_steps(flat, batch, source, target, rules, top_k):
-    """What random used-up candidates are followed by, of those that there are; by row, position in it and candidate too."""
+    """Returns random next steps of a random subset of the used-up candidates, also by row, position in it and candidate."""
     goals = Ragged.from_rows([row[2] for row in batch], dtype=np.int64)
     found = find_used_up(flat, goals, [row[0] for row in batch], table_of(source), table_of(target), rules)
     kept = np.random.default_rng(len(found[0])).random(len(found[0])) < 0.8
@@ -81,7 +81,7 @@ def as_dicts(topk):
 @pytest.mark.parametrize("condition", ["tail", "exact"])
 @settings(max_examples=150)
 @given(data=st.data())
-def test_agrees_with_the_oracle(condition, data):
+def test_transport_agrees_with_the_oracle(condition, data):
     source, target = data.draw(vocabularies()), data.draw(vocabularies())
     batch = data.draw(st.lists(rows(source, target), min_size=1, max_size=3))
     top_k = data.draw(st.integers(1, len(source.table)))

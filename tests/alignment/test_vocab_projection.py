@@ -18,7 +18,7 @@ def tables(families) -> dict[str, TokenBytes]:
 
 @pytest.mark.parametrize("source", NAMES)
 @pytest.mark.parametrize("target", NAMES)
-def test_every_token_goes_to_one_that_begins_its_bytes(tables, source, target):
+def test_every_token_is_mapped_to_a_prefix_of_its_bytes(tables, source, target):
     projection = VocabProjection.build(tables[source], tables[target])
     for index in range(512):
         data, goal = tables[source][index], int(projection.whole[index])
@@ -32,7 +32,7 @@ def test_every_token_goes_to_one_that_begins_its_bytes(tables, source, target):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_tokenizer_onto_itself_is_the_identity(families, name):
+def test_the_projection_of_a_tokenizer_onto_itself_is_the_identity(families, name):
     smaller, larger = (TokenBytes.from_tokenizer(families[name], size) for size in (512, 640))
     used = np.flatnonzero(smaller.roles != Role.UNUSED)
     for source, target in ((smaller, larger), (larger, smaller), (smaller, smaller)):
@@ -44,14 +44,14 @@ def test_the_first_token_is_the_tokenizers_own(families, tables):
     for name, tokenizer in families.items():
         found = first_tokens(tables[name], [word.encode() for word in words])
         for word, index in zip(words, found.tolist(), strict=True):
-            # A neighbour before the word shows how it is tokenized in the middle of a text.
+            # A token before the word shows how it is tokenized in the middle of a text.
             before = tokenizer.encode(",", add_special_tokens=False)
             ids = tokenizer.encode("," + word, add_special_tokens=False)
             if ids[: len(before)] == before:
                 assert ids[len(before)] == index, (name, word)
 
 
-def test_parts_of_characters_take_the_longest_token_that_fits():
+def test_partial_characters_are_mapped_to_the_longest_token_that_fits():
     target = TokenBytes.from_table([b"\xe4", b"\xe4\xbd", b" ", "\u4f60".encode()])
     found = first_tokens(target, [b"\xe4\xbd\xbf", b"\xe4\xbd\xa0\xe4", b" \xe4", b"x", b"\xe4"])
     assert found.tolist() == [1, 3, 2, -1, 0]
@@ -64,7 +64,7 @@ def test_the_text_of_a_special_token_is_text(tables):
         assert b"</s>".startswith(found)
 
 
-def test_specials_map_by_role_or_go_to_the_tail():
+def test_specials_are_mapped_by_role_or_to_the_tail():
     source = TokenBytes.from_table([b"a", None, None, None], {1: Role.BOS, 2: Role.OTHER}, end_ids=[3])
     target = TokenBytes.from_table([None, b"a", None, None], {3: Role.BOS}, end_ids=[2, 0])
     projection = VocabProjection.build(source, target)
@@ -79,7 +79,7 @@ def test_specials_map_by_role_or_go_to_the_tail():
     assert VocabProjection.build(source, target, specials=False).whole.tolist() == [1, -1, -1, -1]
 
 
-def test_rests_and_leading_spaces():
+def test_remainders_and_leading_spaces_are_mapped():
     source = TokenBytes.from_table([b" getting", b"get", b" ", b" \n", None], end_ids=[4])
     target = TokenBytes.from_table([b"get", b" get", b"ting", b"t", b"\n", b" ", None], end_ids=[6])
     projection = VocabProjection.build(source, target)
@@ -95,7 +95,7 @@ def test_without_a_fallback_only_the_same_bytes_are_mapped():
     assert projection.whole.tolist() == [1, -1]
 
 
-def test_min_edit_is_there_as_a_baseline():
+def test_min_edit_maps_to_the_nearest_token():
     source = TokenBytes.from_table([b"getting", b"1984", b"ab"])
     target = TokenBytes.from_table([b"setting", b"get", b"19", b"ab", None], end_ids=[4])
     projection = VocabProjection.build(source, target, fallback="min_edit")

@@ -1,4 +1,4 @@
-"""What becomes of an engine's responses: text from bytes, answers cut inside a character, rows that do not fit."""
+"""Tests how an engine's responses are read: text from bytes, answers cut inside a character, rows that do not fit."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ K = 3
 
 @dataclass
 class Scripted:
-    """An engine that answers what it is told: the test is about what is made of the answers."""
+    """An engine with scripted answers: the tests are about their processing."""
 
     answers: list[list[int]]
     reason: str
@@ -69,7 +69,7 @@ def read(engine, *responses, num_samples=1):
 
 
 def byte_ids(tokenizer, text):
-    """One token per byte, as a byte-level BPE spells what it has no merge for."""
+    """Returns one token per byte, as a byte-level BPE spells text without merges."""
     return tokenizer.encode(text, add_special_tokens=False)
 
 
@@ -85,7 +85,7 @@ def test_an_answer_cut_inside_a_character_loses_the_tokens_of_that_character():
     assert entry.texts == ["ok \u6f22"]
 
 
-def test_an_answer_that_is_no_text_is_counted_and_no_candidate():
+def test_an_answer_that_is_not_text_is_counted_and_is_no_candidate():
     ids = byte_ids(byte_level_tokenizer(), "\u6f22 ok")
     signals = read(Scripted([ids[1:], ids, [2]], "stop"), "Sort.", "Say 7.", "Say 3.")
     assert [entry.texts for entry in signals] == [[None], ["\u6f22 ok"], [None]]
@@ -94,7 +94,7 @@ def test_an_answer_that_is_no_text_is_counted_and_no_candidate():
     assert len(collect_table(signals, 400, K)) == 3
 
 
-def test_a_row_that_is_too_long_for_a_source_is_refused_for_it_with_the_reason():
+def test_a_row_that_is_too_long_for_a_source_is_refused_with_the_reason():
     signals = read(Scripted([byte_ids(byte_level_tokenizer(), "ok")], "stop", max_model_len=40), "word " * 60, "Sort.")
     assert "this source takes fewer than 40" in signals[0].refused
     assert signals[1].refused is None
@@ -117,7 +117,7 @@ def test_several_answers_of_a_row_are_read_back_one_by_one():
     assert [len(training.ids.row(row)) for row in range(2)] == [len(entry.training.ids) for entry in signals]
 
 
-def test_steps_after_candidates_are_asked_for_by_row_and_read_back_in_any_order_of_rows():
+def test_steps_after_candidates_are_requested_by_row_and_read_back_in_any_row_order():
     tokenizer = byte_level_tokenizer()
     ids = [byte_ids(tokenizer, text) for text in ("Sort it.", "7", "Say nothing.")]
     engine = Scripted([[1]] * 4, "length", max_model_len=64)

@@ -1,4 +1,4 @@
-"""Processes that really die: the note that they leave leads to the guilty rows, and to no other."""
+"""Tests crash isolation with processes that really die: their notes identify the crashing rows and no others."""
 
 import json
 import multiprocessing
@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from profuser.engines.crash_guard import MOST_DEATHS, CrashGuard, EngineDeadError, SharedLock
+from profuser.engines.crash_guard import MAX_DEATHS, CrashGuard, EngineDeadError, SharedLock
 from profuser.errors import EngineError
 from profuser.storage.folder import Folder
 
@@ -17,7 +17,7 @@ NUM_ROWS = 40
 
 
 def attempt(folder, guilty, fatal, results):
-    """What a process does with a shard whose engine some rows kill, by a signal or by an exception."""
+    """Processes a shard in which some rows kill the engine, by a signal or by an exception."""
 
     def work(rows):
         found = guilty & set(rows)
@@ -33,23 +33,23 @@ def attempt(folder, guilty, fatal, results):
 
 
 def until_done(folder, guilty, fatal):
-    """Starts one process after another, as Ray does; gives the result and how many died."""
-    # A small process is forked, and not this one with all that other tests have loaded.
+    """Starts one process after another, as Ray does; returns the result and the number of deaths."""
+    # Forks a small process instead of this one with everything that other tests have loaded.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     results = context.SimpleQueue()
-    for deaths in range(MOST_DEATHS + 3):
+    for deaths in range(MAX_DEATHS + 3):
         process = context.Process(target=attempt, args=(folder, guilty, fatal, results))
         process.start()
         process.join()
         if process.exitcode == 0:
             return *results.get(), deaths
-    return None, None, MOST_DEATHS + 3
+    return None, None, MAX_DEATHS + 3
 
 
 @pytest.mark.parametrize("fatal", [True, False], ids=["killed", "exception"])
 @pytest.mark.parametrize("guilty", [set(), {0}, {39}, {17, 18}, {3, 30}])
-def test_guilty_rows_are_found_and_the_others_done(tmp_path, guilty, fatal):
+def test_crashing_rows_are_found_and_the_others_processed(tmp_path, guilty, fatal):
     values, found, deaths = until_done(tmp_path, guilty, fatal)
     assert values == [row * 10 for row in range(NUM_ROWS) if row not in guilty]
     assert found.keys() == guilty
@@ -58,7 +58,7 @@ def test_guilty_rows_are_found_and_the_others_done(tmp_path, guilty, fatal):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_death_searches_nothing(tmp_path):
+def test_one_death_does_not_start_a_search(tmp_path):
     (tmp_path / "shard-00000.json").write_text(json.dumps({"deaths": 0}))
     calls = []
     with CrashGuard(Folder.at(tmp_path)).shard(0, 5) as one:
@@ -67,16 +67,16 @@ def test_one_death_searches_nothing(tmp_path):
     assert calls == [[0, 1, 2, 3, 4]]
 
 
-def test_a_shard_that_always_dies_is_given_up_with_the_last_words(tmp_path):
-    (tmp_path / "shard-00000.json").write_text(json.dumps({"deaths": MOST_DEATHS, "last_words": "no memory"}))
+def test_a_shard_that_always_dies_is_abandoned_with_the_last_message(tmp_path):
+    (tmp_path / "shard-00000.json").write_text(json.dumps({"deaths": MAX_DEATHS, "last_words": "no memory"}))
     with (
-        pytest.raises(EngineError, match=rf"died {MOST_DEATHS} times over shard 0 \(last words: no memory\)"),
+        pytest.raises(EngineError, match=rf"died {MAX_DEATHS} times on shard 0 \(last message: no memory\)"),
         CrashGuard(Folder.at(tmp_path)).shard(0, 5),
     ):
         pass
 
 
-def test_who_searches_is_alone_in_the_engine():
+def test_an_exclusive_holder_is_alone_in_the_engine():
     lock, inside, most = SharedLock(), [], []
 
     def enter(kind):

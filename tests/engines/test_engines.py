@@ -1,4 +1,4 @@
-"""The two engines say the same of the same model, for every architecture in use."""
+"""Tests that the two engines give the same results for the same model, for every architecture in use."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The Transformers engine against the model's own logits, row by row: teacher forcing, greedy and sampled answers."""
+"""Tests the Transformers engine against the model's own logits, row by row: teacher forcing, greedy and sampled answers."""
 
 from dataclasses import replace
 
@@ -28,14 +28,14 @@ def requests(generation, num=5):
     return [Request(prompt, K, generation=generation, max_tokens=9 + row, seed=3) for row, prompt in enumerate(prompts)]
 
 
-WAYS = [
+GENERATIONS = [
     None,
     GenerationConfig(max_tokens=20),
     GenerationConfig(max_tokens=20, temperature=1.0, top_p=0.9, repetition_penalty=1.3),
 ]
 
 
-def test_requests_for_other_numbers_of_candidates_are_answered_too(engine):
+def test_requests_with_different_top_k_are_all_answered(engine):
     rows = requests(None)
     for number, request in enumerate(rows):
         engine.add(number, replace(request, top_k=number % 3))
@@ -43,9 +43,9 @@ def test_requests_for_other_numbers_of_candidates_are_answered_too(engine):
     assert [answers[number].topk.ids.shape[1] for number in range(len(rows))] == [0, 1, 2, 0, 1]
 
 
-@pytest.mark.parametrize("generation", WAYS, ids=["forced", "greedy", "sampled"])
+@pytest.mark.parametrize("generation", GENERATIONS, ids=["forced", "greedy", "sampled"])
 @torch.no_grad()
-def test_distributions_are_those_of_the_model(engine, generation):
+def test_distributions_match_the_models_logits(engine, generation):
     asked = requests(generation)
     for number, request in enumerate(asked):
         engine.add(number, request)

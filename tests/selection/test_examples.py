@@ -1,4 +1,4 @@
-"""The choice of teachers over a shard: whose tokens do not spell a response does not teach it, and all is counted."""
+"""Tests selection over a shard: a source whose tokens do not spell a response does not teach it, and all rows are counted."""
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +35,7 @@ SOURCES = {"lossy": composing, "plain": sentencepiece_tokenizer}
 
 
 def signals(tokenizer, nats):
-    """What a source would say that is equally surprised by every token, and gives the three answers."""
+    """Returns the signals of a source that is equally surprised by every token and gives the three answers."""
 
     def response(text, number, reason):
         turn = encode_example(tokenizer, [Message("user", "Say it.")], text, OwnTemplate())
@@ -52,7 +52,7 @@ def signals(tokenizer, nats):
 
 @pytest.fixture(scope="module")
 def select():
-    """Selects over the shard, with settings and teachers to choose."""
+    """Returns a function that selects over the shard with given settings and teachers."""
     tokenizers = {name: make() for name, make in SOURCES.items()}
     tables = [TokenBytes.from_tokenizer(tokenizer, WIDTH) for tokenizer in tokenizers.values()]
     # The lossy source is always less surprised.
@@ -88,7 +88,7 @@ def test_a_source_does_not_teach_a_ground_truth_that_its_tokens_do_not_spell(sel
 @pytest.mark.parametrize("together", [{}, {"training_teacher": "average"}])
 def test_an_example_that_the_targets_tokens_do_not_spell_is_left_out_and_counted(select, selected, together):
     (usual, before), (table, counts) = select(**together), select(tokenizer=composing(), **together)
-    # The ground truth of row 1 is not composed; each row's answer is as good as another's, and the first is taken.
+    # The ground truth of row 1 is not composed; the sources give equal answers to each row, and the first is taken.
     kept = [
         (row["row_id"], row["mode"]) for row in usual.to_pylist() if (row["row_id"], row["mode"]) != ("1", "training")
     ]
@@ -110,7 +110,7 @@ def test_every_position_is_counted_once_per_pair_and_rule(selected):
 
 
 def by_row(table, mode):
-    """Per row its example in a mode, and the masses of its distributions by id, position by position."""
+    """Returns, per row, its example in a mode and the masses of its distributions by id, position by position."""
     topk = from_columns(table, "topk", K, WIDTH)
     out = {}
     for place, row in enumerate(table.to_pylist()):
@@ -139,12 +139,12 @@ def test_the_average_teacher_is_the_mean_of_what_each_source_would_teach(select)
     assert counts["wins/training/lossy"] == counts["wins/training/plain"] == 0
 
 
-def test_the_average_teacher_leaves_the_answers_to_their_authors(select, selected):
+def test_the_average_teacher_does_not_change_inference_mode(select, selected):
     averaged, chosen = (by_row(table, "inference") for table, _ in (select(training_teacher="average"), selected))
     assert averaged == chosen
 
 
-def test_only_those_that_may_teach_are_averaged(select):
+def test_only_sources_that_may_teach_are_averaged(select):
     table, _ = select(["plain"], training_teacher="average")
     mean, alone = by_row(table, "training"), by_row(select(["plain"])[0], "training")
     assert {row_id: taught for row_id, (_, taught) in mean.items()} == {

@@ -77,7 +77,7 @@ def test_chunks_and_nulls_read_as_rows():
 
 
 @pytest.mark.parametrize("top_k", [0, 3])
-def test_another_top_k_is_refused(top_k):
+def test_a_different_top_k_is_refused(top_k):
     with pytest.raises(ArtifactError, match="top_k"):
         from_columns(to_columns("topk", [random_topk(1, 2, 2, 9)], 9), "topk", top_k, 9)
 
@@ -101,7 +101,7 @@ def test_ids_outside_the_vocabulary_are_refused():
         to_columns("topk", [TopK(ids=np.array([[7]]), logprobs=np.array([[0.0]]))], 7)
 
 
-def test_tail_mass_is_what_the_top_k_leave():
+def test_tail_mass_is_the_mass_outside_the_top_k():
     topk = TopK(
         ids=np.array([[3, 1], [2, 0], [1, 0]]),
         logprobs=np.log(np.array([[0.5, 0.25], [1.0, 1e-30], [0.7, 0.4]], dtype=np.float32)),
