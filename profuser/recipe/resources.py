@@ -37,7 +37,7 @@ class WorkersConfig(Config):
     num_workers: int = execution_field(2, gt=0)
     """Number of workers over which parameters are sharded."""
     min_workers: int | None = execution_field(None, gt=0)
-    """Number of workers to start with if the cluster has no room for all; it switches to all when it has. By default all or none."""
+    """Number of workers to start with if the cluster has no room for all, switching to all when it has. By default all or none."""
     num_cpus: float = execution_field(1.0, gt=0)
     """CPUs that a worker reserves."""
     use_gpu: bool | None = execution_field(None)

@@ -80,11 +80,7 @@ FILES = {
     "UTF-16 without a mark": ("data.jsonl", LINES.decode().encode("utf-16-le"), WIDE),
     "UTF-16 without a mark, big-endian": ("data.jsonl", LINES.decode().encode("utf-16-be"), WIDE),
     "UTF-32": ("data.jsonl", LINES.decode().encode("utf-32"), WIDE),
-    "NUL bytes": (
-        "data.jsonl",
-        bytes(4096),
-        "begins with NUL bytes, like an interrupted copy; fetch the file again",
-    ),
+    "NUL bytes": ("data.jsonl", bytes(4096), "begins with NUL bytes, like an interrupted copy; fetch the file again"),
     "CSV": ("data.csv", b"question,answer\nSay 1.,1\n", f"begins with b'q', {NO_JSON}"),
     "CSV in quotes": ("data.jsonl", b'"question","answer"\n', f"""begins with b'"', {NO_JSON}"""),
     "YAML": ("data.json", b"- question: a\n  answer: b\n", f"begins with b'-', {NO_JSON}"),
@@ -109,10 +105,10 @@ FILES = {
     "Zstandard": (
         "data.jsonl",
         b"\x28\xb5\x2f\xfd\x04\x00",
-        "is compressed with Zstandard; decompress it, or recompress it with gzip",
+        "is compressed with Zstandard; decompress it, or use gzip",
     ),
-    "bzip2": ("data.jsonl", bz2.compress(LINES), "is compressed with bzip2; decompress it, or recompress it with gzip"),
-    "xz": ("data.jsonl", lzma.compress(LINES), "is compressed with xz; decompress it, or recompress it with gzip"),
+    "bzip2": ("data.jsonl", bz2.compress(LINES), "is compressed with bzip2; decompress it, or use gzip"),
+    "xz": ("data.jsonl", lzma.compress(LINES), "is compressed with xz; decompress it, or use gzip"),
     "a gzip in a gzip": (
         "data.jsonl.gz",
         gzip.compress(gzip.compress(LINES)),
@@ -124,29 +120,25 @@ FILES = {
         "is a Parquet file inside a gzip; decompress it",
     ),
     "an Arrow file": ("data.jsonl", b"ARROW1\x00\x00", "is an Arrow file; write it as Parquet"),
-    "a gzip truncated in its list": ("data.json.gz", gzip.compress(LIST)[:-12], "truncated; fetch the file again"),
-    "a gzip with a wrong checksum": (
+    "a gzip cut in its list": ("data.json.gz", gzip.compress(LIST)[:-12], "truncated; fetch the file again"),
+    "a gzip, wrong checksum": (
         "data.jsonl.gz",
         gzip.compress(LINES)[:-8] + bytes(8),
         "cannot be read: CRC check failed",
     ),
-    "a gzip with trailing bytes": (
-        "data.jsonl.gz",
-        gzip.compress(LINES) + b"more",
-        "the gzip is damaged, fetch it again",
-    ),
-    "a list truncated in a record": ("data.json", LIST[:-9], "record 2 of the JSON list is malformed or truncated: "),
-    "a list truncated between records": (
+    "a gzip, trailing bytes": ("data.jsonl.gz", gzip.compress(LINES) + b"more", "the gzip is damaged, fetch it again"),
+    "a list cut in a record": ("data.json", LIST[:-9], "record 2 of the JSON list is malformed or truncated: "),
+    "a list cut between records": (
         "data.json",
         LIST[:-1],
         "malformed or truncated: the end of the file after record 2",
     ),
-    "a list truncated at its start": (
+    "a list cut at its start": (
         "data.json",
         b"[",
         "record 1 of the JSON list is malformed or truncated: Expecting value",
     ),
-    "a list truncated in a deep nest": (
+    "a list cut in a deep nest": (
         "data.json",
         b"[" * 200_000 + b'"' + rb"\"" * 200_000,
         "the end of the file after record 1",
@@ -156,11 +148,7 @@ FILES = {
         b'[{"a": 1} {"b": 2}]',
         "the JSON list is malformed or truncated: '{' after record 1",
     ),
-    "a list with a trailing comma": (
-        "data.json",
-        LIST[:-1] + b",]",
-        "record 3 of the JSON list is malformed or truncated",
-    ),
+    "a trailing comma": ("data.json", LIST[:-1] + b",]", "record 3 of the JSON list is malformed or truncated"),
     "two lists in a row": ("data.json", LIST * 2, "there is more text after the JSON list, which ends with record 2"),
     "objects in a row": (
         "data.json",
