@@ -223,7 +223,7 @@ def test_a_context_that_is_too_short_is_told(model, packs):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("mmlu", {"answer": 4}, "none of its 4 choices"),
+        ("mmlu", {"answer": 4}, "4 is not one of its 4 choices"),
         ("mmlu", {"choices": ["a", "b"]}, "at least 4 choices"),
         ("mmlu", {"subject": "cookery"}, "'cookery' is no subject of MMLU"),
         ("hellaswag", {"label": ""}, "'' is not one of its 4 choices"),
