@@ -1,4 +1,4 @@
-"""What all recipe models share, and how a field is marked as *execution*: where and how fast, not what."""
+"""Base class of all recipe sections, and the marking of *execution* fields (where and how fast a stage runs)."""
 
 import re
 from typing import Annotated, Any
@@ -31,12 +31,12 @@ class Config(BaseModel):
 
 
 def execution_field(default: Any = ..., **constraints: Any) -> Any:
-    """A field that changes where or how fast a stage runs, never its result: it is no part of a fingerprint."""
+    """Defines a field that changes where or how fast a stage runs, never its result: fingerprints leave it out."""
     return Field(default, json_schema_extra={EXECUTION: True}, **constraints)
 
 
 def identity(config: BaseModel) -> dict[str, Any]:
-    """The part of a section that decides results: all its fields in JSON form, without those marked as execution."""
+    """Returns the part of a section that decides results: its fields in JSON form, without the execution fields."""
     out: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
         extra = field.json_schema_extra
@@ -55,7 +55,7 @@ def _plain(value: Any) -> Any:
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings and lists as one mapping from dotted paths to leaves, for comparing recipes and for MLflow."""
+    """Flattens nested mappings and lists into one mapping from dotted paths to leaves, to compare recipes and for MLflow."""
     if isinstance(tree, dict):
         items = [(str(key), value) for key, value in tree.items()]
     elif isinstance(tree, list):

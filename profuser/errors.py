@@ -1,4 +1,4 @@
-"""The errors of this project: one root, and one branch for what the user can fix."""
+"""The exceptions of this project: one root, and `UserError` for what the user can fix."""
 
 
 class ProfuserError(Exception):
@@ -6,15 +6,15 @@ class ProfuserError(Exception):
 
 
 class UserError(ProfuserError):
-    """A mistake in what the user gave (recipe, corpus, path, model). One line that says where and how to mend it; exit 2."""
+    """A mistake in the user's input (recipe, corpus, path, model). One line with its location and how to fix it; exit 2."""
 
 
 class ArtifactError(ProfuserError):
-    """A stored artifact cannot be read as what it should be: truncated, foreign, of another tokenizer or codec version."""
+    """A stored artifact cannot be read: it is truncated, foreign, or from another tokenizer or codec version."""
 
 
 class StorageError(ProfuserError):
-    """The storage cannot be used: its disk is full, or it stayed read-only or out of reach for longer than one waits."""
+    """The storage cannot be used: its disk is full, or it stayed read-only or unreachable for longer than the retry time."""
 
 
 class AlignmentError(ProfuserError):
@@ -22,13 +22,13 @@ class AlignmentError(ProfuserError):
 
 
 class EngineError(ProfuserError):
-    """An engine could not load its model or died; the message names the model and the remedy."""
+    """An engine could not load its model or died; the message names the model and the fix."""
 
 
 class TrainingError(ProfuserError):
-    """Training stopped by itself: too many steps in a row with a non-finite loss."""
+    """Training stopped: too many steps in a row with a non-finite loss."""
 
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:
-    """Returns the message of an error on one line of at most `limit` characters; its type's name where the message is empty."""
+    """Returns an error's message on one line of at most `limit` characters, or its type's name if the message is empty."""
     return " ".join(str(error).split())[:limit] or type(error).__name__

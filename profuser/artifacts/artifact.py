@@ -1,7 +1,7 @@
-"""Artifacts: shards and a manifest in a folder `{storage}/{run}/{stage}[/{part}]`.
+"""Reads and writes artifacts: shards and a manifest in a folder `{storage}/{run}/{stage}[/{part}]`.
 
 A shard is `shard-00000.parquet`, with its counts in the file's own metadata. The manifest is written last; its presence means
-that the artifact is complete. It carries what the artifact was made of (its fingerprint) and from (its inputs' fingerprints).
+that the artifact is complete. It holds the artifact's fingerprint and the fingerprints of its inputs.
 """
 
 import hashlib
@@ -27,21 +27,21 @@ SHARD_NAME = re.compile(r"^shard-(\d{5,})\.parquet$")
 
 
 def digest(value: Any) -> str:
-    """First 16 hex digits of the SHA-256 of a value's canonical JSON."""
+    """Returns the first 16 hex digits of the SHA-256 of a value's canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished artifact says of itself."""
+    """Metadata of a finished artifact."""
 
     stage: str
-    """The stage and part, e.g. `collect/llama`."""
+    """Stage and part, e.g. `collect/llama`."""
     fingerprint: str
     """Digest of `config` and `inputs`."""
     config: dict[str, Any]
-    """What decided the result: the recipe's sections without execution settings, digests of models and tokenizers."""
+    """Settings that decided the result: the recipe's sections without execution settings, digests of models and tokenizers."""
     inputs: dict[str, str]
     """Fingerprints of the artifacts that were read, by stage."""
     counts: dict[str, float]
@@ -49,20 +49,20 @@ class Manifest:
     metrics: dict[str, float] = field(default_factory=dict)
     """Key results of the stage."""
     seconds: float = 0.0
-    """Wall time of the stage over all its attempts; of one that failed or was killed, up to what its processes noted last (see
-    `stage_time`): actors note every shard, training workers every checkpoint."""
+    """Wall time of the stage over all its attempts; a failed or killed attempt counts up to the last note of its processes (see
+    `stage_time`): actors write one per shard, training workers one per checkpoint."""
     device_seconds: float = 0.0
-    """Seconds that its actors held devices, times the devices of each: GPUs, or CPUs where it holds no GPU. Over all attempts, from
-    when an actor begins to load to its last shard; how long it was idle after that is not known. 0 for a stage without actors."""
+    """Seconds that its actors held devices, times the devices of each: GPUs, or CPUs if an actor holds no GPU. Over all attempts,
+    from when an actor begins to load to its last shard; its idle time after that is not known. 0 for a stage without actors."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Versions of this package and what it stands on."""
+    """Versions of this package and its dependencies."""
     commit: str | None = None
-    """Git commit of the working directory, where there is one."""
+    """Git commit of the working directory, if it is a checkout."""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact in the making or made: a folder, what kind of rows it has, and what decides its content."""
+    """A finished or unfinished artifact: its folder, the schema of its rows, and the settings that decide its content."""
 
     folder: Folder
     stage: str
@@ -72,11 +72,11 @@ class Artifact:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of what decides the content."""
+        """Digest of the settings and inputs that decide the content."""
         return digest({"stage": self.stage, "config": self.config, "inputs": self.inputs})
 
     def write_shard(self, index: int, table: pa.Table, counts: Mapping[str, float]) -> None:
-        """Writes a shard with its counts; it is visible only when whole."""
+        """Writes a shard with its counts, atomically."""
         check_schema(table, self.schema, f"{self.stage} shard {index}")
         settings = json.dumps({"config": self.config, "inputs": self.inputs})
         metadata = {KIND_KEY: self.fingerprint, COUNTS_KEY: json.dumps(dict(counts)), SETTINGS_KEY: settings}
@@ -86,34 +86,34 @@ class Artifact:
         """Reads a shard, or some columns of it.
 
         Raises:
-            ArtifactError: it is truncated, or was made with other settings (another codec, tokenizer, top_k ...); the message
-                names them.
+            ArtifactError: the shard is truncated, or was made with other settings (codec, tokenizer, top_k ...), which the message
+                names.
         """
         name, stage = shard_name(index), self.stage.split("/")[0]
         try:
             table = self.folder.read_table(name, columns)
         except ArtifactError as error:
-            raise ArtifactError(f"{error}; make it anew with --redo {stage}") from None
+            raise ArtifactError(f"{error}; rebuild it with --redo {stage}") from None
         metadata = table.schema.metadata or {}
         if metadata.get(KIND_KEY) != self.fingerprint.encode():
             settings = json.loads(metadata.get(SETTINGS_KEY, b"{}"))
             changes = "; ".join(self._changes(settings.get("config", {}), settings.get("inputs", {}))[:5])
             raise ArtifactError(
-                f"{self.folder.path(name)} is not of this run ({changes}); take it away, or --redo {stage}"
+                f"{self.folder.path(name)} is not from this run ({changes}); delete it, or --redo {stage}"
             )
         wanted = self.schema if columns is None else pa.schema([self.schema.field(column) for column in columns])
         check_schema(table, wanted, self.folder.path(name))
         return table
 
     def shards(self) -> list[int]:
-        """Indices of the shards that are there."""
+        """Returns the indices of the existing shards."""
         return [int(match[1]) for name in self.folder.names() if (match := SHARD_NAME.match(name))]
 
     def finished_shards(self) -> dict[int, dict[str, float]]:
-        """Counts of the shards that are there, whole, and made under the same settings.
+        """Returns the counts of the shards that are whole and were made with the same settings.
 
-        A shard that is truncated or of another fingerprint is put aside (renamed `*.bad`), so that it is done again; what dead
-        processes left half-written is deleted.
+        A shard that is truncated or has another fingerprint is renamed to `*.bad`, so that it is made again; the unfinished files
+        of dead processes are deleted.
         """
         self.folder.sweep()
         out: dict[int, dict[str, float]] = {}
@@ -130,16 +130,16 @@ class Artifact:
         return out
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """All shards in order, or some columns of them; the rest, which may be far more, is not read."""
+        """Yields all shards in order; with `columns`, only those columns are read."""
         for index in self.shards():
             yield self.read_shard(index, columns)
 
     def manifest(self) -> Manifest | None:
-        """The manifest, or None while the artifact is unfinished."""
+        """Returns the manifest, or None while the artifact is unfinished."""
         return read_manifest(self.folder)
 
     def is_complete(self) -> bool:
-        """Whether it is finished and still fits; a UserError says what changed where it does not."""
+        """Returns whether the artifact is finished; raises UserError with the changes if it was made with other settings."""
         manifest = self.manifest()
         if manifest is None:
             return False
@@ -149,12 +149,12 @@ class Artifact:
 
     def _what_changed(self, manifest: Manifest) -> str:
         stage = self.stage.split("/")[0]
-        remedy = f"take another run name, or redo it with --redo {stage} (and all that follows from it)"
+        remedy = f"use another run name, or rebuild it and all later stages with --redo {stage}"
         changes = "; ".join(self._changes(manifest.config, manifest.inputs)[:5])
         return f"{self.folder.uri} was made with other settings ({changes}); {remedy}"
 
     def _changes(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
-        """What differs between settings that something was made with and those of this artifact."""
+        """Lists the differences between the settings of a shard or manifest and those of this artifact."""
         then, now = flatten(config), flatten(self.config)
         changes = [
             f"{key}: {then.get(key, 'absent')!r} -> {now.get(key, 'absent')!r}"
@@ -162,7 +162,7 @@ class Artifact:
             if then.get(key, "absent") != now.get(key, "absent")
         ]
         return changes + [
-            f"its input {name} was redone" for name, mark in self.inputs.items() if inputs.get(name) != mark
+            f"its input {name} was rebuilt" for name, mark in self.inputs.items() if inputs.get(name) != mark
         ]
 
     def finish(
@@ -172,7 +172,7 @@ class Artifact:
         metrics: Mapping[str, float] = {},
         device_seconds: float = 0.0,
     ) -> Manifest:
-        """Writes the manifest, the mark of completeness, with the shards' counts summed; nothing half-written stays beside it."""
+        """Writes the manifest, with the sums of the shards' counts, which completes the artifact; deletes unfinished files."""
         manifest = Manifest(
             stage=self.stage,
             fingerprint=self.fingerprint,
@@ -191,12 +191,12 @@ class Artifact:
 
 
 def shard_name(index: int) -> str:
-    """File name of a shard."""
+    """Returns the file name of a shard."""
     return f"shard-{index:05d}.parquet"
 
 
 def read_manifest(folder: Folder) -> Manifest | None:
-    """The manifest in a folder, or None where there is none."""
+    """Reads the manifest in a folder; returns None if there is none."""
     if not folder.exists(MANIFEST):
         return None
     try:
@@ -206,7 +206,7 @@ def read_manifest(folder: Folder) -> Manifest | None:
 
 
 def sum_counts(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Counts of several shards, added up by name."""
+    """Adds up the counts of several shards by name."""
     out: dict[str, float] = {}
     for shard in counts:
         for name, value in shard.items():
@@ -215,7 +215,7 @@ def sum_counts(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package and of what decides its numbers."""
+    """Returns the versions of this package and of the dependencies that affect its numbers."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"profuser": profuser.__version__}
@@ -228,7 +228,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Commit of the working directory, with `+` where it has changes; None outside a checkout."""
+    """Returns the commit of the working directory, with `+` if it has changes; None outside a checkout."""
     import subprocess
 
     def git(*arguments: str) -> str | None:

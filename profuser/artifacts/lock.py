@@ -1,14 +1,14 @@
-"""One driver per run: `lock.json` in the run's folder, renewed while its holder lives, taken away when it ends.
+"""Allows one driver per run: `lock.json` in the run's folder, renewed while its holder runs, deleted when it ends.
 
-Whether a holder is dead is known at once where its processes can be seen from here: the process is gone, or its pid is another's
-now. A holder elsewhere (another host, container, or boot) is *watched*: a lock that changes is alive, one that has not been written
-for `STALE_SECONDS` is dead. Its age so far is taken by the storage's own clock, the rest by the clock of the one who watches;
-clocks of two machines are never compared.
+If the holder's process is visible from here, its death is known at once: the process is gone, or its pid now belongs to another
+process. A holder elsewhere (another host, container, or boot) is *watched*: a lock that changes is alive, one not written for
+`STALE_SECONDS` is dead. Its age so far is measured by the storage's clock, the rest by the watcher's clock; clocks of two machines
+are never compared.
 
-Limits. A local folder makes a lock for exactly one of several drivers. An object store does not: there a driver writes its lock,
-waits a moment, and looks whether it is still its own, so two that write further apart than that moment may both go on until the
-earlier renews its lock (`HEARTBEAT_SECONDS`) and stops. The same holds for a driver that slept past `STALE_SECONDS` and was taken
-for dead. Until then both write the same rows under the same names, whole or not at all.
+Limits. A local folder gives the lock to exactly one of several drivers. An object store does not: a driver writes its lock, waits
+`SETTLE_SECONDS`, and checks that the lock is still its own. Two drivers that write further apart than that may both continue until
+the earlier one renews its lock (`HEARTBEAT_SECONDS`) and stops. The same holds for a driver that slept past `STALE_SECONDS` and was
+taken for dead. Until then both write the same rows under the same names, atomically.
 """
 
 import logging
@@ -27,7 +27,7 @@ from profuser.storage.folder import Folder
 
 HEARTBEAT_SECONDS, STALE_SECONDS, SETTLE_SECONDS = 10.0, 60.0, 2.0
 TAKING = f".{LOCK}.taking.tmp"
-"""Made by exactly one of several drivers: only that one looks at the lock and writes it."""
+"""File that exactly one of several drivers creates: only that one reads and writes the lock."""
 TERMINATED = 128 + signal.SIGTERM
 TAKEN_OVER = signal.SIGUSR2
 
@@ -35,18 +35,18 @@ log = logging.getLogger(__name__)
 
 
 class RunLock:
-    """Holds a run while the body runs.
+    """Context manager that locks a run while its body runs.
 
     Args:
-        folder: the run's.
+        folder: the run's folder.
         heartbeat_seconds: time between renewals.
-        stale_seconds: a holder that cannot be seen is dead when its lock has not been renewed for so long.
-        settle_seconds: how long a driver waits on an object store before it looks whether its lock is still its own.
+        stale_seconds: time without a renewal after which a holder that is not visible counts as dead.
+        settle_seconds: time that a driver waits on an object store before it checks that the lock is still its own.
         on_heartbeat: called before each renewal, in the lock's own thread.
 
     Raises:
-        UserError: another driver holds it, or the folder cannot be written.
-        ProfuserError: from `check`, and at the end of a body that was interrupted for it: another driver has taken it over.
+        UserError: another driver holds the lock, or the folder is not writable.
+        ProfuserError: another driver has taken over the run; from `check`, or at the end of a body interrupted for it.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class RunLock:
         self.folder.sweep()
         self._acquire()
         self._in_main = threading.current_thread() is threading.main_thread()
-        # Without this, SIGTERM ends the process on the spot; whoever has set a handler of his own has thought of that.
+        # Without this, SIGTERM ends the process without clean-up; a handler that is already set is kept.
         if self._in_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, _terminate)
         if self._in_main:
-            # Not SIGINT, which a driver that was started in the background of a script ignores.
+            # Not SIGINT, which a driver started in the background of a script ignores.
             self._handler = signal.signal(TAKEN_OVER, _interrupted)
         self._thread.start()
         return self
@@ -88,28 +88,28 @@ class RunLock:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if self._is_lost and (error is None or isinstance(error, KeyboardInterrupt)):
             self.check()
-        # An error here would only hide the body's own; a lock that stays is that of a dead process.
+        # An error here would hide the body's own; a lock that stays counts as that of a dead process.
         with suppress(StorageError, OSError):
             folder = self.folder.without_retry()
             if self._is_own(read_holder(folder)):
                 folder.remove(LOCK)
 
     def check(self, retry_seconds: float | None = None) -> None:
-        """Raises ProfuserError where another driver has taken the run over: to be called before something is written.
+        """Raises ProfuserError if another driver has taken over the run: to be called before each write.
 
         Args:
-            retry_seconds: how long to wait for a storage that is away (then StorageError); by default as the folder does.
+            retry_seconds: how long to wait for an unavailable storage (then StorageError); by default the folder's.
         """
         retry_seconds = self.folder.retry_seconds if retry_seconds is None else retry_seconds
         other = read_holder(replace(self.folder, retry_seconds=retry_seconds))
         if not self._is_own(other):
             by = f"another driver ({other})" if other else "someone who deleted its lock"
-            raise ProfuserError(f"run {self.folder.uri} was taken over by {by}; this driver stops and writes no more")
+            raise ProfuserError(
+                f"run {self.folder.uri} was taken over by {by}; this driver stops and writes nothing more"
+            )
 
     def _is_own(self, holder: Holder | None) -> bool:
         return holder is not None and holder.token == self.own.token
-
-    # Taking it.
 
     def _acquire(self) -> None:
         first: bytes | None = None
@@ -129,22 +129,22 @@ class RunLock:
                 time.sleep(self.heartbeat_seconds / 10)
 
     def _seconds_left(self, holder: Holder | None) -> float:
-        """How much longer a lock may go without a renewal before its holder counts as dead."""
+        """Returns how much longer a lock may go without a renewal before its holder counts as dead."""
         modified = self.folder.modified(LOCK)
         age = 0.0 if modified is None else max(0.0, self.folder.clock() - modified)
         left = max(0.0, self.stale_seconds - age)
         if holder and not holder.is_visible() and left:
-            text = "run %s: held by a driver (%s) that was last heard of %.0f s ago; waiting up to %.0f s to see if it lives"
+            text = "run %s: held by a driver (%s), last heartbeat %.0f s ago; waiting up to %.0f s to see whether it is alive"
             log.warning(text, self.folder.uri, holder, age, left)
         return left
 
     def _refusal(self, holder: Holder | None) -> str:
         who = f"another driver ({holder})" if holder else "another driver"
-        remedy = "wait for it or stop it; a run beside it needs a name of its own: --set name=NAME"
-        return f"run {self.folder.uri}: {who} is at work on it; {remedy}"
+        remedy = "wait for it or stop it; to run a second one, give it another name: --set name=NAME"
+        return f"run {self.folder.uri}: {who} is running it; {remedy}"
 
     def _take(self, seen: bytes | None) -> bool:
-        """Writes our lock in place of what was seen there: nothing, or a dead one's. False where someone else was faster."""
+        """Replaces what was seen (no lock, or that of a dead holder) by our lock; returns False if another driver was faster."""
         if not self.folder.is_local:
             if read_lock(self.folder) != seen:
                 return False
@@ -163,13 +163,11 @@ class RunLock:
             self.folder.remove(TAKING)
 
     def _wait_for_taking(self) -> None:
-        """Lets another driver take the lock; what it holds meanwhile is deleted if it was killed right then."""
+        """Waits while another driver takes the lock; deletes its `TAKING` file if it was killed meanwhile."""
         time.sleep(self.heartbeat_seconds / 10)
         modified = self.folder.modified(TAKING)
         if modified is not None and self.folder.clock() - modified > self.stale_seconds:
             self.folder.remove(TAKING)
-
-    # Keeping it.
 
     def _keep(self) -> None:
         is_away = False
@@ -180,25 +178,25 @@ class RunLock:
                 is_away = False
             except (StorageError, OSError) as error:
                 if not is_away:
-                    log.warning("%s; the lock is renewed when it is there again", error)
+                    log.warning("%s; the lock is renewed once the storage is available again", error)
                 is_away = True
             if self._is_lost:
                 return self._interrupt()
 
     def _renew(self) -> bool:
-        """Gives a sign of life, where the lock is still our own."""
+        """Writes a heartbeat if the lock is still our own; returns whether it is."""
         folder = self.folder.without_retry()
         if not self._is_own(read_holder(folder)):
             return False
-        # One who slept `stale_seconds` right here undoes a takeover; then it is the other that finds itself robbed and stops.
+        # A driver that slept `stale_seconds` right here undoes a takeover; then the other one finds its lock lost and stops.
         folder.write_bytes(LOCK, self.own.renewed().data())
         return True
 
     def _interrupt(self) -> None:
-        """Interrupts the body, wherever it is; `__exit__` says what it was about."""
+        """Interrupts the body, wherever it is; `__exit__` raises the reason."""
         main = threading.main_thread().ident
         if self._in_main and main and not self._ended.is_set():
-            # A real signal: it ends a wait inside of C code too.
+            # A real signal: it also ends a wait inside C code.
             signal.pthread_kill(main, TAKEN_OVER)
 
 

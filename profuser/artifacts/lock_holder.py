@@ -1,4 +1,4 @@
-"""Who drives a run: what `lock.json` in its folder says, and whether that process still lives."""
+"""Reads the holder of a run from its `lock.json`, and checks whether that process is alive."""
 
 import json
 import os
@@ -15,50 +15,50 @@ LOCK = "lock.json"
 
 @dataclass(frozen=True)
 class Holder:
-    """Who drives a run: what the lock says."""
+    """The driver that holds a run: the content of its lock."""
 
     token: str
-    """Random; tells one holding from another."""
+    """Random id of this holding."""
     host: str
     pid: int
     machine: str | None
-    """Boot and process namespace: where it equals ours, the holder's process can be seen from here. None: it never can."""
+    """Host, boot and process namespace: if they equal ours, the holder's process is visible from here. None: it never is."""
     process_start: str | None
-    """When the process started, in clock ticks since boot: a later process with the same pid has another."""
+    """Start time of the process, in clock ticks since boot: a later process with the same pid has another."""
     since: str
-    """When it took the lock, by its own clock; for people."""
+    """Time at which it took the lock, by its own clock; for people."""
     heartbeat: str
-    """When it last renewed it, by its own clock; for people, and to tell one renewal from the next."""
+    """Time of the last renewal, by its own clock; for people, and to distinguish one renewal from the next."""
 
     @classmethod
     def new(cls) -> "Holder":
-        """This process, now."""
+        """Returns a holder for this process, now."""
         pid, now = os.getpid(), datetime.now(UTC)
         since = f"{now:%Y-%m-%d %H:%M:%S} UTC"
         return cls(uuid.uuid4().hex, socket.gethostname(), pid, _machine(), process_start(pid), since, now.isoformat())
 
     @classmethod
     def parse(cls, data: bytes) -> "Holder | None":
-        """What a lock file says; None where it is damaged."""
+        """Parses a lock file; returns None if it is damaged."""
         try:
             return cls(**json.loads(data))
         except (ValueError, TypeError):
             return None
 
     def renewed(self) -> "Holder":
-        """The same holding, with a sign of life."""
+        """Returns the same holder with a new heartbeat."""
         return replace(self, heartbeat=datetime.now(UTC).isoformat())
 
     def data(self) -> bytes:
-        """The lock file's content."""
+        """Returns the lock file's content."""
         return (json.dumps(asdict(self), indent=2) + "\n").encode()
 
     def is_visible(self) -> bool:
-        """Whether this process can see the holder's: same machine, same boot, same namespace."""
+        """Returns whether this process can see the holder's: same machine, same boot, same namespace."""
         return self.machine is not None and self.machine == _machine()
 
     def is_gone(self) -> bool:
-        """Whether the holder's process is seen to have ended."""
+        """Returns whether the holder's process is visible and has ended."""
         return self.is_visible() and process_start(self.pid) != self.process_start
 
     def __str__(self) -> str:
@@ -66,7 +66,7 @@ class Holder:
 
 
 def read_lock(folder: Folder) -> bytes | None:
-    """A run's lock file; None where nobody holds it."""
+    """Returns a run's lock file; None if there is no lock."""
     try:
         return folder.read_bytes(LOCK)
     except FileNotFoundError:
@@ -74,13 +74,13 @@ def read_lock(folder: Folder) -> bytes | None:
 
 
 def read_holder(folder: Folder) -> Holder | None:
-    """Who holds a run, alive or not; None where nobody does."""
+    """Returns the holder of a run, alive or not; None if there is no lock."""
     data = read_lock(folder)
     return Holder.parse(data) if data else None
 
 
 def process_start(pid: int) -> str | None:
-    """When a process started, in clock ticks since boot; None where there is none, it is a zombie, or there is no /proc."""
+    """Returns a process's start time in clock ticks since boot; None for no process, a zombie, or a system without /proc."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

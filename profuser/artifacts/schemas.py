@@ -1,4 +1,4 @@
-"""One Arrow schema per artifact. Every stage checks what it writes and what it reads against these.
+"""Defines one Arrow schema per artifact. Every stage checks what it writes and reads against these.
 
 Legend of list columns: T response tokens (end-of-turn token included), K top-k. Columns of top-k distributions are those of the
 codec (signals/codec.py).
@@ -37,14 +37,14 @@ MODES = ("training", "inference")
 
 
 def collect_schema(vocab_size: int, with_topk: bool = True) -> pa.Schema:
-    """What one source says of every row: `training_*` along the ground truth, `inference_*` along its own answers.
+    """Returns the schema of one source's signals per row: `training_*` on the ground truth, `inference_*` on its own answers.
 
-    A row that the source refuses has the reason and nothing else. Answers of a row (one, or `samples_per_source`) lie end to end
-    in the `inference_*` lists; `answer_tokens` says where they part. An answer that is blank or no text is null.
+    A row that the source refuses has only the reason. The answers of a row (one, or `samples_per_source`) are concatenated in the
+    `inference_*` lists; `answer_tokens` holds their lengths. An answer that is blank or not text is null.
 
     Args:
         vocab_size: width of the source's logits; decides the types of ids.
-        with_topk: whether the distributions are there (not at first, where signals are lazy).
+        with_topk: whether the distributions are included (not in the first pass if signals are lazy).
     """
     fields = [
         pa.field("row_id", pa.string(), nullable=False),
@@ -62,9 +62,9 @@ def collect_schema(vocab_size: int, with_topk: bool = True) -> pa.Schema:
 
 
 def signals_schema(vocab_size: int, with_steps: bool = False) -> pa.Schema:
-    """What a source says along the responses by which it was chosen to teach: a row and mode each.
+    """Returns the schema of a source's signals on the responses that it was chosen to teach: one per row and mode.
 
-    With `with_steps` (`select.condition: exact`) also after used-up candidates: `step_candidates` put in the place of the response
+    With `with_steps` (`select.condition: exact`) also after fully consumed candidates: `step_candidates` replace the response
     tokens at `step_positions`, with the distributions of the token after each.
     """
     fields = [pa.field("row_id", pa.string(), nullable=False), pa.field("mode", pa.string(), nullable=False)]
@@ -89,11 +89,11 @@ def _id_type(vocab_size: int) -> pa.DataType:
 
 
 def select_schema(vocab_size: int) -> pa.Schema:
-    """A training example: one mode of one corpus row, with its teacher's distributions in the target's vocabulary.
+    """Returns the schema of training examples: a mode of a corpus row, with its teacher's distributions in the target's vocabulary.
 
     `advantages` holds one number per source, in the order of the recipe: bits per byte or nats per token in training mode (lower is
-    better); in inference mode votes, one number per answer, source by source. `sample` says which of the teacher's answers the
-    response is; `teacher` is `average` where all sources teach together. `rules` says per token which alignment rule carried the
+    better); in inference mode votes, one number per answer, source by source. `sample` is the index of the response among the
+    teacher's answers; `teacher` is `average` if all sources teach together. `rules` is the alignment rule that carried each token's
     distribution.
     """
     return pa.schema(
@@ -138,10 +138,10 @@ BENCHMARK = pa.schema(
         pa.field("truncated", pa.bool_(), nullable=False),
     ]
 )
-"""An item of a benchmark under one model.
+"""Schema of one benchmark item under one model.
 
-`score` is its value in the benchmark's headline metric, `metrics` its values in all; `task` is the harness's (of MMLU a subject);
-`truncated`: the model's context was too short for it, and its prompt was cut on the left.
+`score` is the item's value of the headline metric, `metrics` its values of all metrics; `task` is the harness's task (a subject of
+MMLU); `truncated`: the prompt did not fit the model's context and was cut on the left.
 """
 
 
@@ -152,11 +152,11 @@ JUDGE = pa.schema(
         pa.field("score", pa.float64()),
     ]
 )
-"""One reward's score of one model's answer to a held-out row; null where the model refused the row or its answer is blank."""
+"""Schema of a reward's score of a model's answer to a held-out row; null if the model refused the row or the answer is blank."""
 
 
 def check_schema(table: pa.Table, schema: pa.Schema, where: str) -> None:
-    """Raises ArtifactError unless a table has exactly the fields of a schema, naming the first that differs."""
+    """Raises ArtifactError, naming the first difference, unless a table has exactly the fields of a schema."""
     for field in schema:
         if field.name not in table.column_names:
             raise ArtifactError(f"{where}: the column {field.name!r} is missing")

@@ -1,8 +1,7 @@
-"""What a stage took in time, over all its attempts: notes in the artifact's folder, until its manifest has their sums.
+"""Measures the time of a stage over all its attempts, by notes in the artifact's folder, summed into its manifest.
 
-A process that is killed says nothing any more. So each one that holds devices for a stage writes down how long it has held them,
-first when it gets them, again when it has loaded, and then with every shard that it has written. Whoever finishes the stage adds up
-what all of them noted.
+A killed process cannot report its time. So each process that holds devices for a stage records how long it has held them: when it
+gets them, when it has loaded, and then with every shard that it writes. The driver that finishes the stage adds up the notes.
 """
 
 import time
@@ -18,20 +17,20 @@ NOTES = "time"
 
 @dataclass(frozen=True)
 class TimeNote:
-    """What one process says of itself."""
+    """Time note of one process."""
 
     began: float
-    """When its attempt at the stage began, in seconds since the epoch by the driver's clock."""
+    """Start of its attempt at the stage, in seconds since the epoch by the driver's clock."""
     until: float
-    """When it wrote this, by its own clock. Only an attempt that was killed is measured by the two clocks."""
+    """Time of the note, by the process's own clock. Only a killed attempt is measured by both clocks."""
     device_seconds: float
     has_loaded: bool = True
-    """False until its first `DeviceClock.note`: it has its devices, and loads."""
+    """False until the first `DeviceClock.note`: the process has its devices, and is loading."""
 
 
 @dataclass(frozen=True)
 class StageTime:
-    """Sums over the attempts; of one that was killed, up to the last note of its processes."""
+    """Sums over the attempts; a killed one counts up to the last note of its processes."""
 
     seconds: float
     """Wall time."""
@@ -40,12 +39,12 @@ class StageTime:
 
 
 class DeviceClock:
-    """Made, and noted, by a process as soon as it holds devices for a stage; its notes may come from several threads.
+    """Records how long a process holds devices for a stage. Created as soon as it holds them; several threads may write notes.
 
     Args:
-        artifact: what the stage makes.
-        num_devices: those that the process holds.
-        began: when this attempt at the stage began, in seconds since the epoch.
+        artifact: artifact of the stage.
+        num_devices: devices that the process holds.
+        began: start of this attempt at the stage, in seconds since the epoch.
     """
 
     def __init__(self, artifact: Artifact, num_devices: float, began: float):
@@ -54,7 +53,7 @@ class DeviceClock:
         self._write(has_loaded=False)
 
     def note(self) -> None:
-        """Writes down how long the process has held its devices, in the place of its last note."""
+        """Records how long the process has held its devices; replaces its last note."""
         self._write(has_loaded=True)
 
     def _write(self, has_loaded: bool) -> None:
@@ -63,11 +62,11 @@ class DeviceClock:
 
 
 def stage_time(artifact: Artifact, seconds: float) -> StageTime:
-    """What a stage took up to now.
+    """Returns the time of a stage up to now.
 
     Args:
-        artifact: what it makes.
-        seconds: wall time of the present attempt, which ends now.
+        artifact: artifact of the stage.
+        seconds: wall time of the current attempt, which ends now.
     """
     notes, now = _notes(artifact), time.time()
     spans = [(note.began, note.until) for note in notes]
@@ -78,13 +77,13 @@ def stage_time(artifact: Artifact, seconds: float) -> StageTime:
 
 
 def num_holders(artifact: Artifact, began: float) -> tuple[int, int]:
-    """Processes that have got devices in the attempt that began then, dead ones among them; and those of them that have loaded."""
+    """Counts the processes that got devices in the attempt that began then (dead ones too), and those of them that have loaded."""
     have_loaded = [note.has_loaded for note in _notes(artifact) if note.began == began]
     return len(have_loaded), sum(have_loaded)
 
 
 def covered_seconds(spans: Iterable[tuple[float, float]]) -> float:
-    """Length of what half-open spans of time cover together; what several of them cover counts once."""
+    """Returns the length of the union of half-open time spans."""
     total, end = 0.0, float("-inf")
     for start, stop in sorted(spans):
         total += max(0.0, stop - max(start, end))
@@ -93,7 +92,7 @@ def covered_seconds(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def clear_notes(artifact: Artifact) -> None:
-    """Deletes the notes of a stage that is finished."""
+    """Deletes the notes of a finished stage."""
     (artifact.folder / NOTES).delete()
 
 
@@ -103,5 +102,5 @@ def _notes(artifact: Artifact) -> list[TimeNote]:
 
 
 def _folder(artifact: Artifact) -> Folder:
-    """Of the notes of this fingerprint alone: time that went into other settings is not this artifact's."""
+    """Returns the folder of the notes of this fingerprint: time spent on other settings does not count."""
     return artifact.folder / NOTES / artifact.fingerprint

@@ -1,4 +1,4 @@
-"""MLflow: one parent run per fusion, one child per stage. The driver makes runs; workers reopen them by id."""
+"""Tracks runs in MLflow: one parent run per fusion, one child per stage. The driver creates runs; workers reopen them by id."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ SQLITE = "sqlite:///"
 
 
 def tracking_uri(storage: str) -> str:
-    """MLFLOW_TRACKING_URI where it is set, else a SQLite file in the storage folder (in `./runs` for object storage)."""
+    """Returns MLFLOW_TRACKING_URI if set, else a SQLite file in the storage folder (in `./runs` for object storage)."""
     if "MLFLOW_TRACKING_URI" in os.environ:
         return os.environ["MLFLOW_TRACKING_URI"]
     folder = _own_folder(storage)
@@ -29,7 +29,7 @@ def tracking_uri(storage: str) -> str:
 
 
 def artifact_root(storage: str) -> str:
-    """Where artifacts go without a server: beside the SQLite file. (MLflow's own way into an object store needs boto3.)"""
+    """Returns the folder of artifacts without a server: next to the SQLite file. (MLflow needs boto3 to use an object store.)"""
     return str(_own_folder(storage) / "mlflow-artifacts")
 
 
@@ -39,7 +39,7 @@ def _own_folder(storage: str) -> Path:
 
 @dataclass(frozen=True)
 class RunHandle:
-    """A run as another process can reopen it."""
+    """A run that another process can reopen."""
 
     uri: str
     run_id: str
@@ -49,7 +49,7 @@ class RunHandle:
         self._client().log_batch(self.run_id, metrics=_metrics(metrics, step))
 
     def last_step(self, name: str) -> int:
-        """The last step at which a metric was logged; -1 before any."""
+        """Returns the last step at which a metric was logged; -1 if none was."""
         return max((metric.step for metric in self._client().get_metric_history(self.run_id, name)), default=-1)
 
     def log_missing(self, records: Iterable[Mapping[str, float]], name: str) -> None:
@@ -60,7 +60,7 @@ class RunHandle:
                 self.log_metrics(record, int(record["step"]))
 
     def is_here(self) -> bool:
-        """Whether this machine reaches it: a SQLite file lies where the driver runs."""
+        """Returns whether this machine can reach the run: a SQLite file exists only on the driver's machine."""
         return not self.uri.startswith(SQLITE) or Path(self.uri.removeprefix(SQLITE)).is_file()
 
     def log_artifacts(self, folder: Path, to: str | None = None) -> None:
@@ -84,11 +84,11 @@ class Tracker:
 
     @classmethod
     def open(cls, uri: str, experiment: str, run_name: str, recipe: Mapping[str, Any], artifact_root: str) -> "Tracker":
-        """Finds the parent run of this name, or makes it, with the recipe as its parameters.
+        """Finds or creates the parent run of this name, with the recipe as its parameters.
 
         Raises:
-            UserError: the tracking server does not answer, or refuses, or its artifacts cannot be written from here; that is
-                known within seconds.
+            UserError: the tracking server does not answer or refuses, or its artifacts cannot be written from here; raised within
+                seconds.
         """
         from mlflow.exceptions import MlflowException
 
@@ -96,7 +96,7 @@ class Tracker:
             with _without_retry():
                 return cls._open(uri, experiment, run_name, recipe, artifact_root)
         except MlflowException as error:
-            remedy = "see that it runs and MLFLOW_TRACKING_URI (and _USERNAME, _PASSWORD) are right, or unset it"
+            remedy = "check that it runs and MLFLOW_TRACKING_URI (and _USERNAME, _PASSWORD) are right, or unset it"
             raise UserError(f"tracking: MLflow at {uri}: {_reason(error)}; {remedy}") from None
 
     @classmethod
@@ -124,7 +124,7 @@ class Tracker:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[RunHandle]:
-        """The child run of a stage; it ends as finished, or as failed where the body raises."""
+        """Opens the child run of a stage; it ends as finished, or as failed if the body raises."""
         from mlflow import MlflowClient
 
         client = MlflowClient(self.uri)
@@ -137,7 +137,7 @@ class Tracker:
             client.update_run(run_id, status="RUNNING")
         else:
             tags = {"mlflow.parentRunId": parent, STAGE_TAG: name}
-            # Both, for the legends of charts that show a stage of several runs.
+            # Both names, for the legends of charts that show a stage of several runs.
             title = f"{name} ({self.run_name})"
             run_id = client.create_run(self.experiment_id, run_name=title, tags=tags).info.run_id
         try:
@@ -156,16 +156,16 @@ class Tracker:
         MlflowClient(self.uri).log_inputs(self.parent.run_id, [DatasetInput(dataset, [])])
 
     def register(self, name: str, source: str) -> str:
-        """Makes the model in a folder a version of a registered model, once per run and folder; its number.
+        """Registers the model in a folder as a model version, once per run and folder; returns the version's number.
 
         Raises:
-            UserError: the registry refuses it; running again tries once more.
+            UserError: the registry refuses it; running again retries.
         """
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
         client = MlflowClient(self.uri)
-        with suppress(MlflowException):  # it is there
+        with suppress(MlflowException):  # It exists already.
             client.create_registered_model(name)
         run_id = self.parent.run_id
         try:
@@ -187,15 +187,17 @@ class Tracker:
 
 
 def _check_artifacts(uri: str, location: str) -> None:
-    """A server started with --default-artifact-root has its clients write to S3 themselves: known now, not with the report."""
+    """Raises UserError if artifacts cannot be written: with --default-artifact-root, clients write to S3 themselves."""
     if location.startswith("s3://") and find_spec("boto3") is None:
         remedy = "pip install boto3, or start the server with --artifacts-destination"
-        raise UserError(f"tracking: MLflow at {uri} keeps artifacts at {location}, and boto3 is not here; {remedy}")
+        raise UserError(
+            f"tracking: MLflow at {uri} keeps artifacts at {location}, but boto3 is not installed; {remedy}"
+        )
 
 
 @contextmanager
 def _without_retry() -> Iterator[None]:
-    """Within, a server is asked once more at most, where the environment does not say otherwise: MLflow alone takes minutes."""
+    """Limits MLflow to one retry, unless the environment sets another limit: its default takes minutes."""
     own = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
     own = {name: value for name, value in own.items() if name not in os.environ}
     os.environ.update(own)
@@ -211,11 +213,11 @@ def _reason(error: Exception) -> str:
 
 
 def _fail(run: RunHandle) -> None:
-    """Marks a run as failed, where that can still be written: the error on its way is the one to show."""
+    """Marks a run as failed if the server can still be reached, without hiding the error that is being raised."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    # MLflow also logs what it raises, with its traceback.
+    # MLflow also logs what it raises, with the traceback.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     with suppress(MlflowException):
         MlflowClient(run.uri).set_terminated(run.run_id, "FAILED")

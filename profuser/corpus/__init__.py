@@ -1,4 +1,4 @@
-"""Instruction corpora: reading, validating, prompting."""
+"""Reads, validates and tokenizes instruction corpora."""
 
 from profuser.corpus.formats import CorpusFormat, Message
 from profuser.corpus.locations import corpus_files

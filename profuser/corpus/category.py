@@ -1,4 +1,4 @@
-"""The category of a record: a field that a recipe names."""
+"""Reads the category of a record from the field that the recipe names."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,10 +10,10 @@ from profuser.errors import UserError
 
 
 def category_of(record: Mapping[str, Any], name: str) -> str | None:
-    """A category as text; null, blank and NaN (a table's missing value) are none.
+    """Returns a record's category as text; None for null, blank and NaN (a table's missing value).
 
     Raises:
-        RowFault: it is a list or an object, or text that cannot be stored.
+        RowFault: the category is a list or an object, or text that cannot be stored.
     """
     value = record.get(name)
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -24,7 +24,7 @@ def category_of(record: Mapping[str, Any], name: str) -> str | None:
 
 
 class CategoryField:
-    """The field of the recipe's `corpus.category_field`, and whether any record has it: a misspelt one would go unnoticed."""
+    """Checks that at least one record has the field `corpus.category_field`; a misspelt name would go unnoticed otherwise."""
 
     def __init__(self, name: str | None):
         self.name = name
@@ -32,7 +32,7 @@ class CategoryField:
         self._is_found = name is None
 
     def watch(self, rows: Iterable[RawRow]) -> Iterator[RawRow]:
-        """Passes records on as they are."""
+        """Yields the records unchanged, and notes whether one has the field."""
         for row in rows:
             if not self._is_found and row.record is not None:
                 self._first = self._first or row.record
@@ -40,9 +40,9 @@ class CategoryField:
             yield row
 
     def check(self, location: str) -> None:
-        """Raises UserError where no record that passed has the field."""
+        """Raises UserError if no watched record has the field."""
         if not self._is_found:
             raise UserError(
                 f"corpus.category_field: no record of {location} has a field {self.name!r} (the first has "
-                f"{named_fields(self._first or {})}); mend the name, or set it to null"
+                f"{named_fields(self._first or {})}); fix the name, or set it to null"
             )

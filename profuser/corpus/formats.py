@@ -1,6 +1,6 @@
-"""Shapes of instruction records: Alpaca, question and answer, chat messages, ShareGPT.
+"""Parses instruction records of several shapes: Alpaca, question and answer, chat messages, ShareGPT.
 
-A reason for refusing a record reads `what is wrong (details)`: what stands before the bracket is the same for all such rows.
+The reason for refusing a record has the form `what is wrong (details)`: the part before the bracket is the same for all such rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,11 +35,11 @@ class PromptedResponse(NamedTuple):
 
 
 class RowFault(Exception):  # noqa: N818
-    """Why a record cannot be used, in a few words."""
+    """A record cannot be used; the message is the reason, in a few words."""
 
 
 def detect_formats(record: Mapping[str, Any]) -> list[CorpusFormat]:
-    """The shapes that a record's fields speak of, the likeliest first."""
+    """Returns the shapes that a record's fields suggest, the most likely first."""
     found: list[CorpusFormat] = []
     if "messages" in record:
         found.append("messages")
@@ -53,12 +53,12 @@ def detect_formats(record: Mapping[str, Any]) -> list[CorpusFormat]:
 
 
 def parse_record(record: Mapping[str, Any], format: CorpusFormat) -> PromptedResponse:
-    """Reads a record of a shape; see `parse_detected` for `auto`.
+    """Parses a record of the given shape; see `parse_detected` for `auto`.
 
-    Prompt and response lose blanks around them, and are otherwise kept byte for byte.
+    Prompt and response are stripped of surrounding whitespace, and otherwise kept byte for byte.
 
     Raises:
-        RowFault: the record is not of the shape or has no usable text.
+        RowFault: the record does not have the shape, or has no usable text.
     """
     if format == "auto":
         return parse_detected(record)[1]
@@ -73,13 +73,13 @@ def parse_record(record: Mapping[str, Any], format: CorpusFormat) -> PromptedRes
 
 
 def parse_detected(record: Mapping[str, Any]) -> tuple[CorpusFormat, PromptedResponse]:
-    """Reads a record as the first of its likely shapes that fits.
+    """Parses a record as the first of its likely shapes that fits.
 
     Returns:
         The shape and the example.
 
     Raises:
-        RowFault: none fits; the reason is that of the likeliest.
+        RowFault: no shape fits; the reason is that of the most likely one.
     """
     faults = []
     for format in detect_formats(record):
@@ -91,18 +91,18 @@ def parse_detected(record: Mapping[str, Any]) -> tuple[CorpusFormat, PromptedRes
 
 
 def _records_inside(record: Mapping[str, Any]) -> str:
-    """What to do where a whole corpus is wrapped in an object; else nothing."""
+    """Returns a hint if a whole corpus is wrapped in one object, else an empty string."""
     for name, value in record.items():
         if isinstance(value, list) and value and isinstance(value[0], Mapping) and detect_formats(value[0]):
-            return f"; the records are the list in {ascii(name)[:40]}: save it alone"
+            return f"; the records are the list in {ascii(name)[:40]}: save only that list"
     return ""
 
 
 def clean_text(value: Any, field: str, details: str = "") -> str:
-    """Text without blanks around it.
+    """Returns a text without surrounding whitespace.
 
     Raises:
-        RowFault: it is no text, is empty, or cannot be stored as UTF-8 without loss.
+        RowFault: the value is not text, is empty, or cannot be stored as UTF-8 without loss.
     """
     if not isinstance(value, str):
         raise RowFault(f"{field} is {kind_of(value)}, expected text{details}")
@@ -114,7 +114,7 @@ def clean_text(value: Any, field: str, details: str = "") -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise RowFault(f"{field} has half a surrogate pair{details}") from None
+        raise RowFault(f"{field} has an unpaired surrogate{details}") from None
     return text
 
 
@@ -126,7 +126,7 @@ def _qa_fields(record: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _conversation(record: Mapping[str, Any], field: str) -> PromptedResponse:
-    """The last turn is the response, and what comes before it the prompt."""
+    """Splits a conversation into the last turn, the response, and the turns before it, the prompt."""
     turns = record.get(field)
     if field not in record:
         raise RowFault(f"no field {field!r} ({named_fields(record)})")
@@ -142,7 +142,7 @@ def _conversation(record: Mapping[str, Any], field: str) -> PromptedResponse:
     if spoken[0] != "user":
         raise RowFault(f"{field} do not start with a user turn ({_shortened(roles)})")
     if spoken != ["user", "assistant"] * (len(spoken) // 2):
-        raise RowFault(f"user and assistant do not take turns ({_shortened(roles)})")
+        raise RowFault(f"user and assistant do not alternate ({_shortened(roles)})")
     return PromptedResponse(tuple(messages[:-1]), messages[-1].content)
 
 
@@ -165,13 +165,13 @@ def _text(record: Mapping[str, Any], field: str, details: str = "") -> str:
 
 
 def _optional_text(record: Mapping[str, Any], field: str) -> str:
-    """Text that may be absent, null or blank: then an empty string."""
+    """Returns a field's text; an empty string if it is absent, null or blank."""
     value = record.get(field)
     return "" if value is None or (isinstance(value, str) and not value.strip()) else clean_text(value, field)
 
 
 def named_fields(record: Mapping[str, Any]) -> str:
-    """A record's fields as a reason shows them: the first few, in ASCII where they would not print."""
+    """Lists a record's fields for a reason: the first few, escaped to ASCII if they are not printable."""
     names = [name if name.isprintable() else ascii(name) for name in sorted(map(str, record))]
     return f"fields: {_shortened(names)}"
 

@@ -1,4 +1,4 @@
-"""Records from JSON text: a list, or one record a line (JSONL)."""
+"""Reads records from JSON text: a list, or one record per line (JSONL)."""
 
 import io
 import json
@@ -11,21 +11,21 @@ from profuser.errors import UserError
 
 MAX_LINE_BYTES = 64 << 20
 BLANK = re.compile(r"[ \t\r\n]*")
-# Possessive, so that a string is passed over once. A quote by itself opens a string that never ends.
+# Possessive, so that a string is scanned once. A lone quote opens an unterminated string.
 STRING_OR_BRACKET = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{}]', re.DOTALL)
 NUMBER_END = re.compile(r"[,\]\s]|\Z")
 
 
 def read_json_text(stream: io.BufferedIOBase, head: bytes, label: str) -> Iterator[RawRow]:
-    """A JSON list or JSONL, told apart by the first character.
+    """Reads a JSON list or JSONL; the first character decides which.
 
     Args:
-        stream: the file, unpacked, from its beginning.
-        head: its first bytes; empty if even they cannot be unpacked.
+        stream: the file, decompressed, from its beginning.
+        head: its first bytes; empty if even they cannot be decompressed.
         label: the file's name.
 
     Raises:
-        UserError: the file is something else, or is a list that is broken.
+        UserError: the file is something else, or a malformed list.
     """
     if foreign := foreign_kind(head):
         raise UserError(f"{label}: {foreign}")
@@ -34,7 +34,7 @@ def read_json_text(stream: io.BufferedIOBase, head: bytes, label: str) -> Iterat
 
 
 def _read_list(data: bytes, label: str) -> Iterator[RawRow]:
-    """A JSON list, record by record. Bytes that are not UTF-8 spoil only the record that they are in."""
+    """Reads a JSON list, record by record. Bytes that are not UTF-8 invalidate only their own record."""
     text = data.removeprefix(BOM).decode("utf-8", "surrogateescape")
     decode = json.JSONDecoder().raw_decode
     place, number = _skip(text, text.index("[") + 1), 0
@@ -45,7 +45,7 @@ def _read_list(data: bytes, label: str) -> Iterator[RawRow]:
             record, end = decode(text, place)
             row = row_of(label, number, record, text[place:end], "record")
         except json.JSONDecodeError as error:
-            raise UserError(f"{label}: record {number} of the JSON list is broken or cut: {error}") from None
+            raise UserError(f"{label}: record {number} of the JSON list is malformed or truncated: {error}") from None
         except (ValueError, RecursionError) as error:
             end = _end_of_value(text, place)
             excerpt = text[place : min(end, place + EXCERPT_CHARS)].encode("utf-8", "backslashreplace").decode()
@@ -55,7 +55,7 @@ def _read_list(data: bytes, label: str) -> Iterator[RawRow]:
         closed = text.startswith("]", place)
         if not closed and not text.startswith(",", place):
             found = repr(text[place]) if place < len(text) else "the end of the file"
-            raise UserError(f"{label}: the JSON list is broken or cut: {found} after record {number}")
+            raise UserError(f"{label}: the JSON list is malformed or truncated: {found} after record {number}")
         place = place if closed else _skip(text, place + 1)
     if _skip(text, place + 1) != len(text):
         raise UserError(f"{label}: there is more text after the JSON list, which ends with record {number}")
@@ -67,7 +67,7 @@ def _skip(text: str, place: int) -> int:
 
 
 def _end_of_value(text: str, place: int) -> int:
-    """Where a value that cannot be parsed ends, by its brackets alone; the end of the text where they do not close."""
+    """Finds the end of an unparsable value from its brackets alone; the end of the text if they do not close."""
     if text[place] not in "[{":
         match = NUMBER_END.search(text, place)
         return match.start() if match else len(text)
@@ -82,13 +82,13 @@ def _end_of_value(text: str, place: int) -> int:
 
 
 def _read_lines(stream: io.BufferedIOBase, label: str) -> Iterator[RawRow]:
-    """JSONL; what breaks one line leaves the others be. Blank lines are passed over."""
+    """Reads JSONL; a bad line does not affect the others. Blank lines are skipped."""
     number, is_first = 0, True
     try:
         while line := stream.readline(MAX_LINE_BYTES):
             number += 1
             if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
-                fault = f"longer than {MAX_LINE_BYTES >> 20} MiB (expected one record a line)"
+                fault = f"longer than {MAX_LINE_BYTES >> 20} MiB (expected one record per line)"
                 yield RawRow(label, number, None, fault, _excerpt(line))
                 while line and not line.endswith(b"\n"):
                     line = stream.readline(MAX_LINE_BYTES)
@@ -96,14 +96,14 @@ def _read_lines(stream: io.BufferedIOBase, label: str) -> Iterator[RawRow]:
             text = (line.removeprefix(BOM) if number == 1 else line).strip()
             if text == b"{" and is_first:
                 raise UserError(
-                    f"{label}: line {number} opens an object that goes on over several lines; expected a JSON list of "
-                    "records, or one record a line (of a list inside an object, save the list alone)"
+                    f"{label}: line {number} opens an object that spans several lines; expected a JSON list of "
+                    "records, or one record per line (if the list is inside an object, save only the list)"
                 )
             if text:
                 is_first = False
                 yield _read_line(text, label, number, whole=line.endswith(b"\n"))
     except EOFError:
-        yield RawRow(label, number + 1, None, "the file is cut here")
+        yield RawRow(label, number + 1, None, "the file is truncated here")
 
 
 def _read_line(line: bytes, label: str, number: int, whole: bool) -> RawRow:
@@ -122,21 +122,21 @@ def _read_line(line: bytes, label: str, number: int, whole: bool) -> RawRow:
 def _extra(error: json.JSONDecodeError) -> str:
     if error.doc[error.pos :] == ",":
         return "a comma after the record"
-    hint = " (its lines end with CR alone; save them with LF)" if "\r" in error.doc else ""
+    hint = " (the lines end with CR only; save the file with LF)" if "\r" in error.doc else ""
     return f"more than one JSON value on the line{hint}"
 
 
 def _broken(error: json.JSONDecodeError, whole: bool) -> str:
     what = "not JSON"
     if not whole:
-        what = "not JSON, the file is cut here"
+        what = "not JSON, the file is truncated here"
     elif error.pos >= len(error.doc) or error.msg.startswith("Unterminated string"):
         what = "not JSON, the line ends inside its record"
     return f"{what} ({error.msg} at column {error.colno})"
 
 
 def _past_limits(error: ValueError | RecursionError) -> str:
-    """Of JSON that is well formed, as far as one knows, but more than the parser takes."""
+    """Returns the fault of a value that exceeds the parser's limits; it may be well-formed JSON."""
     what = "it is nested too deeply" if isinstance(error, RecursionError) else "a number has thousands of digits"
     return f"not readable as JSON ({what})"
 

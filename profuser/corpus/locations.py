@@ -1,4 +1,4 @@
-"""Where a corpus lies: a file, a folder, a glob, a file or folder in an object store, or a dataset on the Hub."""
+"""Resolves a corpus location: a file, a folder, a glob, a file or folder in an object store, or a dataset on the Hub."""
 
 import os
 import re
@@ -16,25 +16,25 @@ HUB_LOCATION = re.compile(r"hub:\w[\w.-]*(/\w[\w.-]*(/[^/:]+)?)?(:.+)?")
 
 
 def corpus_files(location: str) -> list[Path]:
-    """The files that a location stands for.
+    """Returns the files at a location.
 
     Args:
-        location: a file of any name; a folder or a glob, of which the files with a known ending are taken (no hidden ones);
+        location: a file of any name; a folder or a glob, whose files with a known ending are used (hidden ones are not);
             the URI of a file or folder (`s3://`, `gs://`), which is copied to this machine; or a Hub dataset,
-            `hub:owner/name[:split]` or an `owner/name` that is no path.
+            `hub:owner/name[:split]` or an `owner/name` that is not a path.
 
     Returns:
         The files, sorted by path; none for a Hub dataset.
 
     Raises:
-        UserError: there is no such file, folder or match, none of its files has a known ending, or one is not to be opened.
+        UserError: no such file, folder or match exists, no file has a known ending, or a file cannot be opened.
     """
     if not location.strip():
         raise UserError("corpus.path is empty; give a file, a folder, a glob, or hub:owner/name")
     if location.startswith(HUB):
         if not HUB_LOCATION.fullmatch(location):
             raise UserError(
-                f"{location}: no name of a Hub dataset; expected hub:owner/name, hub:owner/name:split or "
+                f"{location}: not a Hub dataset name; expected hub:owner/name, hub:owner/name:split or "
                 "hub:owner/name/config:split"
             )
         return []
@@ -50,13 +50,13 @@ def corpus_files(location: str) -> list[Path]:
 
 
 def is_hub_name(location: str) -> bool:
-    """Whether a location that is no path reads as `owner/name`, with or without `hub:` before it."""
+    """Returns whether a location that is not a path has the form `owner/name`, with or without a leading `hub:`."""
     owner, slash, name = location.removeprefix(HUB).partition("/")
     return bool(slash and owner and name and "/" not in name and not set(".:~ ") & set(owner) and not _known(name))
 
 
 def _local_files(location: str) -> list[Path]:
-    # Unlike Path.expanduser, this leaves an unknown ~name as it is: it may be a file's own name.
+    # Unlike Path.expanduser, this keeps an unknown ~name, which may be a file name.
     path = Path(os.path.expanduser(location))
     if path.is_file():
         return [path]
@@ -67,7 +67,7 @@ def _local_files(location: str) -> list[Path]:
         return files
     if path.exists():
         raise UserError(
-            f"{location}: neither a file nor a folder; save what it gives (a pipe, a device) to a file first"
+            f"{location}: neither a file nor a folder (a pipe or a device?); save its content to a file first"
         )
     _check_link(path)
     if any(sign in location for sign in GLOB_SIGNS):
@@ -84,9 +84,9 @@ def _local_files(location: str) -> list[Path]:
 
 
 def _fetched_files(location: str) -> list[Path]:
-    """The corpus files at a URI, copied to this machine."""
+    """Copies the corpus files at a URI to this machine, and returns them."""
     try:
-        # Known at set-up, where nobody wants to wait for a storage that is away.
+        # Runs at set-up: an unavailable storage should fail at once.
         source = Folder.at(location).without_retry()
         place = local_copy(source, lambda name: not name or (_known(name) and not _hidden(Path(name))))
     except FileNotFoundError:
@@ -94,23 +94,23 @@ def _fetched_files(location: str) -> list[Path]:
             raise UserError(
                 f"{location}: no corpus file in this folder; known endings: {', '.join(SUFFIXES)}"
             ) from None
-        pattern = "; a pattern of names is only known on a disk: give the folder" if "*" in location else ""
+        pattern = "; globs work on local paths only: give the folder" if "*" in location else ""
         raise UserError(f"{location}: no such file or folder{pattern}") from None
     except StorageError as error:
         raise UserError(str(error)) from None
     except UserError as error:
         raise UserError(
-            f"{location}: a corpus is read from a path of this machine, from an object store (s3://, gs://) or from "
+            f"{location}: a corpus is read from a local path, from an object store (s3://, gs://) or from "
             f"hub:owner/name; copy it here ({error})"
         ) from None
     return [place] if place.is_file() else sorted(filter(_usable, _walk(place)))
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files of a folder and of those in it, but for hidden ones; links to folders are not followed."""
+    """Yields the files of a folder and its subfolders, without hidden ones; links to folders are not followed."""
 
     def refuse(error: OSError) -> None:
-        raise error  # A folder that cannot be opened would lack its rows without a word.
+        raise error  # The rows of a folder that cannot be opened would be missing silently.
 
     for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -118,9 +118,9 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _matches(pattern: Path) -> list[Path]:
-    """Files and folders of a glob; wildcards match no hidden ones.
+    """Returns the files and folders that a glob matches; wildcards do not match hidden ones.
 
-    Unlike that of `glob.glob`, `**` follows no link: one to a folder above would give each file dozens of times.
+    Unlike in `glob.glob`, `**` follows no links: a link to a parent folder would yield each file dozens of times.
     """
     first = next(place for place, part in enumerate(pattern.parts) if any(sign in part for sign in GLOB_SIGNS))
     base = Path(*pattern.parts[:first])
@@ -140,12 +140,12 @@ def _usable(file: Path) -> bool:
 
 
 def _check_link(file: Path) -> None:
-    """Raises UserError for a link to nothing or to itself: it stands for data that is missing."""
+    """Raises UserError for a link to nothing or to itself, which means missing data."""
     if file.is_symlink():
         try:
             file.stat()
         except OSError as error:
-            raise UserError(f"{file}: a symbolic link that leads to no file: {error.strerror}") from None
+            raise UserError(f"{file}: a broken symbolic link: {error.strerror}") from None
 
 
 def _known(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""From records to corpus rows: validated, with stable ids, without duplicates; what cannot be used is quarantined."""
+"""Turns records into corpus rows: validates them, assigns stable ids, removes duplicates, quarantines unusable ones."""
 
 import hashlib
 import heapq
@@ -40,33 +40,34 @@ class CorpusRow:
 
 @dataclass(frozen=True)
 class QuarantinedRow:
-    """A row that was refused, and why."""
+    """A refused row and the reason."""
 
     file: str
     line: int
     reason: str
     excerpt: str
     unit: Unit = "line"
-    """What `line` counts: lines, or records of a JSON list, a Parquet file or a Hub dataset."""
+    """Unit of `line`: lines, or records of a JSON list, a Parquet file or a Hub dataset."""
 
 
 @dataclass
 class RowCounts:
-    """What came of the rows so far."""
+    """Counts of accepted and refused rows."""
 
     accepted: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     """Refused rows by reason, without the details that differ from row to row."""
     first: QuarantinedRow | None = None
+    """First refused row."""
 
     @property
     def quarantined(self) -> int:
-        """Rows that were refused."""
+        """Number of refused rows."""
         return sum(self.reasons.values())
 
     @property
     def read(self) -> int:
-        """All rows."""
+        """Number of all rows."""
         return self.accepted + self.quarantined
 
     def add(self, row: CorpusRow | QuarantinedRow) -> None:
@@ -86,14 +87,14 @@ def prepare_rows(
     max_row_bytes: int = 1_000_000,
     seen: SeenRows | None = None,
 ) -> Iterator[CorpusRow | QuarantinedRow]:
-    """Validates records, each of which comes out once, in order: accepted or quarantined.
+    """Validates records. Yields each one once, in order, as accepted or quarantined.
 
     Args:
         rows: records as they were read.
-        format: shape of all of them; `auto` settles on that of the first usable one.
-        category_field: field of a record that is its category; a record may lack it.
+        format: shape of all records; `auto` uses the shape of the first usable one.
+        category_field: field that holds a record's category; a record may lack it.
         max_row_bytes: a larger row (prompt and response, UTF-8) is refused.
-        seen: takes the accepted rows, and has those that count as duplicates from the start.
+        seen: rows that count as duplicates from the start; accepted rows are added to it.
     """
     seen = SeenRows() if seen is None else seen
     for raw in rows:
@@ -114,26 +115,26 @@ def prepare_rows(
 
 
 def example_id(example: PromptedResponse) -> str:
-    """Sixteen hex digits of the SHA-256 over prompt and response: the same for the same content, wherever it lies."""
+    """Returns sixteen hex digits of the SHA-256 over prompt and response: equal for equal content, wherever it is stored."""
     text = json.dumps([example.messages, example.response], ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def choose_heldout(row_ids: Collection[str], heldout_rows: int, seed: int) -> set[str]:
-    """The rows to keep apart to evaluate on: those with the smallest hash of seed and id, whatever their order in the file.
+    """Chooses the held-out rows: those with the smallest hash of seed and id, whatever their order in the file.
 
     Args:
-        row_ids: of all rows.
-        heldout_rows: how many of them.
-        seed: another one gives other rows.
+        row_ids: ids of all rows.
+        heldout_rows: number of rows to hold out.
+        seed: another seed gives other rows.
 
     Raises:
-        UserError: nothing would be left to learn from.
+        UserError: no row would be left to train on.
     """
     if heldout_rows >= len(row_ids):
         raise UserError(
-            f"corpus: {len(row_ids)} usable rows, of which corpus.heldout_rows={heldout_rows} are kept apart: none is left to "
-            "learn from; lower corpus.heldout_rows"
+            f"corpus: {len(row_ids)} usable rows, and corpus.heldout_rows={heldout_rows} holds out all of them: none is left "
+            "to train on; lower corpus.heldout_rows"
         )
     return set(
         heapq.nsmallest(heldout_rows, row_ids, lambda row_id: hashlib.sha256(f"{seed}:{row_id}".encode()).digest())
@@ -141,10 +142,10 @@ def choose_heldout(row_ids: Collection[str], heldout_rows: int, seed: int) -> se
 
 
 def check_quarantine(location: str, summary: RowCounts, max_fraction: float) -> None:
-    """Raises UserError where no row is usable, or more were refused than a recipe allows, naming the first."""
+    """Raises UserError if no row is usable, or more were refused than the recipe allows; it names the first refused row."""
     total, refused = summary.read, summary.quarantined
     if total == 0:
-        raise UserError(f"corpus {location}: no usable row: there is no record in it")
+        raise UserError(f"corpus {location}: no usable row: it contains no records")
     cause = _first_cause(location, summary.first) if summary.first else ""
     if summary.accepted == 0:
         raise UserError(f"corpus {location}: no usable row: {total} read, {refused} refused{cause}")

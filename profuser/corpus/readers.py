@@ -1,6 +1,6 @@
-"""Records from corpus files and Hub datasets, one by one: JSON list, JSONL (also .gz), Parquet.
+"""Reads records from corpus files and Hub datasets, one by one: JSON list, JSONL (also .gz), Parquet.
 
-What breaks one record is a fault of its row, and the rest is read on; what breaks a file is a UserError that names it.
+A bad record becomes a row with a fault, and reading continues; an unreadable file raises a UserError that names it.
 """
 
 import gzip
@@ -24,15 +24,15 @@ PARQUET = (b"PAR1", b"PARE")
 
 
 def read_corpus(location: str) -> Iterator[RawRow]:
-    """All records of a corpus, in order, streamed; only a JSON list is held in memory (as text) while it is read.
+    """Streams all records of a corpus, in order; only a JSON list is held in memory (as text) while it is read.
 
-    A gzip or JSONL file that is cut gives the rows before the cut, and a faulty one there.
+    A truncated gzip or JSONL file yields the rows before the cut, then one row with a fault.
 
     Args:
         location: see `corpus_files`; on the Hub also `hub:owner/name/config:split`. The split is `train` by default.
 
     Raises:
-        UserError: a file cannot be read at all, or the Hub does not give the dataset.
+        UserError: a file cannot be read at all, or the Hub does not provide the dataset.
     """
     files = corpus_files(location)
     if not files:
@@ -42,7 +42,7 @@ def read_corpus(location: str) -> Iterator[RawRow]:
 
 
 def _read_file(file: Path) -> Iterator[RawRow]:
-    """Reads a file by its content rather than its name: a gzip without .gz is one all the same, and .gz on plain text none."""
+    """Reads a file by its content, not its name: a gzip need not end in .gz, and a file that does may be plain text."""
     label = os.fsencode(origin(file)).decode("utf-8", "replace")
     try:
         with file.open("rb") as raw:
@@ -55,7 +55,7 @@ def _read_file(file: Path) -> Iterator[RawRow]:
             else:
                 yield from read_json_text(raw, head, label)
     except EOFError:
-        raise UserError(f"{label}: cut short; fetch the file again") from None
+        raise UserError(f"{label}: truncated; fetch the file again") from None
     except (gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{label}: cannot be read: {error}; the gzip is damaged, fetch it again") from None
     except OSError as error:
@@ -66,11 +66,11 @@ def _head(stream: gzip.GzipFile) -> bytes:
     try:
         return stream.peek(1)
     except EOFError:
-        return b""  # Nothing before the cut: the lines' reader says so.
+        return b""  # Nothing before the cut: the line reader reports it.
 
 
 def _read_parquet(file: Path, head: bytes, label: str) -> Iterator[RawRow]:
-    """A Parquet file, a part of a row group at a time."""
+    """Reads a Parquet file, a part of a row group at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -91,7 +91,7 @@ def _read_parquet(file: Path, head: bytes, label: str) -> Iterator[RawRow]:
 
 
 def _batch_rows(metadata: Any) -> int:
-    """Rows that are unpacked at once: fewer where they are large, so that memory does not grow with their size."""
+    """Returns the rows to decode at once: fewer if they are large, so that memory does not grow with their size."""
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     largest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
     return max(1, min(BATCH_ROWS, BATCH_BYTES // max(largest, 1)))
@@ -121,5 +121,5 @@ def _read_hub(name: str) -> Iterator[RawRow]:
         reason = one_line(error)
         what = "no network, or HF_HUB_OFFLINE is set" if isinstance(error, ConnectionError) else "the Hub refuses it"
         raise UserError(
-            f"{name}: no such file here, and not to be had as a Hub dataset: {what} ({reason}); give a path, or mend the name"
+            f"{name}: no such local file, and not loaded as a Hub dataset: {what} ({reason}); give a path, or fix the name"
         ) from None

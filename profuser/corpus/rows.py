@@ -1,4 +1,4 @@
-"""One record as it was found in a corpus, or why it is none."""
+"""Defines a record as read from a corpus, or the reason that it is unusable."""
 
 import json
 from collections.abc import Mapping
@@ -11,22 +11,22 @@ Unit = Literal["line", "record"]
 
 @dataclass(frozen=True)
 class RawRow:
-    """One record as it was found, or why it is none."""
+    """One record as read, or the reason that it is unusable."""
 
     file: str
-    """The file as the user would recognise it, or `hub:NAME`."""
+    """Path or URI of the file, or `hub:NAME`."""
     line: int
-    """From 1: the line in JSONL; the record's number in a JSON list, a Parquet file or a Hub dataset (see `unit`)."""
+    """Position from 1: the line in JSONL; the record's number in a JSON list, a Parquet file or a Hub dataset (see `unit`)."""
     record: dict[str, Any] | None
     fault: str | None = None
     excerpt: str = ""
-    """The beginning of the text; empty where there is a record but no text (Parquet, Hub)."""
+    """Beginning of the text; empty for a record without text (Parquet, Hub)."""
     unit: Unit = "line"
-    """What `line` counts."""
+    """Unit of `line`."""
 
 
 def row_of(label: str, number: int, record: Any, text: str = "", unit: Unit = "line") -> RawRow:
-    """A row of a parsed value; `text` is what it was parsed from."""
+    """Builds the row of a parsed value; `text` is what it was parsed from."""
     excerpt = text[:EXCERPT_CHARS].encode("utf-8", "backslashreplace").decode()
     if not isinstance(record, dict):
         return RawRow(label, number, None, f"a record must be an object (this is {kind_of(record)})", excerpt, unit)
@@ -36,18 +36,18 @@ def row_of(label: str, number: int, record: Any, text: str = "", unit: Unit = "l
 
 
 def excerpt_of(record: Mapping[str, Any] | None) -> str:
-    """The beginning of a record as JSON, in ASCII."""
+    """Returns the beginning of a record as JSON, in ASCII."""
     return json.dumps(record, default=str)[:EXCERPT_CHARS] if record else ""
 
 
 def kind_of(value: Any) -> str:
-    """What a JSON value is, in plain words."""
-    names = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", str: "text"}
+    """Names the type of a JSON value for a message."""
+    names = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object", str: "text"}
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
 def _encodable(text: str) -> bool:
-    """False where bytes were no UTF-8 and stand in the text as escapes."""
+    """Returns False if the text holds surrogate escapes of bytes that were not UTF-8."""
     if text.isascii():
         return True
     try:

@@ -1,4 +1,4 @@
-"""The rows that were accepted so far, as compactly as duplicates can be found and named."""
+"""Compact record of the accepted rows, to find duplicates and name their first occurrence."""
 
 from collections.abc import Iterator
 
@@ -6,9 +6,9 @@ LINE_BITS = 40
 
 
 class SeenRows:
-    """Row ids in the order in which they were accepted, each with where it stood: some 120 bytes a row.
+    """Row ids in order of acceptance, each with its location: some 120 bytes per row.
 
-    An id is 16 hex digits, which are one 64-bit integer; a place is the number of its file and the line in it, in another.
+    An id of 16 hex digits is stored as one 64-bit integer; the index of its file and the line in it form another.
     """
 
     def __init__(self):
@@ -16,7 +16,7 @@ class SeenRows:
         self._places: dict[int, int] = {}
 
     def add(self, row_id: str, file: str, line: int) -> str | None:
-        """Keeps a row that is new; of one that is not, gives `FILE:LINE` of the first."""
+        """Adds a new row and returns None; for a known row, returns `FILE:LINE` of its first occurrence."""
         if not self._files or self._files[-1] != file:
             self._files.append(file)
         key = int(row_id, 16)

@@ -1,15 +1,15 @@
-"""Text is never a command: what a message says of a special token is read as the characters it is written in.
+"""Tokenizes special tokens that a message spells out as plain text, never as control tokens.
 
-A chat template and the messages in it become one string, in which a tokenizer cannot tell the template's `<|im_end|>` from
-a user's. So commands are marked in a message before it is rendered (`protect`), and a rendered text with marks in it is
-tokenised by a twin of the tokenizer that knows the commands by names which no text has (`encode`). Texts without a mark, which
-is nearly all, take the tokenizer's own way.
+A chat template and its messages are rendered into one string, in which a tokenizer cannot distinguish the template's `<|im_end|>`
+from a user's. So control strings ("commands") are marked in a message before it is rendered (`protect`), and a rendered text with
+marks is tokenized by a copy of the tokenizer in which the commands have names that occur in no text (`encode`). Texts without
+marks, nearly all, are tokenized directly.
 
-Transformers has an option for the same (`sanitize_control_tokens`): it cuts a text into pieces at each mark, and switches the
-tokenizer itself from one reading to the other, under which another thread's texts would change. It is what serving uses.
+Transformers has an option for the same purpose (`sanitize_control_tokens`): it splits a text at each mark, and switches the
+tokenizer itself between the two modes, which would change the texts of other threads. Serving uses it.
 
-A command is a special token, or another added token that the chat template itself writes, as DeepSeek's `User`. Added tokens
-that models write in their answers, as `<think>`, are text.
+A command is a special token, or another added token that the chat template itself writes, such as DeepSeek's `User`. Added tokens
+that models write in their answers, such as `<think>`, are text.
 """
 
 import json
@@ -24,18 +24,18 @@ import tokenizers
 from profuser.errors import EngineError
 
 MARK = f"#{secrets.randbits(80):024d}~"
-"""Put into a command's string after its first character. Nobody can know it, and the filters of templates leave it as it is."""
+"""Mark inserted after the first character of a command. It is unguessable, and template filters leave it unchanged."""
 
 Commands = tuple[str, ...]
-"""The strings that are commands to a tokenizer, the longest first."""
+"""Strings that a tokenizer treats as commands, the longest first."""
 
 
 def commands(tokenizer: Any, written: str = "") -> Commands:
-    """The strings that are commands to a tokenizer.
+    """Returns the strings that a tokenizer treats as commands.
 
     Args:
-        tokenizer: of Transformers, fast or slow.
-        written: what its chat template writes around some messages.
+        tokenizer: a Transformers tokenizer, fast or slow.
+        written: a conversation rendered with its chat template.
     """
     found = set(tokenizer.all_special_tokens)
     for token in tokenizer.added_tokens_decoder.values():
@@ -45,28 +45,28 @@ def commands(tokenizer: Any, written: str = "") -> Commands:
 
 
 def protect(text: str, strings: Commands) -> str:
-    """The text with a mark in each command that it spells. `encode` reads it as the characters that were there."""
+    """Marks each command that a text spells out. `encode` tokenizes marked commands as their original characters."""
     return _pattern(strings).sub(lambda found: f"{found[0][0]}{MARK}{found[0][1:]}", text) if strings else text
 
 
 def encode(
     tokenizer: Any, texts: Sequence[str], strings: Commands, add_special_tokens: bool = False
 ) -> list[list[int]]:
-    """Tokenises rendered texts: unmarked commands as the tokens they are, marked ones as text.
+    """Tokenizes rendered texts: unmarked commands as control tokens, marked ones as text.
 
     Args:
-        tokenizer: of Transformers, fast or slow.
-        texts: rendered, or protected.
+        tokenizer: a Transformers tokenizer, fast or slow.
+        texts: rendered or protected texts.
         strings: the tokenizer's commands.
-        add_special_tokens: whether the tokenizer adds its own, as to a text that no template has rendered.
+        add_special_tokens: whether the tokenizer adds its special tokens, as for a text not rendered by a template.
 
     Raises:
-        EngineError: the tokenizer cannot be read this way.
+        EngineError: the tokenizer does not support the renaming.
     """
     if not texts:
         return []
     plain = [text for text in texts if MARK not in text]
-    # All in one go: outside Python's lock, where the tokenizer is a fast one.
+    # One call for all: a fast tokenizer releases the GIL.
     options = {"add_special_tokens": add_special_tokens, "return_attention_mask": False}
     read = iter(tokenizer(plain, **options)["input_ids"] if plain else [])
     return [
@@ -89,7 +89,7 @@ def _encode_marked(tokenizer: Any, text: str, strings: Commands, add_special_tok
 
 
 def _encode_in_pieces(tokenizer: Any, text: str, strings: Commands) -> list[int]:
-    """As a tokenizer written in Python reads a text: what is between its special tokens, each piece by itself."""
+    """Tokenizes like a slow tokenizer: splits at special tokens, and encodes each piece separately."""
     ids: list[int] = []
     for piece in _pattern(strings).split(text):
         if piece in strings:
@@ -101,7 +101,7 @@ def _encode_in_pieces(tokenizer: Any, text: str, strings: Commands) -> list[int]
 
 @lru_cache(maxsize=8)
 def _twin(tokenizer: Any, strings: Commands) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
-    """The same tokenizer with other names for its commands, of the same ids; and these names."""
+    """Returns a copy of the tokenizer with its commands renamed (same ids), and the new names."""
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     secret = secrets.token_hex(8)
     names = {text: f"\ufdd0{secret}.{number}\ufdd1" for number, text in enumerate(strings)}
@@ -120,6 +120,6 @@ def _twin(tokenizer: Any, strings: Commands) -> tuple[tokenizers.Tokenizer, dict
     for token in spec["added_tokens"]:
         if twin.token_to_id(token["content"]) != token["id"]:
             raise EngineError(
-                f"{tokenizer.name_or_path}: read again, its tokenizer gives token {token['id']} another id"
+                f"{tokenizer.name_or_path}: a reloaded copy of its tokenizer gives token {token['id']} another id"
             )
     return twin, names

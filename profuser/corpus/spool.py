@@ -1,4 +1,4 @@
-"""Rows on their way to shards: kept on disk until it is known which go where, and cut into shards of equal size."""
+"""Spools rows on disk until their destination is known, and cuts them into shards of equal size."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,22 +12,22 @@ from profuser.errors import ProfuserError
 
 
 class Spool:
-    """A table that grows by rows, in an unnamed file of the temporary folder: however a process ends, nothing is left of it.
+    """A table that grows by rows, in an unnamed temporary file: nothing is left of it, however the process ends.
 
     Args:
-        schema: of the rows.
-        batch_rows: rows that are in memory at once.
+        schema: schema of the rows.
+        batch_rows: rows held in memory at once.
     """
 
     def __init__(self, schema: pa.Schema, batch_rows: int):
         self._schema, self._batch_rows = schema, batch_rows
         self._rows: list[Mapping[str, Any]] = []
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the spool)
-        with _room():
+        with _naming_the_folder():
             self._writer = pa.ipc.new_file(self._file, schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Takes a row; fields that the schema lacks are left out.
+        """Adds a row, without the fields that the schema lacks.
 
         Raises:
             ProfuserError: the temporary folder is full.
@@ -37,9 +37,9 @@ class Spool:
             self._flush()
 
     def tables(self) -> Iterator[pa.Table]:
-        """All rows in order, a batch at a time; then none can be added any more."""
+        """Yields all rows in order, a batch at a time; no more can be added after that."""
         self._flush()
-        with _room():
+        with _naming_the_folder():
             self._writer.close()
         reader = pa.ipc.open_file(self._file)
         for index in range(reader.num_record_batches):
@@ -49,18 +49,19 @@ class Spool:
         if self._rows:
             batch = pa.RecordBatch.from_pylist(self._rows, schema=self._schema)
             self._rows.clear()
-            with _room():
+            with _naming_the_folder():
                 self._writer.write_batch(batch)
 
 
 @contextmanager
-def _room() -> Iterator[None]:
+def _naming_the_folder() -> Iterator[None]:
+    """Turns an OSError into a ProfuserError that names the temporary folder."""
     try:
         yield
     except OSError as error:
         raise ProfuserError(
-            f"{tempfile.gettempdir()}: the corpus cannot be kept there while it is read: {error.strerror or error}; "
-            "make room, or name another folder in TMPDIR"
+            f"{tempfile.gettempdir()}: the corpus cannot be spooled there: {error.strerror or error}; "
+            "free some space, or set TMPDIR to another folder"
         ) from None
 
 
@@ -68,8 +69,8 @@ class ShardWriter:
     """Cuts a stream of tables into the shards of an artifact.
 
     Args:
-        artifact: what the rows go to.
-        rows_per_shard: rows in all but the last shard.
+        artifact: the artifact that the rows are written to.
+        rows_per_shard: rows in every shard but the last.
     """
 
     def __init__(self, artifact: Artifact, rows_per_shard: int):
@@ -78,7 +79,7 @@ class ShardWriter:
         self._num_shards = self.num_rows = 0
 
     def add(self, rows: pa.Table) -> None:
-        """Writes the shards that these rows fill, and keeps the rest."""
+        """Adds rows: writes the shards that are full, and keeps the rest."""
         if rows.num_rows:
             self._left = pa.concat_tables([self._left, rows])
         while self._left.num_rows >= self._rows_per_shard:
@@ -86,7 +87,7 @@ class ShardWriter:
             self._left = self._left.slice(self._rows_per_shard)
 
     def close(self) -> None:
-        """Writes what is left as the last shard."""
+        """Writes the remaining rows as the last shard."""
         if self._left.num_rows:
             self._write(self._left)
 

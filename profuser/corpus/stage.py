@@ -1,6 +1,6 @@
-"""A corpus becomes its artifacts: rows to learn from, rows to evaluate on, and rows that were refused.
+"""Writes the artifacts of a corpus: training rows, held-out rows, and quarantined rows.
 
-The corpus is read once and never held: rows wait on disk until it is known which of them are kept apart.
+The corpus is read once and never held in memory: rows are spooled on disk until the held-out rows are chosen.
 """
 
 from collections.abc import Container, Iterable
@@ -18,7 +18,7 @@ from profuser.corpus.seen import SeenRows
 from profuser.corpus.spool import ShardWriter, Spool
 from profuser.recipe.models import CorpusConfig
 
-BOTH = "held-out row is in the corpus too"
+BOTH = "held-out row is also in the corpus"
 
 
 def write_corpus(
@@ -30,23 +30,23 @@ def write_corpus(
     heldout: Artifact,
     quarantine: Artifact,
 ) -> list[dict[str, float]]:
-    """Reads everything, checks it, and writes the shards of three artifacts; none where the corpus is refused.
+    """Reads and checks the whole corpus, then writes the shards of three artifacts; writes nothing if the corpus is refused.
 
     Args:
         config: the recipe's section.
         path: the corpus, see `read_corpus`.
-        heldout_path: a corpus of its own to evaluate on; without it, rows of the corpus are kept apart.
-        seed: decides which.
-        corpus: takes the rows to learn from.
-        heldout: takes the rows to evaluate on.
-        quarantine: takes the refused rows.
+        heldout_path: a separate corpus to evaluate on; without it, rows of the corpus are held out.
+        seed: seed of the choice of held-out rows.
+        corpus: artifact of the training rows.
+        heldout: artifact of the held-out rows.
+        quarantine: artifact of the refused rows.
 
     Returns:
-        Counts of the three, in this order.
+        Counts of the three artifacts, in this order.
 
     Raises:
-        UserError: the corpus cannot be read, too much of it is refused, no record has the category's field, or no row would be
-            left to learn from.
+        UserError: the corpus cannot be read, too many rows are refused, no record has the category field, or no row would be
+            left to train on.
         ProfuserError: the temporary folder is full.
     """
     rows_per_shard = config.rows_per_shard
@@ -55,7 +55,7 @@ def write_corpus(
     _read(path, category.watch(read_corpus(path)), config, config.max_rows, kept, refused, seen)
     category.check(path)
     for artifact in (corpus, heldout, quarantine):
-        artifact.finished_shards()  # Puts aside what an attempt with other settings left, which may be more shards.
+        artifact.finished_shards()  # Renames shards of an attempt with other settings, which may have had more of them.
     train, held, bad = (ShardWriter(artifact, rows_per_shard) for artifact in (corpus, heldout, quarantine))
     if heldout_path is None:
         chosen = choose_heldout(seen, config.heldout_rows, seed)
@@ -65,12 +65,12 @@ def write_corpus(
             held.add(known)
         _write(bad, refused.tables())
     else:
-        apart = Spool(CORPUS, rows_per_shard)
+        separate = Spool(CORPUS, rows_per_shard)
         limit = config.heldout_rows or None
-        _read(heldout_path, read_corpus(heldout_path), config, limit, apart, refused, SeenRows())
+        _read(heldout_path, read_corpus(heldout_path), config, limit, separate, refused, SeenRows())
         _write(train, kept.tables())
         _write(bad, refused.tables())
-        for table in apart.tables():
+        for table in separate.tables():
             rest, known = _split(table, seen)
             held.add(rest)
             bad.add(_both(known))
@@ -89,7 +89,7 @@ def _read(
     refused: Spool,
     seen: SeenRows,
 ) -> None:
-    """Sorts records into usable rows, at most so many, and the refused ones met on the way."""
+    """Sorts records into usable rows, at most `limit`, and the rows refused up to there."""
     summary = RowCounts()
     for row in prepare_rows(raws, config.format, config.category_field, config.max_row_bytes, seen):
         summary.add(row)
@@ -108,13 +108,13 @@ def _write(writer: ShardWriter, tables: Iterable[pa.Table]) -> None:
 
 
 def _split(rows: pa.Table, wanted: Container[str]) -> tuple[pa.Table, pa.Table]:
-    """The rows whose ids are not wanted, and those whose are."""
+    """Splits rows into those whose ids are not wanted, and those whose ids are."""
     is_wanted = np.array([row_id in wanted for row_id in rows["row_id"].to_pylist()])
     return rows.filter(~is_wanted), rows.filter(is_wanted)
 
 
 def _both(rows: pa.Table) -> pa.Table:
-    """Rows of the held-out corpus as refused ones."""
+    """Returns held-out rows that are also in the corpus as quarantined rows."""
     num = rows.num_rows
     columns = [
         rows["source_file"],

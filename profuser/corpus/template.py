@@ -1,6 +1,6 @@
-"""Rendering a prompt and finding the response: the same response bytes for every model, whatever its template and tokenizer.
+"""Renders and tokenizes prompts and responses: the same response bytes for every model, whatever its template and tokenizer.
 
-The template's special tokens are tokens; those that a message or a response spells are text (`special_tokens`).
+The template's special tokens are tokens; those that a message or response spells out are text (see `special_tokens`).
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ PROBE = "probe"
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """Token ids of a prompt and of the response to it, the end-of-turn token included."""
+    """Token ids of a prompt and of its response, the end-of-turn token included."""
 
     prompt_ids: list[int]
     response_ids: list[int]
@@ -30,22 +30,22 @@ class EncodedExample:
 def encode_example(
     tokenizer: Any, messages: Sequence[Message], response: str, template: TemplateConfig
 ) -> EncodedExample:
-    """`encode_examples` for one."""
+    """Tokenizes one example, see `encode_examples`."""
     return encode_examples(tokenizer, [(messages, response)], template)[0]
 
 
 def encode_examples(
     tokenizer: Any, examples: Sequence[tuple[Sequence[Message], str]], template: TemplateConfig
 ) -> list[EncodedExample]:
-    """Tokenises prompts and the responses to them under a template, all in one go.
+    """Tokenizes prompts and their responses under a template, in one batch.
 
-    A whole conversation is tokenised as the model would have seen it in training; where that begins with the prompt's tokens,
-    the rest is the response. Elsewhere (a merge over the boundary; a template that puts more than a space before an answer, as
-    Qwen3's empty thinking, or changes it) the response is tokenised apart, as text that continues. Either way its tokens spell
-    the response's bytes, or these after one space of the template's or tokenizer's convention.
+    A whole conversation is tokenized as the model would have seen it in training; if that begins with the prompt's tokens, the rest
+    is the response. Otherwise (a merge across the boundary; a template that changes the answer or puts more than a space before it,
+    such as Qwen3's empty thinking) the response is tokenized separately, as continued text. In both cases its tokens spell the
+    response's bytes, possibly after one space that the template or tokenizer adds by convention.
 
     Raises:
-        UserError: the template refuses a conversation, or there is none.
+        UserError: the template refuses a conversation, or there is no template.
     """
     if not examples:
         return []
@@ -70,13 +70,13 @@ def encode_examples(
 
 
 def render_prompt(tokenizer: Any, messages: Sequence[Message], template: TemplateConfig) -> list[int]:
-    """Token ids of a prompt, up to where the response begins."""
+    """Returns the token ids of a prompt, up to the start of the response."""
     strings = template_commands(tokenizer, template)
     return encode(tokenizer, [_render(tokenizer, _protected(messages, strings), template, True)], strings)[0]
 
 
 def template_commands(tokenizer: Any, template: TemplateConfig) -> Commands:
-    """The strings that are commands to a tokenizer under a template."""
+    """Returns the strings that are commands to a tokenizer under a template."""
     key: Any = template
     return _template_commands(tokenizer, key)
 
@@ -85,10 +85,10 @@ def template_commands(tokenizer: Any, template: TemplateConfig) -> Commands:
 def _template_commands(tokenizer: Any, template: Any) -> Commands:
     turns = [Message(role, PROBE) for role in ("user", "assistant", "user")]
     try:
-        # An answer that is not the last one: many templates put a last one's thinking in front of it.
+        # The answer is not the last turn: many templates insert thinking before a last answer.
         return commands(tokenizer, _render(tokenizer, turns, template, False))
     except UserError:
-        # A reward model's may take one question and its answer, and nothing else.
+        # A reward model's template may accept only one question and its answer.
         return commands(tokenizer, _render(tokenizer, turns[:2], template, False))
 
 
@@ -97,10 +97,10 @@ def _protected(messages: Sequence[Message], strings: Commands) -> list[Message]:
 
 
 def end_token_id(tokenizer: Any, template: TemplateConfig) -> int:
-    """The token that ends an assistant's turn: the first special one after it in the template, else the end of sequence.
+    """Returns the token that ends an assistant turn: the template's first special token after it, else the end of sequence.
 
     Raises:
-        UserError: neither is there.
+        UserError: neither exists.
     """
     key: Any = template
     return _end_token_id(tokenizer, key)
@@ -112,7 +112,7 @@ def _end_token_id(tokenizer: Any, template: Any) -> int:
     tail = _render(tokenizer, turns, template, False).rpartition(PROBE)[2]
     special = {*tokenizer.all_special_ids, *(i for i, added in tokenizer.added_tokens_decoder.items() if added.special)}
     if tokenizer.bos_token_id != tokenizer.eos_token_id:
-        # A template may begin the next turn with it already.
+        # A template may already begin the next turn with it.
         special.discard(tokenizer.bos_token_id)
     for token in tokenizer.encode(tail, add_special_tokens=False):
         if token in special:
@@ -129,7 +129,7 @@ def _render(tokenizer: Any, messages: Sequence[Message], template: TemplateConfi
     is_shared = isinstance(template, JinjaTemplate)
     if not is_shared and not tokenizer.chat_template:
         raise UserError(
-            f"{tokenizer.name_or_path}: its tokenizer has no chat template; give all models one with "
+            f"{tokenizer.name_or_path}: its tokenizer has no chat template; set one for all models with "
             "template: {kind: jinja, text: ...}"
         )
     try:
@@ -150,13 +150,13 @@ def _render(tokenizer: Any, messages: Sequence[Message], template: TemplateConfi
 def _render_all(
     tokenizer: Any, conversations: Sequence[Sequence[Message]], template: TemplateConfig, add_generation_prompt: bool
 ) -> list[str]:
-    """Each conversation as text. A model's own template renders a batch in one call, whose preparation costs as much as a row."""
+    """Renders conversations as text. A model's own template gets one call per batch: its set-up costs as much as a row."""
     if not isinstance(template, JinjaTemplate) and tokenizer.chat_template:
         batch = [[message._asdict() for message in messages] for messages in conversations]
         try:
             return tokenizer.apply_chat_template(batch, tokenize=False, add_generation_prompt=add_generation_prompt)
         except jinja2.TemplateError:
-            pass  # one by one, to say which
+            pass  # Rendered one by one below, to name the conversation at fault.
     return [_render(tokenizer, messages, template, add_generation_prompt) for messages in conversations]
 
 

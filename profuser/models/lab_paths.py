@@ -1,9 +1,9 @@
-"""Locations inside a laboratory: `lab://` in a recipe."""
+"""Resolves `lab://` paths of a recipe to files of a laboratory."""
 
 from pathlib import Path
 
 LAB_FILE = "lab.json"
-"""Written last; holds what was measured of the laboratory's models."""
+"""File with the measurements of the laboratory's models; written last."""
 LAB_SCHEME = "lab://"
 
 

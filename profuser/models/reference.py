@@ -1,4 +1,4 @@
-"""Where a model is, whether it is there, and its digest. Light: reads files, loads no weights."""
+"""Locates a model, checks that it exists, and computes its digest. Light: reads files, loads no weights."""
 
 import hashlib
 import json
@@ -30,11 +30,11 @@ SAMPLE_BYTES = 1 << 20
 
 
 def local_model(location: str, weights: bool = True) -> str:
-    """What an engine can load: a folder of this machine, to which a URI is copied, or a Hub name.
+    """Returns what an engine can load: a local folder, to which a URI is copied, or a Hub name.
 
     Args:
         location: a folder, a URI or a Hub name.
-        weights: False leaves the weights of a URI where they are, for who only wants the tokenizer or the config.
+        weights: False does not copy the weights of a URI, if only the tokenizer or the config is needed.
     """
     if "://" not in location:
         return location
@@ -50,30 +50,30 @@ class ModelRef:
 
     @classmethod
     def of(cls, model: str, revision: str | None, lab: str | None) -> "ModelRef":
-        """Resolves what the recipe says."""
+        """Resolves a recipe's model to a reference."""
         return cls(resolve(model, lab), revision)
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a path or a URI: it exists, or it cannot be a Hub name."""
+        """Whether the model is a path or a URI: it exists, or cannot be a Hub name."""
         return os.path.isdir(self.path) or self.path.startswith((".", "/", "~")) or self.path.count("/") != 1
 
     def local(self, weights: bool = True) -> str:
-        """Folder of this machine or Hub name, see `local_model`."""
+        """Returns a local folder or a Hub name, see `local_model`."""
         return local_model(self.path, weights)
 
     def config(self, setting: str) -> dict[str, Any]:
-        """The model's config.json.
+        """Returns the model's config.json.
 
         Args:
             setting: the recipe's key, for the error.
 
         Raises:
-            UserError: there is no such folder, or the store or the Hub does not give it.
+            UserError: there is no such folder, or the store or the Hub does not provide it.
         """
         if "://" in self.path:
             file = f"{self.path}/config.json"
-            with _asked_for(setting, self.path):
+            with _user_error(setting, self.path):
                 data = Folder.at(self.path).without_retry().read_bytes("config.json")
             return _json(data, setting, file)
         if self.is_local:
@@ -86,10 +86,10 @@ class ModelRef:
         return _json(file.read_bytes(), setting, str(file))
 
     def digest(self, setting: str) -> str:
-        """Sixteen hex digits that tell this model from another.
+        """Returns sixteen hex digits that identify the model.
 
-        A folder or URI: the SHA-256 over its small files and, of each file of weights, name, size and both ends (1 MiB each).
-        A Hub model: over its name and the commit that its revision stands for.
+        Folder or URI: SHA-256 over its small files and, for each weights file, name, size and both ends (1 MiB each).
+        Hub model: SHA-256 over its name and the commit of its revision.
         """
         sha = hashlib.sha256()
         if not self.is_local:
@@ -98,7 +98,7 @@ class ModelRef:
             return sha.hexdigest()[:16]
         self.config(setting)
         folder = Folder.at(self.path).without_retry()
-        with _asked_for(setting, self.path):
+        with _user_error(setting, self.path):
             for name, size in sorted(folder.sizes().items()):
                 if name.endswith(".md"):
                     continue
@@ -110,25 +110,25 @@ class ModelRef:
         return sha.hexdigest()[:16]
 
     def tokenizer_digest(self, setting: str) -> str:
-        """Sixteen hex digits that tell its tokenizer from another: the SHA-256 over a folder's tokenizer files.
+        """Returns sixteen hex digits that identify the tokenizer: the SHA-256 over a folder's tokenizer files.
 
-        A Hub model's is its whole digest.
+        For a Hub model, this is the digest of the whole model.
         """
         if not self.is_local:
             return self.digest(setting)
         sha = hashlib.sha256()
         folder = Folder.at(self.path).without_retry()
-        with _asked_for(setting, self.path):
-            there = folder.sizes()
+        with _user_error(setting, self.path):
+            found = folder.sizes()
             for name in TOKENIZER_FILES:
-                if name in there:
+                if name in found:
                     sha.update(name.encode() + folder.read_bytes(name))
         return sha.hexdigest()[:16]
 
 
 @contextmanager
-def _asked_for(setting: str, path: str) -> Iterator[None]:
-    """A store that does not give a model's file is the user's mistake: it is asked at set-up."""
+def _user_error(setting: str, path: str) -> Iterator[None]:
+    """Turns a storage's failure to provide a model's file into a UserError: models are read at set-up."""
     try:
         yield
     except FileNotFoundError:
@@ -145,7 +145,7 @@ def _json(data: bytes, setting: str, file: str) -> dict[str, Any]:
 
 
 def _from_hub(name: str, revision: str | None, file: str, setting: str) -> str:
-    """Local path of a Hub model's file, from the cache or downloaded."""
+    """Returns the local path of a Hub model's file, from the cache or downloaded."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -153,4 +153,6 @@ def _from_hub(name: str, revision: str | None, file: str, setting: str) -> str:
         return hf_hub_download(name, file, revision=revision)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{setting}: {name!r} is no folder here, and the Hub does not give it: {reason}") from None
+        raise UserError(
+            f"{setting}: {name!r} is not a local folder, and the Hub does not provide it: {reason}"
+        ) from None

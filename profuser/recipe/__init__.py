@@ -1,4 +1,4 @@
-"""The recipe: one YAML file that says what a run is."""
+"""The recipe: one YAML file that defines a run."""
 
 from profuser.recipe.layers import find_arm
 from profuser.recipe.loading import apply_overrides, load_recipe

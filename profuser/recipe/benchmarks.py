@@ -1,6 +1,6 @@
-"""The six benchmarks of the Open LLM Leaderboard: one record each. Prompts and scoring are those of lm-evaluation-harness.
+"""The six benchmarks of the Open LLM Leaderboard, one record each. Prompts and scoring are those of lm-evaluation-harness.
 
-A record's `fault` describes what is wrong with a row that has all its columns: what the harness would stumble over, or misread.
+A record's `fault` checks a row that has all its columns for values on which the harness would fail, or which it would misread.
 """
 
 from collections.abc import Callable
@@ -14,76 +14,76 @@ class Preset:
 
     num_fewshot: int
     metric: str
-    """The headline metric, by the harness's name."""
+    """Headline metric, by the harness's name."""
     num_items: int
     """Items of the whole benchmark on the Hub."""
     requests_per_item: float
-    """Prompts per item: of multiple choice one per choice."""
+    """Prompts per item: for multiple choice, one per choice."""
     example_tokens: int
-    """Tokens of one question with its answer, about; for estimates."""
+    """Approximate tokens of one question with its answer; for estimates."""
     hub: str
     """Name of the dataset on the Hub."""
     evaluated: str
-    """Split that is measured."""
+    """Split that is evaluated."""
     columns: tuple[str, ...]
     """Columns that every row has."""
     fault: Callable[[dict[str, Any]], str | None]
-    """Returns what is wrong with a row of the evaluated split, or None."""
+    """Function that returns what is wrong with a row of the evaluated split, or None."""
     filter: str = "none"
-    """The harness's filter whose answers the metric is taken of."""
+    """Harness filter to whose answers the metric is applied."""
     configuration: str | None = None
-    """Of the dataset on the Hub; MMLU has one per subject."""
+    """Configuration of the dataset on the Hub; MMLU has one per subject."""
     examples: str | None = "train"
     """Split that the worked examples come from."""
     tasks: str = ""
-    """Folder of the harness's tasks; by default the benchmark's name."""
+    """Folder of the benchmark's tasks in the harness; by default its name."""
 
 
 def _choice(index: Any, choices: Any, least: int = 2) -> str | None:
     if not isinstance(choices, list) or len(choices) < least:
         return f"expected a list of at least {least} choices, got {str(choices)[:60]!r}"
     if not str(index).isdigit() or int(index) >= len(choices):
-        return f"{index!r} is none of its {len(choices)} choices"
+        return f"{index!r} is not one of its {len(choices)} choices"
     return None
 
 
 def _mmlu_fault(row: dict[str, Any]) -> str | None:
-    """Four choices; the answer is a number from 0, or a letter."""
+    """Checks a row with four choices, whose answer is a number from 0 or a letter."""
     answer = row["answer"]
     return _choice("ABCD".find(answer) if answer in tuple("ABCD") else answer, row["choices"], 4)
 
 
 def _hellaswag_fault(row: dict[str, Any]) -> str | None:
-    """Endings; the label is a number from 0, as text on the Hub, where rows without one are not to be measured on."""
+    """Checks a row of endings, whose label is a number from 0 (text on the Hub, where rows without a label are not evaluated)."""
     return _choice(row["label"], row["endings"])
 
 
 def _arc_fault(row: dict[str, Any]) -> str | None:
-    """Choices with labels; the answer is one of the labels."""
+    """Checks a row of labelled choices, whose answer is one of the labels."""
     labels = row["choices"].get("label") if isinstance(row["choices"], dict) else None
     if not labels or len(labels) != len(row["choices"].get("text") or ()):
-        return "choices must hold the lists text and label, of one length"
-    return None if row["answerKey"] in labels else f"answerKey {row['answerKey']!r} is none of {labels}"
+        return "choices must hold the lists text and label, of equal length"
+    return None if row["answerKey"] in labels else f"answerKey {row['answerKey']!r} is not one of {labels}"
 
 
 def _winogrande_fault(row: dict[str, Any]) -> str | None:
-    """A sentence with a blank; the answer is '1' or '2'."""
+    """Checks a sentence with a blank, whose answer is '1' or '2'."""
     if "_" not in str(row["sentence"]):
         return "the sentence has no _ to fill"
     return None if row["answer"] in ("1", "2") else f"answer is {row['answer']!r}, expected '1' or '2'"
 
 
 def _gsm8k_fault(row: dict[str, Any]) -> str | None:
-    """A worked answer that ends with `#### NUMBER`."""
+    """Checks a worked answer, which ends with `#### NUMBER`."""
     return None if "#### " in str(row["answer"]) else "the answer does not end with #### and a number"
 
 
 def _truthfulqa_fault(row: dict[str, Any]) -> str | None:
-    """Choices with labels; at least one is true."""
+    """Checks a row of labelled choices, of which at least one is true."""
     targets = row["mc2_targets"] if isinstance(row["mc2_targets"], dict) else {}
     labels = targets.get("labels") or []
     if len(labels) != len(targets.get("choices") or []) or 1 not in labels:
-        return "mc2_targets must hold the lists choices and labels, of one length, with a 1 among the labels"
+        return "mc2_targets must hold the lists choices and labels, of equal length, with a 1 among the labels"
     return None
 
 
@@ -166,4 +166,4 @@ PRESETS = {
     ),
 }
 LEADERBOARD = "open-llm-leaderboard"
-"""Stands for all of them."""
+"""Name for all six benchmarks."""

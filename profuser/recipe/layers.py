@@ -1,4 +1,4 @@
-"""A recipe in layers: the recipe that it builds on, its own differences, and an arm of an experiment on top."""
+"""Merges the layers of a recipe: its base, its own settings, and an arm of an experiment on top."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,23 +11,23 @@ from profuser.errors import UserError
 from profuser.recipe.models import Recipe
 
 ARMS = "arms"
-"""Folder of the arms beside the shipped recipes: fragments that go over any recipe."""
+"""Folder of the arms, next to the shipped recipes: fragments that can be merged over any recipe."""
 
 
 def find_recipe(name: str, folder: Path, shipped: Path | None, who: str) -> Path:
-    """The file of a recipe, by its path in a folder or by the name of a shipped one; UserError begins with `who` asks for it."""
+    """Finds a recipe file by its path in a folder or by the name of a shipped recipe; its UserError begins with `who`."""
     file = folder / Path(name).expanduser()
     if file.is_file():
         return file
-    there = recipe_names(shipped) if shipped else []
-    if shipped and name.removesuffix(".yaml") in there:
+    names = recipe_names(shipped) if shipped else []
+    if shipped and name.removesuffix(".yaml") in names:
         return shipped / f"{name.removesuffix('.yaml')}.yaml"
-    known = f"; shipped recipes: {', '.join(there)}" if there else ""
+    known = f"; shipped recipes: {', '.join(names)}" if names else ""
     raise UserError(f"{who}: no such file{known}")
 
 
 def find_arm(name: str, shipped: Path) -> Path:
-    """The file of a shipped arm; UserError where there is none of that name."""
+    """Finds the file of a shipped arm; raises UserError if there is none of that name."""
     known = recipe_names(shipped / ARMS)
     if name not in known:
         raise UserError(f"--arm {name}: no such arm; there are: {', '.join(known)}")
@@ -35,12 +35,12 @@ def find_arm(name: str, shipped: Path) -> Path:
 
 
 def recipe_names(folder: Path) -> list[str]:
-    """Names of the recipes, or of the arms, in a folder."""
+    """Returns the names of the recipes, or of the arms, in a folder."""
     return sorted(file.stem for file in folder.glob("*.yaml"))
 
 
 def read_layers(file: Path, shipped: Path | None = None, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The settings of a recipe file over those of its `base`, which gives all but its name.
+    """Reads the settings of a recipe file, merged over those of its `base`, of which only the name is not used.
 
     Args:
         file: the YAML file.
@@ -48,7 +48,7 @@ def read_layers(file: Path, shipped: Path | None = None, above: tuple[Path, ...]
         above: the files that build on this one.
 
     Raises:
-        UserError: a file is missing or no YAML, or a base leads back to a recipe that builds on it.
+        UserError: a file is missing or not YAML, or a base leads back to a recipe that builds on it.
     """
     tree = read_tree(file)
     base = tree.pop("base", None)
@@ -62,13 +62,13 @@ def read_layers(file: Path, shipped: Path | None = None, above: tuple[Path, ...]
     if below.resolve() in above:
         raise UserError(f"{where} {base!r} leads back to {below}, which builds on this recipe")
     under = read_layers(below, shipped, above)
-    # Two recipes of one name would be one run.
+    # Two recipes with the same name would be the same run.
     under.pop("name", None)
     return merge(under, tree)
 
 
 def read_tree(file: Path) -> dict[str, Any]:
-    """The settings in a YAML file; UserError where it cannot be read, or holds something else."""
+    """Reads the settings in a YAML file; raises UserError if it cannot be read or is not a mapping."""
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -82,14 +82,14 @@ def read_tree(file: Path) -> dict[str, Any]:
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any], model: type[BaseModel] | None = Recipe) -> dict[str, Any]:
-    """Settings over others: mappings are merged, all else is replaced, lists too.
+    """Merges settings over others: mappings are merged, everything else is replaced, lists too.
 
-    A mapping of another `kind` is replaced as well where the kinds are different things: an epoch is no step.
+    A mapping of another `kind` is also replaced if the kinds are different sections (epochs and steps, for example).
 
     Args:
         under: the settings below.
-        over: those that win.
-        model: the section that both are of; None where it is not known.
+        over: the settings that take precedence.
+        model: the section that both belong to; None if it is not known.
     """
     out = dict(under)
     for key, value in over.items():
@@ -104,7 +104,7 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any], model: type[BaseMod
 
 
 def models_in(annotation: Any) -> set[type[BaseModel]]:
-    """The sections that a setting may hold."""
+    """Returns the sections that a setting may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return {annotation}
     return {found for argument in get_args(annotation) for found in models_in(argument)}

@@ -1,4 +1,4 @@
-"""Reading a recipe: by file or shipped name, in layers, `--set key.path=value`, and errors in one line each."""
+"""Loads a recipe by file or shipped name, with its layers and `--set key.path=value`; every error is one line."""
 
 import difflib
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ from profuser.recipe.models import Recipe
 def load_recipe(
     path: str | Path, overrides: Sequence[str] = (), shipped: Path | None = None, arm: Path | None = None
 ) -> Recipe:
-    """Reads and validates a recipe: its base, its own settings, an arm, and overrides, each over what stands before it.
+    """Reads and validates a recipe: its base, its own settings, an arm, and overrides, each merged over the previous ones.
 
     Args:
         path: the YAML file, or the name of a shipped recipe.
-        overrides: `key.path=value` settings; the value is read as YAML.
-        shipped: folder of the recipes that go by name.
-        arm: file of an arm; the run is then called `{name}-{arm}`.
+        overrides: `key.path=value` settings; the value is parsed as YAML.
+        shipped: folder of the recipes that may be given by name.
+        arm: file of an arm; the run is then named `{name}-{arm}`.
 
     Raises:
-        UserError: a file is missing or no YAML, or a setting is wrong; the message names file and key.
+        UserError: a file is missing or not YAML, or a setting is wrong; the message names file and key.
     """
     file = find_recipe(str(path), Path(), shipped, f"recipe {path}")
     tree = read_layers(file, shipped)
@@ -38,7 +38,7 @@ def load_recipe(
 
 
 def parse_recipe(tree: dict[str, Any], where: str) -> Recipe:
-    """A recipe from its settings; UserError names `where` and the key at fault."""
+    """Validates settings as a recipe; its UserError names `where` and the key at fault."""
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
@@ -58,7 +58,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise UserError(f"--set {override}: {text!r} is no YAML value") from None
+            raise UserError(f"--set {override}: {text!r} is not a YAML value") from None
         if isinstance(node, list):
             node[_position(node, keys[-1], override)] = value
         else:
@@ -72,7 +72,7 @@ def _child(node: Any, key: str, override: str) -> Any:
     if child is None:
         child = node[key] = {}
     if not isinstance(child, (dict, list)):
-        raise UserError(f"--set {override}: {key!r} is a value, it has no settings inside")
+        raise UserError(f"--set {override}: {key!r} is a value and has no settings inside")
     return child
 
 
@@ -85,7 +85,7 @@ def _position(items: list[Any], key: str, override: str) -> int:
 
 
 def explain(error: ValidationError) -> str:
-    """A validation error as one line: each fault with its dotted key, and the nearest key for a misspelt one."""
+    """Formats a validation error as one line: each fault with its dotted key, and the nearest key to a misspelt one."""
     return "; ".join(_explain_one(fault) for fault in error.errors())
 
 
@@ -106,10 +106,10 @@ def _explain_one(fault: Any) -> str:
 
 
 def _keys_at(model: type[BaseModel], location: Sequence[str]) -> set[str]:
-    """Names of the settings inside a section, found by walking its models along a location."""
+    """Returns the names of the settings inside a section, found by walking its models along a location."""
     models = {model}
     for part in location:
-        # In a union pydantic's location names the kind: only that one's settings are meant.
+        # In a union, pydantic's location includes the kind: only the settings of that kind apply.
         models = {owner for owner in models if part in _kinds(owner)} or models
         inside: set[type[BaseModel]] = set()
         for owner in models:
@@ -120,6 +120,6 @@ def _keys_at(model: type[BaseModel], location: Sequence[str]) -> set[str]:
 
 
 def _kinds(model: type[BaseModel]) -> tuple[Any, ...]:
-    """The values of a model's `kind`, by which a union tells it from others."""
+    """Returns the values of a model's `kind`, the discriminator of its union."""
     field = model.model_fields.get("kind")
     return get_args(field.annotation) if field else ()

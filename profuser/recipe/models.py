@@ -1,4 +1,4 @@
-"""The sections of a recipe. Each default stands here and nowhere else."""
+"""The recipe and its sections. Each default is defined in its section and nowhere else."""
 
 from typing import Annotated, Literal
 
@@ -19,25 +19,25 @@ class CorpusConfig(Config):
     path: str
     """File, folder, glob, URI (`s3://`) or Hub dataset (`hub:owner/name[:split]`); `lab://...` is a file of the laboratory."""
     format: Literal["auto", "alpaca", "qa", "messages", "sharegpt"] = "auto"
-    """Shape of a record; `auto` looks at the first usable one."""
+    """Shape of the records; `auto` uses that of the first usable one."""
     category_field: str | None = None
-    """A field of the records (a skill, a topic) by which results are broken down. A record may lack it, but not all of them."""
+    """Field of the records (a skill, a topic) by which results are broken down. A record may lack it, but not all of them."""
     max_rows: int | None = Field(default=None, gt=0)
-    """Read at most this many usable rows."""
+    """Number of usable rows to read, at most."""
     heldout: str | None = None
-    """A corpus of its own to evaluate on, in the same shapes as `path`."""
+    """Separate corpus to evaluate on, in the same shapes as `path`."""
     heldout_rows: int = Field(default=200, ge=0)
-    """Without `heldout`: how many rows of the corpus are kept apart to evaluate on. With it: at most so many are read."""
+    """Without `heldout`: number of rows of the corpus held out for evaluation. With it: number of rows read, at most."""
     rows_per_shard: int = Field(default=256, gt=0)
     """Rows in a shard, the unit of work, retry and resume."""
     max_row_bytes: int = Field(default=1_000_000, gt=0)
-    """A larger row is quarantined."""
+    """Size above which a row is quarantined."""
     max_quarantined_fraction: float = Field(default=0.05, ge=0, le=1)
-    """The run stops where more of the rows than this had to be refused."""
+    """Share of quarantined rows above which the run stops."""
 
 
 class OwnTemplate(Config):
-    """Every model is prompted by its own chat template."""
+    """Each model's own chat template."""
 
     kind: Literal["own"] = "own"
 
@@ -63,49 +63,49 @@ TemplateConfig = Annotated[OwnTemplate | JinjaTemplate, Field(discriminator="kin
 
 
 class GenerationConfig(Config):
-    """How a model answers an instruction."""
+    """Generation settings of a model's answers."""
 
     max_tokens: int = Field(default=512, gt=0)
     """Longest answer, in tokens of the model itself."""
     temperature: float = Field(default=0.0, ge=0)
-    """0 is greedy."""
+    """Sampling temperature; 0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling: the smallest set of tokens with this mass."""
     top_k: int | None = Field(default=None, gt=0)
-    """Sample from the so many most probable tokens only."""
+    """Number of most probable tokens to sample from."""
     min_p: float = Field(default=0.0, ge=0, le=1)
-    """Sample from tokens at least this share as probable as the most probable one."""
+    """Smallest probability of a sampled token, as a share of that of the most probable one."""
     repetition_penalty: float = Field(default=1.0, gt=0)
-    """Above 1, tokens that occurred already become less probable."""
+    """Penalty on repeated tokens: above 1, tokens that already occurred become less probable."""
 
 
 class EngineConfig(Config):
     """The engine that runs a source."""
 
     kind: Literal["auto", "vllm", "transformers"] = execution_field("auto")
-    """`auto` takes vLLM, or Transformers for an architecture that the installed vLLM does not know."""
+    """Engine; `auto` is vLLM, or Transformers for an architecture that the installed vLLM does not support."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """`auto`: the checkpoint's type on a GPU, float32 on a CPU."""
+    """Data type; `auto` is the checkpoint's type on a GPU, float32 on a CPU."""
     max_model_len: int | None = Field(default=None, gt=0)
     """Longest prompt plus response in tokens; by default what the model allows."""
     quantization: str | None = None
-    """A method of quantisation that vLLM knows (`fp8`, `awq` ...); by default what the checkpoint says."""
+    """Quantization method that vLLM supports (`fp8`, `awq` ...); by default the checkpoint's."""
     tensor_parallel_size: int = execution_field(1, gt=0)
     """GPUs over which each layer of one engine is spread."""
     pipeline_parallel_size: int = execution_field(1, gt=0)
     """Groups of such GPUs over which the layers of one engine are spread."""
     gpu_memory_utilization: float = execution_field(0.85, gt=0, le=1)
-    """Share of a GPU's memory that the engine may take."""
+    """Share of a GPU's memory that the engine may use."""
     max_num_seqs: int = execution_field(128, gt=0)
-    """Requests that the engine runs at once."""
+    """Requests that the engine runs concurrently."""
     kv_cache_gib: float = execution_field(1.0, gt=0)
-    """On a CPU: memory for the KV cache."""
+    """Memory for the KV cache on a CPU."""
     shards_in_flight: int = execution_field(3, gt=0)
-    """Shards that an engine works on at one time: while one ends, rows of the next are in the batch."""
+    """Shards that an engine processes concurrently: while one finishes, rows of the next fill the batch."""
     options: dict[str, bool | int | float | str] = execution_field({})
-    """More of vLLM's engine arguments, by name, e.g. `{max_num_batched_tokens: 8192}`."""
+    """Further vLLM engine arguments by name, e.g. `{max_num_batched_tokens: 8192}`."""
     trust_remote_code: bool = False
-    """Run code that ships with the model."""
+    """Whether code that ships with the model may run."""
 
     @property
     def num_devices(self) -> int:
@@ -125,7 +125,7 @@ class ModelConfig(Config):
     """A model and how to run it."""
 
     model: str
-    """Folder, URI of one (`s3://`, `gs://`), Hub name, or `lab://...`."""
+    """Local folder, URI (`s3://`, `gs://`), Hub name, or `lab://...`."""
     revision: str | None = None
     """Commit, branch or tag of a Hub model."""
     engine: EngineConfig = EngineConfig()
@@ -141,9 +141,9 @@ class SourceConfig(ModelConfig):
     """One of the models that are fused."""
 
     name: Name
-    """What this source is called in artifacts, tables and plots."""
+    """Name of this source in artifacts, tables and plots."""
     generation: GenerationConfig | None = None
-    """How this source answers, where it differs from `collect.generation`."""
+    """Generation settings of this source; by default `collect.generation`."""
 
 
 class TargetConfig(ModelConfig):
@@ -151,38 +151,38 @@ class TargetConfig(ModelConfig):
 
 
 class CollectConfig(Config):
-    """The teachers' pass."""
+    """The sources' pass over the corpus."""
 
     top_k: int = Field(default=10, ge=1, le=64)
     """Log-probabilities kept per position (FuseLLM keeps 10)."""
     generation: GenerationConfig = GenerationConfig()
     samples_per_source: int = Field(default=1, ge=1)
-    """Answers that every source gives to a row; more than one needs a temperature above 0."""
+    """Answers of every source to a row; more than one needs a temperature above 0."""
     signals: Literal["eager", "lazy"] = "eager"
-    """`eager` keeps the distributions of all that is read and generated; `lazy` first scores and answers alone, and goes back to
-    the chosen teachers for theirs: a share of the disk, for one more pass over the chosen responses."""
+    """`eager` keeps the distributions of everything read and generated; `lazy` first only scores and answers, and then collects the
+    distributions of the chosen teachers: a fraction of the disk, for one more pass over the chosen responses."""
     sources_at_once: int | None = execution_field(None, gt=0)
-    """Sources that are collected side by side; by default as many as the cluster has room for when the stage begins."""
+    """Sources that are collected concurrently; by default as many as the cluster has room for when the stage begins."""
 
     @property
     def stored_top_k(self) -> int:
-        """K of what the first pass keeps; 0 where signals are lazy."""
+        """K of the distributions that the first pass keeps; 0 if signals are lazy."""
         return self.top_k if self.signals == "eager" else 0
 
 
 class EvaluateConfig(Config):
-    """What is measured on the held-out rows, for the target before, every source and the fused model."""
+    """Evaluation on the held-out rows, of the target before fusion, every source and the fused model."""
 
     generation: GenerationConfig = GenerationConfig()
     answer_pattern: Pattern | None = None
-    """Regular expression whose first group is the final answer, for exact match; without it answers are compared whole."""
+    """Regular expression whose first group is the final answer, for exact match; by default whole answers are compared."""
     sources: bool = True
-    """Measure the sources too, not only the target before and after."""
+    """Whether the sources are evaluated, not only the target before and after fusion."""
     benchmarks: Benchmarks = ()
-    """Benchmarks to measure the same models on: `mmlu`, `hellaswag`, `arc_challenge`, `winogrande`, `gsm8k`, `truthfulqa_mc2`, or
-    `open-llm-leaderboard` for the six; each by name alone or with settings, and tasks of your own."""
+    """Benchmarks of the same models: `mmlu`, `hellaswag`, `arc_challenge`, `winogrande`, `gsm8k`, `truthfulqa_mc2`, or
+    `open-llm-leaderboard` for the six; each as a name or with settings, and your own tasks."""
     judged: bool = True
-    """Let the recipe's rewards judge the answers: how often the fused model's is preferred to the target's and to each source's."""
+    """Whether the rewards judge the answers: how often the fused model's is preferred to the target's and to each source's."""
 
 
 class TrackingConfig(Config):
@@ -191,22 +191,22 @@ class TrackingConfig(Config):
     experiment: str = execution_field("profuser")
     """Name of the MLflow experiment."""
     registered_model: str | None = execution_field(None)
-    """Name in MLflow's registry under which the fused model of a finished run becomes a version: `profuser serve --model
-    m=models:/NAME@ALIAS` hosts the one that an alias points to."""
+    """Name of the registered MLflow model that gets the fused model of a finished run as a version: `profuser serve --model
+    m=models:/NAME@ALIAS` serves the version that an alias points to."""
 
 
 class Recipe(Config):
-    """A fusion, whole."""
+    """A complete fusion run."""
 
     name: Name
     """Name of the run: the folder in the storage and the MLflow run."""
     storage: str = execution_field("runs")
     """Folder or URI (`s3://`, `gs://`) that holds the runs."""
     reuse: tuple[Name, ...] = execution_field(())
-    """Other runs in the storage. What one of them has made under the very settings of this recipe is used where it lies, not made
-    again: the arms of an experiment share one teachers' pass."""
+    """Other runs in the storage whose artifacts are used in place, not made again, if they were made with exactly the settings of
+    this recipe: the arms of an experiment share one pass of the sources."""
     seed: int = 0
-    """Of everything that is drawn."""
+    """Seed of everything random."""
     lab: str | None = execution_field(None)
     """Folder of a built laboratory, for `lab://` paths; by default the one that ships with the package."""
     corpus: CorpusConfig
@@ -223,7 +223,7 @@ class Recipe(Config):
 
     @property
     def training_seed(self) -> int:
-        """Of the stage `fuse`."""
+        """Seed of the stage `fuse`."""
         return self.seed if self.fuse.seed is None else self.fuse.seed
 
     @model_validator(mode="after")
@@ -238,7 +238,7 @@ class Recipe(Config):
             if twice:
                 raise ValueError(f"{what}: the name {twice[0]!r} is used twice")
         if not any(reward.weight for reward in self.rewards):
-            raise ValueError("rewards: every weight is 0, so nothing could be voted; give one a weight above 0")
+            raise ValueError("rewards: every weight is 0, so there would be no votes; give one a weight above 0")
         for source in self.sources:
             generation = source.generation or self.collect.generation
             if self.collect.samples_per_source > 1 and generation.temperature == 0:
@@ -247,7 +247,7 @@ class Recipe(Config):
                     "which gives the same answer each time; set generation.temperature"
                 )
         if self.select.condition == "exact" and self.collect.signals == "eager":
-            raise ValueError("select.condition: exact is a pass of the stage signals; set collect.signals: lazy")
+            raise ValueError("select.condition: exact needs the stage signals; set collect.signals: lazy")
         if self.select.exclude_target and not self.teachers:
             raise ValueError("select.exclude_target leaves no teacher: the only source is the target")
         if self.select.training_teacher == AVERAGE:
@@ -256,21 +256,19 @@ class Recipe(Config):
                     "select.training_teacher: average needs the distributions of all sources; set collect.signals: eager"
                 )
             if AVERAGE in (source.name for source in self.sources):
-                raise ValueError(
-                    "sources: with select.training_teacher: average no source may itself be called 'average'"
-                )
+                raise ValueError("sources: with select.training_teacher: average no source may be named 'average'")
         return self
 
     def is_target(self, source: SourceConfig) -> bool:
-        """Whether a source is the very model that is trained."""
+        """Returns whether a source is the same model as the target."""
         return (source.model, source.revision) == (self.target.model, self.target.revision)
 
     @property
     def reward_models(self) -> tuple[RewardModelConfig, ...]:
-        """The rewards that are models."""
+        """Rewards that are models."""
         return tuple(reward for reward in self.rewards if isinstance(reward, RewardModelConfig))
 
     @property
     def teachers(self) -> tuple[SourceConfig, ...]:
-        """The sources that may teach."""
+        """Sources that may teach."""
         return tuple(s for s in self.sources if not (self.select.exclude_target and self.is_target(s)))

@@ -1,4 +1,4 @@
-"""The section of a recipe that says who judges the sources' answers: reward models, verifiers, and how their votes are counted."""
+"""The recipe section of rewards, which judge the sources' answers: reward models, verifiers, and how their votes are counted."""
 
 from typing import Annotated, Literal
 
@@ -9,13 +9,13 @@ from profuser.recipe.resources import PoolConfig
 
 
 class _Judge(Config):
-    """What every reward has, whatever its kind."""
+    """Settings common to all kinds of rewards."""
 
     kind: str
     name: Name
-    """What this reward is called in artifacts, tables and plots."""
+    """Name of this reward in artifacts, tables and plots."""
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """What its vote counts; with 0 it only watches: it is scored and reported, and decides nothing. Changing it reruns no model."""
+    """Weight of its vote; with 0 it is scored and reported, but decides nothing. Changing it reruns no model."""
     pool: PoolConfig = execution_field(PoolConfig())
 
     @property
@@ -28,11 +28,11 @@ class RewardEngineConfig(Config):
     """The engine that runs a reward model."""
 
     kind: Literal["auto", "vllm", "transformers"] = execution_field("auto")
-    """`auto` takes vLLM on a GPU where it knows the architecture, and Transformers elsewhere."""
+    """Engine; `auto` is vLLM on a GPU if it supports the architecture, else Transformers."""
     tensor_parallel_size: int = execution_field(1, gt=0)
-    """vLLM: GPUs over which one reward model is spread."""
+    """GPUs over which one reward model is spread (vLLM)."""
     gpu_memory_utilization: float = execution_field(0.85, gt=0, le=1)
-    """vLLM: share of a GPU's memory that the engine may take."""
+    """Share of a GPU's memory that the engine may use (vLLM)."""
 
     @property
     def num_devices(self) -> int:
@@ -45,18 +45,18 @@ class RewardModelConfig(_Judge):
 
     kind: Literal["reward_model"]
     model: str
-    """Folder, URI of one (`s3://`, `gs://`), Hub name, or `lab://...`."""
+    """Local folder, URI (`s3://`, `gs://`), Hub name, or `lab://...`."""
     revision: str | None = None
     """Commit, branch or tag of a Hub model."""
     engine: RewardEngineConfig = execution_field(RewardEngineConfig())
     max_length: int = Field(default=2048, gt=0)
-    """A longer conversation is cut from the left, in tokens of the reward model."""
+    """Longest conversation in tokens of the reward model; a longer one is cut from the left."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """`auto`: the checkpoint's type on a GPU, float32 on a CPU."""
+    """Data type; `auto` is the checkpoint's type on a GPU, float32 on a CPU."""
     batch_size: int = execution_field(32, gt=0)
-    """Conversations that the engine runs at once."""
+    """Conversations that the engine runs concurrently."""
     trust_remote_code: bool = False
-    """Run code that ships with the model."""
+    """Whether code that ships with the model may run."""
 
     @property
     def num_devices(self) -> int:
@@ -65,29 +65,29 @@ class RewardModelConfig(_Judge):
 
 
 class LastNumberConfig(_Judge):
-    """A verifier: 1 where the answer's last number equals that of the ground truth, else 0.
+    """A verifier: 1 if the answer's last number equals that of the ground truth, else 0.
 
-    Numbers are read as people write them: `1,234.50`, `-3`, `$5`, `12 %`, `6.02e23`. A comma separates groups of three digits;
+    Numbers are parsed as people write them: `1,234.50`, `-3`, `$5`, `12 %`, `6.02e23`. A comma separates groups of three digits;
     `$` and `%` are units and change nothing.
     """
 
     kind: Literal["last_number"]
     tolerance: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """The largest difference between two numbers that count as equal."""
+    """Largest difference between two numbers that count as equal."""
 
 
 class ExactMatchConfig(_Judge):
-    """A verifier: 1 where the whole answer equals the ground truth, else 0."""
+    """A verifier: 1 if the whole answer equals the ground truth, else 0."""
 
     kind: Literal["exact_match"]
     ignore_whitespace: bool = True
-    """Any run of blanks and line breaks is one blank, and none stand at the ends."""
+    """Whether each run of whitespace counts as one space, and none at the ends."""
     ignore_case: bool = False
-    """Capital and small letters are the same."""
+    """Whether upper and lower case count as equal."""
 
 
 class AnswerMatchConfig(_Judge):
-    """A verifier: 1 where the answer's final part equals that of the ground truth, else 0."""
+    """A verifier: 1 if the answer's final part equals that of the ground truth, else 0."""
 
     kind: Literal["answer_match"]
     pattern: Pattern
@@ -95,9 +95,9 @@ class AnswerMatchConfig(_Judge):
 
 
 class CallableConfig(_Judge):
-    """A verifier of your own: a Python function `(messages, answer, response) -> float`, higher is better.
+    """A user-defined verifier: a Python function `(messages, answer, response) -> float`, higher is better.
 
-    `messages` is the prompt as a list of `{"role": ..., "content": ...}`, `answer` what a source said, `response` the ground truth.
+    `messages` is the prompt as a list of `{"role": ..., "content": ...}`, `answer` a source's answer, `response` the ground truth.
     """
 
     kind: Literal["callable"]
@@ -110,9 +110,9 @@ RewardConfig = Annotated[RewardModelConfig | VerifierConfig, Field(discriminator
 
 
 class VoteConfig(Config):
-    """How rewards become a choice. Ours: the paper says only that the answer with most votes wins."""
+    """How votes decide. Our choice: the paper says only that the answer with most votes wins."""
 
     margin: float = Field(default=0.0, ge=0)
-    """A reward model abstains where its best answer leads by no more than this, in its own standard deviations."""
+    """Lead of its best answer, in its own standard deviations, up to which a reward model abstains."""
     no_majority: Literal["tie_break", "skip"] = "tie_break"
     """Without a strict majority: the mean standardised reward decides, or the inference-mode example is left out."""

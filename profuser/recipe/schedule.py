@@ -2,7 +2,7 @@
 
 A schedule is data: pieces over progress 0..1, each with the weights `(w1, w2)` of inference and training mode at its start
 and end. Paper: `L = w1 * L_infer + w2 * L_train`, first `(1, 0)`, then `(0.1, 1)` (arXiv 2408.04998). A piece may also end
-before its time, when the target has stopped improving (ours); `Schedule` keeps track of that.
+early, when the target has stopped improving (ours); `Schedule` keeps track of that.
 """
 
 import math
@@ -17,7 +17,7 @@ from profuser.config import Config
 
 
 class ModeWeights(NamedTuple):
-    """Weights of the losses of both modes at one moment."""
+    """Weights of the losses of both modes at one update."""
 
     inference: float
     training: float
@@ -31,16 +31,16 @@ class Weights(Config):
 
 
 class Plateau(Config):
-    """Where the inference-mode loss has stopped improving: the target is as competent in that mode as it will soon be."""
+    """Criterion for a plateau of the inference-mode loss: the target is as competent in that mode as it will soon be."""
 
     window_steps: int = Field(default=20, gt=0)
-    """Updates in each of the two windows that are compared: the latest ones, and those before them."""
+    """Updates in each of the two windows compared: the latest ones, and those before them."""
     min_gain: float = Field(default=0.01, ge=0, lt=1)
-    """The piece ends when the mean loss has fallen by less than this share from one window to the next."""
+    """Relative decrease of the mean loss from one window to the next below which the piece ends."""
 
 
 class SchedulePiece(Config):
-    """A stretch of the run: it ends where `until` says and starts where the piece before it ended."""
+    """A piece of the run, from the end of the previous piece to `until`."""
 
     until: float = Field(gt=0, le=1)
     """Progress at which this piece ends, as a share of all updates."""
@@ -49,11 +49,11 @@ class SchedulePiece(Config):
     training: float = Field(ge=0)
     """Weight of the training-mode loss (at the start, for a moving piece)."""
     shape: Literal["constant", "linear", "cosine"] = "constant"
-    """How the weights move towards `to`."""
+    """Shape of the weights' change towards `to`."""
     to: Weights | None = None
     """Weights at the end of a moving piece."""
     moves_on: Plateau | None = None
-    """End before `until` once the inference-mode loss stops improving; the pieces after it then share the updates left."""
+    """Criterion to end before `until`: the inference-mode loss stops improving. Later pieces then share the remaining updates."""
 
 
 PROGRESSIVE: tuple[SchedulePiece, ...] = (
@@ -63,7 +63,7 @@ PROGRESSIVE: tuple[SchedulePiece, ...] = (
 
 
 def check_pieces(pieces: Sequence[SchedulePiece]) -> None:
-    """Raises ValueError unless the pieces cover 0..1 in order, move only where they say to, and always weigh something."""
+    """Raises ValueError unless the pieces cover 0..1 in order, have a `to` exactly if they move, and always weigh something."""
     if not pieces or pieces[-1].until != 1.0:
         raise ValueError("schedule: the last piece must have until: 1.0")
     start = 0.0
@@ -75,14 +75,14 @@ def check_pieces(pieces: Sequence[SchedulePiece]) -> None:
         if piece.inference + piece.training == 0 and (piece.to is None or piece.to.inference + piece.to.training == 0):
             raise ValueError(f"schedule[{index}]: both weights are 0: nothing would be learnt")
         if piece.moves_on and index == len(pieces) - 1:
-            raise ValueError(f"schedule[{index}]: the last piece has none to move on to: it takes no `moves_on`")
+            raise ValueError(f"schedule[{index}]: the last piece takes no `moves_on`: there is no piece after it")
         if piece.moves_on and piece.inference == 0 and (piece.to is None or piece.to.inference == 0):
             raise ValueError(f"schedule[{index}]: `moves_on` watches the inference-mode loss, whose weight is 0 here")
         start = piece.until
 
 
 def _within(piece: SchedulePiece, start: float, until: float, progress: float) -> ModeWeights:
-    """The weights at a progress within `[start, until)` of a piece.
+    """Returns the weights at a progress within `[start, until)` of a piece.
 
     A moving piece goes from its own weights to `to`: `w = a + (b - a) * f(x)` with x the share of the piece that is done,
     `f(x) = x` (linear) or `(1 - cos(pi x)) / 2` (cosine).
@@ -98,14 +98,14 @@ def _within(piece: SchedulePiece, start: float, until: float, progress: float) -
 
 
 class Schedule:
-    """A schedule over the updates of a run, which knows the pieces that have ended early so far.
+    """A schedule over the updates of a run, with the pieces that have ended early so far.
 
     A piece ends early after the update at which `before - latest < min_gain * before`, with `latest` the mean of its last
-    `window_steps` inference-mode losses and `before` that of as many before them. The pieces after it are then stretched over
-    the updates that are left, in their proportions. A moving piece that is cut short has kept its pace: it does not reach `to`.
+    `window_steps` inference-mode losses and `before` the mean of as many before them. The pieces after it are then stretched over
+    the remaining updates, in proportion. A moving piece that ends early has kept its pace: it does not reach `to`.
 
     Args:
-        pieces: of a recipe, checked.
+        pieces: checked pieces of a recipe.
         num_steps: updates of the run.
     """
 
@@ -114,26 +114,26 @@ class Schedule:
         self.load_state_dict({"ended_early": [], "piece": 0, "losses": []})
 
     def weights(self, step: int) -> ModeWeights:
-        """The weights of an update, under the boundaries known so far; those of updates gone by do not change."""
+        """Returns the weights of an update, by the boundaries known so far; those of past updates do not change."""
         progress = step / self.num_steps
         index = self._index(progress)
         return _within(self.pieces[index], self._start(index), self._planned[index], progress)
 
     def piece(self, step: int) -> tuple[int, int, int]:
-        """The piece that an update lies in: its index, its first update, and one past its last as known so far."""
+        """Returns the piece of an update: its index, its first update, and one past its last as known so far."""
         index = self._index(step / self.num_steps)
         return index, self._first_step(self._start(index)), self._first_step(self._ends[index])
 
     def observe(self, step: int, ce_inference_nats: float | None) -> bool:
-        """Takes in the loss of an update that has been made.
+        """Records the loss of a completed update.
 
         Args:
-            step: the update's number; they come in order.
-            ce_inference_nats: mean cross-entropy of the inference mode in nats per token; None where the update had none of it.
-                A value that is not finite counts as none.
+            step: the update's number; updates are recorded in order.
+            ce_inference_nats: mean cross-entropy of the inference mode in nats per token; None if the update had no such tokens.
+                A value that is not finite counts as None.
 
         Returns:
-            Whether the piece was ended early by it: update `step + 1` is the next piece's first.
+            Whether the piece ended early with this update: update `step + 1` is the first of the next piece.
         """
         index, _, end = self.piece(step)
         plateau = self.pieces[index].moves_on
@@ -150,7 +150,7 @@ class Schedule:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """All that was learnt from losses, in JSON form: `ended_early` as pairs of a piece and the update it ended before."""
+        """Returns the state derived from losses, in JSON form: `ended_early` as pairs of a piece and the update it ended before."""
         return {
             "ended_early": [list(pair) for pair in self._early],
             "piece": self._watched,
@@ -158,11 +158,11 @@ class Schedule:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a state of a schedule with the same pieces and updates."""
-        # As written in the recipe: stretched in binary fractions, 0.8 would end an update too late.
+        """Restores the state of a schedule with the same pieces and updates."""
+        # The decimal value in the recipe: stretched as a binary fraction, 0.8 would end an update too late.
         self._exact = [Fraction(repr(piece.until)) for piece in self.pieces]
         self._ends = [float(end) for end in self._exact]
-        # A moving piece moves by these: an early end leaves them as they were.
+        # Moving pieces use these ends, which an early end does not change.
         self._planned = list(self._ends)
         self._early: list[list[int]] = []
         for index, step in state["ended_early"]:
@@ -185,7 +185,7 @@ class Schedule:
         return self._ends[index - 1] if index else 0.0
 
     def _first_step(self, progress: float) -> int:
-        """The first update at or after a progress. A product may be rounded past the update whose quotient is the progress."""
+        """Returns the first update at or after a progress. A product may be rounded past the update whose quotient it is."""
         step = max(0, math.ceil(progress * self.num_steps) - 1)
         while step / self.num_steps < progress:
             step += 1
@@ -193,7 +193,7 @@ class Schedule:
 
 
 def _has_stopped(losses: Sequence[float], plateau: Plateau) -> bool:
-    """Whether two whole windows are there, and the later one gains too little on the earlier one."""
+    """Returns whether there are two full windows, and the later one improves too little on the earlier one."""
     if len(losses) < 2 * plateau.window_steps:
         return False
     before, latest = (fmean(part) for part in (losses[: plateau.window_steps], losses[plateau.window_steps :]))

@@ -1,4 +1,4 @@
-"""What lies in an object store, on this machine's disk too: for engines, tokenizers and corpus readers, which read nothing else."""
+"""Copies files of an object store to the local disk, for engines, tokenizers and corpus readers, which read local files only."""
 
 import fcntl
 import hashlib
@@ -15,43 +15,43 @@ import pyarrow.fs as pafs
 from profuser.storage.folder import Folder
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "profuser"
-"""Holds the copies, `s3://bucket/x` as `s3/bucket/x`. It may be deleted at any time when nothing runs."""
+"""Folder of the copies, `s3://bucket/x` as `s3/bucket/x`. It may be deleted whenever nothing runs."""
 NUM_THREADS = 8
 
 
 def local_copy(source: Folder, wanted: Callable[[str], bool] = lambda name: True) -> Path:
-    """A folder or file as a local path: itself where it is local, else a copy.
+    """Returns a local path of a folder or file: the source itself if it is local, else a copy.
 
-    What was copied before, and has the same size and time still, is not fetched again; what is gone at the source is deleted.
-    Processes of one machine that want the same copy at the same time wait for the first one.
+    A file copied before is fetched again only if its size or time has changed; a file deleted at the source is deleted here too.
+    Processes on one machine that request the same copy concurrently wait for the first one.
 
     Args:
-        source: what is copied.
-        wanted: says by a file's path inside whether it is needed; a file that is itself the source has an empty one.
+        source: the folder or file to copy.
+        wanted: returns whether a file is needed, by its path inside the source; the path is empty if the source is a file.
 
     Raises:
-        FileNotFoundError: there is no such folder or file, or nothing wanted in it.
-        StorageError: the storage is away or refuses, for longer than the source's patience.
+        FileNotFoundError: there is no such folder or file, or no wanted file in it.
+        StorageError: the storage is unavailable or refuses access for longer than the source's `retry_seconds`.
     """
     if source.is_local:
         return Path(source.uri.removeprefix("file://"))
     place = CACHE / source.uri.replace("://", "/", 1)
-    with _alone(source.uri):
-        there = source.files()
-        chosen = {name: info for name, info in there.items() if wanted(name) and not _is_unfinished(name)}
+    with _exclusive(source.uri):
+        found = source.files()
+        chosen = {name: info for name, info in found.items() if wanted(name) and not _is_unfinished(name)}
         if not chosen:
             raise FileNotFoundError(f"nothing to read at {source.uri}")
         old = {name: info for name, info in chosen.items() if not _is_same(place / name, info)}
         with ThreadPoolExecutor(NUM_THREADS) as threads:
             list(threads.map(partial(_fetch, source, place), old, old.values()))
         for file in [file for file in place.rglob("*") if file.is_file()]:
-            if file.relative_to(place).as_posix() not in there:
+            if file.relative_to(place).as_posix() not in found:
                 file.unlink()
     return place
 
 
 def origin(path: Path) -> str:
-    """The URI of what a local path is a copy of; any other path as it is."""
+    """Returns the URI that a local path is a copy of; any other path unchanged."""
     if not path.is_relative_to(CACHE):
         return str(path)
     scheme, _, rest = path.relative_to(CACHE).as_posix().partition("/")
@@ -59,7 +59,7 @@ def origin(path: Path) -> str:
 
 
 def _fetch(source: Folder, place: Path, name: str, info: pafs.FileInfo) -> None:
-    """Copies one file; it is visible only when whole, and then has the source's time."""
+    """Copies one file atomically, with the source's modification time."""
     target = place / name
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -80,14 +80,14 @@ def _is_same(file: Path, info: pafs.FileInfo) -> bool:
 
 
 def _is_unfinished(name: str) -> bool:
-    """Whether it is what a process at the source has not written to the end."""
+    """Returns whether a name is that of a temporary file, still being written at the source."""
     last = name.rpartition("/")[2]
     return last.startswith(".") and last.endswith(".tmp")
 
 
 @contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """Within, no other process of this machine copies from this URI."""
+def _exclusive(uri: str) -> Iterator[None]:
+    """Keeps other processes of this machine from copying this URI meanwhile."""
     folder = CACHE / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / hashlib.sha256(uri.encode()).hexdigest()[:16]).open("w") as lock:

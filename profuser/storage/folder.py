@@ -1,6 +1,6 @@
-"""A folder in any storage that pyarrow knows (local, `s3://`, `gs://`), with writes that are whole or invisible.
+"""Reads and atomically writes files in a folder of any storage that pyarrow supports (local, `s3://`, `gs://`).
 
-Reads and writes wait while the storage is away (see `patience`), then raise StorageError; a full disk raises it at once.
+Reads and writes are retried while the storage is unavailable (`retry_seconds`), then raise StorageError; a full disk does at once.
 """
 
 import json
@@ -21,20 +21,20 @@ from profuser.storage.retry import RETRY_SECONDS, reason, with_retry
 T = TypeVar("T")
 
 ABANDONED_SECONDS = 600.0
-"""A temporary file that nobody has written to for so long belongs to a process that is dead."""
+"""Age at which an unmodified temporary file is taken for that of a dead process."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder by its URI or local path. Cheap to make and to send to another process; opens the file system when used."""
+    """A folder by its URI or local path. Cheap to create and to send to another process; opens the file system when used."""
 
     uri: str
     retry_seconds: float = RETRY_SECONDS
-    """How long a read or write waits for a storage that is away."""
+    """Time that a read or write is retried while the storage is unavailable."""
 
     @classmethod
     def at(cls, location: str | Path) -> "Folder":
-        """A folder at a path or URI; local paths are made absolute, so that other processes find them."""
+        """Returns the folder at a path or URI; local paths are made absolute, so that other processes find them."""
         text = str(location)
         return cls(text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute()))
 
@@ -42,12 +42,12 @@ class Folder:
         return replace(self, uri=f"{self.uri}/{name}")
 
     def without_retry(self) -> "Folder":
-        """The same folder, without patience."""
+        """Returns the same folder with `retry_seconds` 0."""
         return replace(self, retry_seconds=0.0)
 
     @property
     def is_local(self) -> bool:
-        """Whether it lies on a disk of this machine."""
+        """Whether the folder is on a disk of this machine."""
         return "://" not in self.uri or self.uri.startswith("file://")
 
     def _open(self) -> tuple[pafs.FileSystem, str]:
@@ -57,20 +57,20 @@ class Folder:
             raise UserError(f"storage {self.uri}: {error}") from None
 
     def _with_retry(self, name: str, action: Callable[[pafs.FileSystem, str], T]) -> T:
-        """What an action on the file system, and on this folder's path in it, returns."""
-        # Opening is part of it: an object store may have to be asked for the region of a bucket.
+        """Runs an action on the file system and this folder's path in it, with retries; returns its result."""
+        # Opening is retried too: it may ask an object store for the region of a bucket.
         return with_retry(self.path(name), lambda: action(*self._open()), self.retry_seconds)
 
     def path(self, name: str = "") -> str:
-        """The path or URI of a file inside, as a user would type it."""
+        """Returns the path or URI of a file inside, as a user would type it."""
         return f"{self.uri}/{name}" if name else self.uri
 
     def exists(self, name: str = "") -> bool:
-        """Whether there is a file or folder of this name."""
+        """Returns whether a file or folder of this name exists."""
         return self._info(name).type != pafs.FileType.NotFound
 
     def modified(self, name: str) -> float | None:
-        """When a file was last written, in seconds by the storage's own clock; None where there is none."""
+        """Returns a file's modification time, in seconds by the storage's clock; None if it does not exist."""
         nanoseconds = self._info(name).mtime_ns
         return None if nanoseconds is None else nanoseconds / 1e9
 
@@ -78,15 +78,15 @@ class Folder:
         return self._with_retry(name, lambda fs, root: fs.get_file_info(f"{root}/{name}" if name else root))
 
     def names(self) -> list[str]:
-        """Sorted names of the files and folders directly inside; empty where the folder is not there."""
+        """Returns the sorted names of the files and folders directly inside; empty if the folder does not exist."""
         return sorted(info.base_name for info in self._entries())
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of the files directly inside, by name; empty where the folder is not there."""
+        """Returns the bytes of the files directly inside, by name; empty if the folder does not exist."""
         return {entry.base_name: entry.size for entry in self._entries() if entry.type == pafs.FileType.File}
 
     def files(self) -> dict[str, pafs.FileInfo]:
-        """All files below, by their path from here; under the name `""` where this is itself a file."""
+        """Returns all files below, by their path from here; if this is itself a file, under the name `""`."""
 
         def find(fs: pafs.FileSystem, root: str) -> dict[str, pafs.FileInfo]:
             own = fs.get_file_info(root)
@@ -101,7 +101,7 @@ class Folder:
         return self._with_retry("", lambda fs, root: fs.get_file_info(pafs.FileSelector(root, allow_not_found=True)))
 
     def clock(self) -> float:
-        """The storage's own time in seconds, from a file that is written and deleted: the one clock that all machines share."""
+        """Returns the storage's time in seconds, from a file that is written and deleted: the one clock that all machines share."""
         probe, is_begun = _temporary("probe"), False
 
         def attempt(fs: pafs.FileSystem, root: str) -> float:
@@ -122,10 +122,10 @@ class Folder:
             raise
 
     def check_writable(self) -> None:
-        """Raises UserError where nothing can be written here, without patience: to be called at set-up."""
+        """Raises UserError if nothing can be written here, without retries: to be called at set-up."""
         otherwise = "or choose another: --set storage=FOLDER"
         try:
-            # Asked first: a store that does not answer says so in half the time that making a folder takes to fail.
+            # First, because a store that does not answer fails here in half the time that creating a folder takes.
             self.without_retry().exists()
             self.without_retry().clock()
         except StorageError as error:
@@ -134,7 +134,7 @@ class Folder:
             raise UserError(f"storage {self.uri}: {reason(error)}; make it a folder, {otherwise}") from None
 
     def sweep(self) -> None:
-        """Deletes what dead processes left half-written: temporary files that are old by the storage's own clock."""
+        """Deletes the unfinished files of dead processes: temporary files that are old by the storage's clock."""
         left = [name for name in self.names() if name.startswith(".") and name.endswith(".tmp")]
         if left:
             now = self.clock()
@@ -143,7 +143,7 @@ class Folder:
                     self.remove(name)
 
     def _write(self, name: str, write: Callable[[pafs.FileSystem, str], None]) -> None:
-        """Gives `write` a temporary path, and that file the final name only when it has ended well."""
+        """Writes a file atomically: `write` gets a temporary path, which is renamed when it succeeds."""
         temporary, is_begun = _temporary(name), False
 
         def attempt(fs: pafs.FileSystem, root: str) -> None:
@@ -161,12 +161,12 @@ class Folder:
             raise
 
     def _discard(self, temporary: str) -> None:
-        # Where that fails too, as on a storage that is read-only now, a later sweep does it.
+        # If that fails too, for example on a read-only storage, a later sweep deletes it.
         with suppress(OSError, StorageError):
             self.without_retry().remove(temporary)
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Writes a file, whole or not at all."""
+        """Writes a file atomically."""
 
         def write(fs: pafs.FileSystem, path: str) -> None:
             with fs.open_output_stream(path, compression=None) as stream:
@@ -175,7 +175,7 @@ class Folder:
         self._write(name, write)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Writes a file where there is none; of several processes that try at once, one gets True. Local folders only."""
+        """Writes a file if none exists; of several processes that try concurrently, one gets True. Local folders only."""
 
         def attempt(_: pafs.FileSystem, root: str) -> bool:
             file = Path(root, name)
@@ -194,7 +194,7 @@ class Folder:
         return self._with_retry(name, attempt)
 
     def read_bytes(self, name: str) -> bytes:
-        """Reads a file; FileNotFoundError where there is none."""
+        """Reads a file; raises FileNotFoundError if it does not exist."""
 
         def read(fs: pafs.FileSystem, root: str) -> bytes:
             with fs.open_input_file(f"{root}/{name}") as stream:
@@ -203,7 +203,7 @@ class Folder:
         return self._with_retry(name, read)
 
     def read_ends(self, name: str, num_bytes: int) -> bytes:
-        """The first and the last bytes of a file, so many of each; what lies between is not fetched."""
+        """Returns the first and the last `num_bytes` of a file; the rest is not fetched."""
 
         def read(fs: pafs.FileSystem, root: str) -> bytes:
             with fs.open_input_file(f"{root}/{name}") as stream:
@@ -214,7 +214,7 @@ class Folder:
         return self._with_retry(name, read)
 
     def write_json(self, name: str, value: Any) -> None:
-        """Writes a JSON file, whole or not at all."""
+        """Writes a JSON file atomically."""
         self.write_bytes(name, (json.dumps(value, indent=2) + "\n").encode())
 
     def read_json(self, name: str) -> Any:
@@ -225,11 +225,11 @@ class Folder:
             raise ArtifactError(f"{self.path(name)}: not JSON: {error}") from None
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        """Writes a Parquet file (zstd), whole or not at all."""
+        """Writes a Parquet file (zstd) atomically."""
         number_lists = [
             f for f in table.schema if pa.types.is_list(f.type) and pa.types.is_primitive(f.type.value_type)
         ]
-        # Ids and log-probabilities repeat seldom, but their high bytes are alike: set apart, they shrink by a fifth.
+        # Ids and log-probabilities rarely repeat, but their high bytes are alike: stored separately, they shrink by a fifth.
         encoding = {f"{field.name}.list.element": "BYTE_STREAM_SPLIT" for field in number_lists}
 
         def write(fs: pafs.FileSystem, path: str) -> None:
@@ -240,11 +240,11 @@ class Folder:
         self._write(name, write)
 
     def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """Reads a Parquet file, or some columns of it; ArtifactError where it is truncated or none."""
+        """Reads a Parquet file, or some of its columns; raises ArtifactError if it is truncated or not Parquet."""
         return self._parquet(name, lambda file: file.read(columns))
 
     def table_metadata(self, name: str) -> dict[bytes, bytes]:
-        """The key-value metadata in a Parquet file's footer; ArtifactError where the file is truncated or none."""
+        """Returns the key-value metadata of a Parquet file; raises ArtifactError if it is truncated or not Parquet."""
         return self._parquet(name, lambda file: file.schema_arrow.metadata or {})
 
     def _parquet(self, name: str, read: Callable[[pq.ParquetFile], T]) -> T:
@@ -252,7 +252,7 @@ class Folder:
             fs, root = self._open()
             return read(pq.ParquetFile(f"{root}/{name}", filesystem=fs))
         except (pa.ArrowInvalid, OSError):
-            # Either the file is damaged or the storage is away: in memory, once the storage is back, only the first is left.
+            # The file is damaged or the storage is unavailable. Reading it into memory, with retries, rules out the latter.
             try:
                 return read(pq.ParquetFile(pa.BufferReader(self.read_bytes(name))))
             except (pa.ArrowInvalid, OSError) as error:
@@ -264,17 +264,17 @@ class Folder:
         self._with_retry(old, lambda fs, root: fs.move(f"{root}/{old}", f"{root}/{new}"))
 
     def remove(self, name: str) -> None:
-        """Deletes a file inside, where it is there."""
+        """Deletes a file inside, if it exists."""
         with suppress(FileNotFoundError):
             self._with_retry(name, lambda fs, root: fs.delete_file(f"{root}/{name}"))
 
     def delete(self) -> None:
-        """Deletes the folder with all that is in it."""
+        """Deletes the folder and its content."""
         if self.exists():
             self._with_retry("", lambda fs, root: fs.delete_dir(root))
 
     def download(self, name: str, to: Path) -> None:
-        """Copies a file inside, or this file itself where the name is empty, to a path of this machine."""
+        """Copies a file inside, or this file itself if the name is empty, to a local path."""
         disk = pafs.LocalFileSystem()
 
         def copy(fs: pafs.FileSystem, root: str) -> None:
@@ -284,7 +284,7 @@ class Folder:
         self._with_retry(name, copy)
 
     def upload(self, folder: Path) -> None:
-        """Copies a local folder's files to here."""
+        """Copies a local folder's files into this folder."""
         disk = pafs.LocalFileSystem()
 
         def copy(fs: pafs.FileSystem, root: str) -> None:

@@ -1,4 +1,4 @@
-"""Patience with a storage that is away for a while: read-only, unreachable, timing out."""
+"""Retries operations on a storage that is temporarily unavailable: read-only, unreachable, timing out."""
 
 import errno
 import logging
@@ -15,7 +15,7 @@ RETRY_SECONDS = 120.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 10.0
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_AN_OUTAGE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
-"""Answers about what is there: waiting does not change them. All other errors (object stores give no number) may pass."""
+"""Errors about the path itself, which waiting does not change. All others (object stores give no errno) may be temporary."""
 REFUSED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH", "EXPIRED_TOKEN", "UNAUTHENTICATED")
 NO_BUCKET = ("Bucket '", "NO_SUCH_BUCKET")
 NO_NETWORK = ("NETWORK_CONNECTION", "UNAVAILABLE")
@@ -24,16 +24,16 @@ log = logging.getLogger(__name__)
 
 
 def with_retry(path: str, action: Callable[[], T], retry_seconds: float) -> T:
-    """What `action` returns, tried again, with growing pauses, while the storage is away.
+    """Returns the result of `action`, retried with growing pauses while the storage is unavailable.
 
     Args:
         path: what the action reads or writes, for messages.
         action: may be called several times; each call starts from the beginning.
-        retry_seconds: how long an outage may last; 0 tries once.
+        retry_seconds: longest outage to wait for; 0 tries once.
 
     Raises:
-        StorageError: the outage lasted longer, or the disk is full (which nobody mends within minutes, so that is said at once).
-        OSError: what `path` names is not there, or is of another kind; as the action raised it.
+        StorageError: the outage lasted longer, or the disk is full (raised at once: nobody frees a disk within minutes).
+        OSError: the file or folder does not exist or has the wrong type; as the action raised it.
     """
     began, pause = time.monotonic(), FIRST_PAUSE_SECONDS
     is_away = False
@@ -51,30 +51,30 @@ def with_retry(path: str, action: Callable[[], T], retry_seconds: float) -> T:
                 raise StorageError(f"{path}: {reason(error)}{after}; {remedy(error)} and run again") from error
             if not is_away:
                 is_away, began = True, time.monotonic()
-                log.warning("%s: %s; trying again for up to %.0f s", path, reason(error), retry_seconds)
+                log.warning("%s: %s; retrying for up to %.0f s", path, reason(error), retry_seconds)
             time.sleep(min(pause, retry_seconds - waited))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
         else:
             if is_away:
-                log.warning("%s: there again after %.0f s, going on", path, time.monotonic() - began)
+                log.warning("%s: available again after %.0f s, continuing", path, time.monotonic() - began)
             return result
 
 
 def reason(error: OSError) -> str:
-    """An error of a file system or an object store in one line."""
+    """Describes an error of a file system or an object store in one line."""
     return os.strerror(error.errno) if error.errno else one_line(error)
 
 
 def remedy(error: OSError) -> str:
-    """What its user can do about it."""
+    """Returns what the user can do about an error."""
     if error.errno:
-        return "mend the storage"
+        return "fix the storage"
     text = str(error)
     # A refusal names the bucket too.
     if any(sign in text for sign in REFUSED):
-        return "give credentials that may read and write there (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, a role)"
+        return "set credentials that may read and write there (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, a role)"
     if any(sign in text for sign in NO_NETWORK):
-        return "see that it runs and can be reached (AWS_ENDPOINT_URL, the network)"
+        return "check that it runs and is reachable (AWS_ENDPOINT_URL, the network)"
     if any(sign in text for sign in NO_BUCKET):
-        return "make the bucket or mend its name"
-    return "mend the storage"
+        return "create the bucket or fix its name"
+    return "fix the storage"

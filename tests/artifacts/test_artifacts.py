@@ -1,4 +1,4 @@
-"""Storage and artifacts: whole or invisible, never read as something else, and clear about what changed."""
+"""Storage and artifacts: atomic writes, no reads of foreign shards, and errors that name what changed."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def artifact(tmp_path):
     return Artifact(Folder.at(tmp_path / "run" / "x"), "x", QUARANTINE, {"top_k": 10, "path": "a"}, {"corpus": "0"})
 
 
-def test_a_shard_and_its_counts_come_back(artifact):
+def test_a_shard_and_its_counts_are_read_back(artifact):
     artifact.write_shard(4, ROWS, {"rows": 1, "tokens": 7})
     assert artifact.finished_shards() == {4: {"rows": 1, "tokens": 7}}
     assert artifact.read_shard(4).equals(ROWS)
@@ -36,25 +36,25 @@ def test_a_failed_write_leaves_nothing(artifact):
     assert artifact.folder.names() == []
 
 
-def test_a_truncated_shard_is_put_aside_to_be_done_again(artifact, tmp_path):
+def test_a_truncated_shard_is_renamed_and_made_again(artifact, tmp_path):
     artifact.write_shard(0, ROWS, {"rows": 1})
     artifact.write_shard(1, ROWS, {"rows": 1})
     file = tmp_path / "run" / "x" / shard_name(1)
     file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(ArtifactError, match=r"not a whole Parquet file: .*; make it anew with --redo x$"):
+    with pytest.raises(ArtifactError, match=r"not a whole Parquet file: .*; rebuild it with --redo x$"):
         artifact.read_shard(1)
     assert list(artifact.finished_shards()) == [0]
     assert f"{shard_name(1)}.bad" in artifact.folder.names()
 
 
 class Worker:
-    """Makes a stage's shards from those of the stage before, as an actor does; remembers which."""
+    """Makes a stage's shards from those of the previous stage, like an actor; records their indices."""
 
     def __init__(self, source, output):
         self.source, self.output, self.done = source, output, []
 
     def run(self):
-        """A driver's attempt at the stage: what is finished stays, the rest is done."""
+        """Runs the stage like a driver: finished shards are kept, the others are made."""
         finished = self.output.finished_shards()
         for shard in sorted(set(self.source.shards()) - finished.keys()):
             self.output.write_shard(shard, self.source.read_shard(shard), {"rows": 1})
@@ -64,7 +64,7 @@ class Worker:
 
 @pytest.fixture
 def stage(artifact):
-    """A stage of three shards, done, with its manifest taken away: as if its driver had died at the end."""
+    """A finished stage of three shards without its manifest, as if its driver had died at the end."""
     for shard in range(3):
         artifact.write_shard(shard, ROWS, {"rows": 1})
     artifact.finish([{"rows": 3}], 0.0)
@@ -85,7 +85,7 @@ def zero_the_end(data):
 
 
 @pytest.mark.parametrize("damage", [cut, zero_the_end, lambda _: b"", lambda _: b"PAR1"])
-def test_a_stage_does_a_damaged_shard_again_and_only_that(stage, damage):
+def test_a_stage_remakes_only_a_damaged_shard(stage, damage):
     name = shard_name(1)
     file = Path(stage.output.folder.path(name))
     file.write_bytes(damage(file.read_bytes()))
@@ -97,57 +97,57 @@ def test_a_stage_does_a_damaged_shard_again_and_only_that(stage, damage):
     assert stage.output.folder.names() == [MANIFEST, *map(shard_name, range(2)), f"{name}.bad", shard_name(2)]
 
 
-def test_a_stage_does_shards_of_another_tokenizer_again_and_never_reads_them(stage):
+def test_a_stage_remakes_shards_of_another_tokenizer_and_never_reads_them(stage):
     other = Artifact(stage.output.folder, "out", QUARANTINE, {"tokenizer": "b"}, {"x": "1"})
-    with pytest.raises(ArtifactError, match=r"shard-00000.parquet is not of this run \(tokenizer: 'a' -> 'b'\)"):
+    with pytest.raises(ArtifactError, match=r"shard-00000.parquet is not from this run \(tokenizer: 'a' -> 'b'\)"):
         next(other.tables())
     again = Worker(stage.source, other)
     assert again.run().counts == {"rows": 3}
     assert again.done == [0, 1, 2]
 
 
-def test_a_finished_stage_of_another_tokenizer_is_refused_by_name(stage):
+def test_a_finished_stage_of_another_tokenizer_is_refused_and_the_change_named(stage):
     stage.run()
     other = Artifact(stage.output.folder, "out", QUARANTINE, {"tokenizer": "b"}, {"x": "1"})
     with pytest.raises(
-        UserError, match=r"other settings \(tokenizer: 'a' -> 'b'\); take another run name, or .*--redo out"
+        UserError, match=r"other settings \(tokenizer: 'a' -> 'b'\); use another run name, or .*--redo out"
     ):
         other.is_complete()
 
 
 @pytest.mark.parametrize("content", [b"", b'{"stage": "out"', b"[1]", b'{"rows": 3}'])
-def test_a_damaged_manifest_is_refused_by_name(stage, content):
+def test_a_damaged_manifest_is_refused_and_named(stage, content):
     stage.output.folder.write_bytes(MANIFEST, content)
     with pytest.raises(ArtifactError, match=r"out/manifest.json: not "):
         stage.output.is_complete()
 
 
-def test_shards_of_other_settings_are_not_taken_for_ours(artifact):
+def test_shards_of_other_settings_do_not_count_as_finished(artifact):
     artifact.write_shard(0, ROWS, {"rows": 1})
     other = Artifact(artifact.folder, "x", QUARANTINE, {"top_k": 11, "path": "a"}, {"corpus": "0"})
     assert other.finished_shards() == {}
 
 
 @pytest.mark.parametrize("setting", ["codec", "tokenizer", "top_k"])
-def test_a_shard_of_another_codec_tokenizer_or_top_k_is_refused_by_name(tmp_path, setting):
+def test_a_shard_of_another_codec_tokenizer_or_top_k_is_refused_and_the_change_named(tmp_path, setting):
     config = {"codec": 2, "tokenizer": "a1", "top_k": 10}
     ours = Artifact(Folder.at(tmp_path), "collect/a", QUARANTINE, config)
     ours.write_shard(0, ROWS, {"rows": 1})
     other = Artifact(ours.folder, "collect/a", QUARANTINE, config | {setting: "other"})
-    with pytest.raises(ArtifactError, match=rf"shard-00000.parquet is not of this run \({setting}: .* -> 'other'\)"):
+    with pytest.raises(ArtifactError, match=rf"shard-00000.parquet is not from this run \({setting}: .* -> 'other'\)"):
         other.read_shard(0)
     pq.write_table(ROWS, tmp_path / "shard-00001.parquet")
-    with pytest.raises(ArtifactError, match=r"shard-00001.parquet is not of this run \(codec: 'absent' -> 2"):
+    with pytest.raises(ArtifactError, match=r"shard-00001.parquet is not from this run \(codec: 'absent' -> 2"):
         ours.read_shard(1)
 
 
 def test_a_changed_setting_is_named(artifact):
     artifact.finish([], 0.0)
     other = Artifact(artifact.folder, "x", QUARANTINE, {"top_k": 11, "path": "a"}, {"corpus": "1"})
-    with pytest.raises(UserError, match=r"top_k: 10 -> 11; its input corpus was redone.*--redo x"):
+    with pytest.raises(UserError, match=r"top_k: 10 -> 11; its input corpus was rebuilt.*--redo x"):
         other.is_complete()
 
 
-def test_storage_that_is_none_is_named():
+def test_an_unknown_storage_scheme_is_named():
     with pytest.raises(UserError, match="storage nowhere://x"):
         Folder.at("nowhere://x").names()

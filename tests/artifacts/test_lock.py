@@ -1,4 +1,4 @@
-"""One driver per run: the second refuses, a dead one does not block, one that was taken for dead stops."""
+"""One driver per run: a second one refuses, a dead one does not block, one taken for dead stops."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from profuser.artifacts.lock_holder import LOCK, Holder
 from profuser.errors import ProfuserError, UserError
 from profuser.storage.folder import Folder
 
-# A driver as a process: waits for the file `go`, takes the run, says so, and works until it is told to stop.
+# A driver process: waits for the file `go`, locks the run, prints `held`, and runs until it gets a signal.
 DRIVER = """
 import pathlib, signal, sys, time
 from profuser.errors import ProfuserError
@@ -51,7 +51,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def drivers():
-    """Starts drivers; those that still live are killed at the end."""
+    """Starts drivers; those still running are killed at the end."""
     started = []
 
     def start(folder, kind="local", heartbeat=0.2, stale=60.0):
@@ -73,7 +73,7 @@ def held(process):
 
 
 def elsewhere(**changes):
-    """The lock of a driver on another host."""
+    """Returns the lock of a driver on another host."""
     return replace(Holder.new(), host="far", pid=1, machine="far boot pid:[1]", process_start="5", **changes)
 
 
@@ -83,7 +83,7 @@ def write(folder, holder, age_seconds=0.0):
     os.utime(folder.path(LOCK), (then, then))
 
 
-def test_the_lock_says_who_holds_it_and_is_taken_away_at_the_end(folder):
+def test_the_lock_names_its_holder_and_is_deleted_at_the_end(folder):
     with RunLock(folder):
         content = folder.read_json(LOCK)
         assert content["pid"] == os.getpid()
@@ -93,7 +93,7 @@ def test_the_lock_says_who_holds_it_and_is_taken_away_at_the_end(folder):
     assert folder.names() == []
 
 
-def test_a_second_driver_refuses_and_says_who_is_there(folder, drivers):
+def test_a_second_driver_refuses_and_names_the_first(folder, drivers):
     first = drivers(folder)
     held(first)
     second = drivers(folder)
@@ -117,20 +117,20 @@ def test_a_killed_driver_does_not_block_the_next(folder, drivers):
     assert time.monotonic() - start < 5
 
 
-def test_a_pid_that_is_another_process_now_does_not_block(folder):
+def test_a_reused_pid_does_not_block(folder):
     write(folder, replace(Holder.new(), process_start="1"))
     with RunLock(folder) as lock:
         lock.check()
 
 
-def test_a_lock_that_is_held_passes_its_heartbeat_on(folder):
+def test_a_held_lock_calls_on_heartbeat(folder):
     beat = threading.Event()
     with RunLock(folder, heartbeat_seconds=0.05, on_heartbeat=beat.set):
         assert beat.wait(10)
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
-def test_a_driver_that_is_told_to_end_takes_its_lock_away(folder, drivers, ending):
+def test_a_driver_that_gets_a_signal_deletes_its_lock(folder, drivers, ending):
     driver = drivers(folder)
     held(driver)
     driver.send_signal(ending)
@@ -140,7 +140,7 @@ def test_a_driver_that_is_told_to_end_takes_its_lock_away(folder, drivers, endin
 
 @pytest.mark.parametrize("before", ["nothing", "a dead lock"])
 @pytest.mark.parametrize("kind", ["local", "object store"])
-def test_of_eight_drivers_at_once_one_wins(tmp_path, drivers, kind, before):
+def test_one_of_eight_concurrent_drivers_wins(tmp_path, drivers, kind, before):
     folder = Folder.at(tmp_path / "run")
     if before == "a dead lock":
         write(folder, elsewhere(), age_seconds=100)
@@ -154,13 +154,13 @@ def test_of_eight_drivers_at_once_one_wins(tmp_path, drivers, kind, before):
     assert [process.returncode for process in lost] == [2] * 7
     (winner,) = set(processes) - set(lost)
     held(winner)
-    # On an object store a loser may have met one that lost to the winner after it.
-    named = f"pid {winner.pid}," if kind == "local" else "at work on it"
+    # On an object store, a loser may name a driver that later lost to the winner.
+    named = f"pid {winner.pid}," if kind == "local" else "is running it"
     assert all(named in process.stderr.read() for process in lost)
 
 
 @pytest.mark.parametrize("its_clock", ["2001-01-01T00:00:00", "2099-01-01T00:00:00"])
-def test_a_stale_lock_of_another_host_is_taken_whatever_its_clock_says(folder, its_clock):
+def test_a_stale_lock_of_another_host_is_taken_whatever_its_clock(folder, its_clock):
     write(folder, elsewhere(heartbeat=its_clock), age_seconds=61)
     start = time.monotonic()
     with RunLock(folder) as lock:
@@ -169,7 +169,7 @@ def test_a_stale_lock_of_another_host_is_taken_whatever_its_clock_says(folder, i
 
 
 @pytest.mark.parametrize("its_clock", ["2001-01-01T00:00:00", "2099-01-01T00:00:00"])
-def test_a_fresh_lock_of_another_host_is_kept_while_it_is_renewed(folder, its_clock):
+def test_a_renewed_lock_of_another_host_is_respected(folder, its_clock):
     write(folder, elsewhere(heartbeat=its_clock))
     renewal = threading.Timer(0.5, lambda: write(folder, elsewhere(heartbeat=its_clock + ".5")))
     renewal.start()
@@ -179,7 +179,7 @@ def test_a_fresh_lock_of_another_host_is_kept_while_it_is_renewed(folder, its_cl
     assert run_holder.read_holder(folder).host == "far"
 
 
-def test_a_fresh_lock_of_another_host_is_taken_once_it_has_been_silent(folder):
+def test_a_lock_of_another_host_is_taken_once_it_is_no_longer_renewed(folder):
     write(folder, elsewhere())
     start = time.monotonic()
     with RunLock(folder, heartbeat_seconds=0.2, stale_seconds=1.5) as lock:
@@ -188,13 +188,13 @@ def test_a_fresh_lock_of_another_host_is_taken_once_it_has_been_silent(folder):
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"pid": 1}'])
-def test_a_lock_without_meaning_is_judged_by_its_age(folder, content):
+def test_an_unreadable_lock_is_judged_by_its_age(folder, content):
     folder.write_bytes(LOCK, content)
     with RunLock(folder, heartbeat_seconds=0.2, stale_seconds=0.5) as lock:
         lock.check()
 
 
-def test_a_driver_that_was_killed_while_it_took_the_lock_does_not_block(folder):
+def test_a_driver_killed_while_taking_the_lock_does_not_block(folder):
     folder.write_bytes(TAKING, b"")
     then = time.time() - 61
     os.utime(folder.path(TAKING), (then, then))
@@ -212,8 +212,8 @@ def test_a_lock_is_renewed(folder):
             time.sleep(0.05)
 
 
-def test_a_driver_that_slept_is_stopped_when_another_took_its_run(folder, drivers, monkeypatch):
-    # It is stopped long before its first renewal: one that falls asleep in the middle of that may undo the takeover.
+def test_a_suspended_driver_stops_if_another_took_over_its_run(folder, drivers, monkeypatch):
+    # It is suspended long before its first renewal: suspended within a renewal, it could undo the takeover.
     sleeper = drivers(folder, heartbeat=2.0)
     held(sleeper)
     sleeper.send_signal(signal.SIGSTOP)
@@ -228,7 +228,7 @@ def test_a_driver_that_slept_is_stopped_when_another_took_its_run(folder, driver
     assert folder.names() == []
 
 
-def test_a_lost_lock_is_found_before_something_is_written_and_stays_the_others(folder):
+def test_a_lost_lock_is_detected_by_check_and_left_to_its_new_holder(folder):
     with RunLock(folder) as lock:
         write(folder, elsewhere())
         with pytest.raises(ProfuserError, match=r"taken over by another driver \(host far"):
@@ -236,7 +236,7 @@ def test_a_lost_lock_is_found_before_something_is_written_and_stays_the_others(f
     assert json.loads(folder.read_bytes(LOCK))["host"] == "far"
 
 
-def test_a_deleted_lock_is_a_lost_lock(folder):
+def test_a_deleted_lock_counts_as_lost(folder):
     with RunLock(folder) as lock:
         folder.remove(LOCK)
         with pytest.raises(ProfuserError, match="taken over by someone who deleted its lock"):

@@ -1,4 +1,4 @@
-"""The commands and the lock: what writes into a run refuses while another driver is at work on it; what only reads does not."""
+"""Commands and the lock: those that write into a run refuse while another driver runs it; those that only read do not."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def run(tmp_path, model):
-    """The folder of a run that has done something; its recipe lies in it."""
+    """The folder of a started run, with its recipe."""
     corpus = tmp_path / "data.jsonl"
     corpus.write_text("".join(f'{{"question": "What is {n}?", "answer": "It is {n}."}}\n' for n in range(30)))
     folder = Folder.at(tmp_path / "runs" / "small")
@@ -41,7 +41,7 @@ def run(tmp_path, model):
 
 @pytest.fixture
 def profuser(monkeypatch, capsys):
-    """Exit code, standard output and standard error of the command."""
+    """Runs the command; returns exit code, standard output and standard error."""
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["profuser", *arguments])
@@ -57,7 +57,7 @@ def storage(run):
     return ("--storage", run.uri.rpartition("/")[0])
 
 
-def test_what_writes_into_a_run_that_is_held_is_refused_and_changes_nothing(run, profuser):
+def test_commands_that_write_into_a_held_run_are_refused_and_change_nothing(run, profuser):
     recipe = run.path("recipe.yaml")
     with RunLock(run) as lock:
         names = run.names()
@@ -69,14 +69,14 @@ def test_what_writes_into_a_run_that_is_held_is_refused_and_changes_nothing(run,
         ):
             code, out, err = profuser(*command)
             assert (code, out) == (2, ""), err
-            assert err.startswith(f"profuser: run {run.uri}: another driver ({lock.own}) is at work on it; ")
+            assert err.startswith(f"profuser: run {run.uri}: another driver ({lock.own}) is running it; ")
             assert err.count("\n") == 1
         assert run.names() == names
         assert (run / "prepare" / "train").read_bytes("shard-00000.parquet") == b"PAR1"
         lock.check()
 
 
-def test_the_status_of_a_run_says_who_drives_it(run, profuser):
+def test_the_status_of_a_run_names_its_driver(run, profuser):
     with RunLock(run) as lock:
         code, out, _ = profuser("status", "small", *storage(run))
         assert code == 0
@@ -90,7 +90,7 @@ def test_the_status_of_a_run_says_who_drives_it(run, profuser):
     assert "driver" not in profuser("status", "small", *storage(run))[1]
 
 
-def test_a_storage_that_cannot_be_written_is_the_users_mistake(run, profuser, tmp_path):
+def test_an_unwritable_storage_is_a_user_error(run, profuser, tmp_path):
     (tmp_path / "file").touch()
     code, out, err = profuser("run", run.path("recipe.yaml"), "--set", f"storage={tmp_path / 'file'}")
     assert (code, out) == (2, "")
@@ -98,7 +98,7 @@ def test_a_storage_that_cannot_be_written_is_the_users_mistake(run, profuser, tm
     assert err.count("\n") == 1
 
 
-def test_a_mistake_that_is_found_under_the_lock_leaves_no_lock(run, profuser, monkeypatch):
+def test_an_error_under_the_lock_leaves_no_lock(run, profuser, monkeypatch):
     (run / "prepare" / "train").write_json("manifest.json", {})
     code, _, err = profuser("run", run.path("recipe.yaml"))
     assert code == 1

@@ -1,4 +1,4 @@
-"""The time of a stage over attempts that were killed: by a clock that the tests set, and against a count second by second."""
+"""The time of a stage over killed attempts, with a fake clock; covered seconds, against a count second by second."""
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ from profuser.storage.folder import Folder
 
 
 class Clock:
-    """Stands in for the `time` module; one machine was started long after the epoch."""
+    """Fake `time` module of a machine booted long after the epoch."""
 
     def __init__(self):
         self.now = 0.0
@@ -39,14 +39,14 @@ def artifact(tmp_path):
 
 def test_a_stage_that_was_killed_and_resumed_counts_both_attempts(clock, artifact):
     began = clock.time()
-    clock.now = 10.0  # the cluster gave two actors of four devices then, and one of them later
+    clock.now = 10.0  # the cluster started two actors of four devices here
     first, second = DeviceClock(artifact, 4.0, began), DeviceClock(artifact, 4.0, began)
     clock.now = 40.0
     first.note()
     second.note()
     clock.now = 70.0
     first.note()
-    clock.now = 90.0  # killed here: 20 and 50 seconds after what the two had noted
+    clock.now = 90.0  # killed here: 20 and 50 seconds after the last notes of the two
     clock.now = 1000.0
     again = DeviceClock(artifact, 4.0, clock.time())
     clock.now = 1100.0
@@ -57,7 +57,7 @@ def test_a_stage_that_was_killed_and_resumed_counts_both_attempts(clock, artifac
     assert found.device_seconds == pytest.approx(4 * (60 + 30 + 100))
 
 
-def test_time_that_went_into_other_settings_does_not_count(clock, artifact):
+def test_time_spent_on_other_settings_does_not_count(clock, artifact):
     other = Artifact(artifact.folder, artifact.stage, QUARANTINE, {"top_k": 11})
     old = DeviceClock(other, 1.0, clock.time())
     clock.now = 50.0
@@ -75,7 +75,7 @@ def test_a_finished_stage_keeps_its_sums_and_no_notes(clock, artifact):
     assert (manifest.seconds, manifest.device_seconds) == (3.0, 7.5)
 
 
-def test_a_plan_is_held_against_device_hours_and_what_they_cost(artifact):
+def test_a_manifest_is_measured_in_device_hours_and_their_cost(artifact):
     manifest = artifact.finish([{"rows": 8}], 1800.0, {}, 5400.0)
     found = measure(manifest, 99, 2.0)
     assert found == {"rows": 8, "seconds": 1800, "device_hours": 1.5, "disk_bytes": 99, "money": 3}
@@ -83,12 +83,12 @@ def test_a_plan_is_held_against_device_hours_and_what_they_cost(artifact):
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60))))
-def test_what_several_spans_cover_equals_a_count_second_by_second(spans):
+def test_covered_seconds_equal_a_count_second_by_second(spans):
     covered = {second for start, stop in spans for second in range(start, stop)}
     assert covered_seconds(spans) == len(covered)
 
 
-def test_who_has_got_devices_in_this_attempt_and_who_of_them_has_loaded(clock, artifact):
+def test_processes_with_devices_and_loaded_ones_are_counted_per_attempt(clock, artifact):
     DeviceClock(artifact, 1.0, clock.time()).note()
     clock.now = 10.0
     began = clock.time()

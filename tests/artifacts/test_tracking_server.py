@@ -1,4 +1,4 @@
-"""Tracking to a real MLflow server over PostgreSQL, artifacts in a bucket; and a server that is away, told at set-up."""
+"""Tracking to an MLflow server with PostgreSQL and artifacts in a bucket; an unreachable server is reported at set-up."""
 
 import sys
 import time
@@ -30,7 +30,7 @@ def open_tracker(uri):
     return Tracker.open(uri, "profuser", "demo", RECIPE, "unused")
 
 
-def test_what_workers_on_other_machines_could_not_log_is_logged_once_by_the_driver(tmp_path):
+def test_the_driver_logs_once_what_workers_on_other_machines_could_not_log(tmp_path):
     from mlflow import MlflowClient
 
     handle = Tracker.open(f"sqlite:///{tmp_path}/mlflow.db", "profuser", "demo", RECIPE, str(tmp_path)).parent
@@ -87,24 +87,26 @@ def test_a_run_its_stages_and_its_model_are_on_the_server_and_its_files_in_the_b
 
 @with_postgres
 @pytest.mark.slow
-def test_a_server_that_knows_no_such_path_is_told_at_set_up(uri):
+def test_a_wrong_path_on_the_server_is_reported_at_set_up(uri):
     with pytest.raises(UserError, match=rf"tracking: MLflow at {uri}/none: .*MLFLOW_TRACKING_URI"):
         open_tracker(f"{uri}/none")
 
 
-def test_artifacts_that_cannot_be_written_from_here_are_told_at_set_up(tmp_path, monkeypatch):
+def test_an_unwritable_artifact_store_is_reported_at_set_up(tmp_path, monkeypatch):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setitem(sys.modules, "boto3", None)
-    with pytest.raises(UserError, match=r"keeps artifacts at s3://bucket/mlflow.*, and boto3 is not here; pip install"):
+    with pytest.raises(
+        UserError, match=r"keeps artifacts at s3://bucket/mlflow.*, but boto3 is not installed; pip install"
+    ):
         Tracker.open(uri, "profuser", "demo", RECIPE, "s3://bucket/mlflow")
 
 
-def test_a_server_that_is_away_is_told_at_set_up(monkeypatch):
+def test_an_unreachable_server_is_reported_at_set_up(monkeypatch):
     for name in ("MAX_RETRIES", "TIMEOUT"):
         monkeypatch.delenv(f"MLFLOW_HTTP_REQUEST_{name}", raising=False)
     uri, start = f"http://127.0.0.1:{free_port()}", time.monotonic()
     with pytest.raises(
-        UserError, match=rf"tracking: MLflow at {uri}: .*; see that it runs and MLFLOW_TRACKING_URI"
+        UserError, match=rf"tracking: MLflow at {uri}: .*; check that it runs and MLFLOW_TRACKING_URI"
     ) as e:
         open_tracker(uri)
     assert time.monotonic() - start < 30

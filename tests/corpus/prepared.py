@@ -1,4 +1,4 @@
-"""What `prepare` makes of a corpus, up to the tables that it stores."""
+"""Prepares corpora for tests, up to the tables that the stage `prepare` stores."""
 
 import json
 from dataclasses import asdict
@@ -22,7 +22,7 @@ FIRST, LAST = record(question="Say 1.", answer="1"), record(question="Say 2.", a
 
 
 def prepared(location, max_fraction=None):
-    """Kept and refused rows under a recipe's defaults; every row is one of them, and can be stored."""
+    """Returns kept and refused rows under a recipe's defaults; checks that every row is one of them, and can be stored."""
     config = CorpusConfig(path=str(location))
     summary, kept, refused = RowCounts(), [], []
     raws = list(read_corpus(config.path))

@@ -1,4 +1,4 @@
-"""Bad rows as users have them: each is quarantined with its reason, and its neighbours are kept; see also test_bad_files."""
+"""Bad rows are quarantined with a reason, and their neighbours are kept; see also test_bad_files."""
 
 import gzip
 
@@ -11,20 +11,23 @@ from tests.corpus.prepared import FIRST, LAST, prepared, record, talk
 
 MANY = 100_000
 LARGER = "larger than corpus.max_row_bytes=1000000"
-# JSON values. Each stands between two good records, in JSONL, in gzip and in a list.
+# JSON values. Each is placed between two good records, in JSONL, in gzip and in a list.
 RECORDS = {
-    "no such column": (record(text="a"), "no question with an answer (fields: text)"),
+    "an unknown column": (record(text="a"), "no question with an answer (fields: text)"),
     "no column at all": (b"{}", "no question with an answer (fields: none)"),
     "a number for text": (record(question="q", answer=3), "answer is a number, expected text"),
     "a list for text": (record(question=["q"], answer="a"), "question is a list, expected text"),
     "an object for text": (record(question="q", answer={"text": "a"}), "answer is an object, expected text"),
-    "true for text": (record(question="q", answer=True), "answer is true or false, expected text"),
+    "true for text": (record(question="q", answer=True), "answer is a boolean, expected text"),
     "null": (record(question="q", answer=None), "answer is null, expected text"),
     "an empty response": (record(question="q", answer=""), "answer is empty"),
-    "blanks only": (record(question=" \n\t\u00a0\u3000", answer="a"), "question is empty"),
-    "ten megabytes of blanks": (record(question="q", answer=" " * 10_000_000), "answer is empty"),
-    "half a surrogate pair": (rb'{"question": "q", "answer": "\ud83d"}', "answer has half a surrogate pair"),
-    "half a pair in a field's name": (rb'{"\ud800\n": "q"}', r"no question with an answer (fields: '\ud800\n')"),
+    "whitespace only": (record(question=" \n\t\u00a0\u3000", answer="a"), "question is empty"),
+    "ten megabytes of spaces": (record(question="q", answer=" " * 10_000_000), "answer is empty"),
+    "an unpaired surrogate": (rb'{"question": "q", "answer": "\ud83d"}', "answer has an unpaired surrogate"),
+    "an unpaired surrogate in a field's name": (
+        rb'{"\ud800\n": "q"}',
+        r"no question with an answer (fields: '\ud800\n')",
+    ),
     "a NUL character": (rb'{"question": "q\u0000", "answer": "a"}', "question has a NUL character"),
     "NaN": (b'{"question": "q", "answer": NaN}', "answer is a number, expected text"),
     "minus infinity": (b'{"question": -Infinity, "answer": "a"}', "question is a number, expected text"),
@@ -39,7 +42,7 @@ RECORDS = {
     ),
     "a word of a million letters": (record(question="q", answer="a" * 1_000_000), f"{LARGER} (1000001 bytes)"),
     "a duplicate": (FIRST, "duplicate of ..."),
-    "a duplicate but for blanks": (record(question=" Say 1.\n", answer="1 "), "duplicate of ..."),
+    "a duplicate except for whitespace": (record(question=" Say 1.\n", answer="1 "), "duplicate of ..."),
     "text": (b'"text"', "a record must be an object (this is text)"),
     "a list": (b"[1, 2]", "a record must be an object (this is a list)"),
     "a record in a list": (b"[" + LAST + b"]", "a record must be an object (this is a list)"),
@@ -52,7 +55,7 @@ RECORDS = {
     "half a character": (record(question="q", answer="\u6f22").replace(b"\xbc", b""), "not UTF-8..."),
     "a surrogate as bytes": (b'{"question": "\xed\xa0\x80", "answer": "a"}', "not UTF-8..."),
 }
-# Conversations, between good ones.
+# Conversations, each placed between two good ones.
 TALKS = {
     "an unknown role": (talk(("user", "a"), ("tool", "b"), ("assistant", "c")), "unknown role 'tool' (turn 2)"),
     "a role with a line end": (talk(("us\ner", "a"), ("assistant", "c")), r"unknown role 'us\ner' (turn 1)"),
@@ -63,7 +66,7 @@ TALKS = {
     ),
     "two assistants in a row": (
         talk(("user", "a"), ("assistant", "b"), ("assistant", "c")),
-        "user and assistant do not take turns (user, assistant, assistant)",
+        "user and assistant do not alternate (user, assistant, assistant)",
     ),
     "no assistant": (talk(("user", "a"), ("user", "b")), "no assistant turn (of 2 turns)"),
     "no answer to the last turn": (
@@ -74,9 +77,9 @@ TALKS = {
     "no turns": (talk(), "no assistant turn (of 0 turns)"),
     "very many turns": (talk(*[("user", "a")] * 10_000), "no assistant turn (of 10000 turns)"),
 }
-# What only a line can be.
+# Faults that only a line can have.
 LINES = {
-    "Latin-1, with its place": (b'{"a": "\xff"}', "not UTF-8 (at byte 7 of the line)"),
+    "Latin-1, with its position": (b'{"a": "\xff"}', "not UTF-8 (at byte 7 of the line)"),
     "prose": (b"not json", "not JSON (Expecting value at column 1)"),
     "Python for JSON": (b"{'question': 'q', 'answer': 'a'}", "not JSON (Expecting property name..."),
     "NUL bytes": (b"\x00" * 512, "not JSON (Expecting value at column 1)"),
@@ -89,13 +92,13 @@ LINES = {
     "two records on a line": (b'{"a": 1} {"b": 2}', "more than one JSON value on the line"),
     "lines that end with CR": (
         b'{"a": 1}\r{"b": 2}',
-        "more than one JSON value on the line (its lines end with CR alone; save them with LF)",
+        "more than one JSON value on the line (the lines end with CR only; save the file with LF)",
     ),
     "a list without its brackets": (b'{"a": 1}, ', "a comma after the record"),
     "brackets without end": (b"[" * MANY, "not readable as JSON (it is nested too deeply)"),
-    "a line of 65 MiB": (b"[" + b"1," * (65 << 19), "longer than 64 MiB (expected one record a line)"),
+    "a line of 65 MiB": (b"[" + b"1," * (65 << 19), "longer than 64 MiB (expected one record per line)"),
 }
-# Fields of the second of three rows of a table; the others are good.
+# The second of three rows of a table; the others are good.
 CELLS = {
     "a null question": ({"question": None, "answer": "a"}, "question is null, expected text"),
     "an empty answer": ({"question": "q", "answer": ""}, "answer is empty"),
@@ -114,9 +117,9 @@ CONTAINERS = {
 
 
 def check_quarantined(file, reason):
-    """The second of three rows is refused, for the reason (a beginning of it where that ends in three dots).
+    """Checks that the second of three rows is refused for the reason (its beginning, if it ends in three dots).
 
-    Both others are kept, and where so large a share is not allowed, it is named.
+    The other two are kept; under the default fraction the corpus is refused, and the message names the row.
     """
     kept, (refused,) = prepared(file, 1.0)
     assert [row.response for row in kept] == ["1", "2"]
@@ -183,7 +186,7 @@ COLUMNS = {
 
 
 @pytest.mark.parametrize("kind", COLUMNS)
-def test_a_bad_value_of_a_column_spoils_its_row_alone(tmp_path, kind):
+def test_a_bad_value_of_a_column_quarantines_only_its_row(tmp_path, kind):
     columns, reason = COLUMNS[kind]
     good = {"question": ["Say 1.", "q", "Say 2."], "answer": ["1", "a", "2"]}
     pq.write_table(pa.table(good | columns), tmp_path / "data.parquet")

@@ -1,4 +1,4 @@
-"""Bad files as users have them: each is one line that names it and says what is wrong; what only looks bad is read."""
+"""Bad files are reported in one line that names the file and the fault; files that only look bad are read."""
 
 import base64
 import bz2
@@ -20,13 +20,13 @@ LINES = FIRST + b"\n" + LAST + b"\n"
 LIST = b"[" + FIRST + b", " + LAST + b"]"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 HTML = b"\n<!DOCTYPE html>\n<html><body>404 Not Found</body></html>\n"
-NO_RECORD = "no usable row: there is no record in it"
-NO_JSON = "so it is no JSON list, JSONL or Parquet file; convert it (CSV, YAML, other text) to JSONL"
+NO_RECORD = "no usable row: it contains no records"
+NO_JSON = "so it is not a JSON list, JSONL or Parquet file; convert it (CSV, YAML, other text) to JSONL"
 WIDE = "looks like UTF-16 or UTF-32; save it as UTF-8"
 
 
 def archive(module):
-    """The good lines in a zip or tar archive."""
+    """Returns a zip or tar archive of the good lines."""
     out = io.BytesIO()
     if module is zipfile:
         with zipfile.ZipFile(out, "w") as archive:
@@ -69,8 +69,8 @@ FILES = {
     "an empty .json": ("data.json", b"", NO_RECORD),
     "an empty .json.gz": ("data.json.gz", b"", NO_RECORD),
     "an empty gzip": ("data.jsonl.gz", gzip.compress(b""), NO_RECORD),
-    "blanks alone": ("data.jsonl", b" \n\r\n\t", NO_RECORD),
-    "a byte order mark alone": ("data.jsonl", b"\xef\xbb\xbf", NO_RECORD),
+    "whitespace only": ("data.jsonl", b" \n\r\n\t", NO_RECORD),
+    "only a byte order mark": ("data.jsonl", b"\xef\xbb\xbf", NO_RECORD),
     "an empty list": ("data.json", b"[ ]\n", NO_RECORD),
     "a Parquet without rows": ("data.parquet", table({"question": [], "answer": []}), NO_RECORD),
     "a Parquet without columns": ("data.parquet", table({}), NO_RECORD),
@@ -78,13 +78,9 @@ FILES = {
     "UTF-16": ("data.json", LIST.decode().encode("utf-16"), WIDE),
     "UTF-16 in a gzip": ("data.jsonl.gz", gzip.compress(LINES.decode().encode("utf-16")), WIDE),
     "UTF-16 without a mark": ("data.jsonl", LINES.decode().encode("utf-16-le"), WIDE),
-    "UTF-16 without a mark, of the other end": ("data.jsonl", LINES.decode().encode("utf-16-be"), WIDE),
+    "UTF-16 without a mark, big-endian": ("data.jsonl", LINES.decode().encode("utf-16-be"), WIDE),
     "UTF-32": ("data.jsonl", LINES.decode().encode("utf-32"), WIDE),
-    "NUL bytes": (
-        "data.jsonl",
-        bytes(4096),
-        "begins with NUL bytes, as a copy that was broken off; fetch the file again",
-    ),
+    "NUL bytes": ("data.jsonl", bytes(4096), "begins with NUL bytes, like an interrupted copy; fetch the file again"),
     "CSV": ("data.csv", b"question,answer\nSay 1.,1\n", f"begins with b'q', {NO_JSON}"),
     "CSV in quotes": ("data.jsonl", b'"question","answer"\n', f"""begins with b'"', {NO_JSON}"""),
     "YAML": ("data.json", b"- question: a\n  answer: b\n", f"begins with b'-', {NO_JSON}"),
@@ -103,29 +99,45 @@ FILES = {
     ),
     "a Git LFS pointer": ("data.jsonl", LFS, "is a Git LFS pointer, not the data; run git lfs pull"),
     "a Git LFS pointer of a Parquet": ("data.parquet", LFS, "it is a Git LFS pointer, not the data; run git lfs pull"),
-    "a zip": ("data.jsonl", archive(zipfile), "is a zip archive or an Excel file; unpack it, or export it as JSONL"),
-    "a tar": ("data.jsonl", archive(tarfile), "is a tar archive; unpack it"),
-    "a tar.gz": ("data.jsonl.gz", gzip.compress(archive(tarfile)), "is a tar archive; unpack it"),
+    "a zip": ("data.jsonl", archive(zipfile), "is a zip archive or an Excel file; extract it, or export it as JSONL"),
+    "a tar": ("data.jsonl", archive(tarfile), "is a tar archive; extract it"),
+    "a tar.gz": ("data.jsonl.gz", gzip.compress(archive(tarfile)), "is a tar archive; extract it"),
     "Zstandard": (
         "data.jsonl",
         b"\x28\xb5\x2f\xfd\x04\x00",
-        "is packed with Zstandard; unpack it, or pack it with gzip",
+        "is compressed with Zstandard; decompress it, or use gzip",
     ),
-    "bzip2": ("data.jsonl", bz2.compress(LINES), "is packed with bzip2; unpack it, or pack it with gzip"),
-    "xz": ("data.jsonl", lzma.compress(LINES), "is packed with xz; unpack it, or pack it with gzip"),
+    "bzip2": ("data.jsonl", bz2.compress(LINES), "is compressed with bzip2; decompress it, or use gzip"),
+    "xz": ("data.jsonl", lzma.compress(LINES), "is compressed with xz; decompress it, or use gzip"),
     "a gzip in a gzip": (
         "data.jsonl.gz",
         gzip.compress(gzip.compress(LINES)),
-        "is a gzip inside a gzip; unpack it once",
+        "is a gzip inside a gzip; decompress it once",
     ),
-    "a Parquet in a gzip": ("data.parquet.gz", gzip.compress(PARQUET), "is a Parquet file inside a gzip; unpack it"),
+    "a Parquet in a gzip": (
+        "data.parquet.gz",
+        gzip.compress(PARQUET),
+        "is a Parquet file inside a gzip; decompress it",
+    ),
     "an Arrow file": ("data.jsonl", b"ARROW1\x00\x00", "is an Arrow file; write it as Parquet"),
-    "a gzip cut in its list": ("data.json.gz", gzip.compress(LIST)[:-12], "cut short; fetch the file again"),
-    "a gzip of wrong sum": ("data.jsonl.gz", gzip.compress(LINES)[:-8] + bytes(8), "cannot be read: CRC check failed"),
-    "a gzip and more": ("data.jsonl.gz", gzip.compress(LINES) + b"more", "the gzip is damaged, fetch it again"),
-    "a list cut in a record": ("data.json", LIST[:-9], "record 2 of the JSON list is broken or cut: "),
-    "a list cut between records": ("data.json", LIST[:-1], "broken or cut: the end of the file after record 2"),
-    "a list cut at once": ("data.json", b"[", "record 1 of the JSON list is broken or cut: Expecting value"),
+    "a gzip cut in its list": ("data.json.gz", gzip.compress(LIST)[:-12], "truncated; fetch the file again"),
+    "a gzip, wrong checksum": (
+        "data.jsonl.gz",
+        gzip.compress(LINES)[:-8] + bytes(8),
+        "cannot be read: CRC check failed",
+    ),
+    "a gzip, trailing bytes": ("data.jsonl.gz", gzip.compress(LINES) + b"more", "the gzip is damaged, fetch it again"),
+    "a list cut in a record": ("data.json", LIST[:-9], "record 2 of the JSON list is malformed or truncated: "),
+    "a list cut between records": (
+        "data.json",
+        LIST[:-1],
+        "malformed or truncated: the end of the file after record 2",
+    ),
+    "a list cut at its start": (
+        "data.json",
+        b"[",
+        "record 1 of the JSON list is malformed or truncated: Expecting value",
+    ),
     "a list cut in a deep nest": (
         "data.json",
         b"[" * 200_000 + b'"' + rb"\"" * 200_000,
@@ -134,11 +146,11 @@ FILES = {
     "a list without a comma": (
         "data.json",
         b'[{"a": 1} {"b": 2}]',
-        "the JSON list is broken or cut: '{' after record 1",
+        "the JSON list is malformed or truncated: '{' after record 1",
     ),
-    "a list with a comma too many": ("data.json", LIST[:-1] + b",]", "record 3 of the JSON list is broken or cut"),
-    "two lists on end": ("data.json", LIST * 2, "there is more text after the JSON list, which ends with record 2"),
-    "objects on end": (
+    "a trailing comma": ("data.json", LIST[:-1] + b",]", "record 3 of the JSON list is malformed or truncated"),
+    "two lists in a row": ("data.json", LIST * 2, "there is more text after the JSON list, which ends with record 2"),
+    "objects in a row": (
         "data.json",
         FIRST + LAST,
         "1 read, 1 refused; the first: line 1: more than one JSON value on the line",
@@ -146,21 +158,25 @@ FILES = {
     "an object on several lines": (
         "data.json",
         json.dumps({"a": 1}, indent=2).encode(),
-        "one record a line (of a list inside",
+        "one record per line (if the list is inside",
     ),
     "a list in an object": (
         "data.json",
         b'{"data": ' + LIST + b"}",
-        "fields: data; the records are the list in 'data': save it",
+        "fields: data; the records are the list in 'data': save only that list",
     ),
     "columns in an object": (
         "data.json",
         record(question=["a"], answer=["b"]),
         "line 1: question is a list, expected text",
     ),
-    "lines that end with CR": ("data.jsonl", LINES.replace(b"\n", b"\r"), "lines end with CR alone; save them with LF"),
-    "no Parquet": ("data.parquet", b"PAR1 nothing", "not a readable Parquet file, stopped after record 0"),
-    "a Parquet cut short": (
+    "lines that end with CR": (
+        "data.jsonl",
+        LINES.replace(b"\n", b"\r"),
+        "lines end with CR only; save the file with LF",
+    ),
+    "not a Parquet": ("data.parquet", b"PAR1 nothing", "not a readable Parquet file, stopped after record 0"),
+    "a truncated Parquet": (
         "data.parquet",
         PARQUET[: len(PARQUET) // 2],
         "not a readable Parquet file, stopped after record 0",
@@ -182,7 +198,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_a_bad_file_is_one_line_that_names_it(tmp_path, kind):
+def test_a_bad_file_is_reported_in_one_line_that_names_it(tmp_path, kind):
     name, data, expected = FILES[kind]
     (tmp_path / name).write_bytes(data() if callable(data) else data)
     with pytest.raises(UserError) as caught:
@@ -202,9 +218,9 @@ FINE = {
     "a byte order mark before a list": ("data.json", b"\xef\xbb\xbf" + LIST),
     "Windows line ends": ("data.jsonl", LINES.replace(b"\n", b"\r\n")),
     "CR in a list": ("data.json", LIST.replace(b" {", b"\r{")),
-    "NaN where nobody looks": ("data.jsonl", LINES.replace(b"{", b'{"score": NaN, ')),
-    "half a surrogate pair where nobody looks": ("data.jsonl", LINES.replace(b"{", rb'{"note": "\ud800", ')),
-    "ten megabytes where nobody looks": (
+    "NaN in an unused field": ("data.jsonl", LINES.replace(b"{", b'{"score": NaN, ')),
+    "an unpaired surrogate in an unused field": ("data.jsonl", LINES.replace(b"{", rb'{"note": "\ud800", ')),
+    "ten megabytes in an unused field": (
         "data.jsonl",
         LINES.replace(b"{", b'{"page": "' + b"x" * 10_000_000 + b'", ', 1),
     ),
@@ -218,7 +234,7 @@ FINE = {
 
 
 @pytest.mark.parametrize("kind", FINE)
-def test_what_only_looks_bad_is_read_whole(tmp_path, kind):
+def test_a_file_that_only_looks_bad_is_read_completely(tmp_path, kind):
     name, data = FINE[kind]
     (tmp_path / name).write_bytes(data)
     kept, refused = prepared(tmp_path / name)
@@ -227,7 +243,7 @@ def test_what_only_looks_bad_is_read_whole(tmp_path, kind):
 
 
 @pytest.mark.parametrize("name", ["data.jsonl", "data.jsonl.gz"])
-def test_a_file_cut_in_a_line_keeps_the_rows_before_it(tmp_path, name):
+def test_a_file_truncated_within_a_line_keeps_the_rows_before_it(tmp_path, name):
     records = [{"question": f"{n}" * 50, "answer": f"{n * 7919}"} for n in range(2000)]
     lines = "".join(json.dumps(fields) + "\n" for fields in records).encode()
     data = gzip.compress(lines) if name.endswith(".gz") else lines
@@ -236,4 +252,4 @@ def test_a_file_cut_in_a_line_keeps_the_rows_before_it(tmp_path, name):
     assert [row.response for row in kept] == [fields["answer"] for fields in records[: len(kept)]]
     assert len(kept) > 100
     assert refused.line == len(kept) + 1
-    assert "the file is cut here" in refused.reason
+    assert "the file is truncated here" in refused.reason

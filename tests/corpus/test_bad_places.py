@@ -1,4 +1,4 @@
-"""Bad places as users have them: folders, globs, links, permissions and names of the Hub; each is one line that names it."""
+"""Bad locations are reported in one line that names them: folders, globs, links, permissions and Hub names."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ ENDINGS = "known endings: .json, .jsonl, .json.gz, .jsonl.gz, .ndjson, .ndjson.g
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder to work in, with two good rows in it."""
+    """Changes to a temporary folder that holds two good rows."""
     monkeypatch.chdir(tmp_path)
     Path("good").mkdir()
     Path("good/data.jsonl").write_bytes(FIRST + b"\n" + LAST + b"\n")
@@ -63,55 +63,58 @@ PLACES = {
     ),
     "a folder with empty files": (
         lambda: folder("data", a_jsonl=b"", b_json=b"[]"),
-        "data: no usable row: there is no record",
+        "data: no usable row: it contains no records",
     ),
     "a glob that matches nothing": (lambda: "good/*.parquet", "good/*.parquet: matches no file"),
     "a glob of other files": (lambda: folder("data", a_txt=b"a") + "/*", f"data/*: matches no corpus file; {ENDINGS}"),
     "a link to itself": (
         lambda: link("a.jsonl", "a.jsonl"),
-        "a.jsonl: a symbolic link that leads to no file: Too many",
+        "a.jsonl: a broken symbolic link: Too many",
     ),
     "a link to nothing": (
         lambda: link("a.jsonl", "b.jsonl"),
-        "a.jsonl: a symbolic link that leads to no file: No such",
+        "a.jsonl: a broken symbolic link: No such",
     ),
     "a link to nothing in a folder": (
         lambda: os.path.dirname(link("good/more.jsonl", "gone.jsonl")),
-        "good/more.jsonl: a symbolic link that leads to no file: No such file",
+        "good/more.jsonl: a broken symbolic link: No such file",
     ),
     "a link to itself in a glob": (
         lambda: link("good/more.jsonl", "more.jsonl").replace("more", "*"),
-        "good/more.jsonl: a symbolic link that leads to no file: Too many levels",
+        "good/more.jsonl: a broken symbolic link: Too many levels",
     ),
-    "a pipe": (lambda: pipe("a.jsonl"), "a.jsonl: neither a file nor a folder; save what it gives"),
-    "a device": (lambda: os.devnull, f"{os.devnull}: neither a file nor a folder; save what it gives"),
+    "a pipe": (lambda: pipe("a.jsonl"), "a.jsonl: neither a file nor a folder (a pipe or a device?); save its content"),
+    "a device": (
+        lambda: os.devnull,
+        f"{os.devnull}: neither a file nor a folder (a pipe or a device?); save its content",
+    ),
     "a file as a folder": (lambda: "good/data.jsonl/a.jsonl", "good/data.jsonl/a.jsonl: no such file or folder"),
-    "a Parquet of another schema beside": (
+    "another Parquet file with another schema": (
         lambda: other_table("good/other.parquet"),
         "good: 1 of 3 rows (33.3 %) were refused, more than corpus.max_quarantined_fraction=0.05; the first: "
         "good/other.parquet, record 1: no question with an answer (fields: text)",
     ),
-    "a broken Parquet beside": (
+    "another Parquet file that is broken": (
         lambda: broken_neighbour("good/other.parquet"),
         "good/other.parquet: not a readable Parquet file, stopped after record 0",
     ),
-    "no name of the Hub": (
+    "an empty Hub name": (
         lambda: "hub:",
-        "hub:: no name of a Hub dataset; expected hub:owner/name, hub:owner/name:split",
+        "hub:: not a Hub dataset name; expected hub:owner/name, hub:owner/name:split",
     ),
-    "a path as a name of the Hub": (
+    "a path as a Hub name": (
         lambda: "hub:../data",
-        "hub:../data: no name of a Hub dataset; expected hub:owner/name",
+        "hub:../data: not a Hub dataset name; expected hub:owner/name",
     ),
-    "a name of the Hub too long": (
+    "a Hub name with too many parts": (
         lambda: "hub:a/b/c/d",
-        "hub:a/b/c/d: no name of a Hub dataset; expected hub:owner/name",
+        "hub:a/b/c/d: not a Hub dataset name; expected hub:owner/name",
     ),
 }
 
 
 @pytest.mark.parametrize("kind", PLACES)
-def test_a_bad_place_is_one_line_that_names_it(here, kind):
+def test_a_bad_location_is_reported_in_one_line_that_names_it(here, kind):
     make, expected = PLACES[kind]
     with pytest.raises(UserError) as caught:
         prepared(make())
@@ -120,7 +123,7 @@ def test_a_bad_place_is_one_line_that_names_it(here, kind):
 
 
 @pytest.mark.parametrize("location", ["good", "good/**/*.jsonl", "good/**"])
-def test_a_loop_of_folders_gives_each_row_once(here, location):
+def test_a_loop_of_folders_yields_each_row_once(here, location):
     link("good/again", ".")
     link("good/above", "..")
     kept, refused = prepared(location)
@@ -130,14 +133,14 @@ def test_a_loop_of_folders_gives_each_row_once(here, location):
 
 @contextmanager
 def as_nobody():
-    """Without root's right to read everything."""
+    """Drops root's permission to read everything."""
     if os.geteuid() != 0:
         yield
         return
     try:
         os.seteuid(NOBODY)
     except OSError:
-        pytest.skip("root cannot become another user here")
+        pytest.skip("root cannot switch to another user")
     try:
         yield
     finally:
@@ -146,7 +149,7 @@ def as_nobody():
 
 @pytest.fixture
 def shared():
-    """A folder that everybody can get at, with a good file in it, and in it a folder with another."""
+    """A world-readable folder with a good file, and a subfolder with another."""
     top = Path(tempfile.mkdtemp())
     (top / "deep").mkdir()
     for file, row in (("a.jsonl", FIRST), ("deep/b.jsonl", LAST)):
@@ -155,7 +158,7 @@ def shared():
         path.chmod(0o755)
     with as_nobody():
         if not os.access(top / "a.jsonl", os.R_OK, effective_ids=os.access in os.supports_effective_ids):
-            pytest.skip("no folder is open to everybody here")
+            pytest.skip("no world-readable folder is available")
     yield top
     for path in (top / "deep", top / "deep/b.jsonl"):
         path.chmod(0o755)
@@ -173,7 +176,7 @@ def shared():
         ("", "deep", "{top}: cannot be read: Permission denied ({top}/deep)"),
     ],
 )
-def test_what_may_not_be_read_is_one_line_rather_than_rows_that_are_missing(shared, location, closed, expected):
+def test_an_unreadable_path_is_an_error_and_not_missing_rows(shared, location, closed, expected):
     with as_nobody():
         assert len(prepared(shared)[0]) == 2
     (shared / closed).chmod(0)
@@ -182,15 +185,15 @@ def test_what_may_not_be_read_is_one_line_rather_than_rows_that_are_missing(shar
     assert str(caught.value) == expected.format(top=shared)
 
 
-def test_a_name_of_the_hub_when_offline_is_one_line(here):
-    # In a process of its own: the Hub's client reads its settings once, when it is imported.
+def test_a_hub_name_is_refused_in_one_line_when_offline(here):
+    # In a separate process: the Hub client reads its settings once, on import.
     code = "from tests.corpus.prepared import prepared; prepared('owner/name')"
     root = str(Path(__file__).parents[2])
     settings = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(here), "PYTHONPATH": root}
     done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True, check=False)
     line = done.stderr.splitlines()[-1]
     assert line.startswith(
-        "profuser.errors.UserError: owner/name: no such file here, and not to be had as a Hub dataset: "
+        "profuser.errors.UserError: owner/name: no such local file, and not loaded as a Hub dataset: "
     )
     assert "no network, or HF_HUB_OFFLINE is set" in line
-    assert line.endswith("give a path, or mend the name")
+    assert line.endswith("give a path, or fix the name")

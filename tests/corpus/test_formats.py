@@ -1,4 +1,4 @@
-"""Shapes of records: which one a record has, what becomes prompt and response, and why a record is refused."""
+"""Record shapes: detection, prompt and response, and the reasons for refusing a record."""
 
 from itertools import permutations
 
@@ -36,7 +36,7 @@ MISSING = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_shape_is_recognised_and_reads_the_same_when_it_is_named(shape):
+def test_a_shape_is_detected_and_parsed_as_if_it_were_named(shape):
     found, example = parse_detected(SHAPES[shape])
     assert found == shape
     assert example == parse_record(SHAPES[shape], shape) == parse_record(SHAPES[shape], "auto")
@@ -50,7 +50,7 @@ def test_a_record_of_another_shape_than_the_named_one_is_refused(shape, asked):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_record_without_the_fields_is_refused_with_those_that_it_has(shape):
+def test_a_record_without_the_fields_is_refused_and_its_fields_named(shape):
     with pytest.raises(RowFault) as caught:
         parse_record({"other": "x"}, shape)
     assert str(caught.value) == MISSING[shape]
@@ -58,8 +58,8 @@ def test_a_record_without_the_fields_is_refused_with_those_that_it_has(shape):
 
 @pytest.mark.parametrize("missing", [None, "", [], 3])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_where_the_likeliest_shape_has_nothing_the_next_is_taken(shape, missing):
-    # A Parquet table of several shapes has all columns in each row, and nulls in those of the others.
+def test_the_next_likely_shape_is_used_if_the_first_has_no_text(shape, missing):
+    # In a Parquet table of several shapes each row has all columns, with nulls in those of the other shapes.
     empty = {"messages": missing, "conversations": missing, "instruction": missing, "output": missing}
     found, example = parse_detected({**empty, "question": missing, "answer": missing, **SHAPES[shape]})
     assert (found, example.response) == (shape, ANSWER)
@@ -81,7 +81,7 @@ def test_where_the_likeliest_shape_has_nothing_the_next_is_taken(shape, missing)
         ({"question": "a", "answer": "b", "id": 7, "score": float("nan")}, "a", "b"),
     ],
 )
-def test_text_is_kept_byte_for_byte_but_for_blanks_around_it(record, prompt, response):
+def test_text_is_kept_byte_for_byte_except_surrounding_whitespace(record, prompt, response):
     assert parse_record(record, "auto") == ((Message("user", prompt),), response)
 
 
@@ -101,8 +101,8 @@ def test_a_long_conversation_keeps_all_turns_and_their_roles(make):
         ([("system", "s")], "no assistant turn (of 1 turns)"),
         ([("system", "s"), ("assistant", "b")], "messages do not start with a user turn (system, assistant)"),
         ([("user", "a"), ("assistant", "b"), ("system", "s")], "messages end with a system turn"),
-        ([("user", "a"), ("system", "s"), ("assistant", "b")], "user and assistant do not take turns (user, system"),
-        ([("user", "a"), ("assistant", "b"), ("assistant", "c")], "user and assistant do not take turns"),
+        ([("user", "a"), ("system", "s"), ("assistant", "b")], "user and assistant do not alternate (user, system"),
+        ([("user", "a"), ("assistant", "b"), ("assistant", "c")], "user and assistant do not alternate"),
         ([("user", ""), ("assistant", "b")], "content is empty (turn 1)"),
         ([("user", "a"), ("assistant", None)], "content is null, expected text (turn 2)"),
         ([("user", [{"type": "text"}]), ("assistant", "b")], "content is a list, expected text (turn 1)"),
@@ -111,7 +111,7 @@ def test_a_long_conversation_keeps_all_turns_and_their_roles(make):
         ([(["user"], "a"), ("assistant", "b")], "unknown role ['user'] (turn 1)"),
     ],
 )
-def test_a_conversation_without_a_prompt_and_a_response_says_which_turn_is_wrong(turns, reason):
+def test_the_reason_for_refusing_a_conversation_names_the_wrong_turn(turns, reason):
     with pytest.raises(RowFault) as caught:
         parse_record(chat(*turns), "messages")
     assert str(caught.value).startswith(reason)
@@ -128,16 +128,14 @@ def test_a_conversation_without_a_prompt_and_a_response_says_which_turn_is_wrong
         ([{}], "a turn has no role (turn 1; fields: none)"),
     ],
 )
-def test_what_is_no_conversation_is_refused(turns, reason):
+def test_a_value_that_is_not_a_conversation_is_refused(turns, reason):
     with pytest.raises(RowFault) as caught:
         parse_record({"messages": turns}, "messages")
     assert str(caught.value) == reason
 
 
-@pytest.mark.parametrize(
-    ("wrong", "kind"), [(3, "a number"), (True, "true or false"), ({}, "an object"), ([], "a list")]
-)
-def test_a_field_that_is_no_text_is_called_what_it_is(wrong, kind):
+@pytest.mark.parametrize(("wrong", "kind"), [(3, "a number"), (True, "a boolean"), ({}, "an object"), ([], "a list")])
+def test_the_type_of_a_field_that_is_not_text_is_named(wrong, kind):
     with pytest.raises(RowFault, match=f"^output is {kind}, expected text$"):
         parse_record({"instruction": "a", "output": wrong}, "auto")
 
@@ -156,7 +154,7 @@ TURNS = st.lists(
 
 @settings(max_examples=40)
 @given(record=st.dictionaries(st.sampled_from(FIELDS), VALUES | TURNS, max_size=6))
-def test_any_record_is_taken_or_refused_in_one_line(record):
+def test_any_record_is_accepted_or_refused_in_one_line(record):
     (row,) = prepare_rows([RawRow("data.jsonl", 1, record)])
     if isinstance(row, CorpusRow):
         assert row.response

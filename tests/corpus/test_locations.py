@@ -1,4 +1,4 @@
-"""What a location stands for: files in a fixed order, a dataset on the Hub, or one line that says why neither."""
+"""Corpus locations: files in a fixed order, a Hub dataset, or a one-line error."""
 
 import gzip
 import sys
@@ -50,11 +50,11 @@ def tree(tmp_path, monkeypatch):
         ("set[1].jsonl", ["set[1].jsonl"]),
     ],
 )
-def test_files_come_sorted_and_without_what_is_no_corpus(tree, location, expected):
+def test_corpus_files_are_sorted_and_other_files_left_out(tree, location, expected):
     assert [file.as_posix() for file in corpus_files(location)] == expected
 
 
-def test_a_folder_is_read_as_its_files_on_end_each_row_with_its_own_place(tmp_path):
+def test_a_folder_is_read_file_by_file_and_each_row_has_its_file_and_line(tmp_path):
     (tmp_path / "b.jsonl").write_text('{"n": 2}\n\n{"n": 3}\n')
     (tmp_path / "a.json").write_text('[{"n": 0}, {"n": 1}]')
     (tmp_path / "c.jsonl").write_bytes(gzip.compress(b'{"n": 4}\n'))
@@ -84,7 +84,7 @@ def test_a_tilde_is_the_home_folder_or_a_part_of_the_name(tree, monkeypatch):
         ("a\0b.jsonl", "no such file"),
     ],
 )
-def test_what_is_no_corpus_is_one_line_that_names_it(tree, location, expected):
+def test_an_invalid_location_is_reported_in_one_line_that_names_it(tree, location, expected):
     with pytest.raises(UserError, match=expected) as caught:
         list(read_corpus(location))
     assert "\n" not in str(caught.value)
@@ -107,11 +107,11 @@ def test_what_is_no_corpus_is_one_line_that_names_it(tree, location, expected):
         ("s3://alpaca", False),
     ],
 )
-def test_only_owner_and_name_read_as_a_dataset_of_the_hub(location, is_hub):
+def test_only_owner_and_name_count_as_a_hub_dataset(location, is_hub):
     assert is_hub_name(location) is is_hub
 
 
-def test_a_folder_goes_before_a_dataset_of_the_same_name(tree):
+def test_a_folder_takes_precedence_over_a_hub_dataset_of_the_same_name(tree):
     assert [file.name for file in corpus_files("deep/er")] == ["D.PARQUET"]
     assert corpus_files("deep/sea") == []
     assert corpus_files("hub:deep/er") == []
@@ -119,7 +119,7 @@ def test_a_folder_goes_before_a_dataset_of_the_same_name(tree):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A Hub with one dataset, that notes what it is asked for."""
+    """A fake Hub with one dataset, which records the requests."""
     asked = []
 
     def load_dataset(name, config, split, streaming):
@@ -142,7 +142,7 @@ def hub(monkeypatch):
         ("hub:owner/name/main:test", ("owner/name", "main", "test")),
     ],
 )
-def test_a_dataset_of_the_hub_is_asked_for_by_name_configuration_and_split(hub, location, asked):
+def test_a_hub_dataset_is_requested_by_name_configuration_and_split(hub, location, asked):
     rows = list(read_corpus(location))
     assert hub == [asked]
     assert [(row.record, row.line, row.unit) for row in rows] == [
@@ -152,7 +152,7 @@ def test_a_dataset_of_the_hub_is_asked_for_by_name_configuration_and_split(hub, 
     assert {row.file for row in rows} == {f"hub:{location.removeprefix('hub:')}"}
 
 
-def test_a_dataset_that_the_hub_does_not_give_is_one_line_that_names_it(hub):
-    with pytest.raises(UserError, match=r"other/name: no such file here.*no network") as caught:
+def test_an_unavailable_hub_dataset_is_reported_in_one_line_that_names_it(hub):
+    with pytest.raises(UserError, match=r"other/name: no such local file.*no network") as caught:
         list(read_corpus("other/name"))
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Shapes of records, stable ids, duplicates, quarantine, and the held-out split."""
+"""Record shapes, stable ids, duplicates, quarantine, and the held-out split."""
 
 import gzip
 import json
@@ -61,8 +61,8 @@ def test_the_same_content_has_the_same_id_in_every_shape():
     assert {row.response for row in rows} == {"3"}
 
 
-def test_an_id_is_never_another_in_a_later_version():
-    # Artifacts and held-out splits of earlier runs hang on it.
+def test_row_ids_do_not_change_between_versions():
+    # Artifacts and held-out splits of earlier runs depend on it.
     (row,) = prepare_rows(raw([SAME["alpaca"]]))
     assert row.row_id == "b99e52b844002c79"
 
@@ -100,7 +100,7 @@ def test_the_same_content_has_the_same_ids_and_the_same_heldout_rows_in_every_co
     assert [row.reason for row in records_again] == [f"duplicate of {tmp_path / 'a.json'}:{n}" for n in range(1, 31)]
 
 
-def test_auto_settles_on_the_first_usable_shape_and_refuses_the_others():
+def test_auto_uses_the_first_usable_shape_and_refuses_the_others():
     records = [{"nothing": 1}, SAME["alpaca"], {"question": "a", "answer": "b"}, {"instruction": "x", "output": "y"}]
     rows = list(prepare_rows(raw(records)))
     assert [isinstance(row, CorpusRow) for row in rows] == [False, True, False, True]
@@ -139,7 +139,7 @@ def test_refused_rows_are_counted_by_reason_whatever_their_details():
     assert (summary.first.line, summary.accepted, summary.read) == (2, 1, 6)
 
 
-def test_a_duplicate_names_the_first_of_its_kind():
+def test_a_duplicate_names_its_first_occurrence():
     first, other, again = prepare_rows(raw([SAME["alpaca"], {"instruction": "x", "output": "y"}, SAME["alpaca"]]))
     assert isinstance(first, CorpusRow)
     assert isinstance(other, CorpusRow)
@@ -166,7 +166,7 @@ def test_ten_broken_rows_among_good_ones_are_counted_and_the_rest_is_kept(tmp_pa
 
 @pytest.mark.parametrize(
     ("records", "expected"),
-    [([], "there is no record in it"), ([{"a": 1}], "1 read, 1 refused.*known shapes: alpaca")],
+    [([], "it contains no records"), ([{"a": 1}], "1 read, 1 refused.*known shapes: alpaca")],
 )
 def test_a_corpus_without_a_usable_row_is_refused(records, expected):
     summary = RowCounts()
@@ -208,22 +208,22 @@ def test_the_heldout_rows_are_the_same_whatever_the_order(forty, order, number, 
     assert heldout([forty[index] for index in order], number, seed) == held
 
 
-def test_more_heldout_rows_are_the_same_and_others_and_another_seed_gives_another_choice(forty):
+def test_more_heldout_rows_include_the_fewer_and_another_seed_gives_another_choice(forty):
     assert heldout(forty, 10, 1) != heldout(forty, 10, 0) < heldout(forty, 20, 0)
 
 
-def test_the_heldout_rows_are_never_others_in_a_later_version(forty):
-    # What was kept apart before must not be learnt from after.
+def test_the_heldout_rows_do_not_change_between_versions(forty):
+    # Rows held out before an update must not be trained on after it.
     assert [row.source_line for row in forty if row.row_id in heldout(forty, 4, 0)] == [5, 11, 19, 30]
 
 
-def test_a_choice_that_leaves_nothing_is_refused():
+def test_holding_out_all_rows_is_refused():
     rows = list(prepare_rows(raw([{"question": f"{n}", "answer": "a"} for n in range(3)])))
-    with pytest.raises(UserError, match="none is left to learn from; lower"):
+    with pytest.raises(UserError, match="none is left to train on; lower"):
         heldout(rows, 3, 0)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the shared data is not here")
+@pytest.mark.skipif(not REAL.is_dir(), reason="the shared data is not available")
 @pytest.mark.parametrize(("name", "accepted"), [("alpaca_5000.json", 0.99), ("gsm8k_train.jsonl", 0.99)])
 def test_real_corpora_lose_no_row(name, accepted):
     records = list(read_corpus(str(REAL / name)))

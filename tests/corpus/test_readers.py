@@ -1,4 +1,4 @@
-"""Every container gives the same records; what breaks one row leaves the others be, and what breaks a file is one line."""
+"""Every container yields the same records; a bad row does not affect the others, and a bad file is one line."""
 
 import gzip
 import json
@@ -34,10 +34,10 @@ CONTAINERS = {
     "lines with a byte order mark.jsonl": lambda _: b"\xef\xbb\xbf" + jsonl(RECORDS),
     "lines with a byte order mark.jsonl.gz": lambda _: gzip.compress(b"\xef\xbb\xbf" + jsonl(RECORDS)),
     "lines with blank ones.jsonl": lambda _: b"\n" + jsonl(RECORDS).replace(b"\n", b"\r\n\n"),
-    "lines without the last end.jsonl": lambda _: jsonl(RECORDS).rstrip(b"\n"),
+    "lines without a final newline.jsonl": lambda _: jsonl(RECORDS).rstrip(b"\n"),
     "lines.jsonl.gz": lambda _: gzip.compress(jsonl(RECORDS)),
-    "two gzips on end.jsonl.gz": lambda _: gzip.compress(jsonl(RECORDS[:2])) + gzip.compress(jsonl(RECORDS[2:])),
-    "a gzip that does not say so.jsonl": lambda _: gzip.compress(jsonl(RECORDS)),
+    "two gzips in a row.jsonl.gz": lambda _: gzip.compress(jsonl(RECORDS[:2])) + gzip.compress(jsonl(RECORDS[2:])),
+    "a gzip without .gz.jsonl": lambda _: gzip.compress(jsonl(RECORDS)),
     "lines named .gz.jsonl.gz": lambda _: jsonl(RECORDS),
     "lines in a .json.json": lambda _: jsonl(RECORDS),
     "table.parquet": lambda file: parquet(RECORDS, file),
@@ -46,7 +46,7 @@ CONTAINERS = {
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
-def test_every_container_gives_the_same_records(tmp_path, name):
+def test_every_container_yields_the_same_records(tmp_path, name):
     file = tmp_path / name
     file.write_bytes(CONTAINERS[name](file))
     rows = list(read_corpus(str(file)))
@@ -54,7 +54,7 @@ def test_every_container_gives_the_same_records(tmp_path, name):
     assert {row.file for row in rows} == {str(file)}
 
 
-def test_lines_are_numbered_as_an_editor_does(tmp_path):
+def test_lines_are_numbered_as_in_an_editor(tmp_path):
     file = tmp_path / "data.jsonl"
     file.write_bytes(b"\n" + jsonl(RECORDS[:1]) + b"\n\n" + jsonl(RECORDS[1:2]))
     assert [(row.line, row.unit) for row in read_corpus(str(file))] == [(2, "line"), (5, "line")]
@@ -67,7 +67,7 @@ def test_lines_are_numbered_as_an_editor_does(tmp_path):
         (b'{"question": "\xed\xa0\x80", "answer": "a"}', "not UTF-8"),
     ],
 )
-def test_a_broken_record_of_a_list_spoils_no_other(tmp_path, broken, fault):
+def test_a_broken_record_of_a_list_does_not_affect_the_others(tmp_path, broken, fault):
     file = tmp_path / "data.json"
     texts = [json.dumps(record).encode() for record in RECORDS]
     file.write_bytes(b"[\n" + b",\n".join([*texts[:2], broken, *texts[2:]]) + b"\n]")
@@ -76,7 +76,7 @@ def test_a_broken_record_of_a_list_spoils_no_other(tmp_path, broken, fault):
     assert [(row.line, row.unit, row.fault) for row in rows if row.fault] == [(3, "record", fault)]
 
 
-def test_a_table_of_conversations_reads_as_its_json(tmp_path):
+def test_a_table_of_conversations_is_read_like_its_json(tmp_path):
     records = [{"messages": [{"role": "user", "content": f"{n}"}], "kind": None} for n in range(3)]
     parquet(records, tmp_path / "data.parquet")
     rows = list(read_corpus(str(tmp_path / "data.parquet")))
@@ -110,7 +110,7 @@ GOOD = st.sampled_from([json.dumps(record).encode() + b"\n" for record in RECORD
     packed=st.booleans(),
     name=st.sampled_from(["data.jsonl", "data.json.gz"]),
 )
-def test_any_bytes_give_rows_or_one_line_that_names_the_file(tmp_path, data, cut, packed, name):
+def test_any_bytes_yield_rows_or_one_line_that_names_the_file(tmp_path, data, cut, packed, name):
     data = gzip.compress(data)[: -cut or None] if packed else data
     (tmp_path / name).write_bytes(data)
     rows, failure = [], None

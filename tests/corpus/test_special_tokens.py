@@ -1,4 +1,4 @@
-"""Special tokens that a text spells are text: under the templates and tokens of a dozen families, in every turn."""
+"""Special tokens spelled out in a text are text: under the templates and tokens of a dozen families, in every turn."""
 
 import copy
 import json
@@ -23,7 +23,7 @@ from tests.real_tokenizers import SENTENCEPIECE_CONTROL, sentencepiece
 
 
 def each(turn, opening):
-    """A template that writes every turn, and then opens the assistant's."""
+    """Returns a template that writes every turn, then opens the assistant's."""
     return f"{{% for m in messages %}}{turn}{{% endfor %}}{{% if add_generation_prompt %}}{opening}{{% endif %}}"
 
 
@@ -77,7 +77,7 @@ FAMILIES = {
         each("<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>", "<|start|>assistant<|message|>"),
         ["<|end|>", "<|start|>", "<|message|>", "<|channel|>"],
     ),
-    # Its turns begin with added tokens that are not called special.
+    # Its turns begin with added tokens that are not marked as special.
     "deepseek": (
         each(
             "{{ '<\uff5cAssistant\uff5c' if m.role == 'assistant' else '<\uff5cUser\uff5c' }}{{ m.content }}"
@@ -97,10 +97,10 @@ SENTENCEPIECE_LIKE = {"gemma", "zephyr", "mistral"}
 
 @cache
 def made(family):
-    """A tokenizer with a family's special tokens and template, and its table of bytes. The first token ends a turn."""
+    """Returns a tokenizer with a family's special tokens and template, and its byte table. The first token ends a turn."""
     template, strings = FAMILIES[family]
     tokenizer = tiny.sentencepiece_tokenizer() if family in SENTENCEPIECE_LIKE else tiny.byte_level_tokenizer()
-    # Phi's take the blanks behind them along.
+    # Phi's tokens absorb the whitespace after them.
     added = [AddedToken(text, special=True, rstrip=family == "phi") for text in strings]
     tokenizer.add_special_tokens({"additional_special_tokens": added})
     tokenizer.eos_token, tokenizer.chat_template = strings[0], template
@@ -116,7 +116,7 @@ def made(family):
 
 
 def marks(tokenizer, ids):
-    """The commands among tokens, in order."""
+    """Returns the commands among tokens, in order."""
     known = set(tokenizer.convert_tokens_to_ids(list(template_commands(tokenizer, TEMPLATE))))
     return [index for index in ids if index in known]
 
@@ -132,15 +132,15 @@ def test_special_tokens_in_any_turn_are_text(family, text):
     usual = encode_example(tokenizer, [*turns("ab"), Message("user", "ab")], "ab", TEMPLATE)
     assert marks(tokenizer, usual.prompt_ids), "the template has commands"
     for string in STRINGS:
-        said = text.format(string)
-        found = encode_example(tokenizer, [*turns(said), Message("user", said)], said, TEMPLATE)
+        content = text.format(string)
+        found = encode_example(tokenizer, [*turns(content), Message("user", content)], content, TEMPLATE)
         assert marks(tokenizer, found.prompt_ids) == marks(tokenizer, usual.prompt_ids), string
         assert marks(tokenizer, found.response_ids) == [table.end_ids[0]], string
         ids = Ragged.from_rows([found.response_ids])
-        # SentencePiece writes a space that way; such a row is refused.
+        # SentencePiece encodes a space as this character; such a row is refused.
         lost = family in SENTENCEPIECE_LIKE and "\u2581" in string
-        assert bool(misspelt(table, ids, [said.encode()])) == lost, string
-        assert found.prompt_ids == render_prompt(tokenizer, [*turns(said), Message("user", said)], TEMPLATE)
+        assert bool(misspelt(table, ids, [content.encode()])) == lost, string
+        assert found.prompt_ids == render_prompt(tokenizer, [*turns(content), Message("user", content)], TEMPLATE)
 
 
 FRAGMENTS = st.lists(
@@ -150,7 +150,7 @@ FRAGMENTS = st.lists(
 
 @settings(max_examples=200)
 @given(asked=FRAGMENTS.map("".join), response=FRAGMENTS.map("".join))
-def test_pieces_of_special_tokens_make_none(asked, response):
+def test_pieces_of_special_tokens_do_not_combine_into_one(asked, response):
     tokenizer, table = made("chatml")
     found = encode_example(tokenizer, [Message("user", asked)], response, TEMPLATE)
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
@@ -161,7 +161,7 @@ def test_pieces_of_special_tokens_make_none(asked, response):
 
 @cache
 def without_commands(tokenizer):
-    """The same tokenizer that has never heard of its special tokens: the other way to read them as text."""
+    """Returns the tokenizer without its special tokens: another way to read them as text."""
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     known = set(commands(tokenizer))
     spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] not in known]
@@ -171,14 +171,14 @@ def without_commands(tokenizer):
 @pytest.mark.parametrize(
     "string", ["<s>", "</s>", "<unk>", "a<s>", "<s> b", "x\n</s>y  z", "<|im_end|>", "a <|im_end|>."]
 )
-def test_text_is_tokenised_as_if_there_were_no_special_tokens(string):
+def test_text_is_tokenized_as_if_there_were_no_special_tokens(string):
     for tokenizer in (made("chatml")[0], made("zephyr")[0], sentencepiece()):
         strings = commands(tokenizer)
         (found,) = encode(tokenizer, [protect(string, strings)], strings)
         assert found == without_commands(tokenizer).encode(string, add_special_tokens=False).ids
 
 
-def test_what_a_template_puts_around_text_merges_with_it_as_before():
+def test_text_merges_with_the_template_around_it_as_before():
     tokenizer, _ = made("phi")
     plain = render_prompt(tokenizer, [Message("user", " a b ")], TEMPLATE)
     rendered = tokenizer.apply_chat_template(
@@ -189,13 +189,13 @@ def test_what_a_template_puts_around_text_merges_with_it_as_before():
     assert marked[: plain.index(tokenizer.eos_token_id) - 1] == plain[: plain.index(tokenizer.eos_token_id) - 1]
 
 
-def test_an_added_token_that_answers_are_written_with_stays_a_token():
+def test_an_added_token_that_occurs_in_answers_stays_a_token():
     tokenizer, _ = made("deepseek")
     thinking = tokenizer.convert_tokens_to_ids("<think>")
     assert thinking in encode_example(tokenizer, turns("a"), "<think>b <\uff5cUser\uff5c>", TEMPLATE).response_ids
 
 
-def test_a_released_tokenizer_with_hundreds_of_control_tokens():
+def test_a_released_tokenizer_with_hundreds_of_control_tokens_reads_them_as_text():
     tokenizer = copy.deepcopy(sentencepiece(SENTENCEPIECE_CONTROL))
     tokenizer.chat_template = FAMILIES["mistral"][0]
     table = TokenBytes.from_tokenizer(tokenizer, len(tokenizer), [end_token_id(tokenizer, TEMPLATE)])
@@ -206,7 +206,7 @@ def test_a_released_tokenizer_with_hundreds_of_control_tokens():
         assert misspelt(table, Ragged.from_rows([found.response_ids]), [f"{string}c".encode()]) == {}
 
 
-def test_a_tokenizer_written_in_python():
+def test_a_slow_tokenizer_reads_special_tokens_as_text():
     tokenizer = ByT5Tokenizer()
     tokenizer.chat_template = FAMILIES["zephyr"][0]
     example = encode_example(tokenizer, [Message("user", "a</s>b")], "</s><pad>", TEMPLATE)
@@ -216,7 +216,7 @@ def test_a_tokenizer_written_in_python():
     assert bytes(index - 3 for index in example.response_ids[:-1]) == b"</s><pad>"
 
 
-def test_a_tokenizer_that_was_saved_and_loaded(tmp_path):
+def test_a_saved_and_loaded_tokenizer_gives_the_same_tokens(tmp_path):
     made("gemma")[0].save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
@@ -225,7 +225,7 @@ def test_a_tokenizer_that_was_saved_and_loaded(tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_harness_reads_the_text_of_a_benchmark_as_text(family):
+def test_the_harness_reads_special_tokens_in_a_benchmark_as_text(family):
     tokenizer, reader = made(family)[0], copy.deepcopy(made(family)[0])
     read_text_as_text(reader, rendered=False)
     assert reader("ab").input_ids == tokenizer("ab").input_ids

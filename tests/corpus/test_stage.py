@@ -1,4 +1,4 @@
-"""The corpus on its way to shards: against a whole corpus in memory, its memory, and what is left where it does not end well."""
+"""The stage `prepare`, compared with a corpus in memory; its memory use, and what failed attempts leave."""
 
 import json
 import random
@@ -34,7 +34,7 @@ def write(file, records):
 
 
 def written(folder, path, heldout=None, seed=0, **settings):
-    """Counts, and the rows of the three artifacts."""
+    """Returns counts and rows of the three artifacts."""
     config = CorpusConfig(path=path, heldout=heldout, **{"max_quarantined_fraction": 1.0, **settings})
     made = artifacts(folder)
     counts = write_corpus(config, path, heldout, seed, *made)
@@ -43,7 +43,7 @@ def written(folder, path, heldout=None, seed=0, **settings):
 
 @pytest.fixture
 def messy(tmp_path):
-    """Two files with a broken row in ten, and a duplicate, often of the other file, in seven."""
+    """Two files in which one row in ten is broken, and one in seven a duplicate, often of the other file."""
     rows = [{"bad": n} if n % 10 == 3 else records([n - 60 if n % 7 == 5 else n])[0] for n in range(200)]
     write(tmp_path / "a.jsonl", rows[:120])
     write(tmp_path / "b.jsonl", rows[120:])
@@ -52,7 +52,7 @@ def messy(tmp_path):
 
 @pytest.mark.parametrize("limit", [None, 100, 101])
 @pytest.mark.parametrize("rows_per_shard", [1, 8, 1000])
-def test_rows_and_quarantine_are_those_of_the_whole_corpus_in_memory(tmp_path, messy, limit, rows_per_shard):
+def test_rows_and_quarantine_equal_those_of_the_corpus_in_memory(tmp_path, messy, limit, rows_per_shard):
     kept, refused = [], []
     for row in prepare_rows(read_corpus(messy)):
         (kept if isinstance(row, CorpusRow) else refused).append(row)
@@ -86,7 +86,7 @@ def test_a_duplicate_names_the_file_and_line_of_the_first(tmp_path, messy):
     assert (later["line"], later["reason"]) == (5, f"duplicate of {tmp_path / 'a.jsonl'}:65")
 
 
-def test_every_duplicate_is_of_the_place_where_its_content_was_first():
+def test_every_duplicate_names_the_first_location_of_its_content():
     seen, first, draw = SeenRows(), {}, random.Random(0)
     for file in ("a.json", "b.json", "c.json"):
         for line in range(1, 200):
@@ -98,7 +98,7 @@ def test_every_duplicate_is_of_the_place_where_its_content_was_first():
     assert len(seen) == len(first) < 300
 
 
-def test_a_heldout_corpus_loses_what_is_in_the_corpus_too(tmp_path):
+def test_rows_of_the_corpus_are_removed_from_the_heldout_corpus(tmp_path):
     corpus = write(tmp_path / "a.jsonl", [{"bad": 1}, *records(range(20))])
     own = write(tmp_path / "b.jsonl", [*records(range(18, 24)), {"bad": 2}, *records([20])])
     counts, (train, held, bad) = written(tmp_path / "out", corpus, own, heldout_rows=0)
@@ -107,8 +107,8 @@ def test_a_heldout_corpus_loses_what_is_in_the_corpus_too(tmp_path):
         (1, "no known shape"),
         (7, "no question with an answer"),
         (8, f"duplicate of {own}:3"),
-        (1, "held-out row is in the corpus too"),
-        (2, "held-out row is in the corpus too"),
+        (1, "held-out row is also in the corpus"),
+        (2, "held-out row is also in the corpus"),
     ]
     assert len(train) == 20
     assert counts == [{"rows": 20, "quarantined": 5}, {"rows": 4}, {"rows": 5}]
@@ -128,13 +128,13 @@ def test_memory_hardly_grows_with_the_rows(tmp_path):
     assert (peak(5_000) - peak(1_000)) / 4_000 < 300
 
 
-def test_a_category_that_no_record_has_is_one_line_with_the_fields_that_there_are(tmp_path):
+def test_a_category_that_no_record_has_is_one_line_with_the_existing_fields(tmp_path):
     path = write(tmp_path / "a.jsonl", records(range(5), skill="add"))
     with pytest.raises(UserError) as caught:
         written(tmp_path / "out", path, heldout_rows=1, category_field="skil")
     assert str(caught.value) == (
         f"corpus.category_field: no record of {path} has a field 'skil' (the first has fields: answer, question, skill); "
-        "mend the name, or set it to null"
+        "fix the name, or set it to null"
     )
     assert not (tmp_path / "out").exists()
 
@@ -158,20 +158,20 @@ def test_a_heldout_corpus_may_lack_the_category(tmp_path):
     ("settings", "expected"),
     [
         ({"max_quarantined_fraction": 0.05}, "were refused, more than corpus.max_quarantined_fraction=0.05"),
-        ({"heldout_rows": 500}, "none is left to learn from"),
+        ({"heldout_rows": 500}, "none is left to train on"),
     ],
 )
-def test_nothing_is_written_of_a_corpus_that_is_refused(tmp_path, messy, settings, expected):
+def test_nothing_is_written_for_a_refused_corpus(tmp_path, messy, settings, expected):
     with pytest.raises(UserError, match=expected):
         written(tmp_path / "out", messy, **settings)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_second_attempt_gives_what_an_undisturbed_one_gives(tmp_path, monkeypatch):
+def test_a_second_attempt_gives_the_result_of_an_uninterrupted_one(tmp_path, monkeypatch):
     path = write(tmp_path / "a.jsonl", records(range(100)))
     settings = {"heldout_rows": 9, "rows_per_shard": 10}
     whole = written(tmp_path / "whole", path, **settings)
-    # An earlier attempt, of another recipe, had more shards.
+    # An earlier attempt with another recipe had more shards.
     artifacts(tmp_path / "out", seed=7)[0].write_shard(50, pa.Table.from_pylist([], schema=CORPUS), {"rows": 0})
     write_shard = Artifact.write_shard
 
@@ -192,6 +192,8 @@ def test_a_full_temporary_folder_is_named(tmp_path, monkeypatch):
     path = write(tmp_path / "a.jsonl", records(range(100)))
     full = open("/dev/full", "wb", buffering=0)  # noqa: SIM115 (the spool takes it)
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda: full)
-    with pytest.raises(ProfuserError, match=r"No space left on device; make room, or name another folder in TMPDIR"):
+    with pytest.raises(
+        ProfuserError, match=r"No space left on device; free some space, or set TMPDIR to another folder"
+    ):
         written(tmp_path / "out", path, heldout_rows=1)
     assert not (tmp_path / "out").exists()

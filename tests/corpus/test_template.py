@@ -1,4 +1,4 @@
-"""Prompt and response in every model's own tokens: the same response bytes for all, and the right end of turn."""
+"""Prompt and response in each model's tokens: the same response bytes for all, and the right end of turn."""
 
 from functools import cache
 
@@ -36,7 +36,7 @@ TEMPLATES = {
     "own": OwnTemplate(),
     "alpaca": jinja(ALPACA),
     "vicuna": jinja(tiny.VICUNA),
-    "vicuna with a blank": jinja(VICUNA_STRICT),
+    "vicuna with a space": jinja(VICUNA_STRICT),
     "thinking": jinja(THINKING),
     "trimming": jinja(ALPACA.replace("['content']", ".content | trim")),
 }
@@ -46,7 +46,7 @@ MAKERS = {"chatml": tiny.byte_level_tokenizer, "vicuna": tiny.sentencepiece_toke
 
 @cache
 def made(name):
-    """A tokenizer and its table of bytes: a tiny one, or one of the laboratory's kinds."""
+    """Returns a tokenizer and its byte table: a tiny one, or one of the laboratory's kinds."""
     kind = LAB.get(name.removeprefix("lab "))
     tokenizer = kind.make(tiny.TEXT[::2], kind.lab_vocab_size) if kind else MAKERS[name]()
     return tokenizer, TokenBytes.from_tokenizer(tokenizer, len(tokenizer), [end_token_id(tokenizer, OwnTemplate())])
@@ -67,8 +67,8 @@ def test_a_response_keeps_its_text_and_ends_the_turn_once(name, shown, response)
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_word_as_long_as_a_row_may_be_is_tokenised(name):
-    # What takes time by the square of the length would not come to an end.
+def test_a_word_of_the_maximum_row_size_is_tokenized(name):
+    # Quadratic time would not finish.
     response = "c" * 999_990
     tokenizer, _ = made(name)
     example = encode_example(tokenizer, PROMPT, response, OwnTemplate())
@@ -94,7 +94,7 @@ def test_a_responses_tokens_spell_its_bytes_under_every_template(name, template,
 
 
 @pytest.mark.parametrize("name", ENDS)
-def test_the_whole_is_what_the_model_saw_in_training(name):
+def test_prompt_and_response_are_the_tokens_that_the_model_saw_in_training(name):
     (tokenizer, _), turn = made(name), Message("assistant", RESPONSE)
     example = encode_example(tokenizer, PROMPT, RESPONSE, OwnTemplate())
     turns = [{"role": message.role, "content": message.content} for message in (*PROMPT, turn)]
@@ -116,13 +116,13 @@ def test_the_end_of_turn_may_be_an_added_special_that_is_not_the_end_of_sequence
     assert end_token_id(tokenizer, OwnTemplate()) == tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
-def test_a_next_turns_beginning_is_no_end():
+def test_the_beginning_of_the_next_turn_is_not_an_end_of_turn():
     tokenizer = tiny.sentencepiece_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n<s>{% endfor %}"
     assert end_token_id(tokenizer, OwnTemplate()) == tokenizer.eos_token_id
 
 
-def test_an_end_of_turn_need_not_be_among_the_named_specials():
+def test_an_end_of_turn_need_not_be_a_named_special_token():
     tokenizer = tiny.byte_level_tokenizer()
     tokenizer.eos_token = "<|endoftext|>"
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -133,20 +133,20 @@ def test_an_end_of_turn_need_not_be_among_the_named_specials():
 @pytest.mark.parametrize(
     ("tail", "end"), [("<s></s>", "</s>"), ("</s><s>", "</s>"), ("\n\n", "</s>"), ("<unk>", "<unk>")]
 )
-def test_the_end_is_the_first_special_of_the_tail_but_for_the_beginning_of_a_text(tail, end):
+def test_the_end_of_turn_is_the_first_special_token_after_it_except_bos(tail, end):
     tokenizer = tiny.sentencepiece_tokenizer()
     template = jinja("{% for m in messages %}{{ m.content }}" + tail + "{% endfor %}")
     assert end_token_id(tokenizer, template) == tokenizer.convert_tokens_to_ids(end)
 
 
-def test_one_token_may_be_both_the_beginning_and_the_end():
+def test_one_token_may_be_both_bos_and_eos():
     tokenizer = tiny.byte_level_tokenizer()
     tokenizer.bos_token = tokenizer.eos_token = "<|endoftext|>"
     template = jinja("{% for m in messages %}{{ m.content }}{{ bos_token }}{% endfor %}<|im_end|>")
     assert end_token_id(tokenizer, template) == tokenizer.convert_tokens_to_ids("<|endoftext|>")
 
 
-def test_without_any_end_of_turn_there_is_one_line():
+def test_a_tokenizer_without_an_end_of_turn_is_refused():
     tokenizer = tiny.byte_level_tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(UserError, match="no special token, and there is no eos_token"):
@@ -159,7 +159,7 @@ REFUSING = "{{ raise_exception('System role\nis not supported') }}"
 @pytest.mark.parametrize(
     ("own", "template", "expected"),
     [
-        (None, OwnTemplate(), "has no chat template; give all models one"),
+        (None, OwnTemplate(), "has no chat template; set one for all models"),
         ("", OwnTemplate(), "has no chat template"),
         (REFUSING, OwnTemplate(), "chat template.*System role is not supported"),
         ("{% for %}", OwnTemplate(), "chat template"),
@@ -167,7 +167,7 @@ REFUSING = "{{ raise_exception('System role\nis not supported') }}"
         (None, jinja(REFUSING), "template.text: 'raise_exception' is undefined"),
     ],
 )
-def test_a_template_that_is_missing_broken_or_refuses_is_one_line(own, template, expected):
+def test_a_missing_broken_or_refusing_template_is_reported_in_one_line(own, template, expected):
     tokenizer = tiny.byte_level_tokenizer()
     tokenizer.chat_template = own
     for attempt in (

@@ -223,12 +223,12 @@ def test_a_context_that_is_too_short_is_reported(model, packs):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("mmlu", {"answer": 4}, "none of its 4 choices"),
+        ("mmlu", {"answer": 4}, "4 is not one of its 4 choices"),
         ("mmlu", {"choices": ["a", "b"]}, "at least 4 choices"),
         ("mmlu", {"subject": "cookery"}, "'cookery' is not an MMLU subject"),
-        ("hellaswag", {"label": ""}, "'' is none of its 4 choices"),
+        ("hellaswag", {"label": ""}, "'' is not one of its 4 choices"),
         ("hellaswag", {"ctx_b": None}, "no 'ctx_b'; rows of hellaswag have activity_label, ctx_a"),
-        ("arc_challenge", {"answerKey": "Z"}, "answerKey 'Z' is none of"),
+        ("arc_challenge", {"answerKey": "Z"}, "answerKey 'Z' is not one of"),
         ("winogrande", {"sentence": "No blank."}, "no _ to fill"),
         ("winogrande", {"answer": ""}, "expected '1' or '2'"),
         ("gsm8k", {"answer": "12"}, "does not end with ####"),

@@ -145,5 +145,5 @@ def test_signals_of_another_tokenizer_are_refused_by_name(tmp_path, corpus, undi
     run = stages.make_run(storage, corpus, stages.MODELS | {"llama": str(other)})
     with pytest.raises(UserError, match="tokenizer: "):
         run.collect(llama(run)).is_complete()
-    with pytest.raises(ArtifactError, match=r"shard-00000.parquet is not of this run \(.*tokenizer: "):
+    with pytest.raises(ArtifactError, match=r"shard-00000.parquet is not from this run \(.*tokenizer: "):
         run.collect(llama(run)).read_shard(0)

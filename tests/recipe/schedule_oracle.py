@@ -1,4 +1,4 @@
-"""What a schedule weighs at a progress where no piece ends early, in the plainest words."""
+"""Simple reference implementation of a schedule's weights without early ends."""
 
 import math
 
@@ -6,7 +6,7 @@ from profuser.recipe.schedule import ModeWeights
 
 
 def weights_at(pieces, progress):
-    """A piece covers `[start, until)`, the last one its end as well."""
+    """Returns the weights at a progress. A piece covers `[start, until)`, the last one also its end."""
     start = 0.0
     for piece in pieces:
         if progress < piece.until or piece.until == 1.0:

@@ -1,4 +1,4 @@
-"""A recipe over its base: mappings are merged, all else is replaced, and what cannot be is one line."""
+"""A recipe over its base: mappings are merged, everything else is replaced, and an error is one line."""
 
 import pytest
 import yaml
@@ -12,7 +12,7 @@ FOLDER = SHIPPED[0].parent
 
 
 def written(folder, stem, /, **content):
-    """A recipe file."""
+    """Writes a recipe file."""
     file = folder / f"{stem}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(content))
@@ -39,7 +39,7 @@ def test_a_recipe_holds_only_its_differences(base, tmp_path):
     assert len(over.fuse.schedule) == 1
 
 
-def test_lists_and_things_of_another_kind_are_replaced(base, tmp_path):
+def test_lists_and_sections_of_another_kind_are_replaced(base, tmp_path):
     changes = {
         "rewards": [{"kind": "last_number", "name": "number"}],
         "fuse": {"duration": {"kind": "epochs"}},
@@ -52,7 +52,7 @@ def test_lists_and_things_of_another_kind_are_replaced(base, tmp_path):
     assert over.template.kind == "own"
 
 
-def test_another_engine_keeps_the_settings_of_the_one_below():
+def test_another_engine_kind_keeps_the_other_settings_of_the_base():
     under = {"target": {"model": "m", "engine": {"kind": "vllm", "max_model_len": 99}}}
     merged = merge(under, {"target": {"engine": {"kind": "transformers"}}})
     assert merged["target"] == {"model": "m", "engine": {"kind": "transformers", "max_model_len": 99}}
@@ -68,7 +68,7 @@ def test_a_base_may_be_a_shipped_recipe_and_have_a_base_of_its_own(tmp_path):
     assert recipe.fuse.duration == shipped.fuse.duration
 
 
-def test_an_arm_lies_over_the_recipe_and_under_the_settings(base):
+def test_an_arm_overrides_the_recipe_and_settings_override_the_arm(base):
     arm = find_arm("sft-gt", FOLDER)
     recipe = load_recipe(base, arm=arm)
     assert (recipe.name, recipe.fuse.beta, recipe.fuse.duration.value) == ("small-sft-gt", 0, 7)
@@ -76,7 +76,7 @@ def test_an_arm_lies_over_the_recipe_and_under_the_settings(base):
     assert (recipe.name, recipe.fuse.beta) == ("mine", 0.7)
 
 
-def test_a_name_is_not_taken_from_the_base(base, tmp_path):
+def test_the_name_is_not_inherited_from_the_base(base, tmp_path):
     with pytest.raises(UserError, match="name: is required"):
         load_recipe(written(tmp_path, "over", base="small.yaml"))
 
@@ -92,7 +92,7 @@ def test_a_name_is_not_taken_from_the_base(base, tmp_path):
         ({"base": "demo", "fuse": {"betta": 1}}, "fuse.betta: no such setting; did you mean 'beta'?"),
     ],
 )
-def test_a_base_that_cannot_be_is_one_line(tmp_path, content, expected):
+def test_an_invalid_base_is_reported_in_one_line(tmp_path, content, expected):
     written(tmp_path, "middle", name="middle", base="over.yaml")
     (tmp_path / "broken.yaml").write_text("a: [")
     with pytest.raises(UserError) as caught:

@@ -1,4 +1,4 @@
-"""Recipes: shipped ones are valid, and a mistake gives one line that names the key and the mend."""
+"""Recipes: shipped ones are valid, and a mistake gives one line with the key and the fix."""
 
 from pathlib import Path
 
@@ -31,24 +31,24 @@ def small(tmp_path):
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
-def test_shipped_recipe_is_valid_and_named_like_its_file(file):
+def test_a_shipped_recipe_is_valid_and_named_like_its_file(file):
     assert load_recipe(file).name == file.stem
 
 
 @pytest.mark.parametrize("arm", ARMS, ids=lambda file: file.stem)
-def test_every_arm_fits_every_shipped_recipe_and_changes_only_what_it_says(arm):
-    says = yaml.safe_load(arm.read_text())
+def test_every_arm_fits_every_shipped_recipe_and_changes_only_its_own_settings(arm):
+    settings = changed_keys(yaml.safe_load(arm.read_text()))
     assert arm.read_text().startswith("# ")
     for file in SHIPPED:
         plain, recipe = load_recipe(file), load_recipe(file, arm=arm)
         assert recipe.name == f"{plain.name}-{arm.stem}"
         before, after = (flatten(r.model_dump(mode="json", exclude={"name"})) for r in (plain, recipe))
         changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
-        assert all(any(key == told or key.startswith(f"{told}.") for told in told_keys(says)) for key in changed)
+        assert all(any(key == own or key.startswith(f"{own}.") for own in settings) for key in changed)
 
 
-def told_keys(tree):
-    """Settings that a fragment gives, as dotted paths."""
+def changed_keys(tree):
+    """Returns the settings of a fragment as dotted paths, of at most two parts."""
     return {".".join(key.split(".")[:2]) for key in flatten(tree)}
 
 
@@ -108,7 +108,7 @@ def test_the_papers_recipe_has_its_trio_schedule_and_metric():
         ("fuse.schedule=[{until: 0.5, inference: 1, training: 0}]", "the last piece must have until: 1.0"),
         (
             "fuse.schedule=[{until: 1, inference: 1, training: 0, moves_on: {}}]",
-            "schedule[0]: the last piece has none to move on to",
+            "schedule[0]: the last piece takes no `moves_on`",
         ),
         (
             "fuse.schedule=[{until: 1, inference: 1, training: 0, moves_on: {window: 9}}]",
@@ -128,7 +128,7 @@ def test_the_papers_recipe_has_its_trio_schedule_and_metric():
         ("sources.a.pool={min_actors: 3, max_actors: 2}", "min_actors=3 is more than max_actors=2"),
     ],
 )
-def test_a_mistake_is_one_line_that_says_how_to_mend_it(small, override, expected):
+def test_a_mistake_is_reported_in_one_line_with_the_fix(small, override, expected):
     with pytest.raises(UserError) as caught:
         load_recipe(small, [override])
     assert expected in str(caught.value)
@@ -136,7 +136,7 @@ def test_a_mistake_is_one_line_that_says_how_to_mend_it(small, override, expecte
 
 
 def test_an_exact_condition_needs_lazy_signals(small):
-    with pytest.raises(UserError, match=r"condition: exact is a pass of the stage signals; set collect\.signals: lazy"):
+    with pytest.raises(UserError, match=r"condition: exact needs the stage signals; set collect\.signals: lazy"):
         load_recipe(small, ["select.condition=exact"])
     assert load_recipe(small, ["select.condition=exact", "collect.signals=lazy"]).select.condition == "exact"
 
@@ -145,10 +145,10 @@ def test_an_exact_condition_needs_lazy_signals(small):
     ("override", "expected"),
     [
         ("collect.signals=lazy", "select.training_teacher: average needs the distributions of all sources"),
-        ("sources.a.name=average", "no source may itself be called 'average'"),
+        ("sources.a.name=average", "no source may be named 'average'"),
     ],
 )
-def test_an_average_teacher_needs_eager_signals_and_the_name(small, override, expected):
+def test_an_average_teacher_needs_eager_signals_and_reserves_its_name(small, override, expected):
     assert load_recipe(small, ["select.training_teacher=average"]).select.training_teacher == "average"
     with pytest.raises(UserError, match=expected):
         load_recipe(small, ["select.training_teacher=average", override])
@@ -161,7 +161,7 @@ def test_overrides_reach_mappings_lists_and_new_sections(small):
     assert recipe.seed == 7
 
 
-def test_execution_settings_are_no_part_of_identity(small):
+def test_execution_settings_are_not_part_of_the_identity(small):
     plain = identity(load_recipe(small))
     moved = load_recipe(
         small,
@@ -177,7 +177,7 @@ def test_execution_settings_are_no_part_of_identity(small):
     assert identity(load_recipe(small, ["collect.top_k=11"])) != plain
 
 
-def test_an_accelerator_with_a_price_of_its_own_has_that(small):
+def test_an_accelerators_own_price_overrides_the_default(small):
     prices = "{currency: EUR, price_per_device_hour: 2, accelerators: [{accelerator: H100, price_per_device_hour: 4}]}"
     recipe = load_recipe(small, [f"plan={prices}", "sources.a.pool.accelerator_type=H100"])
     assert [recipe.plan.price(source.pool) for source in recipe.sources] == [4, 2]

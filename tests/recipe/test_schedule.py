@@ -1,4 +1,4 @@
-"""Schedules as data, and the one that moves on when the target stops improving."""
+"""Schedules, and pieces that end early when the target stops improving."""
 
 import json
 import math
@@ -34,14 +34,14 @@ def test_moving_pieces_go_from_their_weights_to_the_end(shape, quarter):
         ([SchedulePiece(until=1.0, inference=0, training=0)], "both weights are 0"),
         ([SchedulePiece(until=1.0, inference=1, training=0, shape="linear")], "needs a `to`"),
         ([SchedulePiece(until=u, inference=1, training=0) for u in (0.6, 0.5, 1.0)], "does not come after"),
-        ([SchedulePiece(until=1.0, inference=1, training=0, moves_on=Plateau())], "none to move on to"),
+        ([SchedulePiece(until=1.0, inference=1, training=0, moves_on=Plateau())], "takes no `moves_on`"),
         (
             [SchedulePiece(until=0.5, inference=0, training=1, moves_on=Plateau()), PROGRESSIVE[1]],
             r"schedule\[0\]: `moves_on` watches the inference-mode loss, whose weight is 0",
         ),
     ],
 )
-def test_a_schedule_that_makes_no_sense_is_refused(pieces, expected):
+def test_an_invalid_schedule_is_refused(pieces, expected):
     with pytest.raises(ValueError, match=expected):
         check_pieces(pieces)
 
@@ -68,7 +68,7 @@ def any_pieces(draw):
 
 
 @given(pieces=any_pieces(), num_steps=st.integers(1, 400))
-def test_without_early_ends_the_weights_are_those_of_the_progress(pieces, num_steps):
+def test_without_early_ends_the_weights_depend_on_progress_alone(pieces, num_steps):
     schedule = Schedule(pieces, num_steps)
     for step in range(num_steps):
         assert schedule.weights(step) == weights_at(pieces, step / num_steps)
@@ -76,7 +76,7 @@ def test_without_early_ends_the_weights_are_those_of_the_progress(pieces, num_st
 
 
 @given(pieces=any_pieces(), num_steps=st.integers(1, 400))
-def test_every_update_lies_in_one_piece_and_the_pieces_meet(pieces, num_steps):
+def test_every_update_is_in_one_piece_and_the_pieces_are_contiguous(pieces, num_steps):
     schedule = Schedule(pieces, num_steps)
     found = [schedule.piece(step) for step in range(num_steps)]
     assert all(first <= step < end for step, (_, first, end) in enumerate(found))
@@ -96,7 +96,7 @@ STAGES = [
 
 
 def losses(step):
-    """Falls fast until update 20, and no more from there on."""
+    """Falls fast until update 20, and is constant after that."""
     return 1.0 + math.exp(-min(step, 20) / 4)
 
 
@@ -105,7 +105,7 @@ def observed(schedule, steps, loss=losses):
 
 
 def mean_gain(step, window):
-    """What the plateau compares after an update, in the slow way."""
+    """Computes slowly what the plateau compares after an update."""
     before, latest = (
         sum(losses(s) for s in range(step + 1 - 2 * window + shift, step + 1 - window + shift)) / window
         for shift in (0, window)
@@ -113,7 +113,7 @@ def mean_gain(step, window):
     return (before - latest) / before
 
 
-def test_a_piece_moves_on_at_the_first_update_without_gain_and_the_rest_is_stretched():
+def test_a_piece_ends_at_the_first_update_without_gain_and_later_pieces_are_stretched():
     schedule = Schedule(STAGES, 100)
     wanted = next(step for step in range(9, 60) if mean_gain(step, 5) < 0.1)
     assert observed(schedule, range(100)) == [wanted]
@@ -124,12 +124,12 @@ def test_a_piece_moves_on_at_the_first_update_without_gain_and_the_rest_is_stret
     assert end == wanted + 1 + math.ceil(left / 2)
     assert schedule.piece(99) == (2, end, 100)
     assert schedule.weights(wanted) == (1.0, 0.0)
-    # The moving piece begins at its own weights, and is at its middle in the middle of its stretched time.
+    # The moving piece begins at its own weights, and is halfway in the middle of its stretched time.
     assert schedule.weights(wanted + 1) == pytest.approx((0.5, 0.5))
     assert schedule.weights(wanted + 1 + left // 4) == pytest.approx((0.3, 0.75))
 
 
-def test_a_loss_that_falls_all_the_time_leaves_the_piece_its_whole_time():
+def test_a_piece_is_not_shortened_while_the_loss_falls():
     schedule = Schedule(STAGES, 100)
     assert observed(schedule, range(100), lambda step: 0.9**step) == []
     assert schedule.piece(59) == (0, 0, 60)
@@ -143,11 +143,11 @@ def test_updates_without_a_loss_do_not_count():
 def test_each_piece_is_judged_by_its_own_losses():
     watched = Plateau(window_steps=3)
     stages = [piece(0.1, moves_on=watched), piece(0.9, moves_on=watched), piece(1.0)]
-    # The first ends by its time, after 5 losses; of the second's it takes 6 to compare two windows.
+    # The first ends as planned, after 5 losses; the second needs 6 to compare two windows.
     assert observed(Schedule(stages, 50), range(50), lambda _: 1.0) == [10]
 
 
-def test_a_moving_piece_that_is_cut_short_keeps_its_pace_and_its_past():
+def test_a_moving_piece_that_ends_early_keeps_its_pace_and_past_weights():
     ramp = piece(
         0.8, 1.0, 0.0, shape="cosine", to=Weights(inference=0.2, training=1.0), moves_on=Plateau(window_steps=2)
     )
@@ -159,7 +159,7 @@ def test_a_moving_piece_that_is_cut_short_keeps_its_pace_and_its_past():
 
 
 @given(stop=st.integers(1, 59), moment=st.integers(0, 59))
-def test_a_resumed_schedule_decides_as_one_that_was_never_stopped(stop, moment):
+def test_a_resumed_schedule_equals_an_uninterrupted_one(stop, moment):
     def loss(step):
         return 2.0 * 0.9 ** min(step, moment)
 
@@ -175,7 +175,7 @@ def test_a_resumed_schedule_decides_as_one_that_was_never_stopped(stop, moment):
     assert [resumed.piece(step) for step in range(80)] == [straight.piece(step) for step in range(80)]
 
 
-def test_going_back_to_an_earlier_state_forgets_what_came_after():
+def test_restoring_an_earlier_state_discards_later_losses():
     schedule = Schedule(STAGES, 100)
     observed(schedule, range(12))
     state = json.dumps(schedule.state_dict())

@@ -1,4 +1,4 @@
-"""A storage that is away or full: waited for, told in one line, and nothing half-written left behind."""
+"""A storage that is unavailable or full: retries, one-line errors, and no unfinished files."""
 
 import errno
 import logging
@@ -26,7 +26,7 @@ WRITER = "import sys; from tests.storage.test_folder import artifact, write_all;
 
 
 def write_all(made):
-    """Writes shards one after the other, as a worker does."""
+    """Writes shards one by one, like a worker."""
     for index in range(NUM_SHARDS):
         made.write_shard(index, rows(index), {"rows": NUM_ROWS})
         print(index, flush=True)
@@ -48,13 +48,13 @@ def run(*command):
 
 @pytest.fixture
 def mount(tmp_path):
-    """Mounts a disk in memory of a size."""
+    """Mounts an in-memory disk of a given size."""
     disk = tmp_path / "disk"
     disk.mkdir()
 
     def make(size):
         if not run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)):
-            pytest.skip("may not mount a disk")
+            pytest.skip("no permission to mount a disk")
         return disk
 
     yield make
@@ -63,9 +63,9 @@ def mount(tmp_path):
 
 @contextmanager
 def read_only(disk):
-    """A disk that cannot be written within, whoever writes: root may write through a folder's mode."""
+    """Makes a disk read-only, also for root, who could write in spite of a folder's mode."""
     deadline = time.monotonic() + 20
-    # Refused as busy while some file on it is being written.
+    # The remount fails as busy while a file on the disk is being written.
     while not run("mount", "-o", "remount,ro", str(disk)):
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -75,7 +75,7 @@ def read_only(disk):
         assert run("mount", "-o", "remount,rw", str(disk))
 
 
-def test_a_writer_survives_a_storage_that_is_read_only_for_a_while(mount):
+def test_a_writer_survives_a_temporarily_read_only_storage(mount):
     disk = mount("16m")
     command = [sys.executable, "-c", WRITER, str(disk / "x")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as writer:
@@ -91,19 +91,19 @@ def test_a_writer_survives_a_storage_that_is_read_only_for_a_while(mount):
     assert made.folder.names() == [shard_name(index) for index in range(NUM_SHARDS)]
     assert made.finished_shards().keys() == set(range(NUM_SHARDS))
     assert all(made.read_shard(index).equals(rows(index)) for index in range(NUM_SHARDS))
-    away, back = log.splitlines()
-    assert f"{disk / 'x'}/shard-" in away
-    assert "Read-only file system; trying again for up to 120 s" in away
-    assert "there again after" in back
+    outage, recovery = log.splitlines()
+    assert f"{disk / 'x'}/shard-" in outage
+    assert "Read-only file system; retrying for up to 120 s" in outage
+    assert "available again after" in recovery
 
 
-def test_a_storage_that_stays_read_only_is_one_clear_error(mount):
+def test_a_storage_that_stays_read_only_is_an_error(mount):
     disk = mount("1m")
     made = artifact(disk / "x", retry_seconds=0.6)
     made.write_shard(0, rows(0), {"rows": NUM_ROWS})
     with (
         read_only(disk),
-        pytest.raises(StorageError, match=r"x/shard-00001.parquet: Read-only file system for 1 s; mend"),
+        pytest.raises(StorageError, match=r"x/shard-00001.parquet: Read-only file system for 1 s; fix"),
     ):
         made.write_shard(1, rows(1), {"rows": NUM_ROWS})
     with read_only(disk), pytest.raises(StorageError, match=r"manifest.json: Read-only file system"):
@@ -111,7 +111,7 @@ def test_a_storage_that_stays_read_only_is_one_clear_error(mount):
     assert made.folder.names() == [shard_name(0)]
 
 
-def test_a_storage_that_cannot_be_written_is_told_at_set_up(mount):
+def test_an_unwritable_storage_is_reported_at_set_up(mount):
     disk = mount("1m")
     folder = Folder.at(disk / "runs")
     start = time.monotonic()
@@ -126,7 +126,7 @@ def test_a_storage_that_cannot_be_written_is_told_at_set_up(mount):
     assert folder.names() == []
 
 
-def test_a_full_disk_is_told_at_once_and_leaves_nothing_half_written(mount):
+def test_a_full_disk_is_reported_at_once_and_leaves_no_unfinished_files(mount):
     disk = mount("64k")
     made = artifact(disk / "x")
     start = time.monotonic()
@@ -148,7 +148,7 @@ def test_a_full_disk_is_told_at_once_and_leaves_nothing_half_written(mount):
     assert made.folder.names() == [shard_name(index) for index in whole]
 
 
-def test_what_a_dead_writer_left_is_deleted_and_what_a_living_one_writes_is_not(tmp_path):
+def test_unfinished_files_of_a_dead_writer_are_deleted_and_those_of_a_running_one_kept(tmp_path):
     made = artifact(tmp_path / "x")
     made.write_shard(0, rows(0), {"rows": NUM_ROWS})
     old, young = f".{shard_name(1)}.0a1b2c3d.tmp", f".{shard_name(2)}.4e5f6a7b.tmp"
@@ -161,18 +161,18 @@ def test_what_a_dead_writer_left_is_deleted_and_what_a_living_one_writes_is_not(
 
 
 class FlakyFolder(Folder):
-    """A folder whose storage fails a few times, as a network does."""
+    """A folder whose storage fails a few times, like a network."""
 
     failures = 0
 
     def _open(self):
         if FlakyFolder.failures > 0:
             FlakyFolder.failures -= 1
-            raise OSError(errno.EIO, "as tests want it")
+            raise OSError(errno.EIO, "as the test requests")
         return super()._open()
 
 
-def test_an_outage_while_reading_is_no_damaged_shard(tmp_path, monkeypatch, caplog):
+def test_an_outage_while_reading_is_not_a_damaged_shard(tmp_path, monkeypatch, caplog):
     artifact(tmp_path / "x").write_shard(0, rows(0), {"rows": NUM_ROWS})
     flaky = replace(artifact(tmp_path / "x"), folder=FlakyFolder(str(tmp_path / "x")))
     for read in (flaky.finished_shards, lambda: flaky.read_shard(0), flaky.manifest):
@@ -182,11 +182,11 @@ def test_an_outage_while_reading_is_no_damaged_shard(tmp_path, monkeypatch, capl
         assert FlakyFolder.failures == 0
     assert flaky.folder.names() == [shard_name(0)]
     monkeypatch.setattr(FlakyFolder, "failures", 1000)
-    with pytest.raises(StorageError, match="Input/output error; mend the storage"):
+    with pytest.raises(StorageError, match="Input/output error; fix the storage"):
         flaky.folder.without_retry().read_table(shard_name(0))
 
 
-def test_a_tracking_server_that_is_away_does_not_hide_why_a_run_failed(monkeypatch):
+def test_an_unreachable_tracking_server_does_not_hide_why_a_run_failed(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     uri = "http://127.0.0.1:9"
     Tracker(uri, "0", RunHandle(uri, "a" * 32), "demo").end(failed=True)

@@ -1,4 +1,4 @@
-"""Runs in an object store: a mistake is one line within seconds, an outage is waited for, and a cut write counts for nothing."""
+"""Runs in an object store: mistakes are reported within seconds, outages are waited for, interrupted writes do not count."""
 
 import threading
 import time
@@ -24,7 +24,7 @@ from tests.object_store import object_store
 
 SCHEMA = pa.schema({"row_id": pa.int64()})
 NUM_ROWS = 500_000
-"""Eight bytes each: some four megabytes on their way."""
+"""Rows of eight bytes: about four megabytes per shard."""
 PROMPTLY_SECONDS = 20
 
 
@@ -70,7 +70,7 @@ def refuse(match):
     return pytest.raises(UserError, match=match)
 
 
-def test_an_artifact_in_a_bucket_is_as_one_on_a_disk(folder):
+def test_an_artifact_in_a_bucket_works_like_one_on_a_disk(folder):
     made = artifact(folder)
     for index in range(2):
         made.write_shard(index, rows(index), {"rows": NUM_ROWS})
@@ -83,25 +83,25 @@ def test_an_artifact_in_a_bucket_is_as_one_on_a_disk(folder):
     assert again.folder.names() == ["manifest.json", shard_name(0), shard_name(1)]
 
 
-def test_a_missing_bucket_is_told_at_set_up():
+def test_a_missing_bucket_is_reported_at_set_up():
     with (
         promptly(),
-        refuse(r"storage s3://nowhere/runs: .*'nowhere' not found.*; make the bucket or mend its name") as e,
+        refuse(r"storage s3://nowhere/runs: .*'nowhere' not found.*; create the bucket or fix its name") as e,
     ):
         Folder.at("s3://nowhere/runs").check_writable()
     assert "\n" not in str(e.value)
 
 
-def test_wrong_credentials_are_told_at_set_up(store, folder, monkeypatch):
+def test_wrong_credentials_are_reported_at_set_up(store, folder, monkeypatch):
     with store.asking_for_keys() as keys:
-        with promptly(), refuse(r"storage s3://bucket/.*ACCESS_DENIED.*; give credentials .*AWS_ACCESS_KEY_ID") as e:
+        with promptly(), refuse(r"storage s3://bucket/.*ACCESS_DENIED.*; set credentials .*AWS_ACCESS_KEY_ID") as e:
             folder.check_writable()
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys["AWS_ACCESS_KEY_ID"])
-        with promptly(), refuse(r"; give credentials .*AWS_SECRET_ACCESS_KEY"):
+        with promptly(), refuse(r"; set credentials .*AWS_SECRET_ACCESS_KEY"):
             folder.check_writable()
-        with refuse(r"target.model: s3://bucket/models/llama/config.json: .*; give credentials"):
+        with refuse(r"target.model: s3://bucket/models/llama/config.json: .*; set credentials"):
             ModelRef(store.uri("models", "llama")).config("target.model")
-        with refuse(r"s3://bucket/corpus: .*; give credentials"):
+        with refuse(r"s3://bucket/corpus: .*; set credentials"):
             corpus_files(store.uri("corpus"))
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", keys["AWS_SECRET_ACCESS_KEY"])
         folder.check_writable()
@@ -109,10 +109,13 @@ def test_wrong_credentials_are_told_at_set_up(store, folder, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_server_that_does_not_answer_is_told_at_set_up(store, folder):
+def test_a_server_that_does_not_answer_is_reported_at_set_up(store, folder):
     store.door.shut()
     try:
-        with promptly(), refuse(r"storage s3://bucket/.*: .*NETWORK_CONNECTION.*; see that it runs .*AWS_ENDPOINT_URL"):
+        with (
+            promptly(),
+            refuse(r"storage s3://bucket/.*: .*NETWORK_CONNECTION.*; check that it runs .*AWS_ENDPOINT_URL"),
+        ):
             folder.check_writable()
     finally:
         store.door.open()
@@ -139,13 +142,13 @@ def test_the_command_ends_with_one_line_and_exit_2(monkeypatch, capsys, store, t
     assert err.count("\n") == 1
 
 
-def test_a_run_in_a_bucket_that_is_not_there_is_not_found():
+def test_a_run_in_a_missing_bucket_is_not_found():
     with promptly(), refuse(r"run 'demo' not found; no runs in s3://nowhere/runs"):
         find_run("demo", "s3://nowhere/runs")
 
 
 @pytest.mark.slow
-def test_a_write_that_is_cut_leaves_nothing_that_counts_as_finished(store, folder):
+def test_an_interrupted_write_leaves_nothing_that_counts_as_finished(store, folder):
     made = artifact(folder, retry_seconds=0.0)
     made.write_shard(0, rows(0), {"rows": NUM_ROWS})
     store.door.cut_after = 1_000_000
@@ -173,13 +176,13 @@ def test_an_outage_is_waited_for(store, folder):
     assert made.read_shard(1).equals(rows(1))
 
 
-def test_one_driver_at_a_time(folder):
-    with RunLock(folder, settle_seconds=0.2), refuse("another driver .* is at work on it"), RunLock(folder):
+def test_a_run_in_a_bucket_has_one_driver_at_a_time(folder):
+    with RunLock(folder, settle_seconds=0.2), refuse("another driver .* is running it"), RunLock(folder):
         pass
     assert folder.names() == []
 
 
-def test_a_model_in_a_bucket_is_that_of_the_disk(store, model):
+def test_a_model_in_a_bucket_equals_that_on_the_disk(store, model):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     store.put(model, "models/llama")
@@ -199,7 +202,7 @@ def test_a_model_in_a_bucket_is_that_of_the_disk(store, model):
     )
 
 
-def test_a_copy_follows_what_it_is_a_copy_of(store, tmp_path):
+def test_a_copy_follows_changes_of_its_source(store, tmp_path):
     local = tmp_path / "model"
     local.mkdir()
     for name in ("config.json", "old.json"):
@@ -219,7 +222,7 @@ def test_a_copy_follows_what_it_is_a_copy_of(store, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_copy_that_is_cut_is_no_model(store, tmp_path):
+def test_an_interrupted_copy_is_not_a_model(store, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_bytes(bytes(8_000_000))
     store.put(tmp_path / "model", "models/cut")
@@ -235,7 +238,7 @@ def test_a_copy_that_is_cut_is_no_model(store, tmp_path):
     assert (copies.local_copy(source) / "model.safetensors").stat().st_size == 8_000_000
 
 
-def test_a_corpus_in_a_bucket_is_read_with_its_own_places(store, tmp_path):
+def test_a_corpus_in_a_bucket_is_read_with_its_uris(store, tmp_path):
     corpus = tmp_path / "corpus"
     (corpus / "deep").mkdir(parents=True)
     (corpus / "a.jsonl").write_text('{"n": 0}\n\n{"n": 1}\n')
