@@ -55,7 +55,7 @@ def test_a_runs_own_work_goes_first_and_other_settings_are_not_used(make):
 def test_redoing_what_is_another_runs_is_refused_and_takes_nothing_away(make):
     base, arm = make("base"), make("arm", reuse=["base"])
     base.collect(base.recipe.sources[0]).finish([{"rows": 1}], 1.0)
-    with pytest.raises(UserError, match="is another run's"):
+    with pytest.raises(UserError, match="belongs to another run"):
         delete_stages(arm, ["collect"])
     assert base.collect(base.recipe.sources[0]).is_complete()
 
