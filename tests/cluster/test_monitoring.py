@@ -21,7 +21,9 @@ PROMTOOL = shutil.which("promtool")
 OVERLAY = "fusion-monitoring"
 PARTS = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_count", "_sum")}
 
-with_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not here (Debian: apt-get install prometheus)")
+with_promtool = pytest.mark.skipif(
+    PROMTOOL is None, reason="promtool is not installed (Debian: apt-get install prometheus)"
+)
 
 
 def exported(name: str, kind: str) -> set[str]:
