@@ -49,8 +49,8 @@ class Updates:
 
     Args:
         config: batch and packing.
-        num_rows: in one shard; enough for the update.
-        vocab_size: of the target.
+        num_rows: number of rows, in one shard; enough for the update.
+        vocab_size: size of the target's vocabulary.
     """
 
     def __init__(self, config: FuseConfig, num_rows: int, vocab_size: int):

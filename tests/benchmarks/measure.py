@@ -26,7 +26,7 @@ class Row:
     def reached(self) -> bool | None:
         """Returns whether the figure meets its target; None without a target or a baseline.
 
-        `<= 1.1 x` is asked of the ratio, `>= 250,000` of the value, and so is every other unit; `0.9 to 1.1 x` asks for a range.
+        `<= 1.1 x` is a target of the ratio; `>= 250,000`, like every other unit, of the value; `0.9 to 1.1 x` is a range.
         """
         asked = REACH.fullmatch(self.reach)
         figure = self.ratio if asked and asked["times"] else self.value

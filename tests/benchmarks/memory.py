@@ -34,7 +34,7 @@ class Series:
 class Sampler:
     """Samples within a `with` block; then `series` has one entry per process.
 
-    Ray's workers are told apart by their titles, which name what they run; `driver` is this process.
+    Ray's workers are identified by their titles, which name what they run; `driver` is this process.
     """
 
     def __init__(self):

@@ -1,6 +1,6 @@
 """Rules of KubeRay 1.7 beyond the schema, from its validation.go and the CRDs' own expressions, one function per rule.
 
-A rule gets a RayCluster, RayJob or RayService that fits the schema, and yields what the operator would have against it.
+A rule gets a RayCluster, RayJob or RayService that fits the schema, and yields the operator's objections.
 """
 
 import re

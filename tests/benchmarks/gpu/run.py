@@ -39,12 +39,12 @@ def run(show: Callable[[str, list[Row]], None], tiny: bool = False, output: Path
     """Runs every group and shows its rows; writes the file after each row.
 
     Args:
-        show: a group's name and rows.
-        tiny: sizes at which all of it runs on a CPU in a minute; its figures say nothing.
+        show: receives a group's name and rows.
+        tiny: use sizes at which everything runs on a CPU in a minute; the figures are meaningless.
         output: the JSON file.
 
     Returns:
-        What could not run, or not to its end, with the reason.
+        Groups that could not run or finish, with the reason.
     """
     sizes = TINY if tiny else FULL
     if not (GPU or tiny):

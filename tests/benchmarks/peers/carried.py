@@ -99,7 +99,7 @@ class MinEdit:
 def fusellm(source: Reading, target: Reading, models: tuple[Model, Model], mapping: VocabProjection) -> Carried:
     """Carries by FuseLLM's method as its paper describes it (`published.py`), comparing tokens by their bytes.
 
-    A position without exactly one partner gets mass 1 on the realised token, which is no distribution of the source's.
+    A position without exactly one partner gets mass 1 on the realised token, which is not a distribution of the source.
     """
     topk = source.topk(10)
     pieces = [
