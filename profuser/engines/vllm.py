@@ -1,4 +1,4 @@
-"""The vLLM engine: continuous batching for both kinds of requests at once, log-probabilities taken out as arrays."""
+"""The vLLM engine: continuous batching for both kinds of requests at once."""
 
 import os
 from collections.abc import Sequence
@@ -54,20 +54,19 @@ class VllmEngine:
         self.requests: dict[str, Request] = {}
         # vLLM looks names of its package up anew at every import of them.
         self._make_prompt, self._make_parameters = vllm.TokensPrompt, vllm.SamplingParams
-        # Text would be made of every candidate, parts of answers handed out, and parameters copied: none of it is wanted.
+        # Without text of every candidate, parts of answers, copies of parameters, and a Python object per number.
         self._common: dict[str, Any] = {
             "detokenize": False,
             "output_kind": RequestOutputKind.FINAL_ONLY,
             "skip_clone": True,
+            "flat_logprobs": True,
         }
 
     def add(self, number: int, request: Request) -> None:
         """See `SourceEngine.add`. The scheduler mixes both kinds of requests."""
         self.requests[str(number)] = request
         prompt = self._make_prompt(prompt_token_ids=request.prompt_ids + (request.response_ids or []))
-        engine = self.llm.llm_engine
-        own_id = engine.add_request(str(number), prompt, self._parameters(request))
-        engine.output_processor.request_states[own_id].logprobs_processor = ArrayLogprobs(request.top_k)  # type: ignore[assignment]
+        self.llm.llm_engine.add_request(str(number), prompt, self._parameters(request))
 
     def step(self) -> list[tuple[int, Response]]:
         """See `SourceEngine.step`: one step of the scheduler."""
@@ -102,45 +101,17 @@ class VllmEngine:
         del self.llm
 
 
-class ArrayLogprobs:
-    """In the place of vLLM's `LogprobsProcessor`: keeps the arrays of its engine core, of which vLLM would make a Python object
-    per number.
-
-    Args:
-        top_k: K of the request; a batch may have been given more for another.
-    """
-
-    cumulative_logprob = None
-
-    def __init__(self, top_k: int):
-        self.width = top_k + 1
-        self.logprobs: list[tuple[np.ndarray, np.ndarray]] = []
-        self.prompt_logprobs: list[tuple[np.ndarray, np.ndarray]] = []
-
-    def update_from_output(self, output: Any) -> None:
-        """Takes what the engine core found in a step, of the prompt or of sampled tokens."""
-        if (found := output.new_logprobs) is not None:
-            self._keep(self.logprobs, found.logprob_token_ids, found.logprobs)
-        if (found := output.new_prompt_logprobs_tensors) is not None:
-            self._keep(self.prompt_logprobs, found.logprob_token_ids.numpy(), found.logprobs.numpy())
-
-    def _keep(self, where: list[tuple[np.ndarray, np.ndarray]], token_ids: np.ndarray, logprobs: np.ndarray) -> None:
-        # Copies: rows of a batch's array would keep the whole of it.
-        where.append((token_ids[:, : self.width].astype(np.int32), logprobs[:, : self.width].astype(np.float32)))
-
-
 def _response(request: Request, output: Any) -> Response:
     """Puts a request's response positions together."""
     if request.response_ids is not None:
-        ids, reason, parts = request.response_ids, "given", output.prompt_logprobs
+        ids, reason, found = request.response_ids, "given", output.prompt_logprobs
         first = len(request.prompt_ids) - 1  # a prompt's first position has none
     else:
-        ids, reason, parts = output.outputs[0].token_ids, output.outputs[0].finish_reason, output.outputs[0].logprobs
+        ids, reason, found = output.outputs[0].token_ids, output.outputs[0].finish_reason, output.outputs[0].logprobs
         first = 0
     # K + 1 entries a position: the token itself, then ranks 1..K.
-    shape = (len(ids), request.top_k + 1)
-    parts = parts if len(ids) else [(np.zeros(shape, np.int32), np.zeros(shape, np.float32))]
-    token_ids, logprobs = (np.concatenate(each)[first:].reshape(shape) for each in zip(*parts, strict=True))
+    token_ids = np.array(found.token_ids, dtype=np.int32).reshape(-1, request.top_k + 1)[first:]
+    logprobs = np.array(found.logprobs, dtype=np.float32).reshape(-1, request.top_k + 1)[first:]
     return Response(
         ids=np.asarray(ids, dtype=np.int64),
         logprobs=logprobs[:, 0],

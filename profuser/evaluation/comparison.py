@@ -1,6 +1,6 @@
-"""Several models on the same items: each one's value with its interval, and differences with a verdict in words.
+"""Compares several models on the same items: each value with its interval, and differences with a verdict in words.
 
-Legend: N items that all of the models have (held-out rows, questions of a benchmark), S seeds of one model.
+Legend: N items common to all models (held-out rows, questions of a benchmark), S seeds of one model.
 """
 
 import json
@@ -20,19 +20,19 @@ from profuser.selection.advantage import LN2
 
 BITS_PER_BYTE, EXACT_MATCH = "bits_per_byte", "exact_match"
 SIGNIFICANT = 0.05
-"""A Holm-adjusted p-value from which a difference is called noise, whatever its interval."""
+"""Holm-adjusted p-value at or above which a difference is called noise, whatever its interval."""
 NO_PART_OF_AN_ARM = ("name", "fuse.seed")
-"""Settings in which runs of one arm differ."""
+"""Settings in which runs of one arm may differ."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What every model scored on every item."""
+    """Scores of every model on every item."""
 
     name: str
     larger_is_better: bool
     values: Mapping[str, Float[np.ndarray, "_ N"]]
-    """By model, a row per seed."""
+    """Values by model, one row per seed."""
     denominators: Float[np.ndarray, "N"] | None = None
     """A model's value is the sum of its values over the sum of these; None for the mean."""
 
@@ -42,25 +42,25 @@ class Metric:
         return next(iter(self.values.values())).shape[1]
 
     def estimates(self) -> dict[str, Estimate]:
-        """Every model's value with its 95 % interval."""
+        """Returns every model's value with its 95 % interval."""
         return {name: estimate(values, denominators=self.denominators) for name, values in self.values.items()}
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """A model against another in one metric."""
+    """Comparison of two models in one metric."""
 
     metric: str
     larger_is_better: bool
     model: str
     baseline: str
     difference: Difference
-    """The model's value less the baseline's."""
+    """The model's value minus the baseline's."""
     test: str
-    """Where the p-value is from: `McNemar`, or `bootstrap` (with several seeds, Student's of the same error)."""
+    """Source of the p-value: `McNemar`, or `bootstrap` (with several seeds, Student's t with the same error)."""
     p_value: float
     adjusted_p_value: float
-    """By Holm over the contrasts of this metric."""
+    """Holm-adjusted over the contrasts of this metric."""
 
     @property
     def verdict(self) -> str:
@@ -71,10 +71,10 @@ class Contrast:
 
 
 def heldout_metrics(models: Mapping[str, Sequence[pa.Table]]) -> list[Metric]:
-    """Bits per byte and exact match on the rows that no model refused; none where no such row is left.
+    """Returns bits per byte and exact match on the rows that every model accepted; empty if no such row is left.
 
     Args:
-        models: by name, evaluate tables of a model: one per seed.
+        models: evaluate tables by model, one per seed.
     """
     tables = {f"{name}/{seed}": table for name, seeds in models.items() for seed, table in enumerate(seeds)}
     kept = sorted(common_rows(tables)["all"]) if tables else []
@@ -91,10 +91,10 @@ def heldout_metrics(models: Mapping[str, Sequence[pa.Table]]) -> list[Metric]:
 
 
 def benchmark_metrics(models: Mapping[str, Sequence[Mapping[str, pa.Table]]]) -> list[Metric]:
-    """Every benchmark that at least two of the models have, on the items that these have in common.
+    """Returns every benchmark that at least two models have, on the items that they have in common.
 
     Args:
-        models: by name, tables of `item_id` and `score` by benchmark: one mapping per seed.
+        models: by model, one mapping per seed from benchmark to its table of `item_id` and `score`.
     """
     out = []
     for benchmark in dict.fromkeys(name for seeds in models.values() for seed in seeds for name in seed):
@@ -111,9 +111,9 @@ def benchmark_metrics(models: Mapping[str, Sequence[Mapping[str, pa.Table]]]) ->
 
 
 def contrasts(metric: Metric, pairs: Sequence[tuple[str, str]]) -> list[Contrast]:
-    """Differences of pairs of models (the first less the second), adjusted for being several; left out where a model has no values.
+    """Returns the differences of pairs (the first minus the second), Holm-adjusted; skips a pair if a model has no values.
 
-    The p-value is McNemar's where both models have one seed and every item is right or wrong.
+    The p-value is McNemar's if both models have one seed and every item is either right or wrong.
     """
     found = []
     for model, baseline in pairs:
@@ -133,7 +133,7 @@ def contrasts(metric: Metric, pairs: Sequence[tuple[str, str]]) -> list[Contrast
 
 
 def differences(tables: Mapping[str, pa.Table], baseline: str) -> dict[str, dict[str, Difference]]:
-    """Every other model less the baseline on the rows that no model refused; empty where no such row is left.
+    """Returns every other model minus the baseline on the rows that every model accepted; empty if no such row is left.
 
     Args:
         tables: evaluate tables by model.
@@ -156,10 +156,10 @@ def differences(tables: Mapping[str, pa.Table], baseline: str) -> dict[str, dict
 
 
 def seed_groups(recipes: Mapping[str, Recipe]) -> dict[str, list[str]]:
-    """Runs of one arm, which differ in no more than name and `fuse.seed`, under the name of the first.
+    """Groups the runs of one arm, which differ only in name and `fuse.seed`, under the name of the first.
 
     Raises:
-        UserError: two runs of an arm have the same seed: they are one measurement, not two.
+        UserError: two runs of an arm have the same seed, so they are one measurement, not two.
     """
     groups: dict[str, list[str]] = {}
     firsts: dict[str, str] = {}
@@ -180,12 +180,12 @@ def seed_groups(recipes: Mapping[str, Recipe]) -> dict[str, list[str]]:
 
 
 def _matrix(tables: Sequence[pa.Table], key: str, column: str, kept: Sequence[str]) -> Float[np.ndarray, "_ N"]:
-    """A column of every table, in the order of the kept items."""
+    """Returns a column of every table, in the order of the kept items."""
     rows = [dict(zip(t[key].to_pylist(), t[column].to_pylist(), strict=True)) for t in tables]
     return np.array([[row[item] for item in kept] for row in rows], dtype=np.float64)
 
 
 def _common(items: Iterable[Sequence[str]]) -> list[str]:
-    """Those that all have, sorted."""
+    """Returns the items that all have, sorted."""
     sets = [set(some) for some in items]
     return sorted(set.intersection(*sets)) if sets else []

@@ -1,4 +1,4 @@
-"""Held-out rows under one model: bits per byte of the ground truth, and exact match of the final answer."""
+"""Scores held-out rows under one model: bits per byte of the ground truth, and exact match of the final answer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from profuser.signals.ragged import Ragged
 def evaluate_table(
     rows: pa.Table, signals: Sequence[RowSignals], tokens: TokenBytes, answer_pattern: str | None
 ) -> pa.Table:
-    """Scores a shard of held-out rows from what a model says of them. A row that its tokens do not spell is refused.
+    """Scores a shard of held-out rows from a model's signals. Rejects a row whose tokens do not spell its text.
 
     Args:
         rows: a table of the corpus schema.
-        signals: the same rows under the model, in order.
-        tokens: of the model's tokenizer.
+        signals: the model's signals for the same rows, in order.
+        tokens: token bytes of the model's tokenizer.
         answer_pattern: see `final_answer`.
     """
     records = []
@@ -48,7 +48,7 @@ def evaluate_table(
 
 
 def _misspelt(rows: pa.Table, signals: Sequence[RowSignals], tokens: TokenBytes) -> dict[int, str]:
-    """Rows whose ground truth was scored on tokens that do not spell it, and why."""
+    """Returns the rows whose ground truth was scored on tokens that do not spell it, with the reason."""
     scored = [(place, signal.training) for place, signal in enumerate(signals) if signal.training]
     ids = Ragged.from_rows([response.ids for _, response in scored], dtype=np.int64)
     texts = rows["response"].to_pylist()
@@ -58,17 +58,17 @@ def _misspelt(rows: pa.Table, signals: Sequence[RowSignals], tokens: TokenBytes)
 
 @dataclass(frozen=True)
 class Score:
-    """A model on a set of held-out rows."""
+    """Score of a model on a set of held-out rows."""
 
     num_rows: int
     bits_per_byte: float
-    """Over all bytes of the set; comparable between tokenizers."""
+    """Total over all bytes of the set; comparable between tokenizers."""
     exact_match: float
     """Share of rows, 0 to 1."""
 
 
 def score(table: pa.Table, row_ids: set[str]) -> Score:
-    """A model's score over those rows of its evaluate table; all models of a comparison are given the same rows."""
+    """Returns a model's score on the given rows of its evaluate table. Compared models must use the same rows."""
     records = [
         r for r in table.select(["row_id", "nats", "response_bytes", "correct"]).to_pylist() if r["row_id"] in row_ids
     ]
@@ -83,7 +83,7 @@ def score(table: pa.Table, row_ids: set[str]) -> Score:
 
 
 def common_rows(tables: Mapping[str, pa.Table]) -> dict[str, set[str]]:
-    """Rows that no model refused, by category, with all of them under `all`."""
+    """Returns the rows that every model accepted, by category, and all of them under `all`."""
     kept: set[str] | None = None
     for table in tables.values():
         known = {r["row_id"] for r in table.select(["row_id", "refused"]).to_pylist() if r["refused"] is None}
@@ -97,6 +97,6 @@ def common_rows(tables: Mapping[str, pa.Table]) -> dict[str, set[str]]:
 
 
 def scores(tables: Mapping[str, pa.Table]) -> dict[str, dict[str, Score]]:
-    """Every model's score on all common rows and on each category: `{category: {model: score}}`."""
+    """Returns every model's score on all common rows and on each category: `{category: {model: score}}`."""
     groups = common_rows(tables)
     return {group: {name: score(table, ids) for name, table in tables.items()} for group, ids in groups.items()}

@@ -1,7 +1,7 @@
-"""Judged win rate: how often the rewards prefer one model's held-out answers to another's, as it is and at equal length.
+"""Judged win rate: how often the rewards prefer one model's held-out answers to another's, raw and at equal length.
 
-A reward scores one answer at a time and never sees two, so there is no position that could favour one; the vote over rewards is
-still taken in both orders and averaged, so that a tie is a half and changing sides gives exactly one minus the rate.
+A reward scores one answer at a time and never sees two, so there is no position bias. The vote over rewards is still taken in both
+orders and averaged, so that a tie counts one half and swapping sides gives exactly one minus the rate.
 
 Length control is that of length-controlled AlpacaEval (Dubois et al., arXiv 2404.04475) without its term for the difficulty of an
 instruction, which needs many models: over rows i with outcome w_i (1 won, 0.5 tied, 0 lost) and difference of length d_i,
@@ -25,20 +25,20 @@ from profuser.rewards.judges import Judge
 from profuser.rewards.voting import RewardScale, vote
 
 RIDGE = 1e-3
-"""Keeps theta and phi finite where every row was won, or where length alone tells who wins; elsewhere it moves nothing."""
+"""Keeps theta and phi finite if every row was won, or if length alone determines who wins; otherwise its effect is negligible."""
 LONGEST_STEP, NUM_STEPS, TOLERANCE = 4.0, 60, 1e-9
 
 
 @dataclass(frozen=True)
 class JudgedAnswers:
-    """What every model answered to the held-out rows, and what every reward thinks of it."""
+    """Every model's answers to the held-out rows, and every reward's scores of them."""
 
     models: tuple[str, ...]
     rewards: tuple[str, ...]
     answers: Sequence[Sequence[str | None]]
-    """`[N][M]`; None where an answer is blank: it loses against any other."""
+    """`[N][M]`; None for a blank answer, which loses against any other."""
     scores: Float[np.ndarray, "N M R"]
-    """NaN where there is no answer."""
+    """NaN if there is no answer."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class JudgedWinRate:
 
     raw: Estimate
     length_controlled: Estimate
-    """At equal length of the answers."""
+    """Win rate at equal length of the answers."""
     num_ties: int
     mean_characters: tuple[float, float]
-    """Mean length of the answers of either."""
+    """Mean length of each model's answers."""
 
 
 def judge_table(judge: Judge, rows: Sequence[Mapping], predictions: Mapping[str, Sequence[str | None]]) -> pa.Table:
@@ -74,7 +74,7 @@ def judge_table(judge: Judge, rows: Sequence[Mapping], predictions: Mapping[str,
 def win_rates(
     judged: JudgedAnswers, model: str, config: VoteConfig, weights: Sequence[float]
 ) -> dict[str, JudgedWinRate]:
-    """How often a model is preferred to each of the others, under a vote of the rewards with these weights."""
+    """Returns how often a model is preferred to each of the others, under a vote of the rewards with these weights."""
     scales = [RewardScale.of(judged.scores[..., index]) for index in range(len(judged.rewards))]
     lengths = np.array([[len(text or "") for text in row] for row in judged.answers], dtype=np.float64)
     mine = judged.models.index(model)
@@ -98,9 +98,9 @@ def outcomes(
     config: VoteConfig,
     weights: Sequence[float],
 ) -> Float[np.ndarray, "N"]:
-    """1 where the first answer wins the vote, 0 where the second does, 0.5 at a tie: the mean of both orders.
+    """Returns 1 if the first answer wins the vote, 0 if the second does, and 0.5 for a tie: the mean of both orders.
 
-    The vote is that of `select`, whose last resort is the order; equal answers, and rows without a winner, are ties.
+    The vote is that of `select`, whose last tie-breaker is the order; equal answers, and rows without a winner, are ties.
     """
     here = vote(scores, answers, scales, config, weights).winner
     there = vote(scores[:, ::-1], [row[::-1] for row in answers], scales, config, weights).winner
@@ -118,14 +118,14 @@ def length_controlled(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """The win rate at equal length, by the formula above; interval by resampling rows and fitting anew.
+    """Returns the win rate at equal length, by the formula above; the interval comes from resampling rows and refitting.
 
     Args:
         won: outcome of each row, 0 to 1.
-        longer_by: length of the first answer less that of the second, in any unit.
-        num_resamples: of the bootstrap.
-        confidence: of the interval.
-        seed: of the resampling.
+        longer_by: length of the first answer minus that of the second, in any unit.
+        num_resamples: number of bootstrap resamples.
+        confidence: confidence level of the interval.
+        seed: seed of the resampling.
     """
     spread = longer_by.std()
     length = np.tanh(longer_by / spread) if spread else np.zeros_like(longer_by)
@@ -142,7 +142,7 @@ def _fit(
     counts: Float[np.ndarray, "B N"],
     start: Float[np.ndarray, "_ 2"],
 ) -> Float[np.ndarray, "B 2"]:
-    """Theta and phi of every resample, by Newton's method."""
+    """Fits theta and phi of every resample by Newton's method."""
     inputs = np.stack([np.ones_like(length), length])
     squares = np.stack([inputs[0], length, length**2])
     found = np.broadcast_to(start, (len(counts), 2)).copy()

@@ -1,4 +1,4 @@
-"""How sure a difference is: paired bootstrap over items, spread between seeds, McNemar's test, Holm's correction.
+"""Uncertainty of differences: paired bootstrap over items, spread between seeds, McNemar's test, Holm's correction.
 
 Legend: N items (held-out rows, benchmark questions), S seeds of one arm. A value is always `sum(x) / sum(d)` over items: a mean
 where the denominators are 1, bits per byte where x is bits and d bytes.
@@ -13,11 +13,11 @@ from jaxtyping import Bool, Float, Shaped
 
 BETTER, WORSE, NOISE = "better", "worse", "within noise"
 FEWEST_ITEMS = 6
-"""With fewer no sign test reaches 5 % (2 * 2**-5 = 0.06), however they fall: no verdict is given."""
+"""With fewer items no sign test reaches 5 % (2 * 2**-5 = 0.06), whatever the outcomes: no verdict is given."""
 MOST_EXACT = 25
-"""Discordant pairs from which McNemar's test is the chi-square one."""
+"""Number of discordant pairs from which McNemar's test uses chi-square."""
 CHUNK = 1 << 22
-"""Numbers held at one time while resampling."""
+"""Numbers held in memory at once while resampling."""
 
 
 @dataclass(frozen=True)
@@ -32,23 +32,23 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """One model's value less another's on the same items, with its confidence interval."""
+    """One model's value minus another's on the same items, with its confidence interval."""
 
     value: float
     low: float
     high: float
     p_value: float
-    """Two-sided, of no difference; from the same resamples as the interval, and below 5 % where a 95 % interval excludes 0."""
+    """Two-sided, against no difference; from the same resamples as the interval, and below 5 % if a 95 % interval excludes 0."""
     num_items: int
 
     def verdict(self, *, larger_is_better: bool) -> str:
-        """`better`, `worse`, or `within noise`: the interval includes 0, or there are fewer than FEWEST_ITEMS items."""
+        """Returns `better`, `worse`, or `within noise`: the interval includes 0, or there are fewer than FEWEST_ITEMS items."""
         if self.num_items < FEWEST_ITEMS or not (self.low > 0 or self.high < 0):
             return NOISE
         return BETTER if (self.value > 0) == larger_is_better else WORSE
 
     def __neg__(self) -> "Difference":
-        """The other model's value less this one's."""
+        """Returns the difference with the models swapped."""
         return Difference(-self.value, -self.high, -self.low, self.p_value, self.num_items)
 
 
@@ -61,23 +61,24 @@ def paired_bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Difference:
-    """Difference of two models' values over the same items, by resampling the items.
+    """Returns the difference of two models' values over the same items, with an interval from resampling the items.
 
-    With one seed each: the percentile interval (Efron, 1979). With several seeds of either (rows of a matrix, not paired between
-    the models) their spread is in the interval too. Resampling two or three seeds as well would make it far too narrow: instead
-    the variances of items (bootstrap) and of seeds (mean squares, less what is noise of single items) are added, and the interval
-    is Student's with Satterthwaite's degrees of freedom (1946). A model trained once says nothing of its spread between seeds.
+    With one seed each, the interval is the percentile interval (Efron, 1979). With several seeds of either model (rows of a matrix,
+    not paired between the models), the interval includes their spread. Resampling two or three seeds would make it far too narrow.
+    Instead the variances of items (bootstrap) and of seeds (mean squares, minus the noise of single items) are added, and the
+    interval is Student's t with Satterthwaite's degrees of freedom (1946). A model trained once says nothing about its spread
+    between seeds.
 
     Args:
-        mine: per item the numerator, e.g. 1 where the answer is right, or bits of the response.
-        other: the same of the other model, items in the same order.
-        denominators: per item, the same for both models, e.g. bytes of the response; by default 1.
-        num_resamples: of the bootstrap.
-        confidence: of the interval.
-        seed: of the resampling; the same gives the same.
+        mine: numerator per item, e.g. 1 for a right answer, or bits of the response.
+        other: the same for the other model, items in the same order.
+        denominators: denominator per item, the same for both models, e.g. bytes of the response; by default 1.
+        num_resamples: number of bootstrap resamples.
+        confidence: confidence level of the interval.
+        seed: seed of the resampling; the same seed gives the same result.
 
     Raises:
-        ValueError: the numbers of items differ, there are none, or a value is not finite.
+        ValueError: the numbers of items differ or are 0, or a value is not finite.
     """
     first, second, weight = _checked(mine, other, denominators)
     thetas = [side.sum(axis=1) / weight.sum() for side in (first, second)]
@@ -99,8 +100,8 @@ def estimate(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """One model's value with its interval: as in `paired_bootstrap`, or Wilson's (1927) for a share of right answers of one seed,
-    since a bootstrap of answers that are all right would claim certainty. That of shares stays between 0 and 1."""
+    """Returns one model's value with its interval: as in `paired_bootstrap`, or Wilson's (1927) for the share of right answers of
+    one seed, since a bootstrap of answers that are all right would claim certainty. Intervals of shares stay between 0 and 1."""
     first, _, weight = _checked(values, values, denominators)
     if denominators is None and len(first) == 1 and np.isin(first, (0, 1)).all():
         return wilson(int(first.sum()), weight.size, confidence)
@@ -114,7 +115,7 @@ def estimate(
 
 
 def wilson(num_right: int, num_items: int, confidence: float = 0.95) -> Estimate:
-    """A share with Wilson's score interval (JASA 22, 1927)."""
+    """Returns a share with Wilson's score interval (JASA 22, 1927)."""
     from scipy.special import ndtri
 
     z, share = float(ndtri((1 + confidence) / 2)), num_right / num_items
@@ -126,13 +127,13 @@ def wilson(num_right: int, num_items: int, confidence: float = 0.95) -> Estimate
 def mcnemar(
     mine_correct: Bool[np.ndarray, "N"] | Sequence[bool], other_correct: Bool[np.ndarray, "N"] | Sequence[bool]
 ) -> float:
-    """Two-sided p-value that two models are right equally often, from the items on which just one is (McNemar, 1947).
+    """Returns a two-sided p-value that two models are right equally often, from the items that only one got right (McNemar, 1947).
 
     Exact binomial below MOST_EXACT such items, else chi-square with Edwards's correction, `(|b - c| - 1)^2 / (b + c)`.
     """
     mine, other = np.asarray(mine_correct, dtype=bool), np.asarray(other_correct, dtype=bool)
     if mine.shape != other.shape:
-        raise ValueError(f"{mine.size} and {other.size} items: the models must have answered the same")
+        raise ValueError(f"{mine.size} and {other.size} items: both models must have answered the same items")
     only_mine, only_other = int((mine & ~other).sum()), int((other & ~mine).sum())
     num = only_mine + only_other
     if num < MOST_EXACT:
@@ -143,7 +144,7 @@ def mcnemar(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values of several comparisons, so adjusted that an error in any of them is as rare as in one (Holm, 1979); same order."""
+    """Returns p-values adjusted so that an error in any comparison is as rare as in one (Holm, 1979), in the same order."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     out, largest = [1.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
@@ -153,7 +154,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def resamples(num_items: int, num_resamples: int, seed: int) -> Iterator[Float[np.ndarray, "R N"]]:
-    """How often each item is drawn in each resample, some resamples at a time."""
+    """Yields how often each item is drawn in each resample, in chunks of resamples."""
     generator = np.random.default_rng(seed)
     step = max(1, CHUNK // num_items)
     for start in range(0, num_resamples, step):
@@ -164,12 +165,12 @@ def resamples(num_items: int, num_resamples: int, seed: int) -> Iterator[Float[n
 
 
 def _checked(mine: object, other: object, denominators: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both as [S, N] float64, and the denominators."""
+    """Returns both as [S, N] float64, and the denominators."""
     first, second = (np.atleast_2d(np.asarray(side, dtype=np.float64)) for side in (mine, other))
     num = first.shape[1]
     weight = np.ones(num) if denominators is None else np.asarray(denominators, dtype=np.float64)
     if second.shape[1] != num or weight.shape != (num,):
-        raise ValueError(f"{num}, {second.shape[1]} and {weight.size} items: both models are measured on the same")
+        raise ValueError(f"{num}, {second.shape[1]} and {weight.size} items: both models must have the same items")
     if not num:
         raise ValueError("no items to compare on")
     if not all(np.isfinite(array).all() for array in (first, second, weight)) or not weight.sum() > 0:
@@ -180,7 +181,7 @@ def _checked(mine: object, other: object, denominators: object) -> tuple[np.ndar
 def _resampled(
     numerators: Float[np.ndarray, "N"], denominators: Float[np.ndarray, "N"], num_resamples: int, seed: int
 ) -> Float[np.ndarray, "R"]:
-    """`sum(x) / sum(d)` of every resample."""
+    """Returns `sum(x) / sum(d)` of every resample."""
     both = np.stack([numerators, denominators], axis=1)
     sums = np.concatenate([counts @ both for counts in resamples(len(numerators), num_resamples, seed)])
     return sums[:, 0] / sums[:, 1]
@@ -191,7 +192,7 @@ def _quantiles(draws: Float[np.ndarray, "R"], confidence: float) -> Float[np.nda
 
 
 def _bootstrap_p(draws: Float[np.ndarray, "R"]) -> float:
-    """Twice the smaller share of resamples on either side of 0, one resample added (Davison and Hinkley, 1997)."""
+    """Returns twice the smaller share of resamples on either side of 0, with one resample added (Davison and Hinkley, 1997)."""
     fewer = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
     return min(1.0, 2 * (fewer + 1) / (draws.size + 1))
 
@@ -199,7 +200,7 @@ def _bootstrap_p(draws: Float[np.ndarray, "R"]) -> float:
 def _with_seeds(
     item_variance: float, sides: Sequence[Float[np.ndarray, "_ N"]], weight: Float[np.ndarray, "N"]
 ) -> tuple[float, float]:
-    """Standard error of a difference with the spread between seeds in it, and Satterthwaite's degrees of freedom.
+    """Returns a difference's standard error, including the spread between seeds, and Satterthwaite's degrees of freedom.
 
     Items and seeds are crossed: Var = items + seeds - residual, each a mean square over the number of cells.
     """
@@ -220,7 +221,7 @@ def _with_seeds(
 
 
 def _student(value: float, error: float, freedom: float, confidence: float) -> tuple[float, float, float]:
-    """Interval and two-sided p-value."""
+    """Returns the interval and the two-sided p-value."""
     from scipy.special import stdtr, stdtrit
 
     if error == 0:

@@ -1,6 +1,6 @@
-"""What a run will take, extrapolated with error bars from a probe of some of its rows.
+"""Extrapolates what a run will cost, with error bars, from a probe of some of its rows.
 
-Legend: N rows that were probed, R rows that the run will collect.
+Legend: N probed rows, R rows that the run will collect.
 """
 
 import math
@@ -12,13 +12,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 CONFIDENCE = 0.9
-"""Of every interval."""
+"""Confidence level of every interval."""
 STEPS_PER_TOKEN = 0.9 * 0.037
-"""Next steps that `select.condition: exact` asks for, per response token. Of Alpaca's answers 3.7 % of the tokens begin inside a
+"""Next steps that `select.condition: exact` requests, per response token. In Alpaca's answers 3.7 % of the tokens begin inside a
 source token (from a byte-level BPE of 50,000 to a SentencePiece BPE of 32,000; 0.4 % from the latter to one of 131,000), and 0.9
 candidates are used up at each in a model's distributions (0.3 in those of a trigram source)."""
 STEP_TOKENS = 9
-"""Tokens that an engine reads for a step: the candidate, and half a block of 16 of what its prefix cache does not hold whole. An
+"""Tokens that an engine reads per step: the candidate, and half a 16-token block that its prefix cache does not hold whole. An
 engine without such a cache (Transformers) reads the prompt and half the response."""
 
 
@@ -28,11 +28,11 @@ class Extrapolation:
 
     value: float
     margin: float | None
-    """Half the width of the 90 % interval; None where a single row says nothing of it."""
+    """Half the width of the 90 % interval; None for a single row, which gives no interval."""
 
     @property
     def low(self) -> float | None:
-        """Lower end of the interval; no quantity is below 0."""
+        """Lower end of the interval; quantities are never negative."""
         return None if self.margin is None else max(0.0, self.value - self.margin)
 
     @property
@@ -41,24 +41,24 @@ class Extrapolation:
         return None if self.margin is None else self.value + self.margin
 
     def covers(self, measured: float) -> bool | None:
-        """Whether the interval holds a measured value; None where there is no interval."""
+        """Returns whether the interval contains a measured value; None if there is no interval."""
         if self.margin is None:
             return None
-        # An exact plan is not missed by a rounding.
+        # Tolerate rounding where the margin is 0.
         return bool(abs(measured - self.value) <= self.margin + 1e-9 * abs(self.value))
 
 
 @dataclass(frozen=True)
 class FileSize:
-    """Bytes of a shard's file as a straight line over the tokens in it."""
+    """Linear model of a shard file's bytes as a function of its tokens."""
 
     fixed: float
-    """What the smallest file takes."""
+    """Bytes per file, independent of its tokens."""
     per_token: float
 
     @classmethod
     def through(cls, small: tuple[int, int], large: tuple[int, int]) -> "FileSize":
-        """The line through two files, each given as tokens and bytes."""
+        """Returns the line through two files, each given as (tokens, bytes)."""
         (tokens, size), (more_tokens, more) = small, large
         if more_tokens <= tokens:
             return cls(0.0, more / max(1, more_tokens))
@@ -68,60 +68,60 @@ class FileSize:
 
 @dataclass(frozen=True)
 class Probe:
-    """What one source did with the N rows. A row that it refused has no tokens."""
+    """Measurements of one source on the N rows. A row that it rejected has no tokens."""
 
     prompt_tokens: Int[np.ndarray, "N"]
     training_tokens: Int[np.ndarray, "N"]
-    """Of the ground truth."""
+    """Tokens of the ground truth."""
     inference_tokens: Int[np.ndarray, "N"]
-    """Of all answers together."""
+    """Tokens of all answers together."""
     seconds: float
-    """Collecting all N rows at once, engine start-up apart."""
+    """Time to collect all N rows at once, without engine start-up."""
     with_topk: FileSize
-    """Of a shard of `collect` under eager signals."""
+    """Size of a `collect` shard with eager signals."""
     without_topk: FileSize
-    """The same under lazy ones."""
+    """Size of a `collect` shard with lazy signals."""
     distributions: FileSize
-    """Of a shard of `signals`."""
+    """Size of a `signals` shard."""
     signals_seconds: float = 0.0
-    """Lazy signals: teacher-forcing one response of every row in both modes, all at once."""
+    """With lazy signals: time to teacher-force one response of every row in both modes, all at once."""
     start_seconds: float = 0.0
-    """From asking for the actor until its engine has answered a first row."""
+    """Time from requesting the actor until its engine has answered a first row."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How the run will put its rows to a source."""
+    """How the run will use a source."""
 
     num_shards: int
     num_samples: int
     """Answers per row."""
     num_actors: int
     devices: float
-    """GPUs that an actor reserves; CPUs where it reserves no GPU."""
+    """GPUs that an actor reserves; CPUs if it reserves no GPU."""
     price: float | None
-    """Of a device-hour."""
+    """Price of a device-hour."""
     share: float
-    """Of all responses that are taught, those which this source is expected to teach."""
+    """Share of all taught responses that this source is expected to teach."""
     lazy: bool
-    """Whether distributions wait until it is known who teaches."""
+    """Whether distributions are fetched only after teachers are chosen."""
     steps_per_token: float = 0.0
-    """Next steps after used-up candidates, per response token; 0 where none are asked for."""
+    """Next steps after used-up candidates, per response token; 0 if none are requested."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one stage takes, by quantity: so much for each of the N rows, and so much once."""
+    """Cost of one stage, by quantity: an amount for each of the N rows, and a fixed amount."""
 
     per_row: Mapping[str, Float[np.ndarray, "N"]]
     once: Mapping[str, float]
 
 
 def extrapolate(per_row: Float[np.ndarray, "N"], num_rows: int, once: float = 0.0) -> Extrapolation:
-    """The total of a quantity over R rows, from N of them that were drawn at random, none twice.
+    """Returns a quantity's total over R rows, from N rows drawn at random without replacement.
 
-    `once + R * mean`, give or take `t * R * s / sqrt(N) * sqrt(1 - N / R)`: Student's t for N - 1 degrees of freedom, s the rows'
-    standard deviation, and the last factor because what was probed is known (Cochran, Sampling Techniques, 2.8).
+    The interval is `once + R * mean +- t * R * s / sqrt(N) * sqrt(1 - N / R)`: Student's t with N - 1 degrees of freedom, s the
+    rows' standard deviation, and the last factor the finite population correction (Cochran, Sampling Techniques, 2.8).
     """
     num = len(per_row)
     total = once + num_rows * float(per_row.mean())
@@ -134,7 +134,7 @@ def extrapolate(per_row: Float[np.ndarray, "N"], num_rows: int, once: float = 0.
 
 
 def student_quantile(probability: float, freedom: int) -> float:
-    """Quantile of Student's t distribution: exact for 1 and 2 degrees of freedom, else Abramowitz and Stegun 26.7.5."""
+    """Returns a quantile of Student's t: exact for 1 and 2 degrees of freedom, else Abramowitz and Stegun 26.7.5."""
     if freedom == 1:
         return math.tan(math.pi * (probability - 0.5))
     if freedom == 2:
@@ -149,7 +149,7 @@ def student_quantile(probability: float, freedom: int) -> float:
 
 
 def collect_cost(probe: Probe, setting: Setting) -> Cost:
-    """What `collect` takes for one source. Seconds are shared out among rows by the tokens that the engine handles for them."""
+    """Returns the cost of `collect` for one source. Seconds are split among rows in proportion to the tokens processed."""
     response = probe.training_tokens + probe.inference_tokens
     work = (1 + setting.num_samples) * probe.prompt_tokens + response
     time = _time(setting, probe.start_seconds, probe.seconds * work / work.sum())
@@ -159,9 +159,9 @@ def collect_cost(probe: Probe, setting: Setting) -> Cost:
 
 
 def signals_cost(probe: Probe, setting: Setting) -> Cost:
-    """What `signals` takes for one source where signals are lazy: a pass over the responses that it is chosen to teach.
+    """Returns the cost of `signals` for one source with lazy signals: a pass over the responses that it is chosen to teach.
 
-    The next steps of `select.condition: exact` were not probed; they are priced as that many more tokens of the pass.
+    The next steps of `select.condition: exact` were not probed; they are priced as additional tokens of the pass.
     """
     response = _one_response(probe, setting)
     work, steps = 2 * probe.prompt_tokens + response, setting.steps_per_token * response
@@ -172,7 +172,7 @@ def signals_cost(probe: Probe, setting: Setting) -> Cost:
 
 
 def disk_costs(probe: Probe, setting: Setting) -> dict[str, Cost]:
-    """Disk of a source were signals `eager`, and were they `lazy`."""
+    """Returns a source's disk use with `eager` and with `lazy` signals."""
     response = probe.training_tokens + probe.inference_tokens
     taught = setting.share * _one_response(probe, setting) * (1 + setting.steps_per_token)
     lazy = [_disk(setting, probe.without_topk, response), _disk(setting, probe.distributions, taught)]
@@ -180,24 +180,24 @@ def disk_costs(probe: Probe, setting: Setting) -> dict[str, Cost]:
 
 
 def add_costs(costs: Sequence[Cost]) -> Cost:
-    """Several costs as one, row by row: the stages see the same rows, so their errors do not cancel."""
+    """Adds costs row by row: the stages see the same rows, so their errors do not cancel."""
     names = dict.fromkeys(name for cost in costs for name in cost.per_row)
     per_row = {name: np.sum([c.per_row[name] for c in costs if name in c.per_row], axis=0) for name in names}
     return Cost(per_row, {name: sum(cost.once.get(name, 0.0) for cost in costs) for name in names})
 
 
 def estimate(cost: Cost, num_rows: int) -> dict[str, Extrapolation]:
-    """Every quantity of a cost over R rows."""
+    """Extrapolates every quantity of a cost to R rows."""
     return {name: extrapolate(values, num_rows, cost.once.get(name, 0.0)) for name, values in cost.per_row.items()}
 
 
 def _one_response(probe: Probe, setting: Setting) -> Float[np.ndarray, "N"]:
-    """Tokens of the ground truth and of one answer."""
+    """Returns the tokens of the ground truth and of one answer."""
     return probe.training_tokens + probe.inference_tokens / setting.num_samples
 
 
 def _time(setting: Setting, start_seconds: float, seconds: Float[np.ndarray, "N"]) -> Cost:
-    """Wall time of all actors side by side, each of which starts an engine; what they occupy, and what that costs."""
+    """Returns the wall time with all actors in parallel, each starting an engine, and their device-hours and price."""
     device_hours = setting.devices * seconds / 3600
     start_hours = setting.devices * setting.num_actors * start_seconds / 3600
     per_row = {"seconds": seconds / setting.num_actors, "device_hours": device_hours}

@@ -1,4 +1,4 @@
-"""A plan that was made from a probe: kept in the run's folder, and held against what the run took."""
+"""A plan made from a probe: stored in the run's folder, and compared with what the run took."""
 
 import math
 from collections.abc import Mapping
@@ -17,34 +17,34 @@ PLAN = "plan.json"
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What one stage will take."""
+    """Estimated cost of one stage."""
 
     stage: str
     fingerprint: str
-    """Of the artifact that was planned: another one is not measured by this plan."""
+    """Fingerprint of the planned artifact; the plan does not apply to any other."""
     quantities: dict[str, Extrapolation]
     """`prompt_tokens`, `training_tokens`, `inference_tokens`, `seconds` (wall time with all actors), `device_hours`, `disk_bytes`,
-    `money`; those that are known of the stage."""
+    `money`; only those known for the stage."""
 
 
 @dataclass(frozen=True)
 class ProbedPlan:
-    """What the sources' passes over the corpus will take, as `plan.json` keeps it."""
+    """Estimated cost of the sources' passes over the corpus, as stored in `plan.json`."""
 
     num_probed: int
     """N."""
     num_rows: int
     """R."""
     seed: int
-    """Of the draw."""
+    """Seed of the draw."""
     currency: str
     stages: tuple[StagePlan, ...]
     total: dict[str, Extrapolation]
-    """Over all stages; wall time apart, since they may run side by side."""
+    """Totals over all stages, without wall time, since stages may run concurrently."""
     disk_bytes: dict[str, Extrapolation]
-    """Of all stages, were signals `eager` or `lazy`."""
+    """Disk use of all stages with `eager` and with `lazy` signals."""
     notes: tuple[str, ...] = ()
-    """What to know of these numbers, a sentence each."""
+    """Caveats about these numbers, one sentence each."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,17 @@ class PlanError:
 
     @property
     def error(self) -> float:
-        """How far the plan was above what came, as a share of that; NaN where nothing came."""
+        """Relative error of the plan, `planned / measured - 1`; NaN if the measured value is 0."""
         return self.planned.value / self.measured - 1 if self.measured else math.nan
 
 
 def measure(manifest: Manifest, disk_bytes: int, price: float | None) -> dict[str, float]:
-    """What a finished stage took, in a plan's quantities.
+    """Returns what a finished stage took, in a plan's quantities.
 
     Args:
-        manifest: of the stage.
-        disk_bytes: of its shards' files.
-        price: of a device-hour; without it there is no sum of money.
+        manifest: the stage's manifest.
+        disk_bytes: size of its shard files.
+        price: price of a device-hour; without it, `money` is omitted.
     """
     hours = manifest.device_seconds / 3600
     found = manifest.counts | {"seconds": manifest.seconds, "device_hours": hours, "disk_bytes": float(disk_bytes)}
@@ -76,11 +76,11 @@ def measure(manifest: Manifest, disk_bytes: int, price: float | None) -> dict[st
 
 
 def compare(plan: ProbedPlan, measured: Mapping[str, Mapping[str, float]]) -> list[PlanError]:
-    """What was planned against what came.
+    """Compares planned with measured quantities.
 
     Args:
-        plan: of the run.
-        measured: by stage and quantity; a quantity that is not there is not compared.
+        plan: the run's plan.
+        measured: values by stage and quantity; missing ones are skipped.
     """
     return [
         PlanError(stage.stage, name, planned, measured[stage.stage][name])
@@ -91,12 +91,12 @@ def compare(plan: ProbedPlan, measured: Mapping[str, Mapping[str, float]]) -> li
 
 
 def write_plan(folder: Folder, plan: ProbedPlan) -> None:
-    """Keeps a plan in a run's folder, in the place of an earlier one."""
+    """Writes a plan to a run's folder, replacing an earlier one."""
     folder.write_json(PLAN, asdict(plan))
 
 
 def read_plan(folder: Folder) -> ProbedPlan | None:
-    """The plan in a run's folder, or None where there is none; ArtifactError where it is not one of this version."""
+    """Returns the plan in a run's folder, or None if there is none; raises ArtifactError if its format is another version's."""
     if not folder.exists(PLAN):
         return None
     content: Any = folder.read_json(PLAN)
@@ -104,4 +104,4 @@ def read_plan(folder: Folder) -> ProbedPlan | None:
         return TypeAdapter(ProbedPlan).validate_python(content)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise ArtifactError(f"{folder.path(PLAN)}: not a plan of this version ({where}); make it anew") from None
+        raise ArtifactError(f"{folder.path(PLAN)}: not a plan of this version ({where}); make a new plan") from None

@@ -1,4 +1,4 @@
-"""Measures what a source does with some rows of the corpus: tokens, seconds, and bytes of the files that the run would write.
+"""Measures a source on some rows of the corpus: tokens, seconds, and bytes of the files that the run would write.
 
 Legend: N rows.
 """
@@ -25,46 +25,52 @@ from profuser.storage.folder import Folder
 def probe_rows(
     source: SourceReader, rows: pa.Table, how: Reading, top_k: int, collect: Artifact, signals: Artifact
 ) -> Probe:
-    """Puts N rows to a source as its run would, all at once.
+    """Sends N rows to a source as its run would, all at once.
 
     Args:
-        source: warm, so that its first steps are as fast as later ones.
-        rows: of the corpus schema.
+        source: already warm, so that its first steps are as fast as later ones.
+        rows: table of the corpus schema.
         how: with K = 0 signals are lazy, and the pass that fetches distributions is measured too.
         top_k: K of the distributions.
         collect: artifact of the source's signals; nothing is written to its folder.
-        signals: the same of the distributions of lazy signals.
+        signals: artifact of the lazy signals' distributions; nothing is written to its folder.
 
     Raises:
-        UserError: the source refuses every row.
+        UserError: the source rejects every row.
     """
     start = time.monotonic()
-    found = source.read(rows, how)
+    results = source.read(rows, how)
     seconds = time.monotonic() - start
-    taken = [entry for entry in found if entry.refused is None]
-    if not taken:
-        raise UserError(f"{collect.stage}: it takes none of the {len(found)} rows of the probe: {found[0].refused}")
+    accepted = [entry for entry in results if entry.refused is None]
+    if not accepted:
+        raise UserError(
+            f"{collect.stage}: the source rejects all {len(results)} rows of the probe: {results[0].refused}"
+        )
     start = time.monotonic()
-    full = taken if how.top_k else _go_back(source, rows, found, top_k)
+    full = accepted if how.top_k else _fetch_distributions(source, rows, results, top_k)
     signals_seconds = 0.0 if how.top_k else time.monotonic() - start
     vocab_size = source.engine.vocab_size
     eager, lazy = (replace(collect, schema=collect_schema(vocab_size, with_topk)) for with_topk in (True, False))
-    passed = replace(signals, schema=signals_schema(vocab_size))
+    distributions = replace(signals, schema=signals_schema(vocab_size))
     return Probe(
-        prompt_tokens=np.array([_prompt(source, *pair) for pair in zip(rows.to_pylist(), found, strict=True)]),
-        training_tokens=np.array([_training(entry) for entry in found]),
-        inference_tokens=np.array([_inference(entry) for entry in found]),
+        prompt_tokens=np.array([_prompt_tokens(source, *pair) for pair in zip(rows.to_pylist(), results, strict=True)]),
+        training_tokens=np.array([_training_tokens(entry) for entry in results]),
+        inference_tokens=np.array([_inference_tokens(entry) for entry in results]),
         seconds=seconds,
         with_topk=_file_size(eager, lambda part: collect_table(part, vocab_size, top_k), full),
-        without_topk=_file_size(lazy, lambda part: collect_table(part, vocab_size, 0), taken),
-        distributions=_file_size(passed, lambda part: _signals(part, vocab_size), [_one_answer(e) for e in full]),
+        without_topk=_file_size(lazy, lambda part: collect_table(part, vocab_size, 0), accepted),
+        distributions=_file_size(
+            distributions, lambda part: _signals(part, vocab_size), [_one_answer(e) for e in full]
+        ),
         signals_seconds=signals_seconds,
     )
 
 
-def _go_back(source: SourceReader, rows: pa.Table, found: Sequence[RowSignals], top_k: int) -> list[RowSignals]:
-    """The rows that were taken with their distributions, along the ground truth and one answer, from a second pass."""
-    pairs = [pair for pair in zip(rows.to_pylist(), found, strict=True) if pair[1].refused is None]
+def _fetch_distributions(
+    source: SourceReader, rows: pa.Table, results: Sequence[RowSignals], top_k: int
+) -> list[RowSignals]:
+    """Returns the accepted rows with distributions over the ground truth and one answer, from a second pass."""
+    pairs = [pair for pair in zip(rows.to_pylist(), results, strict=True) if pair[1].refused is None]
     records, entries = zip(*pairs, strict=True)
     entries = [_one_answer(entry) for entry in entries]
     ids = [response.ids.tolist() for entry in entries for response in _responses(entry)]
@@ -89,32 +95,32 @@ def _signals(entries: Sequence[RowSignals], vocab_size: int) -> pa.Table:
 def _file_size(
     artifact: Artifact, table: Callable[[Sequence[RowSignals]], pa.Table], entries: Sequence[RowSignals]
 ) -> FileSize:
-    """Of an artifact's shards, from the file of the row with the fewest tokens and that of all rows."""
-    parts = ([min(entries, key=_tokens)], entries)
-    return FileSize.through(*((sum(map(_tokens, part)), _num_bytes(artifact, table(part))) for part in parts))
+    """Returns the size model of an artifact's shards, from a file with the shortest row and a file with all rows."""
+    parts = ([min(entries, key=_num_tokens)], entries)
+    return FileSize.through(*((sum(map(_num_tokens, part)), _num_bytes(artifact, table(part))) for part in parts))
 
 
 def _num_bytes(artifact: Artifact, table: pa.Table) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        aside = replace(artifact, folder=Folder.at(folder))
-        aside.write_shard(0, table, {"rows": table.num_rows})
-        return aside.folder.sizes()[shard_name(0)]
+        scratch = replace(artifact, folder=Folder.at(folder))
+        scratch.write_shard(0, table, {"rows": table.num_rows})
+        return scratch.folder.sizes()[shard_name(0)]
 
 
-def _prompt(source: SourceReader, row: dict, entry: RowSignals) -> int:
+def _prompt_tokens(source: SourceReader, row: dict, entry: RowSignals) -> int:
     if entry.refused is not None:
         return 0
     messages = [Message(m["role"], m["content"]) for m in row["messages"]]
     return len(render_prompt(source.engine.tokenizer, messages, source.template))
 
 
-def _training(entry: RowSignals) -> int:
+def _training_tokens(entry: RowSignals) -> int:
     return len(entry.training.ids) if entry.training else 0
 
 
-def _inference(entry: RowSignals) -> int:
+def _inference_tokens(entry: RowSignals) -> int:
     return sum(len(answer.ids) for answer in entry.answers)
 
 
-def _tokens(entry: RowSignals) -> int:
-    return _training(entry) + _inference(entry)
+def _num_tokens(entry: RowSignals) -> int:
+    return _training_tokens(entry) + _inference_tokens(entry)

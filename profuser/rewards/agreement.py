@@ -1,4 +1,4 @@
-"""How far judges agree, and whether they like long answers. Legend: N rows, M sources, n places of any shape made flat."""
+"""Agreement between judges, and their bias towards long answers. Legend: N rows, M sources, n values of an array made flat."""
 
 import itertools
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Agreement:
-    """How often two ways of choosing a source choose the same."""
+    """How often two ways of choosing a source choose the same one."""
 
     first: str
     second: str
     num_rows: int
     """Rows on which both chose."""
     share: float
-    """Share of these on which they chose the same, 0 to 1; NaN without rows."""
+    """Share of these on which the choices agree, 0 to 1; NaN without rows."""
     kappa: float
-    """Cohen's kappa: 1 is always the same, 0 as often as by chance; NaN where chance alone would always agree."""
+    """Cohen's kappa: 1 for full agreement, 0 for chance agreement; NaN if chance alone gives full agreement."""
 
     @classmethod
     def of(cls, first: str, second: str, one: Int[np.ndarray, "N"], other: Int[np.ndarray, "N"]) -> "Agreement":
-        """Compares two columns of choices over the rows on which both chose (0 or more): `kappa = (p_o - p_e) / (1 - p_e)`."""
+        """Compares two columns of choices on the rows where both chose (0 or more): `kappa = (p_o - p_e) / (1 - p_e)`."""
         both = (one >= 0) & (other >= 0)
         one, other = one[both], other[both]
         if not len(one):
@@ -36,7 +36,7 @@ class Agreement:
 
 
 def spearman(one: Float[np.ndarray, "n"], other: Float[np.ndarray, "n"]) -> float:
-    """Spearman's rank correlation over the places where both are known, ties at their mean rank; NaN where one never changes."""
+    """Returns Spearman's rank correlation where both values are known, with mean ranks for ties; NaN if one side is constant."""
     known = ~np.isnan(one) & ~np.isnan(other)
     ranks = [_ranks(values[known]) for values in (one, other)]
     if any(len(np.unique(values)) < 2 for values in ranks):
@@ -50,10 +50,10 @@ def _ranks(values: Shaped[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
 
 
 def longer_wins(num_bytes: Float[np.ndarray, "N M"], scores: Float[np.ndarray, "N M"]) -> tuple[float, int]:
-    """How often the longer of two answers to the same prompt gets the higher score.
+    """Returns how often the longer of two answers to the same prompt gets the higher score.
 
     Returns:
-        Share of the pairs, equal scores half (NaN without pairs), and the number of pairs of different length.
+        Share of the pairs, with equal scores counted half (NaN without pairs), and the number of pairs of different length.
     """
     wins, pairs = 0.0, 0
     for i, j in itertools.combinations(range(num_bytes.shape[1]), 2):

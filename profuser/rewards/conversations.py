@@ -1,4 +1,4 @@
-"""What a reward model reads: a prompt and an answer, rendered by its own chat template, as token ids. The same for every engine."""
+"""A reward model's input: prompt and answer, rendered with its own chat template, as token ids. The same for every engine."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -12,7 +12,7 @@ from profuser.recipe.rewards import RewardModelConfig
 
 
 class Conversations:
-    """A reward model's tokenizer, and what its config says of it.
+    """A reward model's tokenizer and the relevant settings of its config.
 
     Args:
         path: folder or Hub name.
@@ -40,18 +40,18 @@ class Conversations:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What every loader of this model is given."""
+        """Keyword arguments for every loader of this model."""
         return {"revision": self.config.revision, "trust_remote_code": self.config.trust_remote_code}
 
     def failure(self, what: str, error: BaseException | None = None, remedy: str = "") -> EngineError:
-        """An error that names the reward and its model."""
+        """Returns an error that names the reward and its model."""
         cause = f": {' '.join(str(error).split())[:300]}" if error else ""
         return EngineError(f"rewards.{self.config.name}: {self.path} {what}{cause}{remedy}")
 
     def encode(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> list[list[int]]:
-        """Token ids of each prompt with its answer, cut from the left to `max_tokens`. What they spell of special tokens is text.
+        """Returns token ids of each prompt and answer, cut from the left to `max_tokens`. Special tokens in texts are read as text.
 
-        A padding token at the end goes too: Transformers reads a causal model's score at the last token that is none (many
+        A trailing padding token is removed: Transformers reads a causal model's score at the last token that is not padding (many
         checkpoints pad with their end of turn), and other engines at the last token.
         """
         prompts = [
@@ -75,5 +75,5 @@ class Conversations:
 
     @cached_property
     def commands(self) -> Commands:
-        """The strings that are commands to the tokenizer."""
+        """Strings that the tokenizer reads as special tokens."""
         return template_commands(self.tokenizer, OwnTemplate())

@@ -1,4 +1,4 @@
-"""The interface of every reward, model or verifier."""
+"""The interface of every reward, whether model or verifier."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -9,8 +9,8 @@ from jaxtyping import Float
 
 @runtime_checkable
 class Judge(Protocol):
-    """Scores answers. One lives in each actor."""
+    """Scores answers. Each actor has one."""
 
     def score(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> Float[np.ndarray, "N"]:
-        """Returns rewards of answers, one to each row of the corpus (a row may come more than once); higher is better."""
+        """Returns the rewards of answers, one per corpus row (a row may occur several times); higher is better."""
         ...

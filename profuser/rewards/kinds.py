@@ -1,4 +1,4 @@
-"""The kinds of reward: one record each. A new kind is its section of a recipe (`recipe/rewards.py`) and a record here."""
+"""The kinds of reward, one record each. To add a kind, add its recipe section (`recipe/rewards.py`) and a record here."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,24 +18,24 @@ Rule = Callable[[Mapping[str, Any], str], float]
 
 @dataclass(frozen=True)
 class RewardKind:
-    """What is specific to one kind of reward."""
+    """Everything specific to one kind of reward."""
 
     load: Callable[[Any, str | None], Judge]
     """Makes the judge of a configuration; the second argument is the folder, URI or Hub name of its model."""
     check: Callable[[Any], object] = lambda config: None
-    """Raises UserError where the judge could not be made, without loading a model."""
+    """Raises UserError if the judge cannot be made, without loading a model."""
     digests: Callable[[Any], dict[str, str]] = lambda config: {}
-    """Digests of code that decides the scores."""
+    """Returns digests of the code that determines the scores."""
 
 
 class Verifier:
-    """A judge that scores each answer alone, by a rule."""
+    """A judge that scores each answer separately, by a rule."""
 
     def __init__(self, rule: Rule):
         self.rule = rule
 
     def score(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> Float[np.ndarray, "N"]:
-        """See `Judge.score`; 1 or 0, or what the recipe's function returns. UserError where that fails, with the row's id."""
+        """See `Judge.score`; 1 or 0, or what the recipe's function returns. If that fails, raises UserError with the row's id."""
         return np.array([self.rule(row, answer) for row, answer in zip(rows, answers, strict=True)], dtype=np.float64)
 
 
@@ -52,7 +52,7 @@ def _callable(config: CallableConfig, _: str | None) -> Judge:
 
 
 def _by_rule(rule: Callable[[Any, str, str], float]) -> RewardKind:
-    """A verifier whose rule takes its configuration, the answer and the ground truth."""
+    """Returns the kind of verifier whose rule takes its configuration, the answer and the ground truth."""
     return RewardKind(lambda config, _: Verifier(lambda row, answer: rule(config, answer, row["response"])))
 
 
@@ -63,7 +63,7 @@ KINDS: dict[str, RewardKind] = {
     "answer_match": _by_rule(lambda config, answer, truth: exact_match(answer, truth, config.pattern)),
     "callable": RewardKind(_callable, load_callable, lambda config: {"code": source_digest(config)}),
 }
-"""By the recipe's `kind`."""
+"""Reward kinds by the recipe's `kind`."""
 
 
 def kind_of(config: RewardConfig) -> RewardKind:

@@ -11,10 +11,10 @@ from profuser.rewards.transformers_reward_model import TransformersRewardModel
 
 
 def load_reward_model(config: RewardModelConfig, path: str) -> Judge:
-    """Loads a reward model (a folder, URI or Hub name). `auto` takes vLLM on a GPU where it knows the architecture.
+    """Loads a reward model (a folder, URI or Hub name). `auto` selects vLLM on a GPU if it supports the architecture.
 
     Raises:
-        EngineError: it cannot be loaded.
+        EngineError: the model cannot be loaded.
     """
     conversations = Conversations(local_model(path), config)
     kind = config.engine.kind
@@ -22,7 +22,7 @@ def load_reward_model(config: RewardModelConfig, path: str) -> Judge:
         on_gpu = torch.cuda.is_available()
         kind = "vllm" if on_gpu and vllm_reward_model.knows(conversations.architecture) else "transformers"
         if on_gpu and kind == "transformers":
-            reason = f"vLLM does not know {conversations.architecture}"
+            reason = f"vLLM does not support {conversations.architecture}"
             print(f"rewards.{config.name}: using Transformers: {reason}", flush=True)
     if kind == "vllm":
         return vllm_reward_model.VllmRewardModel(conversations)

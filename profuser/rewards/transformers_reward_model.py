@@ -1,4 +1,4 @@
-"""A reward model in Transformers: for any sequence classifier, and the oracle for vLLM in tests."""
+"""A reward model in Transformers: supports any sequence classifier, and serves as the oracle for vLLM in tests."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -42,7 +42,7 @@ class TransformersRewardModel:
     def _padded(self, sequences: list[list[int]]) -> dict[str, torch.Tensor]:
         pad_id = self.conversations.tokenizer.pad_token_id
         if pad_id is None:
-            # The model looks for the last token that is no padding: any will do that ends no conversation.
+            # The model reads the score at the last token that is not padding: any id will do that ends no conversation.
             ends = {sequence[-1] for sequence in sequences}
             pad_id = next(token for token in range(len(sequences) + 1) if token not in ends)
         self.model.config.get_text_config().pad_token_id = pad_id

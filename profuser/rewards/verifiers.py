@@ -1,4 +1,4 @@
-"""Rules by which verifiers compare an answer with the ground truth."""
+"""Rules with which verifiers compare an answer with the ground truth."""
 
 import re
 from decimal import Decimal
@@ -14,7 +14,7 @@ MINUS = re.compile("(?<![\\w)\\]])[-\u2212][$\u20ac\u00a3]?$|(?<!\\w)[$\u20ac\u0
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number of a text, None where it has none; how numbers are read is said by `LastNumberConfig`."""
+    """Returns the last number of a text, or None; `LastNumberConfig` documents how numbers are read."""
     found = list(NUMBER.finditer(text))
     if not found:
         return None
@@ -24,11 +24,11 @@ def last_number(text: str) -> Decimal | None:
 
 
 def same_last_number(answer: str, response: str, tolerance: float = 0.0) -> bool:
-    """Whether the last numbers of both texts are equal, or differ by no more than the tolerance; False where one has none."""
+    """Returns whether the last numbers of both texts differ by at most the tolerance; False if a text has none."""
     found, expected = last_number(answer), last_number(response)
     if found is None or expected is None:
         return False
-    # Through text: as a float, 0.3 is a little less than three tenths.
+    # Converted through text: the float 0.3 is slightly less than three tenths.
     return found == expected or abs(found - expected) <= Decimal(str(tolerance))
 
 
@@ -39,7 +39,7 @@ def plain(text: str, config: ExactMatchConfig) -> str:
 
 
 def final_answer(text: str, pattern: str | None) -> str:
-    """What a text answers: the first group of the pattern's last match, else all of it; without blanks around and full stop.
+    """Returns the first group of the pattern's last match, else the whole text; stripped, without a final full stop.
 
     Args:
         text: an answer.
@@ -51,5 +51,5 @@ def final_answer(text: str, pattern: str | None) -> str:
 
 
 def exact_match(prediction: str | None, response: str, pattern: str | None) -> bool:
-    """Whether an answer and the ground truth end in the same final answer."""
+    """Returns whether an answer and the ground truth have the same final answer."""
     return prediction is not None and final_answer(prediction, pattern) == final_answer(response, pattern)

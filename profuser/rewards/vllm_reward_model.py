@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-import profuser.engines.vllm  # noqa: F401  Sets what vLLM reads from the environment when it is first imported.
+import profuser.engines.vllm  # noqa: F401  Sets environment variables that vLLM reads when it is first imported.
 from profuser.engines.device import dtype_here, memory_arguments
 from profuser.rewards.conversations import Conversations
 
 CPU_CACHE_GIB = "1"
-"""What vLLM takes on a CPU for keys and values, which a single pass hardly needs; its own default is far more."""
+"""KV cache in GiB that vLLM allocates on a CPU. A single pass hardly needs it; vLLM's own default is far more."""
 
 
 def knows(architecture: str) -> bool:
-    """Whether the installed vLLM has a sequence classifier of its own, or makes one from the causal model of the same family."""
+    """Returns whether the installed vLLM has this sequence classifier, or converts it from the same family's causal model."""
     try:
         from vllm.model_executor.models import ModelRegistry
     except ImportError:
@@ -26,7 +26,7 @@ def knows(architecture: str) -> bool:
 
 
 class VllmRewardModel:
-    """A `vllm.LLM` that classifies, in this process."""
+    """A `vllm.LLM` in this process that classifies."""
 
     def __init__(self, conversations: Conversations):
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
@@ -57,7 +57,7 @@ class VllmRewardModel:
         from vllm import PoolingParams, TokensPrompt
 
         prompts = [TokensPrompt(prompt_token_ids=ids) for ids in self.conversations.encode(rows, answers)]
-        # By default vLLM gives the sigmoid, in which all good answers are about 1.
+        # By default vLLM returns the sigmoid, which is about 1 for all good answers.
         raw = PoolingParams(use_activation=False)
         outputs = self.llm.classify(prompts, pooling_params=raw, use_tqdm=False)
         return np.array([output.outputs.probs[0] for output in outputs], dtype=np.float64)

@@ -1,8 +1,8 @@
 """Inference-mode advantage: reward models vote by rank for the best answer.
 
-Ours where the paper is open: identical answers are one candidate, a reward model abstains where its best candidate leads by no
-more than a margin, a vote counts as much as the recipe's weight says, and a missing majority is decided by the mean standardised
-reward (weighted as the votes are) or skipped.
+Where the paper leaves a choice open: identical answers are one candidate, a reward model abstains if its best candidate leads by
+at most the margin, a vote counts with the recipe's weight, and without a majority the mean standardised reward (weighted like the
+votes) decides or the row is skipped.
 Legend: N rows, M sources, R reward models.
 """
 
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from profuser.recipe.rewards import VoteConfig
 
 ROUNDING = 1e-12
-"""Relative size of what rounding makes of a spread of zero, at most."""
+"""Largest relative spread that rounding makes of a spread of zero."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class RewardScale:
 
     @classmethod
     def of(cls, scores: Float[np.ndarray, "..."]) -> "RewardScale":
-        """The scale of an array of scores, NaN left out; a constant reward has scale 1."""
+        """Returns the scale of an array of scores, ignoring NaN; a constant reward has scale 1."""
         return cls.over([scores])
 
     @classmethod
     def over(cls, parts: Iterable[Float[np.ndarray, "..."]]) -> "RewardScale":
-        """The scale of arrays of scores as of one, of which only one is held at a time (Chan, Golub and LeVeque, 1979)."""
+        """Returns the scale of several arrays taken together, holding one at a time (Chan, Golub and LeVeque, 1979)."""
         num, mean, squares = 0, 0.0, 0.0
         for part in parts:
             known = part[~np.isnan(part)]
@@ -43,7 +43,7 @@ class RewardScale:
                 mean += share * step
                 squares += known.size * (float(known.var()) + (1 - share) * step**2)
         std = math.sqrt(squares / num) if num else 0.0
-        # A constant is not quite one after rounding.
+        # Rounding gives a constant reward a tiny spread.
         return cls(mean, std if std > ROUNDING * abs(mean) else 1.0)
 
 
@@ -52,11 +52,11 @@ class Votes:
     """Outcome of the votes."""
 
     winner: Int[np.ndarray, "N"]
-    """Index of the source whose answer won; -1 where there is none."""
+    """Index of the source whose answer won; -1 if there is no winner."""
     votes: Float[np.ndarray, "N M"]
-    """Sum of the weights of those that chose each source; votes for an answer that several gave count for the first of them."""
+    """Sum of the weights of the votes for each source; an answer given by several sources counts for the first of them."""
     choices: Int[np.ndarray, "N R"]
-    """The source that each reward model chose; -1 where it abstained."""
+    """Source that each reward model chose; -1 if it abstained."""
 
 
 def vote(
@@ -69,11 +69,11 @@ def vote(
     """Counts the votes of every row.
 
     Args:
-        scores: reward of each source's answer; NaN where a source has none.
-        answers: the answers themselves, `[N][M]`, None where there is none.
-        scales: of each reward model, for margins and ties.
+        scores: reward of each source's answer; NaN if a source has none.
+        answers: the answers, `[N][M]`; None for a missing one.
+        scales: mean and deviation of each reward model, for margins and ties.
         config: margin, and what happens without a strict majority.
-        weights: what the vote of each reward model counts; by default all count the same.
+        weights: weight of each reward model's vote; by default all are equal.
     """
     num_rows, num_sources, num_rewards = scores.shape
     standard = standardised(scores, scales)
@@ -96,12 +96,12 @@ def vote(
 
 
 def standardised(scores: Float[np.ndarray, "N M R"], scales: Sequence[RewardScale]) -> Float[np.ndarray, "N M R"]:
-    """Rewards in standard deviations from each reward model's mean."""
+    """Returns rewards in standard deviations from each reward model's mean."""
     return (scores - [s.mean for s in scales]) / [s.std for s in scales]
 
 
 def distinct(answers: Sequence[str | None]) -> list[int]:
-    """The first source of every distinct answer."""
+    """Returns the first source of every distinct answer."""
     first: dict[str, int] = {}
     for index, answer in enumerate(answers):
         if answer is not None:
@@ -110,7 +110,7 @@ def distinct(answers: Sequence[str | None]) -> list[int]:
 
 
 def _choice(rewards: Float[np.ndarray, "M"], candidates: list[int], margin: float) -> int:
-    """The candidate that one judge likes best, or -1 where it leads by no more than the margin."""
+    """Returns the candidate that one judge prefers, or -1 if it leads by at most the margin."""
     if len(candidates) == 1:
         return candidates[0]
     ranked = sorted(candidates, key=lambda index: -rewards[index])
@@ -120,7 +120,7 @@ def _choice(rewards: Float[np.ndarray, "M"], candidates: list[int], margin: floa
 def _winner(
     votes: Float[np.ndarray, "M"], mean: Float[np.ndarray, "M"], candidates: list[int], no_majority: str
 ) -> int:
-    """Most votes; ties by mean standardised reward, then by order of the sources."""
+    """Returns the source with most votes; ties go to the higher mean standardised reward, then to the earlier source."""
     if no_majority == "skip" and 2 * votes.max() <= votes.sum():
         return -1
     return max(candidates, key=lambda index: (votes[index], mean[index], -index))

@@ -1,4 +1,4 @@
-"""Makes a run's chooser of teachers, which `signals` and `select` both ask."""
+"""Builds a run's teacher chooser, shared by `signals` and `select`."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from profuser.selection.teachers import Chooser
 
 
 def make_chooser(recipe: Recipe, tokens: Sequence[TokenBytes], scales: Sequence[RewardScale]) -> Chooser:
-    """What chooses the teachers of a run."""
+    """Returns the chooser that picks the teacher of each row."""
     return Chooser(
         names=[source.name for source in recipe.sources],
         teachers=[teacher.name for teacher in recipe.teachers],
@@ -26,7 +26,7 @@ def make_chooser(recipe: Recipe, tokens: Sequence[TokenBytes], scales: Sequence[
 
 
 def reward_scales(rewards: list[Artifact]) -> list[RewardScale]:
-    """Mean and spread of each reward over all the answers of the run."""
+    """Returns the mean and standard deviation of each reward over all answers of the run."""
     return [RewardScale.over(map(_scores, artifact.tables(["scores"]))) for artifact in rewards]
 
 

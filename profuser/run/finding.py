@@ -1,4 +1,4 @@
-"""Runs that exist: by name in a storage, or by their folder."""
+"""Finds existing runs, by name in a storage or by folder."""
 
 import yaml
 
@@ -9,16 +9,16 @@ from profuser.run.fusion_run import MODEL, FusionRun
 from profuser.storage.folder import Folder
 
 RECIPE = "recipe.yaml"
-"""What a run was started with, in its folder."""
+"""File in a run's folder with the recipe that it was started with."""
 
 
 def find_run(name: str, storage: str) -> FusionRun:
-    """A run that exists, by name in a storage or by its folder, with the recipe that it was started with.
+    """Returns an existing run, found by name in a storage or by its folder, with the recipe that it was started with.
 
     Raises:
-        UserError: there is no such run.
+        UserError: no such run exists.
     """
-    # A storage that is mistyped is said at once.
+    # No retries: a mistyped storage fails at once.
     for folder in (Folder.at(storage).without_retry() / name, Folder.at(name).without_retry()):
         if folder.exists(RECIPE):
             recipe = parse_recipe(yaml.safe_load(folder.read_bytes(RECIPE)), folder.path(RECIPE))
@@ -27,12 +27,12 @@ def find_run(name: str, storage: str) -> FusionRun:
     known = [
         entry for entry in Folder.at(storage).without_retry().names() if (Folder.at(storage) / entry).exists(RECIPE)
     ]
-    there = f"there are: {', '.join(known)}" if known else f"there is none in {Folder.at(storage).uri}"
-    raise UserError(f"run {name!r} not found; {there} (see --storage)")
+    found = f"there are: {', '.join(known)}" if known else f"no runs in {Folder.at(storage).uri}"
+    raise UserError(f"run {name!r} not found; {found} (see --storage)")
 
 
 def finished_model(run: FusionRun) -> str:
-    """Folder or URI of a run's fused model; UserError where the run has none yet."""
+    """Returns the folder or URI of a run's fused model; raises UserError if `fuse` has not finished."""
     if read_manifest(run.folder / "fuse") is None:
         raise UserError(f"run {run.recipe.name!r} has no fused model yet; finish it with profuser run")
     return (run.folder / "fuse" / MODEL).uri

@@ -1,4 +1,4 @@
-"""A run's artifacts: where each is stored, and the settings and inputs that decide it. Known from the recipe alone."""
+"""A run's artifacts: where each is stored, and the settings and inputs that determine it. Needs only the recipe."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,7 +33,7 @@ from profuser.storage.folder import Folder
 
 NO_ROWS = pa.schema([])
 MODEL, TRAINING_METRICS = "model", "metrics.jsonl"
-"""In the artifact of `fuse`: the fused model's folder, and a line per update."""
+"""Contents of the artifact of `fuse`: the fused model's folder, and a file with one line per update."""
 
 
 @dataclass(frozen=True)
@@ -41,24 +41,24 @@ class FusionRun(RunInputs):
     """A recipe and the folder that holds its results."""
 
     def check_inputs(self) -> None:
-        """Raises UserError unless the corpus, all models and the benchmarks' data are there."""
+        """Raises UserError unless the corpus, all models and the benchmarks' data exist."""
         super().check_inputs()
         for benchmark in self.recipe.evaluate.benchmarks:
             if any(self.benchmark(name, benchmark).manifest() is None for name in self.evaluated()):
                 check_data(benchmark)
 
-    # The artifacts, each with what decides it.
+    # The artifacts, each with the settings and inputs that determine it.
 
     def corpus(self) -> Artifact:
-        """Accepted rows to learn from."""
+        """Accepted training rows."""
         return self._artifact("prepare/train", CORPUS, self._prepare_config)
 
     def heldout(self) -> Artifact:
-        """Accepted rows to evaluate on."""
+        """Accepted evaluation rows."""
         return self._artifact("prepare/heldout", CORPUS, self._prepare_config)
 
     def quarantine(self) -> Artifact:
-        """Refused rows with file, line and reason."""
+        """Rejected rows with file, line and reason."""
         return self._artifact("prepare/quarantine", QUARANTINE, self._prepare_config)
 
     @cached_property
@@ -69,7 +69,7 @@ class FusionRun(RunInputs):
         return {"corpus": identity(self.recipe.corpus), "digests": digests, "seed": self.recipe.seed}
 
     def reading(self, source: SourceConfig) -> Reading:
-        """How corpus rows are put to a source."""
+        """Returns how corpus rows are sent to a source."""
         collect = self.recipe.collect
         generation = source.generation or collect.generation
         return Reading(generation, collect.stored_top_k, self.recipe.seed, collect.samples_per_source)
@@ -94,39 +94,39 @@ class FusionRun(RunInputs):
         return self._artifact(f"collect/{source.name}", schema, config, [self.corpus()])
 
     def rewards(self, reward: RewardConfig) -> Artifact:
-        """Scores that one reward gives to every source's answers."""
+        """Scores of every source's answers under one reward."""
         config = self._reward_config(reward) | {"sources": [source.name for source in self.recipe.sources]}
         return self._artifact(f"rewards/{reward.name}", REWARDS, config, self._collected())
 
     def _reward_config(self, reward: RewardConfig) -> dict[str, Any]:
-        """What decides a reward's scores: not its weight, which decides the vote."""
+        """Settings that determine a reward's scores. Its weight is not one of them: it affects only the vote."""
         config: dict[str, Any] = {"reward": {k: v for k, v in identity(reward).items() if k != "weight"}}
         if f"rewards.{reward.name}.model" in self.model_digests:
             config["model"] = self.model_digests[f"rewards.{reward.name}.model"]
         return config | kind_of(reward).digests(reward)
 
     def signals(self, source: SourceConfig) -> Artifact:
-        """Where signals are lazy: distributions of one source along the responses that it was chosen to teach."""
+        """With lazy signals: one source's distributions over the responses that it was chosen to teach."""
         size = self.vocab_size(f"sources.{source.name}.model")
         config = self._choice_config | {"vocab_size": size, "top_k": self.recipe.collect.top_k, "codec": CODEC_VERSION}
         with_steps = self.recipe.select.condition == "exact"
         if with_steps:
-            # The target's tokens decide which candidates are used up.
+            # The target's tokens determine which candidates are used up.
             config |= self._target_config
         inputs = [*self._collected(), *self.artifacts("rewards")]
         return self._artifact(f"signals/{source.name}", signals_schema(size, with_steps), config, inputs)
 
     @property
     def _target_config(self) -> dict[str, Any]:
-        """What decides the target's tokens of a response."""
+        """Settings that determine the target's tokens of a response."""
         return {"tokenizer": self.tokenizer_digest("target.model"), "template": identity(self.recipe.template)}
 
     @property
     def _choice_config(self) -> dict[str, Any]:
-        """What decides who teaches what."""
+        """Settings that determine which source teaches which row."""
         select = identity(self.recipe.select)
         if select["condition"] == "tail":
-            # As it was before there was a choice: the artifacts of older runs stay valid.
+            # Omit the default, as before the option existed, so that artifacts of older runs stay valid.
             del select["condition"]
         return {
             "select": select,
@@ -156,7 +156,7 @@ class FusionRun(RunInputs):
         return self._artifact("fuse", NO_ROWS, config, [self.select()])
 
     def evaluate(self, name: str) -> Artifact:
-        """Answers and scores of one model on the held-out rows: `target`, `fused`, or a source's name."""
+        """Answers and scores of one model (`target`, `fused`, or a source's name) on the held-out rows."""
         config: dict[str, Any] = {
             "evaluate": {k: v for k, v in identity(self.recipe.evaluate).items() if k not in ("judged", "benchmarks")},
             "template": identity(self.recipe.template),
@@ -170,7 +170,7 @@ class FusionRun(RunInputs):
         return self._artifact(f"evaluate/{name}", EVALUATE, config, inputs)
 
     def benchmark(self, name: str, benchmark: BenchmarkConfig) -> Artifact:
-        """Items of a benchmark under one model: `target`, `fused`, or a source's name."""
+        """Benchmark items under one model: `target`, `fused`, or a source's name."""
         config: dict[str, Any] = {
             "benchmark": identity(benchmark) | {"num_fewshot": benchmark.shots},
             "data": self._benchmark_digests[benchmark.name],
@@ -189,29 +189,29 @@ class FusionRun(RunInputs):
         return {benchmark.name: data_digest(benchmark) for benchmark in self.recipe.evaluate.benchmarks}
 
     def judge(self, reward: RewardConfig) -> Artifact:
-        """Scores that one reward gives to every evaluated model's held-out answers."""
+        """Scores of every evaluated model's held-out answers under one reward."""
         config = self._reward_config(reward) | {"models": self.evaluated()}
         return self._artifact(f"judge/{reward.name}", JUDGE, config, [self.heldout(), *self.artifacts("evaluate")])
 
     def report(self) -> Artifact:
-        """Tables, plots and the page."""
+        """Tables, plots and the HTML page."""
         results = [a for stage in ("evaluate", "benchmarks", "judge") for a in self.artifacts(stage)]
         inputs = [self.select(), self.fuse(), *results]
         return self._artifact("report", NO_ROWS, {}, inputs)
 
     def evaluated(self) -> list[str]:
-        """The models that are evaluated, in the order of the table. A source that is the target is not measured twice."""
+        """Returns the evaluated models in table order. A source that is also the target is evaluated only once."""
         others = [s.name for s in self.recipe.sources if not self.recipe.is_target(s)]
         return [TARGET, *(others if self.recipe.evaluate.sources else []), FUSED]
 
     def evaluated_config(self, name: str) -> ModelConfig:
-        """Settings of an evaluated model: `target`, `fused` (it runs as the target does), or a source's name."""
+        """Returns the settings of an evaluated model: `target`, `fused` (it uses the target's settings), or a source's name."""
         if name in (TARGET, FUSED):
             return self.recipe.target
         return next(source for source in self.recipe.sources if source.name == name)
 
     def evaluated_model(self, name: str) -> tuple[str, ModelConfig]:
-        """Path and settings of an evaluated model: `target`, `fused` or a source's name."""
+        """Returns the path and settings of an evaluated model: `target`, `fused` or a source's name."""
         config = self.evaluated_config(name)
         return (self.fused_model.uri if name == FUSED else self.model(config).path), config
 
@@ -221,11 +221,11 @@ class FusionRun(RunInputs):
         return self.fuse().folder / MODEL
 
     def artifacts(self, stage: str) -> list[Artifact]:
-        """All artifacts of a stage."""
+        """Returns all artifacts of a stage."""
         return [artifact for part in REGISTRY[stage].parts(self) for artifact in part.make()]
 
     def all_artifacts(self) -> list[Artifact]:
-        """All artifacts of the run, in the order of the stages."""
+        """Returns all artifacts of the run, in stage order."""
         return [artifact for stage in STAGES for artifact in self.artifacts(stage)]
 
     def _collected(self) -> list[Artifact]:
@@ -239,7 +239,7 @@ class FusionRun(RunInputs):
         return self._made_elsewhere(own) if self.recipe.reuse else own
 
     def _made_elsewhere(self, own: Artifact) -> Artifact:
-        """The same artifact in another run, where that has finished it and this one has not."""
+        """Returns the same artifact of another run, if that run has finished it and this one has not."""
         if own.fingerprint not in self._found:
             if own.manifest() is not None:
                 return own
@@ -253,5 +253,5 @@ class FusionRun(RunInputs):
 
     @cached_property
     def _found(self) -> dict[str, Artifact]:
-        """Artifacts of other runs, by fingerprint."""
+        """Reused artifacts of other runs, by fingerprint."""
         return {}

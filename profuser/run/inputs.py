@@ -1,4 +1,4 @@
-"""A recipe's inputs: its folder, corpus and models, whether they are there, and their digests."""
+"""A recipe's inputs: its folder, corpus and models, checks that they exist, and their digests."""
 
 import hashlib
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from profuser.storage.folder import Folder
 
 @dataclass(frozen=True)
 class RunInputs:
-    """A recipe, and what it reads."""
+    """A recipe and its inputs."""
 
     recipe: Recipe
 
@@ -28,21 +28,21 @@ class RunInputs:
 
     @property
     def corpus_path(self) -> str:
-        """The corpus with `lab://` resolved."""
+        """Path of the corpus, with `lab://` resolved."""
         return resolve(self.recipe.corpus.path, self.recipe.lab)
 
     @property
     def heldout_path(self) -> str | None:
-        """The held-out corpus with `lab://` resolved, where there is one of its own."""
+        """Path of the separate held-out corpus, with `lab://` resolved; None if there is none."""
         held = self.recipe.corpus.heldout
         return None if held is None else resolve(held, self.recipe.lab)
 
     def model(self, config: ModelConfig | RewardModelConfig) -> ModelRef:
-        """Where a model of the recipe is."""
+        """Returns the reference to a model of the recipe."""
         return ModelRef.of(config.model, config.revision, self.recipe.lab)
 
     def check_inputs(self) -> None:
-        """Raises UserError unless the corpus and all models are there: everything that can be known before starting."""
+        """Raises UserError unless the corpus and all models exist: everything that can be checked before starting."""
         self.check_lab()
         for setting, path in (("corpus.path", self.corpus_path), ("corpus.heldout", self.heldout_path)):
             if path is not None:
@@ -55,56 +55,56 @@ class RunInputs:
             kind_of(reward).check(reward)
 
     def check_lab(self) -> None:
-        """Raises UserError where the recipe names a laboratory that has not been built."""
+        """Raises UserError if the recipe names a lab that has not been built."""
         lab = self.recipe.lab
         if lab is not None and not (Path(lab).expanduser() / LAB_FILE).is_file():
-            raise UserError(f"lab: {lab!r} holds no laboratory; make one with profuser lab build {lab} --corpus FILE")
+            raise UserError(f"lab: {lab!r} contains no lab; build one with profuser lab build {lab} --corpus FILE")
 
     @cached_property
     def model_digests(self) -> dict[str, str]:
-        """Digest of each model by its key in the recipe; UserError where one is not there."""
+        """Digest of each model by its key in the recipe; raises UserError if a model does not exist."""
         return {setting: self.model(config).digest(setting) for setting, config in self.models().items()}
 
     def models(self) -> dict[str, ModelConfig | RewardModelConfig]:
-        """Every model of the recipe by its key."""
+        """Returns every model of the recipe by its key."""
         out: dict[str, ModelConfig | RewardModelConfig] = {"target.model": self.recipe.target}
         out |= {f"sources.{source.name}.model": source for source in self.recipe.sources}
         out |= {f"rewards.{reward.name}.model": reward for reward in self.recipe.reward_models}
         return out
 
     def vocab_size(self, setting: str) -> int:
-        """Width of a model's logits, from its config."""
+        """Returns the width of a model's logits, from its config."""
         if setting not in self._vocab_sizes:
             config = self.model(self.models()[setting]).config(setting)
             size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
             if not isinstance(size, int):
-                raise UserError(f"{setting}: config.json gives no vocab_size")
+                raise UserError(f"{setting}: config.json has no vocab_size")
             self._vocab_sizes[setting] = size
         return self._vocab_sizes[setting]
 
     @cached_property
     def _vocab_sizes(self) -> dict[str, int]:
-        """Those asked for so far, by the model's key: every fingerprint asks again."""
+        """Cache by the model's key, since every fingerprint needs the sizes."""
         return {}
 
     def tokenizer_digest(self, setting: str) -> str:
-        """Of a model's tokenizer files, read once."""
+        """Returns the digest of a model's tokenizer files, which are read once."""
         if setting not in self._tokenizer_digests:
             self._tokenizer_digests[setting] = self.model(self.models()[setting]).tokenizer_digest(setting)
         return self._tokenizer_digests[setting]
 
     @cached_property
     def _tokenizer_digests(self) -> dict[str, str]:
-        """Those asked for so far, by the model's key."""
+        """Cache by the model's key."""
         return {}
 
     def reward_path(self, reward: RewardConfig) -> str | None:
-        """Returns where a reward's model is; None for a reward without one."""
+        """Returns the path of a reward's model; None for a reward without one."""
         return self.model(reward).path if isinstance(reward, RewardModelConfig) else None
 
 
 def corpus_digest(location: str) -> str:
-    """SHA-256 over a corpus's files, sixteen hex digits; of the name for a Hub dataset."""
+    """Returns sixteen hex digits of the SHA-256 over a corpus's files; for a Hub dataset, over its name."""
     sha = hashlib.sha256()
     files = corpus_files(location)
     if not files:

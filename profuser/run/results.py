@@ -1,4 +1,4 @@
-"""Results of a run, read from its artifacts: items of benchmarks, judged answers."""
+"""Reads a run's results from its artifacts: benchmark items and judged answers."""
 
 from collections.abc import Sequence
 
@@ -12,16 +12,16 @@ from profuser.run.fusion_run import FusionRun
 from profuser.run.stages import FUSED
 
 MAJORITY = "majority vote"
-"""Name of the judge that is all rewards together."""
+"""Name of the judge that combines all rewards."""
 
 
 def read_benchmarks(run: FusionRun) -> dict[str, dict[str, pa.Table]]:
-    """Items of all finished benchmarks of a run: `{benchmark: {model: table}}`, both in the order of the recipe.
+    """Returns the items of all finished benchmarks of a run: `{benchmark: {model: table}}`, both in recipe order.
 
     Models are those of `run.evaluated()`: `target`, sources' names, `fused`. A table has a row per item, sorted by item, with the
     columns `item_id` (str), `score` (float64, 0 to 1 in the benchmark's headline metric: 0 or 1 for accuracies and exact match, a
-    probability for mc2) and `task` (str; of MMLU the subject). The same benchmark has the same items under all models of a run.
-    A pair that is not finished is left out, and so is a benchmark that no model has finished.
+    probability for mc2) and `task` (str; for MMLU, the subject). A benchmark has the same items under all models of a run.
+    Unfinished pairs are omitted, and so is a benchmark that no model has finished.
     """
     out: dict[str, dict[str, pa.Table]] = {}
     for benchmark in run.recipe.evaluate.benchmarks:
@@ -34,7 +34,7 @@ def read_benchmarks(run: FusionRun) -> dict[str, dict[str, pa.Table]]:
 
 
 def read_answers(run: FusionRun, rewards: Sequence[RewardConfig]) -> JudgedAnswers:
-    """Answers and scores of the rows that no model refused, from the shards of `evaluate` and `judge`."""
+    """Returns answers and scores for the rows that every model accepted, from the shards of `evaluate` and `judge`."""
     models = run.evaluated()
     tables = {name: pa.concat_tables(run.evaluate(name).tables()) for name in models}
     kept = common_rows(tables)["all"]
@@ -55,9 +55,9 @@ def read_answers(run: FusionRun, rewards: Sequence[RewardConfig]) -> JudgedAnswe
 
 
 def judged_win_rates(run: FusionRun) -> dict[str, dict[str, JudgedWinRate]]:
-    """Win rates of the fused model: `{judge: {other model: rate}}`, the judges being `MAJORITY` and then each reward by itself.
+    """Returns the fused model's win rates, `{judge: {other model: rate}}`; the judges are `MAJORITY`, then each reward alone.
 
-    Empty where the run is not judged, or not yet, or no row is left.
+    Empty if the run is not judged, if judging has not finished, or if no row is left.
     """
     artifacts = run.artifacts("judge")
     if not artifacts or any(artifact.manifest() is None for artifact in artifacts):

@@ -1,6 +1,6 @@
-"""The record of a stage: all that the pipeline, the plan and the report need to know of it.
+"""The record of a stage: everything that the pipeline, the plan and the report need to know about it.
 
-A stage is added by a record in `stages.py` and a function of its name in `ray_jobs/stages/NAME.py`, which makes its artifacts.
+To add a stage, add a record to `stages.py` and, in `ray_jobs/stages/NAME.py`, a function of the same name that makes its artifacts.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a stage: one call of its function."""
+    """One call of a stage's function."""
 
     name: str
-    """The stage and part, e.g. `collect/llama`."""
+    """Stage and part, e.g. `collect/llama`."""
     make: Callable[[], Sequence[Artifact]]
-    """Returns what it makes; that of its own name first. Reads the models that decide their fingerprints."""
+    """Returns the part's artifacts, the one of the same name first. Reads the models that determine their fingerprints."""
     arguments: tuple[Any, ...] = ()
-    """Of the stage's function, after the run."""
+    """Arguments of the stage's function, after the run."""
     pool: PoolConfig | None = None
-    """Its actors; None where it has none, or where they name no accelerator."""
+    """Actor pool; None if there is none, or if its actors request no accelerator."""
 
     @property
     def artifact(self) -> Artifact:
-        """The artifact of the part's name."""
+        """The artifact of the same name."""
         return self.make()[0]
 
 
@@ -41,16 +41,16 @@ class CorpusSize:
 
     num_rows: int
     prompt_tokens: float
-    """Mean per row, estimated."""
+    """Estimated mean per row."""
     response_tokens: float
-    """Mean per row, estimated."""
+    """Estimated mean per row."""
     exact: bool
     """Whether the whole corpus was read."""
 
 
 @dataclass(frozen=True)
 class PlanLine:
-    """What one part of a stage will take, estimated."""
+    """Estimated cost of one part of a stage."""
 
     rows: int
     tokens: float
@@ -64,16 +64,16 @@ class Stage:
 
     name: str
     parts: Callable[[FusionRun], Sequence[Part]]
-    """Its parts, in order; none where the recipe does not ask for the stage."""
+    """Parts, in order; empty if the recipe does not request the stage."""
     plan: Callable[[FusionRun, CorpusSize], Iterable[PlanLine]]
-    """A line of the plan for each part; none for a stage that costs nothing worth planning."""
+    """One plan line per part; empty for a stage whose cost is negligible."""
     part_option: str | None = None
-    """What a part is (`source`, `reward`, `model`), and so the option of `python -m ray_jobs STAGE` that chooses one."""
+    """Kind of a part (`source`, `reward`, `model`), and the option of `python -m ray_jobs STAGE` that selects one."""
     plural: str = ""
-    """The same in the plural, for the report."""
+    """Plural of the part's kind, for the report."""
     concurrency: Literal["one", "sources", "rewards", "models"] = "one"
-    """How many of its parts run concurrently: one, or as many of these as the cluster has room for."""
+    """Number of parts that run concurrently: one, or as many of these as fit in the cluster."""
     report: Callable[[Mapping[str, Mapping[str, float]]], list[str]] | None = None
-    """Phrases for the report, from the counts of every artifact by name; by default those of `profuser.report`."""
+    """Phrases for the report, from every artifact's counts by name; by default those of `profuser.report`."""
     results: Callable[[str, Mapping[str, float]], dict[str, float]] = lambda name, metrics: {}
-    """Metrics for the run as a whole in MLflow, from a part's name and its metrics."""
+    """Run-level metrics for MLflow, from a part's name and its metrics."""

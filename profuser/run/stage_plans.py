@@ -1,4 +1,4 @@
-"""What each stage will take, estimated from the corpus' size: a function per stage, which gives a line for each of its parts."""
+"""Estimates the cost of each stage from the corpus size: one function per stage, yielding one line per part."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from profuser.run.fusion_run import FusionRun
 
 BYTES_PER_TOKEN = 4.0
-"""UTF-8 bytes of a token: about right for English under a vocabulary of some 32,000."""
+"""UTF-8 bytes per token: about right for English with a vocabulary of some 32,000."""
 BENCHMARK_ITEM_BYTES = 300
-"""Of a benchmark's item on disk, about."""
+"""Approximate size of a benchmark item on disk."""
 SCORE_BYTES = 8
 
 
 def prepare(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
-    """Reading and writing of the corpus."""
+    """Reads and writes the corpus."""
     tokens = train_rows(run, size) * _row_tokens(size)
     yield PlanLine(train_rows(run, size), tokens, tokens * BYTES_PER_TOKEN, "1 CPU")
 
 
 def collect(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
-    """The ground truth and an answer of every row, by each source."""
+    """Every source reads the ground truth and generates an answer for every row."""
     rows, recipe = train_rows(run, size), run.recipe
     disk = 2 * rows * size.response_tokens * _bytes_per_token(recipe.collect.stored_top_k)
     for source in recipe.sources:
@@ -35,7 +35,7 @@ def collect(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
 
 
 def rewards(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
-    """All sources' answers, by each reward."""
+    """Every reward scores all sources' answers."""
     rows = train_rows(run, size)
     answers = rows * len(run.recipe.sources)
     for reward in run.recipe.rewards:
@@ -43,7 +43,7 @@ def rewards(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
 
 
 def signals(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
-    """The chosen responses, each teacher's an equal share; with the next steps of `select.condition: exact`."""
+    """Teachers re-read the chosen responses, in equal shares; `select.condition: exact` adds its next steps."""
     recipe, rows = run.recipe, train_rows(run, size)
     steps = STEPS_PER_TOKEN if recipe.select.condition == "exact" else 0.0
     for source in recipe.sources if recipe.collect.signals == "lazy" else ():
@@ -54,14 +54,14 @@ def signals(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
 
 
 def select(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
-    """Both responses of every row."""
+    """Aligns both responses of every row."""
     rows = train_rows(run, size)
     tokens = 2 * rows * size.response_tokens
     yield PlanLine(rows, tokens, tokens * _bytes_per_token(run.recipe.collect.top_k), "1 CPU")
 
 
 def fuse(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
-    """All updates."""
+    """Trains for all updates."""
     rows, fusing = train_rows(run, size), run.recipe.fuse
     workers = fusing.workers
     devices = f"{workers.num_workers} GPUs, or {workers.num_workers * workers.num_cpus:g} CPUs"
@@ -69,7 +69,7 @@ def fuse(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
 
 
 def evaluate(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
-    """The held-out rows, by each model."""
+    """Every model evaluates the held-out rows."""
     rows = run.recipe.corpus.heldout_rows
     tokens = rows * _row_tokens(size)
     for _ in run.evaluated():
@@ -77,7 +77,7 @@ def evaluate(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
 
 
 def benchmarks(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
-    """All items of every benchmark, by each model."""
+    """Every model runs all items of every benchmark."""
     sizes = [benchmark_size(config, local_data(config)) for config in run.recipe.evaluate.benchmarks]
     for _ in run.evaluated():
         for items, tokens in sizes:
@@ -85,7 +85,7 @@ def benchmarks(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
 
 
 def judge(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
-    """All models' held-out answers, by each reward."""
+    """Every reward scores all models' held-out answers."""
     rows = run.recipe.corpus.heldout_rows
     answers = rows * len(run.evaluated())
     for reward in run.recipe.rewards if run.recipe.evaluate.judged else ():
@@ -93,12 +93,12 @@ def judge(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
 
 
 def train_rows(run: "FusionRun", size: CorpusSize) -> int:
-    """Returns the rows to learn from: what is held out of the same corpus is taken off."""
+    """Returns the number of training rows, without rows held out of the same corpus."""
     return size.num_rows - (run.recipe.corpus.heldout_rows if run.recipe.corpus.heldout is None else 0)
 
 
 def num_updates(recipe: Recipe, rows: int, size: CorpusSize) -> int:
-    """Returns the updates of the target; where they follow from epochs, estimated with answers as long as the ground truth."""
+    """Returns the number of updates; with epochs, an estimate that assumes answers as long as the ground truth."""
     return count_steps(recipe.fuse, round(2 * rows * _row_tokens(size)))
 
 
@@ -107,7 +107,7 @@ def _row_tokens(size: CorpusSize) -> float:
 
 
 def _bytes_per_token(top_k: int) -> float:
-    """Of a response on disk: top-k ids and log-probabilities, own id and log-probability, 2 bytes each, after zstd."""
+    """Returns a response's bytes per token on disk: top-k and own ids and log-probabilities, 2 bytes each, after zstd."""
     return (4 * top_k + 4) * 0.85
 
 

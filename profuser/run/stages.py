@@ -1,4 +1,4 @@
-"""The stages of the pipeline, in order: one record each."""
+"""The pipeline's stages, in order: one record each."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from profuser.run.fusion_run import FusionRun
 
 TARGET, FUSED = "target", "fused"
-"""Names of two of the models that are evaluated; the others are sources."""
+"""Names of two evaluated models; the others are named after their source."""
 
 
 def _part(name: str, make: Callable[[], Artifact], *arguments: Any, pool: PoolConfig | None = None) -> Part:
@@ -29,7 +29,7 @@ def _rewards(run: "FusionRun") -> list[Part]:
 
 
 def _signals(run: "FusionRun") -> list[Part]:
-    """Only where signals are lazy."""
+    """Returns parts only if signals are lazy."""
     sources = run.recipe.sources if run.recipe.collect.signals == "lazy" else ()
     return [_part(f"signals/{s.name}", partial(run.signals, s), s, pool=s.pool) for s in sources]
 
@@ -61,11 +61,11 @@ def _judge(run: "FusionRun") -> list[Part]:
 
 
 def _prepared(counts: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Phrases of the report for `prepare`."""
+    """Returns the report's phrases for `prepare`."""
     rows = {name: int(found.get("rows", 0)) for name, found in counts.items()}
     refused = int(sum(found.get("quarantined", 0) for found in counts.values()))
     heldout = [f"{rows['prepare/heldout']:,} rows held out"] if "prepare/heldout" in rows else []
-    return [f"{rows.get('prepare/train', 0):,} rows to learn from", *heldout, f"{refused:,} rows refused"]
+    return [f"{rows.get('prepare/train', 0):,} training rows", *heldout, f"{refused:,} rows rejected"]
 
 
 _ALL = (
@@ -134,7 +134,7 @@ _ALL = (
 )
 REGISTRY = {stage.name: stage for stage in _ALL}
 STAGES = tuple(REGISTRY)
-"""Names, in order."""
+"""Stage names, in order."""
 
 
 def stage_name(part: str) -> str:
@@ -148,7 +148,7 @@ def stage_of(part: str) -> Stage:
 
 
 def plan_run(run: "FusionRun", size: CorpusSize) -> dict[str, PlanLine]:
-    """Returns what each part of a run will take, by its name and in order; stages that cost nothing are left out."""
+    """Returns the estimated cost of each part, by name and in order; stages of negligible cost are omitted."""
     out: dict[str, PlanLine] = {}
     for stage in REGISTRY.values():
         if lines := list(stage.plan(run, size)):

@@ -1,4 +1,4 @@
-"""The tokenizers of a run: what bytes their tokens stand for, and the way from each source's vocabulary to the target's."""
+"""A run's tokenizers: the bytes of their tokens, and a projection from each source's vocabulary to the target's."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,17 +14,17 @@ from profuser.selection.examples import Target
 
 @dataclass(frozen=True)
 class TokenizerPairs:
-    """The target's tokenizer, and a projection to it from each source's, in the order of the sources."""
+    """The target's tokenizer, and one projection per source, in source order."""
 
     target: Target
     projections: tuple[VocabProjection, ...]
 
 
 def read_tokenizer_pairs(run: FusionRun) -> TokenizerPairs:
-    """Reads all tokenizers and projects the vocabularies: some seconds for large ones.
+    """Reads all tokenizers and projects the vocabularies; takes some seconds for large ones.
 
     Raises:
-        UserError: a tokenizer is not there, or cannot be expressed in bytes; the message names the recipe's key.
+        UserError: a tokenizer does not exist or cannot be expressed in bytes; the message names the recipe's key.
     """
     target, recipe = read_target(run), run.recipe
     how = (recipe.select.vocab_fallback, recipe.select.map_specials)
@@ -34,12 +34,12 @@ def read_tokenizer_pairs(run: FusionRun) -> TokenizerPairs:
 
 
 def read_target(run: FusionRun) -> Target:
-    """Reads the target's tokenizer; UserError as in `read_tokenizer_pairs`."""
+    """Reads the target's tokenizer; raises UserError as in `read_tokenizer_pairs`."""
     return Target(*_read(run, "target.model", run.recipe.target), run.recipe.template)
 
 
 def read_tokens(run: FusionRun) -> list[TokenBytes]:
-    """What bytes the tokens of each source stand for; UserError as in `read_tokenizer_pairs`."""
+    """Returns the bytes of each source's tokens; raises UserError as in `read_tokenizer_pairs`."""
     return [_read(run, f"sources.{source.name}.model", source)[1] for source in run.recipe.sources]
 
 
@@ -53,7 +53,7 @@ def _read(run: FusionRun, setting: str, config: ModelConfig) -> tuple[Any, Token
         ends = [end_token_id(tokenizer, run.recipe.template)]
         return tokenizer, TokenBytes.from_tokenizer(tokenizer, run.vocab_size(setting), ends)
     except AlignmentError as error:
-        raise UserError(f"{setting}: {path}: {error}; it cannot take part in this fusion") from None
+        raise UserError(f"{setting}: {path}: {error}; it cannot be used in this fusion") from None
     except (OSError, ValueError) as error:
         text = one_line(error)
         raise UserError(f"{setting}: the tokenizer of {path} cannot be read: {text}") from None

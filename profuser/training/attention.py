@@ -1,12 +1,12 @@
-"""Attention over packed examples with kernels that know where each example begins: no mask of S x S is in memory.
+"""Attention over packed examples with kernels that take the examples' boundaries: no S x S mask is ever in memory.
 
-Two functions are registered with Transformers' attention interface, under names of our own. Both give what scaled dot-product
-attention gives with a block-diagonal causal mask:
+Two functions are registered with Transformers' attention interface under their own names. Both give the result of scaled
+dot-product attention with a block-diagonal causal mask:
 
 - `VARLEN`: PyTorch's variable-length attention (FlashAttention), on GPUs in half precision.
-- `BY_EXAMPLE`: `scaled_dot_product_attention` over examples of like length together, on CPUs.
+- `BY_EXAMPLE`: `scaled_dot_product_attention` over examples grouped by similar length, on CPUs.
 
-Legend: B sequences (one, where there are boundaries), S tokens of the longest, N tokens of all laid end to end, E examples (each
+Legend: B sequences (one, if there are boundaries), S tokens of the longest, N tokens of all concatenated, E examples (each
 stretch of padding counts as one), H query heads, G key heads, D head size, M keys.
 """
 
@@ -26,20 +26,20 @@ from profuser.recipe.resources import Attention
 
 VARLEN, BY_EXAMPLE = "profuser_varlen", "profuser_by_example"
 FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
-"""Implementations of Transformers, and the package that each needs."""
+"""Transformers' FlashAttention implementations, and the package that each needs."""
 WITHOUT_MASK = (VARLEN, BY_EXAMPLE, *FLASH)
-"""Implementations that take the examples' boundaries, in one sequence, instead of a mask."""
+"""Implementations that take the examples' boundaries in one sequence instead of a mask."""
 LARGEST_HEAD = 256
 """Largest head size of the FlashAttention kernel in PyTorch."""
 SHORTEST_GROUP = 16
 """Examples of at most this many tokens form one group."""
-NOT_TAKEN = ("softcap", "s_aux", "position_bias")
+UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 """Arguments of other attention functions that would change the result."""
 HAS_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 class Boundaries(NamedTuple):
-    """Where the examples of a micro-batch begin and end in its flattened tokens."""
+    """Boundaries of the examples of a micro-batch in its flattened tokens."""
 
     offsets: Int[Tensor, "E1"]
     """`[0, ..., N]`, int32: example e is `[offsets[e], offsets[e + 1])`."""
@@ -48,7 +48,7 @@ class Boundaries(NamedTuple):
 
     @classmethod
     def of(cls, position_ids: Integer[np.ndarray, "B S"], device: torch.device) -> "Boundaries":
-        """From positions that start at 0 with each example. They are on the host, so no device is waited for."""
+        """Computes boundaries from positions that start at 0 in each example. Runs on the host, so it waits for no device."""
         flat = position_ids.reshape(-1)
         offsets = np.append(np.flatnonzero(flat == 0), len(flat)).astype(np.int32)
         tensor = torch.from_numpy(offsets)
@@ -56,7 +56,7 @@ class Boundaries(NamedTuple):
         return cls(tensor.to(device, non_blocking=True), int(np.diff(offsets).max()))
 
     def arguments(self) -> dict[str, Any]:
-        """Transformers' names for the same."""
+        """Returns the boundaries as Transformers' keyword arguments."""
         ends = {f"cu_seq_lens_{side}": self.offsets for side in "qk"}
         return ends | {f"max_length_{side}": self.longest for side in "qk"}
 
@@ -65,7 +65,7 @@ class Choice(NamedTuple):
     """The attention that a target is trained with."""
 
     implementation: str
-    """Its name in Transformers."""
+    """Transformers' name of the function."""
     why: str
 
     def __str__(self) -> str:
@@ -78,12 +78,12 @@ def set_attention(model: Any, wanted: Attention, packing: bool, device: torch.de
     Args:
         model: its parameters may have no memory.
         wanted: `fuse.attention`.
-        packing: whether examples lie end to end.
-        device: that it will run on.
-        dtype: that its parameters are used in.
+        packing: whether examples are concatenated.
+        device: device that it will run on.
+        dtype: type in which its parameters are used.
 
     Raises:
-        UserError: the model or this machine does not have what the recipe names.
+        UserError: the model or this machine does not support what the recipe names.
     """
     choice = choose(model, wanted, packing, device, dtype)
     if choice.implementation != model.config._attn_implementation:
@@ -97,7 +97,7 @@ def set_attention(model: Any, wanted: Attention, packing: bool, device: torch.de
 
 
 def choose(model: Any, wanted: Attention, packing: bool, device: torch.device, dtype: torch.dtype) -> Choice:
-    """What `set_attention` sets."""
+    """Returns the choice that `set_attention` applies."""
     default = model.config._attn_implementation
     kernel = device.type == "cuda" and kernel_misfit(model, dtype) is None
     if wanted == "varlen":
@@ -115,15 +115,15 @@ def choose(model: Any, wanted: Attention, packing: bool, device: torch.device, d
     if kernel:
         return Choice(VARLEN, "PyTorch's variable-length kernel")
     if device.type == "cpu":
-        return Choice(BY_EXAMPLE, "examples of like length together")
+        return Choice(BY_EXAMPLE, "examples grouped by length")
     return Choice(default, f"with a mask: {kernel_misfit(model, dtype)}")
 
 
 def _refusal(model: Any, wanted: str, device: torch.device) -> str | None:
-    """Why a function of Transformers cannot be had for a model, and what to do; None where it can."""
+    """Returns why an attention function of Transformers cannot be used with a model, and a remedy; None if it can."""
     default = model.config._attn_implementation
     if wanted != default and not model._supports_attention_backend:
-        return f"{type(model).__name__} has an attention of its own; set {default}"
+        return f"{type(model).__name__} has its own attention; set {default}"
     if wanted in FLASH and importlib.util.find_spec(FLASH[wanted]) is None:
         return f"package {FLASH[wanted]} is not installed; install it"
     if wanted == "flex_attention" and device.type == "cpu":
@@ -132,7 +132,7 @@ def _refusal(model: Any, wanted: str, device: torch.device) -> str | None:
 
 
 def _choose_for_others(model: Any, misfit: str, device: torch.device) -> Choice:
-    """For a model whose attention is more than the plain one: what Transformers has for it."""
+    """Returns Transformers' best choice for a model whose attention is more than plain attention."""
     if device.type == "cuda" and model._supports_flash_attn and importlib.util.find_spec("flash_attn"):
         return Choice("flash_attention_2", misfit)
     if device.type == "cuda" and getattr(model, "_supports_flex_attn", False):
@@ -141,9 +141,9 @@ def _choose_for_others(model: Any, misfit: str, device: torch.device) -> Choice:
 
 
 def boundaries_misfit(model: Any) -> str | None:
-    """Why an attention that takes boundaries, windows and nothing else would be wrong for a model; None where it is right.
+    """Returns why attention with only boundaries and windows would be wrong for a model; None if it is right.
 
-    Transformers knows: it gives such models plain `sdpa` by default, and lets them use FlashAttention, which has no mask either.
+    Derived from Transformers: it gives such models plain `sdpa` by default, and lets them use FlashAttention, which has no mask.
     """
     kind, text = type(model).__name__, model.config.get_text_config()
     if getattr(text, "attn_logit_softcapping", None):
@@ -151,18 +151,18 @@ def boundaries_misfit(model: Any) -> str | None:
     takes = inspect.signature(model.base_model.forward).parameters.values()
     passes_on = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in takes)
     if not (passes_on and model._supports_sdpa and model._supports_flash_attn and model._supports_attention_backend):
-        return f"{kind} has an attention of its own"
+        return f"{kind} has its own attention"
     return None
 
 
 def kernel_misfit(model: Any, dtype: torch.dtype) -> str | None:
-    """Why the variable-length kernel does not take a model; None where it does."""
+    """Returns why the variable-length kernel does not support a model; None if it does."""
     text = model.config.get_text_config()
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     if dtype not in (torch.bfloat16, torch.float16):
-        return f"the kernel takes half precision, this is {str(dtype).removeprefix('torch.')}"
+        return f"the kernel needs half precision, this is {str(dtype).removeprefix('torch.')}"
     if size % 8 or size > LARGEST_HEAD:
-        return f"the kernel takes heads of up to {LARGEST_HEAD} in steps of 8, these are {size}"
+        return f"the kernel needs head sizes of up to {LARGEST_HEAD} in steps of 8, these are {size}"
     if getattr(text, "v_head_dim", size) != size:
         return "keys and values differ in size"
     if getattr(text, "attention_dropout", 0):
@@ -171,7 +171,7 @@ def kernel_misfit(model: Any, dtype: torch.dtype) -> str | None:
 
 
 def _register() -> None:
-    """Makes both functions known to Transformers. A name that its masks do not know gets none."""
+    """Registers both functions with Transformers. Its masks do not know their names, so it builds no mask for them."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(VARLEN, varlen)
@@ -189,10 +189,10 @@ def varlen(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "B N H D"], None]:
-    """Causal attention within each example, by PyTorch's variable-length kernel; a window counts the token itself.
+    """Computes causal attention within each example by PyTorch's variable-length kernel; a window includes the token itself.
 
     Raises:
-        ValueError: the model wants more than that.
+        ValueError: the model needs an unsupported feature.
     """
     if "cu_seq_lens_q" not in kwargs:
         return by_example(module, query, key, value, attention_mask, scaling, dropout, sliding_window, **kwargs)  # type: ignore[call-arg]
@@ -207,7 +207,7 @@ def varlen(
     return out[None], None
 
 
-@torch.compiler.disable  # lengths of examples differ in each batch: compiled, it would be compiled for each
+@torch.compiler.disable  # the lengths of examples differ in each batch, which would recompile it for each
 def by_example(
     module: Any,
     query: Float[Tensor, "B H N D"],
@@ -219,13 +219,13 @@ def by_example(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "B N H D2"], None]:
-    """The same, by `scaled_dot_product_attention` over examples of like length together.
+    """Computes the same by `scaled_dot_product_attention` over examples grouped by similar length.
 
-    Shorter ones are padded at their end with the tokens that follow: causal attention never looks there. Without boundaries each
+    Shorter examples are padded at the end with the tokens that follow, which causal attention never reads. Without boundaries each
     sequence is one example, and the queries are its last tokens (M > N with a cache).
 
     Raises:
-        ValueError: the model wants more than that.
+        ValueError: the model needs an unsupported feature.
     """
     _refuse(kwargs | {"attention_mask": attention_mask})
 
@@ -250,8 +250,8 @@ def _groups_of_like_length(offsets: list[int]) -> tuple[list[Int[Tensor, "E L"]]
     """Groups examples whose lengths differ by at most a factor of two.
 
     Returns:
-        The tokens' places, group by group: a row per example, as long as the group's longest one; a shorter example's row continues
-        past its end. And for each token its place in the flattened rows of all groups.
+        Token indices by group: one row per example, as long as the group's longest, so a shorter example's row continues past its
+        end. And for each token its index in the flattened rows of all groups.
     """
     starts, lengths = np.array(offsets[:-1]), np.diff(offsets)
     kinds = np.ceil(np.log2(np.maximum(lengths, SHORTEST_GROUP)))
@@ -268,13 +268,13 @@ def _groups_of_like_length(offsets: list[int]) -> tuple[list[Int[Tensor, "E L"]]
 
 
 def _band(num_queries: int, num_keys: int, window: int, device: torch.device) -> Bool[Tensor, "N M"]:
-    """True where a key is one of the `window` tokens that end with the query's; the last query is at the last key."""
+    """Returns True where a key is one of the `window` tokens up to the query's; the last query is at the last key."""
     keys = torch.arange(num_keys, device=device)
     back = keys[num_keys - num_queries :, None] - keys
     return (back >= 0) & (back < window)
 
 
 def _refuse(arguments: dict[str, Any]) -> None:
-    wanted = [name for name in (*NOT_TAKEN, "attention_mask", "dropout") if arguments.get(name) is not None]
+    wanted = [name for name in (*UNSUPPORTED, "attention_mask", "dropout") if arguments.get(name) is not None]
     if wanted or arguments.get("is_causal") is False:
-        raise ValueError(f"packed attention does not take {', '.join(wanted) or 'attention to later tokens'}")
+        raise ValueError(f"packed attention does not support {', '.join(wanted) or 'attention to later tokens'}")

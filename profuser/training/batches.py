@@ -1,7 +1,7 @@
-"""Which examples make up each update, and how they are packed and dealt to workers.
+"""Assigns examples to updates, packs them, and distributes them to workers.
 
-Everything follows from the seed, the schedule and the place in the stream of rows (the *cursor*): a restarted run needs to remember
-no more, and a run with another number of workers makes the same updates. Legend: R training rows of the index.
+Everything follows from the seed, the schedule and the position in the stream of rows (the *cursor*): a restarted run needs no other
+state, and a run with another number of workers makes the same updates. Legend: R training rows of the index.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,43 +23,43 @@ from profuser.training.step import PackedExamples, collate
 Key = tuple[int, int]
 """An example: row of the index, and index into `MODES`."""
 Pack = list[Key]
-"""Examples that lie end to end in one sequence."""
+"""Examples concatenated in one sequence."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What one update of the target learns from."""
+    """The training data of one update of the target."""
 
     step: int
     cursor: int
-    """Rows of the stream that were taken before this update."""
+    """Rows of the stream consumed before this update."""
     end: int
-    """Rows of the stream that are taken after it."""
+    """Rows of the stream consumed after it."""
     weights: ModeWeights
     num_tokens: tuple[int, ...]
     """Response tokens of the whole batch, per mode."""
     weighted_tokens: tuple[float, ...]
-    """The same, each counted as its example is weighted: the denominators of the loss."""
+    """The same, weighted by example: the denominators of the loss."""
     sequence_tokens: int
     """Prompt and response tokens of the whole batch."""
     keys: list[Key]
-    """Its examples."""
+    """Examples of the update."""
 
 
 class UpdatePlan:
-    """The updates of a run. Rows follow on each other epoch by epoch without a gap, each epoch in an order of its own.
+    """The updates of a run. Rows are streamed epoch after epoch without a gap, each epoch in its own order.
 
-    An epoch takes its shards in a random order, and within every `shuffle_rows` of them the rows in a random order, so that it
-    can be read from one end to the other.
+    An epoch reads its shards in random order and shuffles rows within windows of `shuffle_rows`, so that shards are read
+    sequentially.
 
     Args:
         index: all examples.
         config: batch, duration and packing.
-        seed: of the order, and of which rows are kept apart.
+        seed: seed of the order, and of the choice of validation rows.
 
     Raises:
-        TrainingError: at some time of the schedule no row has an example in the modes that are trained, or the examples of one
-            row are longer than a whole batch.
+        TrainingError: at some point of the schedule no row has an example in the trained modes, or the examples of one row are
+            longer than a whole batch.
     """
 
     def __init__(self, index: ExampleIndex, config: FuseConfig, seed: int):
@@ -69,16 +69,16 @@ class UpdatePlan:
         self._epoch = lru_cache(maxsize=2)(self._order)
         self._sizes = lru_cache(self._sizes_of)
         for piece in config.schedule:
-            # A moving piece begins with its own weights, and from then on has something of both ends.
+            # A moving piece starts with its own weights only; after that both ends contribute.
             for ends in ((piece,), (piece, piece.to or piece)):
                 self._sizes(_modes(*ends))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What is kept of orders and sizes is worked out anew elsewhere."""
+        """Drops the cached orders and sizes, which are recomputed elsewhere."""
         return UpdatePlan, (self.index, self.config, self.seed)
 
     def update(self, step: int, cursor: int, weights: ModeWeights) -> Update:
-        """The update that takes the next rows until their tokens fill the batch; a mode with zero weight is not in it."""
+        """Returns the update of the next rows whose tokens fit in the batch, without modes of zero weight."""
         modes = _modes(weights)
         sizes = self._sizes(modes)
         taken: list[int] = []
@@ -94,17 +94,17 @@ class UpdatePlan:
         return Update(step, cursor, end, weights, num_tokens, weighted, size, keys)
 
     def window_end(self, cursor: int) -> int:
-        """Where in the stream the shuffled window ends that this place lies in."""
+        """Returns the end of the shuffled window, in the stream, that contains this position."""
         epoch, place = divmod(cursor, len(self.rows))
         ends = self._epoch(epoch)[1]
         return epoch * len(self.rows) + int(ends[np.searchsorted(ends, place, side="right")])
 
     def deal(self, update: Update, world_size: int, rank: int) -> list[list[Pack]]:
-        """The micro-batches of one worker; every worker has as many (some may be empty)."""
+        """Returns one worker's micro-batches; every worker has equally many (some may be empty)."""
         return self._deal(update.keys, world_size, rank)
 
     def deal_validation(self, world_size: int, rank: int) -> list[list[Pack]]:
-        """The micro-batches of one worker of the rows that are kept apart, both modes."""
+        """Returns one worker's micro-batches of the validation rows, both modes."""
         keys = [(int(row), mode) for row in self.apart for mode in range(len(MODES)) if self.index.tokens[row, mode]]
         return self._deal(keys, world_size, rank) if keys else []
 
@@ -119,7 +119,7 @@ class UpdatePlan:
         return int(self._epoch(epoch)[0][offset])
 
     def _order(self, epoch: int) -> tuple[Int[np.ndarray, "R"], Int[np.ndarray, "windows"]]:
-        """Rows in the order of an epoch, and where its windows end."""
+        """Returns an epoch's rows in order, and the ends of its windows."""
         rng = np.random.default_rng([self.seed, epoch])
         shards, sizes = np.unique(self.index.shards[self.rows], return_counts=True)
         parts = np.split(self.rows, np.cumsum(sizes)[:-1])
@@ -135,10 +135,10 @@ class UpdatePlan:
         return np.concatenate(windows), np.cumsum([len(window) for window in windows])
 
     def _sizes_of(self, modes: tuple[int, ...]) -> Int[np.ndarray, "all"]:
-        """Tokens of every row of the index in these modes."""
+        """Returns the tokens of every row of the index in these modes."""
         sizes = self.index.tokens[:, modes].sum(axis=1)
         if not sizes[self.rows].any():
-            raise TrainingError("fuse: no example in the mode that the schedule trains; look at select's counts")
+            raise TrainingError("fuse: no example in the mode that the schedule trains; check select's counts")
         if sizes[self.rows].max() > self.config.batch_tokens:
             raise TrainingError(
                 f"fuse.batch_tokens: {self.config.batch_tokens:,} is less than the examples of one row "
@@ -148,12 +148,12 @@ class UpdatePlan:
 
 
 def _modes(*weights: ModeWeights | Weights | SchedulePiece) -> tuple[int, ...]:
-    """The modes (indices into `MODES`) to which one of these gives weight."""
+    """Returns the modes (indices into `MODES`) to which at least one of these gives weight."""
     return tuple(place for place, mode in enumerate(MODES) if any(getattr(each, mode) > 0 for each in weights))
 
 
 def pack(lengths: dict[Any, int], capacity: int) -> list[list[Any]]:
-    """Bins of at most `capacity` tokens, by first fit decreasing: at most 11/9 of the fewest possible bins, and 1 more."""
+    """Packs into bins of at most `capacity` tokens by first fit decreasing: at most 11/9 of the fewest bins possible, plus 1."""
     bins: list[list[Any]] = []
     room: list[int] = []
     for key in sorted(lengths, key=lambda key: (-lengths[key], key)):
@@ -167,7 +167,7 @@ def pack(lengths: dict[Any, int], capacity: int) -> list[list[Any]]:
 
 
 def micro_batches(packs: Sequence[Pack], widths: Sequence[int], max_tokens: int, world_size: int) -> list[list[Pack]]:
-    """Packs of like width, together within the token budget, as a multiple of the number of workers (some may be empty)."""
+    """Groups packs of similar width within the token budget; the count is a multiple of the workers (some may be empty)."""
     batches: list[list[Pack]] = []
     width = 0
     for place in sorted(range(len(packs)), key=lambda place: (-widths[place], place)):
@@ -184,7 +184,7 @@ def micro_batches(packs: Sequence[Pack], widths: Sequence[int], max_tokens: int,
 
 
 def windows_from(plan: UpdatePlan, schedule: Schedule, step: int, cursor: int) -> Iterator[list[Update]]:
-    """The updates that are left, by the window of rows that each begins in, under the weights that are known so far."""
+    """Yields the remaining updates, by the window of rows in which each starts, under the weights known so far."""
     window: list[Update] = []
     end = 0
     for number in range(step, plan.num_steps):
@@ -203,7 +203,7 @@ def windows_from(plan: UpdatePlan, schedule: Schedule, step: int, cursor: int) -
 def read_updates(
     plan: UpdatePlan, reader: ExampleReader, updates: Sequence[Update], world_size: int, rank: int, pad_id: int
 ) -> Iterator[tuple[Update, list[PackedExamples]]]:
-    """One worker's micro-batches of the updates of a window. Of the examples only its own are kept in memory."""
+    """Yields one worker's micro-batches of the updates of a window. Only its own examples are kept in memory."""
     dealt = [plan.deal(update, world_size, rank) for update in updates]
     read = read_packs(plan.index, reader, [batch for batches in dealt for batch in batches], pad_id)
     for update, batches in zip(updates, dealt, strict=True):
@@ -213,7 +213,7 @@ def read_updates(
 def read_packs(
     index: ExampleIndex, reader: ExampleReader, batches: Sequence[Sequence[Pack]], pad_id: int
 ) -> Iterator[PackedExamples]:
-    """Micro-batches with their examples; all that they need is read at once, shard by shard."""
+    """Yields micro-batches with their examples, which are all read in advance, shard by shard."""
     examples = dict(reader.read(index, {key for batch in batches for each in batch for key in each}))
     for batch in batches:
         yield collate([[examples[key] for key in each] for each in batch], pad_id, reader.top_k)

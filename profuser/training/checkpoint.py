@@ -1,4 +1,4 @@
-"""Checkpoints of a running fusion, sharded by torch.distributed.checkpoint, written while training goes on."""
+"""Checkpoints of a running fusion, sharded by torch.distributed.checkpoint and written in the background."""
 
 import json
 from collections.abc import Callable
@@ -16,24 +16,24 @@ from profuser.training.loop import Trainer
 PROGRESS = "progress.json"
 COUNTERS = ("step", "cursor", "skipped", "consecutive_skips")
 OPTIONS = StateDictOptions(ignore_frozen_params=True, strict=False)
-"""Frozen weights (LoRA) are those of the target: only the adapters are saved."""
+"""Frozen weights (LoRA) equal the target's: only the adapters are saved."""
 
 
 class Checkpointer:
     """Writes checkpoints in the background, one at a time."""
 
     def __init__(self) -> None:
-        # Training's own collectives and those of saving must not meet in one gloo group.
+        # A separate gloo group: training's own collectives must not interleave with those of saving.
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._last: Future[Any] | None = None
 
     def save(self, trainer: Trainer, folder: Path) -> Callable[[], None]:
-        """Takes this worker's part of model and optimizer as they are now, and writes it in the background.
+        """Snapshots this worker's shard of model and optimizer, and writes it in the background.
 
-        The first worker adds the place in the plan and the history.
+        The first worker adds the progress counters and the history.
 
         Returns:
-            Waits until it is written; raises what went wrong.
+            A function that waits until the checkpoint is written and raises any error.
         """
         if self._last is not None:
             self._last.result()
@@ -52,15 +52,15 @@ class Checkpointer:
 
 
 def load_checkpoint(trainer: Trainer, folder: Path, weights_only: bool = False) -> None:
-    """Brings model, optimizer and place back; the number of workers may differ from when it was saved.
+    """Restores model, optimizer and progress; the number of workers may differ from when it was saved.
 
     Args:
-        trainer: of the same target and recipe.
-        folder: that a checkpoint was saved to.
-        weights_only: leave optimizer and place as they are.
+        trainer: a trainer of the same target and recipe.
+        folder: folder of a checkpoint.
+        weights_only: do not restore optimizer and progress.
 
     Raises:
-        ArtifactError: the folder holds no whole checkpoint, or one of another model.
+        ArtifactError: the folder holds no complete checkpoint, or one of another model.
     """
     try:
         progress = json.loads((folder / PROGRESS).read_text())
@@ -68,7 +68,7 @@ def load_checkpoint(trainer: Trainer, folder: Path, weights_only: bool = False) 
         dcp.load(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
     except (OSError, ValueError, RuntimeError, dcp.api.CheckpointException) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise ArtifactError(f"checkpoint {folder}: {reason}; make the stage anew with --redo fuse") from None
+        raise ArtifactError(f"checkpoint {folder}: {reason}; rebuild the stage with --redo fuse") from None
     set_state_dict(
         trainer.module,
         [] if weights_only else trainer.optimizer,

@@ -1,4 +1,4 @@
-"""Training examples as they lie in the select artifact: where each is and how long, and reading them.
+"""Indexes and reads the training examples of the select artifact.
 
 Legend: R corpus rows that have an example, K top-k, T response tokens. Columns `[R, 2]` are by mode, in the order of `MODES`.
 """
@@ -18,7 +18,7 @@ from profuser.selection.advantage import margins
 from profuser.signals.codec import TopK, from_columns, from_list_column
 
 LIGHT_COLUMNS = ("row_id", "mode", "teacher", "advantages", "prompt_ids", "response_ids")
-"""What the index needs to read."""
+"""Columns that the index reads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,29 +33,29 @@ class TrainingExample:
     response_ids: Integer[np.ndarray, "T"]
     topk: TopK
     response_bytes: float
-    """UTF-8 bytes of the response; of one that was cut, its share."""
+    """UTF-8 bytes of the response; for a truncated one, the proportional share."""
     weight: float = 1.0
-    """What it counts among the examples of its mode."""
+    """Weight of the example within its mode."""
 
     @property
     def num_tokens(self) -> int:
-        """Prompt and response."""
+        """Prompt and response tokens."""
         return len(self.prompt_ids) + len(self.response_ids)
 
 
 @dataclass(frozen=True, eq=False)
 class ExampleIndex:
-    """Where every row's examples are, and how long: 32 bytes a row, for planning without reading them."""
+    """Location and length of every row's examples: 32 bytes per row, for planning without reading them."""
 
     shards: Int[np.ndarray, "R"]
     ordinals: Int[np.ndarray, "R"]
-    """Place of the row among its shard's rows, in the order in which they first occur."""
+    """Index of the row among its shard's rows, in order of first occurrence."""
     tokens: Int[np.ndarray, "R 2"]
-    """Prompt and response tokens; 0 where the row has no example in this mode."""
+    """Prompt and response tokens; 0 if the row has no example in this mode."""
     responses: Int[np.ndarray, "R 2"]
-    """Response tokens alone."""
+    """Response tokens only."""
     weights: Float[np.ndarray, "R 2"]
-    """What each example counts among those of its mode, 0 to 1."""
+    """Weight of each example within its mode, 0 to 1."""
     num_cut: int
     """Examples that were longer than `max_tokens`."""
     num_left_out: int
@@ -70,15 +70,15 @@ class ExampleIndex:
         max_tokens: int,
         weighting: Literal["none", "margin"] = "none",
     ) -> "ExampleIndex":
-        """Reads the light columns of all shards, given as number and table; the rest is as in `FuseConfig`.
+        """Reads the light columns of all shards, given as number and table; other arguments as in `FuseConfig`.
 
         Raises:
-            ArtifactError: there is no example.
+            ArtifactError: there are no examples.
         """
         parts = [_index_shard(number, table, max_tokens, weighting) for number, table in shards]
         parts = [part for part in parts if len(part.shards)]
         if not parts:
-            raise ArtifactError("the select artifact holds no training example: every row was refused or skipped")
+            raise ArtifactError("the select artifact has no training examples: every row was rejected or skipped")
         teachers: dict[str, int] = {}
         for part in parts:
             teachers = {name: teachers.get(name, 0) + part.teachers.get(name, 0) for name in teachers | part.teachers}
@@ -90,10 +90,10 @@ class ExampleIndex:
         return cls(**arrays, num_cut=cut, num_left_out=left_out, teachers=teachers)
 
     def split(self, num_validation: int, seed: int) -> tuple[Int[np.ndarray, "R1"], Int[np.ndarray, "R2"]]:
-        """Rows to train on, and rows kept apart: as many as asked for, but at most a tenth. Both ascend."""
+        """Returns the training rows and the validation rows (the requested number, but at most a tenth), both ascending."""
         num = min(num_validation, len(self.shards) // 10)
-        apart = np.random.default_rng([seed, len(self.shards)]).permutation(len(self.shards))[:num]
-        return np.setdiff1d(np.arange(len(self.shards)), apart), np.sort(apart)
+        validation = np.random.default_rng([seed, len(self.shards)]).permutation(len(self.shards))[:num]
+        return np.setdiff1d(np.arange(len(self.shards)), validation), np.sort(validation)
 
 
 def _index_shard(number: int, table: pa.Table, max_tokens: int, weighting: str) -> ExampleIndex:
@@ -111,14 +111,14 @@ def _index_shard(number: int, table: pa.Table, max_tokens: int, weighting: str) 
     weights = np.ones(tokens.shape, dtype=np.float32)
     if weighting == "margin":
         weights[ordinals, mode] = _margins(table["advantages"], mode)
-    there = np.flatnonzero(tokens.any(axis=1))
+    present = np.flatnonzero(tokens.any(axis=1))
     names = [name for name, left in zip(table["teacher"].to_pylist(), kept, strict=True) if left]
     return ExampleIndex(
-        shards=np.full(len(there), number, dtype=np.int32),
-        ordinals=there.astype(np.int32),
-        tokens=tokens[there],
-        responses=responses[there],
-        weights=weights[there],
+        shards=np.full(len(present), number, dtype=np.int32),
+        ordinals=present.astype(np.int32),
+        tokens=tokens[present],
+        responses=responses[present],
+        weights=weights[present],
         num_cut=int(((kept > 0) & (kept < response)).sum()),
         num_left_out=int((kept == 0).sum()),
         teachers={name: names.count(name) for name in sorted(set(names))},
@@ -140,7 +140,7 @@ class ExampleReader:
     """Reads examples shard by shard."""
 
     read_shard: Callable[[int], pa.Table]
-    """A shard of the select artifact by its number."""
+    """Returns a shard of the select artifact by its number."""
     top_k: int
     vocab_size: int
     """Width of the target's logits."""
@@ -149,10 +149,10 @@ class ExampleReader:
     def read(
         self, index: ExampleIndex, wanted: Iterable[tuple[int, int]]
     ) -> Iterator[tuple[tuple[int, int], TrainingExample]]:
-        """The wanted examples, each given as (row of the index, mode), in the order of their shards.
+        """Yields the requested examples, each given as (row of the index, mode), in shard order.
 
         Raises:
-            ArtifactError: a shard is not what the index was made of, or has another top-k.
+            ArtifactError: a shard differs from the one that was indexed, or has another top-k.
         """
         by_shard: dict[int, list[tuple[int, int]]] = {}
         for row, mode in wanted:
@@ -166,7 +166,7 @@ class ExampleReader:
                 yield (row, mode), read(place, float(index.weights[row, mode]))
 
     def _open(self, shard: int) -> tuple[dict[tuple[int, int], int], Callable[[int, float], TrainingExample]]:
-        """Places of a shard's examples by (ordinal, mode), and how to read the one at a place."""
+        """Returns the positions of a shard's examples by (ordinal, mode), and a function that reads the one at a position."""
         table = self.read_shard(shard)
         ordinals = table["row_id"].combine_chunks().dictionary_encode().indices.to_pylist()
         modes = [MODES.index(name) for name in table["mode"].to_pylist()]

@@ -1,5 +1,5 @@
-"""The fused model as a plain Hugging Face folder: the target's own, with other weights in the same type, and with the chat template
-and the end of a turn that it was trained on.
+"""Exports the fused model as a plain Hugging Face folder: the target's files, with the fused weights in the same type, and with the
+chat template and the end-of-turn token of its training.
 """
 
 import json
@@ -26,25 +26,25 @@ SHARD_SIZE = "5GB"
 CONFIG, GENERATION = "config.json", "generation_config.json"
 TOKENIZER, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 KEPT = (CONFIG, GENERATION, *TOKENIZER_FILES, "vocab.txt", "*.model", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*")
-"""Files of the target that are copied as they are, so that whatever reads the target reads the fused model. Code is kept for the
-tokenizer that needs it, a licence because it may have to be passed on."""
+"""Files copied unchanged from the target, so that tools that read the target also read the fused model. Code is copied for
+tokenizers that need it, licences because they may have to be passed on."""
 
 
 def export(module: FusionModule, target: str, config: TargetConfig, template: TemplateConfig, folder: Path) -> None:
     """Writes the fused model; adapters are merged into the weights.
 
-    Every worker takes part in gathering the weights, one after another; the first one keeps them and writes. They are of the
-    target's type, but for those that its architecture wants in another (routers' in float32).
+    All workers gather the weights, one after another; the first worker collects and writes them. They have the target's type,
+    except those that its architecture needs in another (routers' in float32).
 
     Args:
         module: the trained target.
-        target: what it was loaded from: a folder, or a name on the Hub.
+        target: folder or Hub name that it was loaded from.
         config: the target's section of the recipe.
-        template: by which the run has prompted it.
-        folder: where to write to.
+        template: template of the run's prompts.
+        folder: output folder.
 
     Raises:
-        ArtifactError: the weights are not those of the target's architecture.
+        ArtifactError: the weights do not match the target's architecture.
     """
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -53,7 +53,7 @@ def export(module: FusionModule, target: str, config: TargetConfig, template: Te
     dtype: Any = settings.dtype or settings.get_text_config().dtype or torch.float32
     with init_empty_weights(include_buffers=False):
         plain = AutoModelForCausalLM.from_config(settings, dtype=dtype)
-    plain.tie_weights()  # which being empty has parted
+    plain.tie_weights()  # init_empty_weights untied them
     dtypes = {name: parameter.dtype for name, parameter in plain.named_parameters()}
     first = not dist.is_initialized() or dist.get_rank() == 0
     weights: dict[str, Tensor] = {}
@@ -65,16 +65,16 @@ def export(module: FusionModule, target: str, config: TargetConfig, template: Te
     wrong = weights.keys() ^ {name for name, _ in whole_weights(plain)}
     if wrong:
         raise ArtifactError(
-            f"fused model: weights that a {type(plain).__name__} lacks, or has not: {sorted(wrong)[:3]}"
+            f"fused model: weights missing from or unknown to {type(plain).__name__}: {sorted(wrong)[:3]}"
         )
     plain.save_pretrained(folder, state_dict=weights, max_shard_size=SHARD_SIZE)
-    _keep_files(target, config.revision, folder)
-    _tell_turns(template, config.engine.trust_remote_code, folder)
+    _copy_files(target, config.revision, folder)
+    _write_turn_settings(template, config.engine.trust_remote_code, folder)
 
 
 @torch.no_grad()
 def whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """The model's weights (on every worker) one after another, whole, by the names that they have without adapters."""
+    """Yields the model's weights (on every worker), one after another, unsharded and under their names without adapters."""
     layers = adapted_layers(model)
     for name, parameter in model.named_parameters():
         if MARK in name:
@@ -93,8 +93,8 @@ def _whole(parameter: Tensor) -> Tensor:
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
 
 
-def _keep_files(target: str, revision: str | None, folder: Path) -> None:
-    """Puts the target's own files in place of what Transformers has written anew."""
+def _copy_files(target: str, revision: str | None, folder: Path) -> None:
+    """Replaces files written by Transformers with the target's own."""
     there = Path(target)
     if not there.is_dir():
         from huggingface_hub import snapshot_download
@@ -102,12 +102,12 @@ def _keep_files(target: str, revision: str | None, folder: Path) -> None:
         there = Path(snapshot_download(target, revision=revision, allow_patterns=list(KEPT)))
     for file in (file for pattern in KEPT for file in there.glob(pattern) if file.is_file()):
         shutil.copyfile(file, folder / file.name)
-    # The model was trained as Transformers' own class, not by code that ships with it; the other is a path of the past.
+    # Training used Transformers' own class, not code shipped with the model; `_name_or_path` is obsolete.
     _edit(folder / CONFIG, auto_map=None, _name_or_path=None)
 
 
-def _tell_turns(template: TemplateConfig, trust_remote_code: bool, folder: Path) -> None:
-    """Writes the run's template where it is not the tokenizer's own, and lets generation stop where a turn ended in training."""
+def _write_turn_settings(template: TemplateConfig, trust_remote_code: bool, folder: Path) -> None:
+    """Writes the run's template if it is not the tokenizer's own, and makes generation stop at the end of a trained turn."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -122,7 +122,7 @@ def _tell_turns(template: TemplateConfig, trust_remote_code: bool, folder: Path)
 
 
 def _edit(file: Path, **settings: Any) -> None:
-    """Sets settings of a JSON file, or takes out those that are None."""
+    """Sets settings of a JSON file; removes those that are None."""
     if file.is_file():
         found = json.loads(file.read_text(encoding="utf-8")) | settings
         text = json.dumps({key: found[key] for key in found if settings.get(key, key) is not None}, indent=2)
@@ -130,10 +130,10 @@ def _edit(file: Path, **settings: Any) -> None:
 
 
 def as_chat_template(template: str) -> str:
-    """A template of the recipe as Transformers must have it to render the same text.
+    """Converts a recipe's template so that Transformers renders the same text.
 
-    Transformers drops the line's end after a block, and blanks between a line's beginning and a block; the run does not. Plus
-    signs keep both.
+    Transformers drops the newline after a block, and blanks between the start of a line and a block; the run does not. Plus signs
+    keep both.
     """
     plain, transformers = Environment(), Environment(trim_blocks=True, lstrip_blocks=True)
     if _data(plain, template) == _data(transformers, template):
@@ -144,7 +144,7 @@ def as_chat_template(template: str) -> str:
             text = re.sub(r"^{([%#])(?![-+])", r"{\1+", text)
             text = text if kind == "raw_begin" else re.sub(r"(?<![-+])([%#])}\Z", r"+\1}", text)
         out.append(text)
-    return "".join(out) + "\n"  # which Jinja takes away again
+    return "".join(out) + "\n"  # Jinja removes it again
 
 
 def _data(environment: Environment, template: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Watching over an update: numbers that are not finite, spikes of the loss, memory that runs out; and whose rows it was."""
+"""Guards of an update: non-finite values, loss spikes and exhausted memory, with the rows concerned."""
 
 import statistics
 from collections import deque
@@ -16,26 +16,26 @@ from profuser.training.step import PackedExamples
 NUM_ROWS_NAMED = 5
 WINDOW = 100
 MIN_SEEN = 20
-"""Losses from which the median of late is worth something."""
+"""Number of losses from which the running median is used."""
 
 
 class SpikeWatch:
-    """Says when a loss is far above what it was of late: more than so many median absolute deviations above the median."""
+    """Detects losses that are more than a given number of median absolute deviations above the running median."""
 
     def __init__(self, deviations: float):
         self.deviations = deviations
         self.seen: dict[str, deque[float]] = {}
 
     def observe(self, losses: Mapping[str, float | None]) -> list[str]:
-        """The names of the losses that spike in this update."""
+        """Returns the names of the losses that spike in this update."""
         return [name for name, value in losses.items() if value is not None and self._spikes(name, value)]
 
     def state_dict(self) -> dict[str, list[float]]:
-        """The losses of late, for a checkpoint."""
+        """Returns the recent losses, for a checkpoint."""
         return {name: list(values) for name, values in self.seen.items()}
 
     def load_state_dict(self, state: Mapping[str, Sequence[float]]) -> None:
-        """Goes on where `state_dict` was taken."""
+        """Restores the state of `state_dict`."""
         self.seen = {name: deque(values, WINDOW) for name, values in state.items()}
 
     def _spikes(self, name: str, value: float) -> bool:
@@ -43,7 +43,7 @@ class SpikeWatch:
         spikes = not np.isfinite(value)
         if len(before) >= MIN_SEEN and not spikes:
             middle = statistics.median(before)
-            # A loss that hardly moves would make any step a spike: a hundredth of it is no deviation.
+            # With a nearly constant loss any step would be a spike, so the deviation is at least a hundredth of it.
             usual = max(statistics.median(abs(each - middle) for each in before), 0.01 * abs(middle))
             spikes = value > middle + self.deviations * usual
         if np.isfinite(value):
@@ -52,11 +52,11 @@ class SpikeWatch:
 
 
 def worst_rows(batches: Sequence[PackedExamples], ce_nats: Sequence[torch.Tensor]) -> list[tuple[float, str]]:
-    """The rows with the highest mean cross-entropy of an update, over all workers; those that are not finite come first.
+    """Returns the rows with the highest mean cross-entropy of an update, over all workers, non-finite ones first.
 
     Args:
         batches: this worker's micro-batches.
-        ce_nats: of each, the cross-entropy per response token.
+        ce_nats: cross-entropy per response token of each micro-batch.
     """
     own: list[tuple[float, str]] = []
     for batch, losses in zip(batches, ce_nats, strict=True):
@@ -73,11 +73,11 @@ def worst_rows(batches: Sequence[PackedExamples], ce_nats: Sequence[torch.Tensor
 
 @contextmanager
 def memory_named(config: FuseConfig, device: torch.device) -> Iterator[None]:
-    """Turns memory that runs out into a TrainingError that names the settings to turn."""
+    """Turns an out-of-memory error into a TrainingError that names the settings to change."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # The device's own error is a RuntimeError, and that of the host's memory is nothing else.
+        # PyTorch reports exhausted host memory as a plain RuntimeError.
         known = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
         if not known:
             raise
@@ -85,7 +85,7 @@ def memory_named(config: FuseConfig, device: torch.device) -> Iterator[None]:
 
 
 def remedy(config: FuseConfig) -> str:
-    """The settings to turn against too little memory, the cheapest first, with their present values."""
+    """Returns the settings to change when memory runs out, the cheapest first, with their present values."""
     memory = config.memory
     ways = [
         f"lower fuse.micro_batch_tokens ({config.micro_batch_tokens}) or fuse.loss_chunk_tokens ({config.loss_chunk_tokens})"
@@ -97,4 +97,4 @@ def remedy(config: FuseConfig) -> str:
         ways.append("set fuse.memory.cpu_offload: true")
     if config.lora is None:
         ways.append("train adapters only (fuse.lora)")
-    return "; or ".join(ways) + "; profuser plan prints what each part takes"
+    return "; or ".join(ways) + "; profuser plan prints the memory of each part"

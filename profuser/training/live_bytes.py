@@ -1,4 +1,4 @@
-"""Counts the bytes of all tensors that are alive, by what they are for, while PyTorch runs; real tensors or such without memory."""
+"""Counts the bytes of all live tensors by purpose while PyTorch runs; works for real tensors and for fake ones."""
 
 import weakref
 from collections import Counter
@@ -13,24 +13,24 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Within this context each storage counts from the operation that makes it until nothing refers to it any longer.
+    """Within this context each storage counts from the operation that makes it until nothing refers to it.
 
-    A storage is for `part`, as it was when the storage was made, unless `assign` says otherwise. Memory that an operation takes
-    and gives back within itself is not seen.
+    A storage belongs to the value of `part` at its creation, unless `assign` changes it. Memory that an operation allocates and
+    frees internally is not counted.
     """
 
     def __init__(self, part: str):
         super().__init__()
         self.part = part
         self.live: Counter[str] = Counter()
-        """Bytes alive, by part."""
+        """Live bytes by part."""
         self.fullest: Counter[str] = Counter()
-        """The same at the fullest instant since `reset`."""
+        """Live bytes by part at the peak since `reset`."""
         self._storages: dict[int, tuple[weakref.ref[Any], str, int]] = {}
         self._resize: Callable[..., Any] = torch.UntypedStorage.resize_
 
     def __enter__(self) -> "LiveBytes":
-        # FSDP frees and allocates whole parameters by it, past the dispatcher.
+        # FSDP frees and allocates whole parameters with it, bypassing the dispatcher.
         def resize_(storage: torch.UntypedStorage, size: int) -> None:
             self._resize(storage, size)
             if storage._cdata in self._storages:
@@ -45,7 +45,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(issubclass(each, DTensor) for each in types):
-            return NotImplemented  # It comes again, with the local tensors.
+            return NotImplemented  # Dispatched again with the local tensors.
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
@@ -55,11 +55,11 @@ class LiveBytes(TorchDispatchMode):
         return out
 
     def assign(self, tensor: Tensor, part: str) -> None:
-        """Says what the storage of a tensor is for."""
+        """Sets the part of a tensor's storage."""
         self._count(tensor.untyped_storage(), part)
 
     def reset(self) -> None:
-        """Begins a new stretch: its fullest instant is now."""
+        """Starts a new interval: its peak is the present state."""
         self.fullest = self.live.copy()
 
     def _count(self, storage: torch.UntypedStorage, part: str) -> None:

@@ -1,4 +1,4 @@
-"""The training loop: owns time, logging and checkpoints. It runs on one process, or on several with torch.distributed."""
+"""The training loop: owns time, logging and checkpoints. Runs in one process, or in several with torch.distributed."""
 
 import math
 import time
@@ -22,50 +22,50 @@ from profuser.training.step import FusionModule, PackedExamples, on_device
 from profuser.training.step_metrics import ModelFlops, StepMetrics, peak_memory_gib, peak_tflops
 
 Record = dict[str, float]
-"""What an update did, by name; at a checkpoint also held-out bits per byte."""
+"""Metrics of an update by name; at a checkpoint also held-out bits per byte."""
 Stream = Callable[["Trainer"], Iterator[tuple[Update, list[PackedExamples]]]]
-"""The updates that are left of a trainer's plan, with this worker's micro-batches."""
+"""Yields the remaining updates of a trainer's plan, with this worker's micro-batches."""
 HELDOUT = "heldout_bits_per_byte"
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls; on every worker."""
+    """Callbacks of the loop, called on every worker."""
 
     on_step: Callable[[Record], None] = lambda record: None
     on_checkpoint: Callable[["Trainer"], None] = lambda trainer: None
     wants_stop: Callable[[], bool] = lambda: False
-    """Asked on every worker with each update; if any says yes, all write a checkpoint after it and stop."""
+    """Called on every worker with each update; if any returns True, all write a checkpoint after it and stop."""
     wants_checkpoint: Callable[[], bool] = lambda: False
-    """Asked on every worker after each update that none is due after; all give the same answer."""
+    """Called on every worker after each update without a due checkpoint; all must return the same."""
 
 
 @dataclass(frozen=True, eq=False)
 class LaunchedStep:
-    """An update that a device may still be working on."""
+    """An update that a device may still be executing."""
 
     update: Update
     batches: Sequence[PackedExamples]
     ce_nats: list[Tensor]
-    """Of each micro-batch, the cross-entropy per response token."""
+    """Cross-entropy per response token of each micro-batch."""
     numbers: Tensor
     """On the host once `done`: CE sums, KL sums, workers that want to stop, gradient norm."""
     done: Any
-    """CUDA event; None where there is nothing to wait for."""
+    """CUDA event; None if there is nothing to wait for."""
     learning_rate: float
     start: float
-    """When it was launched, in seconds of `time.perf_counter`."""
+    """Launch time, in seconds of `time.perf_counter`."""
 
 
 class Trainer:
-    """The target, its optimizer and its place in the plan.
+    """The target, its optimizer and its position in the plan.
 
     Args:
-        module: the target, sharded where there are several workers.
-        plan: which rows make up which update.
-        config: how it is trained.
-        seed: of what is random within a step (dropout).
-        validation: this worker's micro-batches of the rows that are kept apart; every worker has as many.
+        module: the target, sharded if there are several workers.
+        plan: the rows of each update.
+        config: training settings.
+        seed: seed of randomness within a step (dropout).
+        validation: this worker's micro-batches of the validation rows; every worker has equally many.
     """
 
     def __init__(
@@ -87,18 +87,18 @@ class Trainer:
         self.history: list[Record] = []
         moves_on = any(piece.moves_on for piece in config.schedule)
         self.overlaps = self.device.type == "cuda" and not moves_on
-        """Whether an update's numbers are read, logged and watched while the next one runs: the device then never waits for the
+        """Whether an update's numbers are read, logged and checked while the next one runs, so that the device never waits for the
         host. A stage that ends by its losses must know them first."""
         self._launched: LaunchedStep | None = None
         self._last_done = 0.0
 
     def run(self, stream: Stream, hooks: Hooks) -> bool:
-        """Runs the updates that are left; False if it was stopped before the last one.
+        """Runs the remaining updates; returns False if stopped before the last one.
 
-        A stage that ends early makes what the stream had prepared void: a new stream begins.
+        A stage that ends early invalidates what the stream has prepared, so a new stream starts.
 
         Raises:
-            TrainingError: too many steps in a row had a gradient that is not finite, or memory ran out.
+            TrainingError: too many consecutive steps had a non-finite gradient, or memory ran out.
         """
         with memory_named(self.config, self.device):
             while self.step < self.plan.num_steps:
@@ -111,7 +111,7 @@ class Trainer:
         return True
 
     def _advance(self, update: Update, batches: list[PackedExamples], hooks: Hooks) -> tuple[bool, bool]:
-        """Runs one update and what follows from it; returns whether the stage has ended early, and whether training stops."""
+        """Runs one update with its logging and checkpoint; returns whether the stage ended early, and whether training stops."""
         before, self._launched = self._launched, self.train_step(update, batches, hooks.wants_stop())
         self.step, self.cursor = update.step + 1, update.end
         stopped = before is not None and self._settle(before, hooks)[1]
@@ -127,7 +127,7 @@ class Trainer:
         return moved_on, stopped and self.step < self.plan.num_steps
 
     def train_step(self, update: Update, batches: Sequence[PackedExamples], wants_stop: bool = False) -> LaunchedStep:
-        """Launches one update: all micro-batches, clipping, and the optimizer, unless the gradient is not finite."""
+        """Launches one update: all micro-batches, clipping, and an optimizer step, skipped if the gradient is not finite."""
         start = time.perf_counter()
         torch.manual_seed(hash((self.seed, update.step, self.rank)) % 2**63)
         rate = self._learning_rate(update.step)
@@ -155,11 +155,11 @@ class Trainer:
         return LaunchedStep(update, batches, ce_nats, numbers, done, rate, start)
 
     def _settle(self, launched: LaunchedStep, hooks: Hooks, validates: bool = False) -> tuple[bool, bool]:
-        """Waits for an update and logs it; returns whether the stage has ended early, and whether a worker wants to stop."""
+        """Waits for an update and logs it; returns whether the stage ended early, and whether a worker wants to stop."""
         if launched.done:
             launched.done.synchronize()
         now = time.perf_counter()
-        # Launched while the one before was running, it began when that was done.
+        # If it was launched while the previous update ran, it started when that one was done.
         seconds = now - max(launched.start, self._last_done)
         self._last_done = now
         *sums, grad_norm = launched.numbers.tolist()
@@ -176,9 +176,9 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> Record:
-        """Bits per byte of the rows that are kept apart, by mode: `sum(CE) / (ln 2 * bytes of the responses)`.
+        """Returns the bits per byte of the validation rows, by mode: `sum(CE) / (ln 2 * bytes of the responses)`.
 
-        The one without a mode's name is that of the ground truth; of the sources' answers where there is no ground truth.
+        The one without a mode's name is that of the ground truth, or of the sources' answers if there is no ground truth.
         """
         if len(self.plan.apart) == 0:
             return {}
@@ -224,7 +224,7 @@ class Trainer:
         if self.consecutive_skips >= self.config.guards.max_consecutive_skips:
             raise TrainingError(
                 f"fuse: {self.consecutive_skips} steps in a row without a finite gradient, the last is {line}; "
-                "lower fuse.optimizer.learning_rate or look at these rows"
+                "lower fuse.optimizer.learning_rate or check these rows"
             )
 
     def _metrics(self, update: Update, sums: list[float], rate: float, grad_norm: float, seconds: float) -> StepMetrics:
@@ -255,7 +255,7 @@ class Trainer:
 
 
 def _to_host(tensor: Tensor) -> tuple[Tensor, Any]:
-    """Begins to copy numbers to the host; returns the copy, and the event after which it holds them (None for a CPU)."""
+    """Starts copying numbers to the host; returns the copy, and the event that marks its completion (None for a CPU)."""
     if tensor.device.type != "cuda":
         return tensor, None
     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

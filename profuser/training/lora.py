@@ -1,6 +1,6 @@
-"""Low-rank adapters (arXiv 2106.09685) on the target: adding them, and merging them into plain weights.
+"""Low-rank adapters (arXiv 2106.09685) for the target: adds them, and merges them into plain weights.
 
-    y = W x + (alpha / rank) * B A x        A random, B zero at first; W does not change
+    y = W x + (alpha / rank) * B A x        A random, B initially zero; W is frozen
 
 Legend: r rank, D_in and D_out features of a layer.
 """
@@ -19,31 +19,31 @@ from profuser.recipe.fusing import LoraConfig
 
 ADAPTER = "default"
 MARK = "lora_"
-"""Begins the names of an adapter's parameters."""
+"""Prefix of the names of an adapter's parameters."""
 
 
 def add_adapters(model: Any, config: LoraConfig) -> None:
-    """Puts adapters beside linear layers, in place; only they will be trained.
+    """Adds adapters to linear layers, in place; only the adapters are trainable.
 
-    Experts that Transformers keeps as one parameter are no linear layers and get none.
+    Experts that Transformers stores as one parameter are not linear layers and get none.
 
     Raises:
-        UserError: a name of `fuse.lora.modules` is that of no linear layer, or of the output layer, whose weight the loss reads
-            by itself.
+        UserError: a name in `fuse.lora.modules` matches no linear layer, or only the output layer, whose weight the loss reads
+            directly.
     """
     from peft import LoraConfig as Peft
     from peft import inject_adapter_in_model
 
     names = [f"model.{name}" for name in _layers_to_adapt(model, config.modules)]
     settings = Peft(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=names)  # type: ignore[arg-type]
-    # Inside something else: of a Transformers model peft reads names as those of Transformers 4, and goes for the experts.
+    # Wrapped, since peft reads a Transformers model's names as those of Transformers 4 and would adapt the experts.
     inject_adapter_in_model(settings, nn.ModuleDict({"model": model}), ADAPTER)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(MARK in name)
 
 
 def _layers_to_adapt(model: Any, modules: Sequence[str]) -> list[str]:
-    """Names of the linear layers whose last parts the recipe names; all but the output layer where it names none."""
+    """Returns the linear layers whose last name parts the recipe names; all but the output layer if it names none."""
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
@@ -53,17 +53,17 @@ def _layers_to_adapt(model: Any, modules: Sequence[str]) -> list[str]:
     chosen = {module: [name for name in layers if f".{name}".endswith(f".{module}")] for module in modules}
     for module, names in chosen.items():
         if not names:
-            there = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
             raise UserError(
                 f"fuse.lora.modules: {module!r} names no linear layer of {type(model).__name__} that can have an adapter; "
-                f"it has {there}"
+                f"it has {known}"
             )
     return sorted({name for names in chosen.values() for name in names}) or layers
 
 
 @torch.no_grad()
 def fill_adapters(model: Any, seed: int) -> None:
-    """First values of adapters, the same for any number of workers: A uniform within 1 / sqrt(D_in), B zero."""
+    """Initialises adapters, identically for any number of workers: A uniform within 1 / sqrt(D_in), B zero."""
     for name, layer in adapted_layers(model).items():
         a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
         bound = 1 / math.sqrt(a.shape[1])
@@ -74,18 +74,18 @@ def fill_adapters(model: Any, seed: int) -> None:
 
 
 def adapted_layers(model: Any) -> dict[str, Any]:
-    """The layers that have adapters, by name."""
+    """Returns the layers that have adapters, by name."""
     from peft.tuners.lora import LoraLayer
 
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
 def merged(layer: Any, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """A layer's whole weight with its adapter in it: `W + (alpha / rank) * B A`.
+    """Returns a layer's whole weight with its adapter merged: `W + (alpha / rank) * B A`.
 
     Args:
         layer: the layer with its adapter.
-        weight: `[D_out, D_in]`, or the other way round where the layer keeps it so (GPT-2's).
+        weight: `[D_out, D_in]`, or transposed if the layer stores it so (GPT-2's).
         a: `[r, D_in]`.
         b: `[D_out, r]`.
     """

@@ -1,7 +1,6 @@
-"""What the fusion loss does to a whole vocabulary on a GPU: two passes as Triton kernels, and products added to a float32 sum.
+"""The fusion loss's operations over a whole vocabulary on a GPU: two passes as Triton kernels, and products added to a float32 sum.
 
-These are operators of PyTorch, so that a plan of memory can run them on tensors without values, where there is neither GPU nor
-Triton.
+They are PyTorch operators, so that memory planning can run them on tensors without values, on machines without a GPU or Triton.
 
 Legend: n tokens of a chunk, V vocabulary, D hidden size.
 """
@@ -14,17 +13,17 @@ import torch
 from torch import Tensor
 
 BLOCK, NUM_WARPS = 4096, 8
-"""Logits that a program of a kernel reads at a time, and the warps that do it."""
+"""Logits that a kernel program reads at a time, and its warps."""
 
 
 def there_for(device: torch.device) -> bool:
-    """Whether losses on this device use the kernels; so it is planned for GPUs on a machine without one."""
+    """Returns whether losses on this device use the kernels; True also when planning for GPUs on a machine without one."""
     planned = not torch.cuda.is_available()
     return device.type == "cuda" and (planned or importlib.util.find_spec("triton") is not None)
 
 
 def _kernels() -> Any:
-    """The module that needs Triton, which is there with PyTorch's GPU builds alone."""
+    """Imports the module that needs Triton, which only PyTorch's GPU builds include."""
     from profuser.training import triton_kernels
 
     return triton_kernels
@@ -32,7 +31,7 @@ def _kernels() -> Any:
 
 @torch.library.custom_op("profuser::logsumexp", mutates_args=())
 def logsumexp(logits: Tensor, scale: float, softcap: float) -> Tensor:
-    """Log of the sum of `exp(z)` over each row of `[n, V]`, with z the scaled and capped logits; float32 `[n]`.
+    """Returns the log of the sum of `exp(z)` over each row of `[n, V]`, with z the scaled and capped logits; float32 `[n]`.
 
     Args:
         logits: in any type.
@@ -52,11 +51,11 @@ def _(logits: Tensor, scale: float, softcap: float) -> Tensor:
 
 @torch.library.custom_op("profuser::softmax_gradient_", mutates_args=("logits",))
 def softmax_gradient_(logits: Tensor, lse: Tensor, coefficient: Tensor, scale: float, softcap: float) -> None:
-    """Puts `coefficient[i] * exp(z[i, j] - lse[i]) * dz/dlogit` in place of the logits.
+    """Overwrites the logits with `coefficient[i] * exp(z[i, j] - lse[i]) * dz/dlogit`.
 
     Args:
         logits: `[n, V]`.
-        lse: of `logsumexp`, `[n]`.
+        lse: output of `logsumexp`, `[n]`.
         coefficient: float32 `[n]`.
         scale: as for `logsumexp`.
         softcap: as for `logsumexp`.
@@ -74,7 +73,7 @@ def _(logits: Tensor, lse: Tensor, coefficient: Tensor, scale: float, softcap: f
 
 @torch.library.custom_op("profuser::add_product_", mutates_args=("total",))
 def add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Adds `a @ b` to a float32 total in place, without a product in memory where this PyTorch can.
+    """Adds `a @ b` to a float32 total in place, without materialising the product if this PyTorch supports it.
 
     Args:
         total: `[V, D]`.
@@ -94,7 +93,7 @@ def _(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 @lru_cache(maxsize=8)
 def _adds_in_place(device: torch.device) -> bool:
-    """Tries whether products of bfloat16 can be added to float32 (PyTorch 2.12 and later, on GPUs)."""
+    """Tests whether products of bfloat16 can be added to float32 (PyTorch 2.12 and later, on GPUs)."""
     low = torch.ones(16, 16, dtype=torch.bfloat16, device=device)
     total = torch.ones(16, 16, device=device)
     try:

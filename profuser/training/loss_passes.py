@@ -1,6 +1,6 @@
-"""The passes of the fusion loss over the logits of one chunk, in plain PyTorch and by kernels of our own.
+"""The fusion loss's passes over the logits of one chunk, in plain PyTorch and with custom kernels.
 
-Legend: n tokens of the chunk, V vocabulary, m places of a row.
+Legend: n tokens of the chunk, V vocabulary, m selected columns of a row.
 
     z = cap(scale * (logits + bias)),  cap(x) = softcap * tanh(x / softcap) or x;      log q = log_softmax(z)
 """
@@ -16,21 +16,21 @@ from profuser.training import loss_kernels
 
 @runtime_checkable
 class Passes(Protocol):
-    """Made of a chunk's logits, whose memory it takes over."""
+    """Created from a chunk's logits, whose memory it takes over."""
 
     def log_probs(self, places: Int[Tensor, "n m"]) -> Float[Tensor, "n m"]:
-        """Returns log q at some places of each row."""
+        """Returns log q at the selected columns of each row."""
         ...
 
     def gradient(
         self, coefficient: Float[Tensor, "n"], places: Int[Tensor, "n m"], values: Float[Tensor, "n m"]
     ) -> Float[Tensor, "n V"]:
-        """Returns the gradient in the logits, in their memory; no `log_probs` after it.
+        """Returns the gradient with respect to the logits, in their memory; `log_probs` must not be called after it.
 
         Args:
-            coefficient: the gradient in z is `coefficient * q` but at `places`.
-            places: a place may be there twice, with one value.
-            values: the gradient in z there.
+            coefficient: the gradient in z is `coefficient * q` except at `places`.
+            places: selected columns; a column may occur twice, with the same value.
+            values: the gradient in z at `places`.
         """
         ...
 
@@ -60,7 +60,7 @@ class PlainPasses:
 
 
 class KernelPasses:
-    """Two kernels, in the type of the products; arithmetic is in float32."""
+    """Two kernels, in the type of the products, with float32 arithmetic."""
 
     def __init__(
         self, logits: Float[Tensor, "n V"], bias: Float[Tensor, "V"] | None, scale: float, softcap: float | None
@@ -88,7 +88,7 @@ class KernelPasses:
 
 
 def _bend(logits: Float[Tensor, "*shape"], scale: float, softcap: float | None) -> Float[Tensor, "*broadcast"] | None:
-    """Scales and caps logits in place; returns the derivative, or None where nothing is done."""
+    """Scales and caps logits in place; returns the derivative, or None if there is neither scale nor cap."""
     if scale == 1 and softcap is None:
         return None
     logits *= scale

@@ -1,12 +1,12 @@
-"""The fusion loss, from hidden states and the output layer, in chunks of tokens: no full logits tensor ever exists.
+"""The fusion loss, from hidden states and the output layer, in chunks of tokens: the full logits are never materialised.
 
 Legend: N response tokens of a micro-batch, D hidden size, V vocabulary, K top-k, n tokens of a chunk, C categories of the KL (K,
 or K + 1 with a tail).
 
     L = sum_n  ce_weight[n] * CE_n  +  kl_weight[n] * KL_n,      CE_n = -log q_n(y_n),      KL_n = KL(p_n || q_n)
 
-q is the student's distribution, p the teacher's, known at its top-k ids only. Both are first brought to the same categories:
-`bucket` adds one for all other tokens, `renormalise` and `drop` keep the top-k alone. A temperature T is applied to the
+q is the student's distribution, p the teacher's, known only at its top-k ids. Both are first reduced to the same categories:
+`bucket` adds one for all other tokens, `renormalise` and `drop` keep only the top-k. A temperature T is applied to the
 categories of both, so the KL is zero exactly where student and teacher agree. `drop` does not normalise: it is the generalised
 KL `sum p log(p/q) - p + q`, which is also zero, with zero gradient, at agreement.
 """
@@ -23,24 +23,24 @@ from profuser.training.output_head import OutputHead
 
 Tail = Literal["bucket", "renormalise", "drop"]
 IGNORE = -100
-"""As a target: the token counts for nothing, as in `torch.nn.functional.cross_entropy`."""
+"""As a target: the token is ignored, as in `torch.nn.functional.cross_entropy`."""
 
 
 class TokenLosses(NamedTuple):
-    """The weighted sum to differentiate, and what it is made of, detached: losses per token, and how many there are.
+    """The weighted sum to differentiate, with its detached parts: losses per token, and token counts.
 
-    A sum over tokens divided by the count is a mean in nats per token; over several micro-batches add both up first.
+    A sum over tokens divided by the count is a mean in nats per token; over several micro-batches, sum both first.
     """
 
     total: Float[Tensor, ""]
     ce_nats: Float[Tensor, "N"]
-    """Cross-entropy of each token, 0 where it is ignored."""
+    """Cross-entropy of each token, 0 if it is ignored."""
     kl_nats: Float[Tensor, "N"]
-    """KL of each token, 0 where it is ignored or has no teacher."""
+    """KL of each token, 0 if it is ignored or has no teacher."""
     num_tokens: Int[Tensor, ""]
     """Tokens that are not ignored."""
     num_taught: Int[Tensor, ""]
-    """Of these, how many have a teacher's distribution."""
+    """Tokens that are not ignored and have a teacher's distribution."""
 
 
 def fusion_loss(
@@ -56,26 +56,26 @@ def fusion_loss(
     chunk_tokens: int = 1024,
     kernels: bool | None = None,
 ) -> TokenLosses:
-    """Cross-entropy and forward KL over response tokens, computed together.
+    """Computes cross-entropy and forward KL over response tokens together.
 
-    Under autocast the products with the output weight run in its type; all else is float32 (float64 for float64 inputs).
+    Under autocast the products with the output weight run in its type; everything else is float32 (float64 for float64 inputs).
 
     Args:
         hidden: the student's last hidden states at the positions that predict `targets`.
         head: the student's output layer.
-        targets: ids of the response tokens; `IGNORE` for a token that counts for nothing.
+        targets: ids of the response tokens; `IGNORE` for an ignored token.
         topk_ids: ids of the teacher's top-k in the student's vocabulary.
-        topk_logprobs: their natural log-probabilities; -inf marks an empty place.
-        ce_weight: weight of each token's cross-entropy, the division by the global token count included.
+        topk_logprobs: their natural log-probabilities; -inf marks an empty entry.
+        ce_weight: weight of each token's cross-entropy, including the division by the global token count.
         kl_weight: weight of each token's KL; 0 where the position carries CE only.
-        temperature: of both distributions in the KL.
-        tail: what happens to the mass outside the top-k.
-        chunk_tokens: tokens whose logits exist at one time.
-        kernels: use Triton kernels for the passes over the vocabulary; by default where they can run.
+        temperature: temperature of both distributions in the KL.
+        tail: treatment of the mass outside the top-k.
+        chunk_tokens: tokens whose logits exist at once.
+        kernels: use Triton kernels for the passes over the vocabulary; by default if they can run.
 
     Returns:
-        The sum over tokens and its parts in nats per token. The gradient is taken in the same pass as the value, so the
-        backward needs no second product with the vocabulary.
+        The sum over tokens and its parts in nats per token. The gradient is computed in the same pass as the value, so the
+        backward pass needs no second product with the vocabulary.
     """
     kind = hidden.device.type
     weight = head.weight
@@ -127,7 +127,7 @@ class _FusionLoss(torch.autograd.Function):
         kernels,
     ):
         working = _working(hidden.dtype)
-        # Sums over chunks are in full precision, whatever the type of the products. A frozen layer gets none (LoRA).
+        # Sums over chunks are in full precision, whatever the type of the products. A frozen layer (LoRA) has no gradient.
         kinds = (hidden.dtype, working, working)
         grad_hidden, grad_weight, grad_bias = (
             torch.zeros_like(tensor, dtype=kind) if wanted else None
@@ -168,7 +168,7 @@ def _add_product(total: Float[Tensor, "V D"], a: Float[Tensor, "V n"], b: Float[
 
 
 def _working(dtype: torch.dtype) -> torch.dtype:
-    """Losses are computed in float32, or in float64 where the model is (for gradient checks)."""
+    """Returns float32, or float64 if the model is float64 (for gradient checks)."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -182,14 +182,14 @@ def _chunk(
     temperature: float,
     tail: Tail,
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"], Float[Tensor, "n V"]]:
-    """CE, KL and the gradient of the weighted sum in the logits, for one chunk; the logits' memory is reused.
+    """Returns CE, KL and the weighted sum's gradient with respect to the logits, for one chunk; reuses the logits' memory.
 
     With g_c the KL's gradient in the category log-probabilities, the gradient in logit j is
     `g_j - q_j G` for a top-k token and `g_tail q_j / q_tail - q_j G` for any other, where G is the sum of all g.
     """
     valid = logprobs > -torch.inf
     has_teacher = valid[:, 0]
-    # An empty place repeats the first id.
+    # An empty entry repeats the first id.
     ids = torch.where(valid, ids, ids[:, :1])
     own = passes.log_probs(targets[:, None])[:, 0]
     every = passes.log_probs(ids)
@@ -199,11 +199,11 @@ def _chunk(
     kl = torch.where(has_teacher, kl, 0.0)
     grad_top = torch.where(valid, grad_top, 0.0) * kl_weight[:, None]
     grad_tail = torch.where(has_teacher, grad_tail, 0.0) * kl_weight
-    # q_j has this factor for a top-k token; any other token has its share of the tail's gradient on top.
+    # q_j has this factor for a top-k token; any other token also has its share of the tail's gradient.
     factor = ce_weight - grad_top.sum(-1) - grad_tail
     other = factor + grad_tail / tail_q
-    # Entries of the top-k and of the target are set, not corrected: differences would cancel where q_tail is tiny, and in half
-    # precision where the target's probability is near 1.
+    # Entries of the top-k and of the target are set, not corrected: differences would cancel when q_tail is tiny, and in half
+    # precision when the target's probability is near 1.
     is_target = ids == targets[:, None]
     top = factor[:, None] * every.exp() + grad_top - ce_weight[:, None] * is_target
     top = torch.where(valid, top, top[:, :1])
@@ -217,7 +217,7 @@ def _chunk(
 def _divergence(
     log_p: Float[Tensor, "n K"], log_q: Float[Tensor, "n K"], tail_q: Float[Tensor, "n"], temperature: float, tail: Tail
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n K"], Float[Tensor, "n"]]:
-    """The KL in nats, and its gradients in the top-k's and the tail's log-probability under the student."""
+    """Returns the KL in nats, and its gradients in the student's log-probabilities of the top-k and of the tail."""
     if tail == "bucket":
         tail_p = (1 - log_p.exp().sum(-1)).clamp_min(0.0)
         log_p = torch.cat([log_p, tail_p.log()[:, None]], -1)

@@ -1,17 +1,16 @@
-"""What an update of a target will hold in a device's memory, known from its config before anything is paid for.
+"""Estimates the device memory of an update of a target from its config, before training starts.
 
-There are no formulas: the update itself is run, with its real code, on tensors that have shapes but no memory (`FakeTensorMode`),
-sharded over workers that are not there, and what is alive is added up. So it holds for any architecture that FSDP can train,
-and follows every change of the loss, of checkpointing and of the optimizer.
+There are no formulas: the real code of the update runs on tensors that have shapes but no memory (`FakeTensorMode`), sharded over
+workers that do not exist, and live bytes are counted. So it holds for any architecture that FSDP can train, and follows every
+change of the loss, of checkpointing and of the optimizer.
 
-Not in it: the CUDA context, NCCL's buffers, workspaces within kernels, and what the allocator loses to fragments; on a GPU
-these are some GiB. `torch.compile` is left out: it only lowers what activations take.
+Not included: the CUDA context, NCCL's buffers, workspaces within kernels, and fragmentation of the allocator; on a GPU these are
+some GiB. `torch.compile` is ignored: it only lowers the memory of activations.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Literal
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -20,7 +19,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.testing._internal.distributed import fake_pg  # noqa: F401, the import makes the backend known
+from torch.testing._internal.distributed import fake_pg  # noqa: F401, the import registers the backend
+from transformers import masking_utils
 
 from profuser.artifacts.schemas import MODES
 from profuser.errors import TrainingError
@@ -34,7 +34,7 @@ from profuser.training.step import FusionModule, MicroBatch
 from profuser.training.target import hollow, shard
 
 TOP_K = 10
-"""Of the teacher's distributions: they hardly weigh beside logits."""
+"""Top-k of the teacher's distributions, which are negligible compared with logits."""
 CPU = torch.device("cpu")
 
 
@@ -45,16 +45,16 @@ def estimate(
     dtype: Literal["float32", "bfloat16"],
     device: torch.device | None = None,
 ) -> MemoryPlan:
-    """Memory of one device in an update of the largest kind: full sequences, of which every token is a response's.
+    """Estimates the memory of one device in the largest possible update: full sequences with only response tokens.
 
-    It makes, and takes down, the process group of this process: call it where there is none.
+    It creates and destroys this process's process group: call it when there is none.
 
     Args:
-        model_config: the target's, of Transformers.
-        fuse_config: how it is trained.
-        world_size: devices.
-        dtype: in which parameters are used.
-        device: whose attention and loss are planned, by kind; by default a GPU for bfloat16 and a CPU for float32.
+        model_config: the target's Transformers config.
+        fuse_config: training settings.
+        world_size: number of devices.
+        dtype: type in which parameters are used.
+        device: kind of device whose attention and loss are planned; by default a GPU for bfloat16 and a CPU for float32.
 
     Raises:
         TrainingError: the model's code cannot run on tensors without values.
@@ -63,12 +63,12 @@ def estimate(
     config = fuse_config.model_copy(update={"dtype": dtype, "memory": memory})
     rows, length, accumulates = largest_micro_batch(config, world_size)
     boundaries = Boundaries.of(np.tile(np.arange(length), (rows, 1)), CPU)
-    with _pretended_workers(world_size):
+    with _fake_workers(world_size):
         device = device or torch.device("cuda" if dtype == "bfloat16" else "cpu")
         module = FusionModule(hollow(model_config, config), config, device, getattr(torch, dtype))
         shard(module, config, CPU)
         try:
-            with _examples_seen(config), FakeTensorMode(allow_non_fake_inputs=True), LiveBytes("parameters") as live:
+            with _respect_packing(config), FakeTensorMode(allow_non_fake_inputs=True), LiveBytes("parameters") as live:
                 optimizer = _fill(module, config, live)
                 batch = _batch(rows, length, boundaries)
                 if accumulates:
@@ -76,7 +76,7 @@ def estimate(
                 moments = _update(module, optimizer, config, live, batch)
         except (RuntimeError, ValueError) as error:
             kind, reason = type(module.model).__name__, str(error).partition("\n")[0]
-            raise TrainingError(f"fuse: the memory of {kind} cannot be told before training: {reason}") from error
+            raise TrainingError(f"fuse: the memory of {kind} cannot be determined before training: {reason}") from error
     host: dict[Part, int] = {}
     if memory.cpu_offload:
         host = {part: moments["step"][part] for part in SHARDED}
@@ -86,7 +86,7 @@ def estimate(
 
 
 def on_other_devices(plan: MemoryPlan, fuse_config: FuseConfig) -> list[MemoryPlan]:
-    """About the same for 1, 2, 4 ... devices, to twice as many; left out where the micro-batches would be others."""
+    """Scales the plan to 1, 2, 4 ... devices, up to twice as many; skips numbers with other micro-batches."""
     found = []
     for world_size in (2**power for power in range((2 * plan.world_size).bit_length())):
         *shape, accumulates = largest_micro_batch(fuse_config, world_size)
@@ -96,7 +96,7 @@ def on_other_devices(plan: MemoryPlan, fuse_config: FuseConfig) -> list[MemoryPl
 
 
 def largest_micro_batch(config: FuseConfig, world_size: int) -> tuple[int, int, bool]:
-    """Sequences and tokens of each in the fullest micro-batch of an update, and whether a worker has more than one of them."""
+    """Returns sequences and tokens of each in an update's fullest micro-batch, and whether a worker has more than one of them."""
     length = min(config.max_tokens, config.batch_tokens)
     num_packs = config.batch_tokens // length
     dealt = micro_batches([[]] * num_packs, [length] * num_packs, config.micro_batch_tokens, world_size)
@@ -104,8 +104,8 @@ def largest_micro_batch(config: FuseConfig, world_size: int) -> tuple[int, int, 
 
 
 @contextmanager
-def _pretended_workers(world_size: int) -> Iterator[None]:
-    """A process group of which this process is the first; its collectives do nothing."""
+def _fake_workers(world_size: int) -> Iterator[None]:
+    """Creates a process group with this process as the first; its collectives do nothing."""
     dist.init_process_group("fake", store=dist.HashStore(), rank=0, world_size=world_size)
     try:
         yield
@@ -114,18 +114,19 @@ def _pretended_workers(world_size: int) -> Iterator[None]:
 
 
 @contextmanager
-def _examples_seen(config: FuseConfig) -> Iterator[None]:
-    """Says to Transformers whether examples are packed: it looks at positions, and takes those without values for packed ones."""
-    with (
-        nullcontext()
-        if config.packing
-        else patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
-    ):
+def _respect_packing(config: FuseConfig) -> Iterator[None]:
+    """Makes Transformers respect `packing`: it detects it from positions, and takes positions without values for packed ones."""
+    found = masking_utils.find_packed_sequence_indices
+    if not config.packing:
+        masking_utils.find_packed_sequence_indices = lambda *_, **__: None
+    try:
         yield
+    finally:
+        masking_utils.find_packed_sequence_indices = found
 
 
 def _fill(module: FusionModule, config: FuseConfig, live: LiveBytes) -> torch.optim.Optimizer:
-    """Gives parameters and the optimizer's moments their tensors, as they are between two updates."""
+    """Gives parameters and the optimizer's moments their tensors, in the state between two updates."""
     module.to_empty(device=CPU)
     module.model.tie_weights()
     live.part = "gathered"
@@ -141,7 +142,7 @@ def _fill(module: FusionModule, config: FuseConfig, live: LiveBytes) -> torch.op
             parameter.grad = torch.zeros_like(parameter)
             parameter.register_post_accumulate_grad_hook(lambda p: live.assign(_local(p.grad), "gradients"))
     live.part = "optimizer"
-    # DTensor tries each operation on tensors of the whole size once; here, where it does not count.
+    # DTensor tries each operation once on tensors of the full size; here, where it is not counted.
     _step(module, optimizer, config)
     optimizer.zero_grad(set_to_none=True)
     live.part = "activations"
@@ -151,7 +152,7 @@ def _fill(module: FusionModule, config: FuseConfig, live: LiveBytes) -> torch.op
 def _update(
     module: FusionModule, optimizer: torch.optim.Optimizer, config: FuseConfig, live: LiveBytes, batch: MicroBatch
 ) -> dict[Moment, dict[Part, int]]:
-    """Runs one micro-batch and the optimizer as the loop does; bytes per part at the fullest instant of each moment."""
+    """Runs one micro-batch and the optimizer as the loop does; returns bytes per part at the peak of each moment."""
     moments: dict[Moment, dict[Part, int]] = {}
 
     def enter(part: Part, left: Moment | None = None) -> None:
@@ -202,5 +203,5 @@ def _batch(rows: int, length: int, boundaries: Boundaries) -> MicroBatch:
 
 
 def _local(tensor: Any) -> Tensor:
-    """This worker's share of a sharded tensor."""
+    """Returns this worker's share of a sharded tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

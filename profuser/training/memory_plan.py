@@ -1,56 +1,56 @@
-"""What one update of the target holds in a device's memory, by part and by moment."""
+"""Device memory of one update of the target, by part and by moment."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 Part = Literal["parameters", "gradients", "optimizer", "gathered", "activations", "loss", "backward"]
-"""What memory is for. `parameters`, `gradients` and `optimizer`: this device's share, in float32 (buffers are with the first).
-`gathered`: parameters that are whole for the moment, in the compute type, and the buffers they arrive in. `activations`: what the
-forward pass made. `loss`: what the loss made, logits of a chunk and the output layer's gradient. `backward`: what the backward pass
-made, gradients before they are shared out and activations computed again."""
+"""Uses of memory. `parameters`, `gradients` and `optimizer`: this device's share, in float32 (buffers count as parameters).
+`gathered`: temporarily unsharded parameters in the compute type, and their receive buffers. `activations`: output of the forward
+pass. `loss`: memory of the loss, logits of a chunk and the output layer's gradient. `backward`: memory of the backward pass,
+gradients before they are reduced and recomputed activations."""
 Moment = Literal["forward", "loss", "backward", "step"]
-"""Stretches of an update. The loss takes its own gradients, they are in `loss`; `step` is clipping and the optimizer."""
+"""Phases of an update. The loss computes its own gradients, which count as `loss`; `step` is clipping and the optimizer."""
 PARTS: tuple[Part, ...] = get_args(Part)
 MOMENTS: tuple[Moment, ...] = get_args(Moment)
 SHARDED: tuple[Part, ...] = ("parameters", "gradients", "optimizer")
-"""Parts of which each device holds its share."""
+"""Parts that are sharded over devices."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Memory of each device in bytes: what its tensors hold at the fullest instant of each moment."""
+    """Memory of each device in bytes: what its tensors hold at the peak of each moment."""
 
     world_size: int
-    """Devices."""
+    """Number of devices."""
     micro_batch: tuple[int, int]
     """Sequences of the largest micro-batch, and tokens of each."""
     attention: str
-    """The attention function, and why it was chosen."""
+    """The attention function and the reason for its choice."""
     moments: Mapping[Moment, Mapping[Part, int]]
     host: Mapping[Part, int]
-    """What each worker keeps in the host's memory instead (`memory.cpu_offload`)."""
+    """Host memory of each worker that replaces device memory (`memory.cpu_offload`)."""
 
     @property
     def peak_moment(self) -> Moment:
-        """The moment that takes the most."""
+        """The moment with the highest total."""
         return max(MOMENTS, key=self.total)
 
     @property
     def peak_bytes(self) -> int:
-        """The most that the device holds at one time."""
+        """The most that the device holds at once."""
         return self.total(self.peak_moment)
 
     def total(self, moment: Moment) -> int:
-        """Bytes of all parts at the fullest instant of a moment."""
+        """Returns the bytes of all parts at the peak of a moment."""
         return sum(self.moments[moment].values())
 
     def on(self, world_size: int, accumulates: bool) -> "MemoryPlan":
-        """About the same on another number of devices, for micro-batches of the same shape.
+        """Returns an approximate plan for another number of devices, with micro-batches of the same shape.
 
         Args:
-            world_size: devices.
-            accumulates: whether a worker has several micro-batches, so that gradients are there from the start of one.
+            world_size: number of devices.
+            accumulates: whether a worker has several micro-batches, so that gradients exist when one starts.
         """
         present: dict[Part, int] = {"gradients": self.moments["step"]["gradients"]} if accumulates else {}
 

@@ -1,4 +1,4 @@
-"""AdamW, and its learning rate over a run."""
+"""AdamW and its learning rate schedule."""
 
 import math
 
@@ -9,7 +9,7 @@ from profuser.recipe.fusing import OptimizerConfig
 
 
 def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Returns fused AdamW over what is trained. Set `found_inf` on it (1 where a gradient is not finite) before each step."""
+    """Returns fused AdamW over trainable parameters. Set `found_inf` on it (1 if a gradient is not finite) before each step."""
     return torch.optim.AdamW(
         [parameter for parameter in module.parameters() if parameter.requires_grad],
         lr=config.learning_rate,
@@ -20,7 +20,7 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 
 def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
-    """Linear warm-up from 0, then a cosine to `final_fraction` of the peak at the last update."""
+    """Returns the learning rate: linear warm-up from 0, then a cosine to `final_fraction` of the peak at the last update."""
     warmup = math.ceil(config.warmup_fraction * num_steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
@@ -30,9 +30,9 @@ def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
 
 
 def step_if_finite(optimizer: torch.optim.Optimizer, grad_norm: Tensor) -> None:
-    """Steps the optimizer where the gradient's norm is finite, else leaves all as it is; then frees the gradients.
+    """Steps the optimizer if the gradient's norm is finite, else changes nothing; then frees the gradients.
 
-    The device decides by itself, as it does for a gradient scaler, so that the host does not wait for the norm.
+    The decision is made on the device, as for a gradient scaler, so that the host does not wait for the norm.
     """
     optimizer.found_inf = (~torch.isfinite(grad_norm)).float()  # type: ignore[attr-defined]
     optimizer.step()

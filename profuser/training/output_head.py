@@ -1,4 +1,4 @@
-"""The output layer of a language model as the fusion loss reads it: what lies between the last hidden states and the logits.
+"""The output layer of a language model, as the fusion loss computes it: everything from the last hidden states to the logits.
 
 Legend: B examples, S tokens, D hidden size, V vocabulary.
 """
@@ -18,7 +18,7 @@ class OutputHead(NamedTuple):
     """`logits = cap(scale * (hidden @ weight.T + bias))`, where `cap(z) = softcap * tanh(z / softcap)` or nothing."""
 
     weight: Float[Tensor, "V D"]
-    """The output embedding; it may be tied to the input's."""
+    """Output embedding; may be tied to the input embedding."""
     bias: Float[Tensor, "V"] | None = None
     scale: float = 1.0
     """`logit_scale` of Cohere; one over `logits_scaling` of Granite."""
@@ -27,15 +27,15 @@ class OutputHead(NamedTuple):
 
     @classmethod
     def of(cls, model: Any) -> "OutputHead":
-        """The head of a Hugging Face causal language model, from its output embedding and its config."""
+        """Reads the head of a Hugging Face causal language model from its output embedding and its config."""
         layer, config = model.get_output_embeddings(), model.config.get_text_config()
-        # Of the model where it has one: MPT's config names a scale that its code does not apply.
+        # The model's scale takes precedence: MPT's config names one that its code does not apply.
         scale = float(getattr(model, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         softcap = getattr(config, "final_logit_softcapping", None)
         return cls(layer.weight, getattr(layer, "bias", None), scale, float(softcap) if softcap else None)
 
     def logits(self, hidden: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape V"]:
-        """All logits at once, for checks."""
+        """Returns all logits at once, for checks."""
         logits = hidden @ self.weight.T
         logits = (logits if self.bias is None else logits + self.bias) * self.scale
         return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
@@ -46,7 +46,7 @@ def check_head(model: Any, path: str, device: torch.device | None = None) -> Non
     """Compares the model's own logits with those of its head on a few tokens.
 
     Raises:
-        UserError: they differ: the architecture does something to its logits that the fusion loss does not know.
+        UserError: they differ: the architecture transforms its logits in a way that the fusion loss does not support.
     """
     vocab_size = model.get_output_embeddings().weight.shape[0]
     ids = torch.arange(PROBE_TOKENS, device=device or model.device)[None] * 7 % vocab_size
@@ -59,6 +59,6 @@ def check_head(model: Any, path: str, device: torch.device | None = None) -> Non
     if own.shape != ours.shape or not torch.allclose(own, ours, rtol=1e-3, atol=1e-3 * float(own.abs().max())):
         kind = type(model).__name__
         raise UserError(
-            f"target.model: {path}: {kind} changes its logits in a way that the fusion loss does not know; "
+            f"target.model: {path}: {kind} changes its logits in a way that the fusion loss does not support; "
             "train another target, or add it to profuser/training/output_head.py"
         )

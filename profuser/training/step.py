@@ -1,4 +1,4 @@
-"""One forward pass of the fusion: packed examples as arrays, and the module that turns them into the loss.
+"""One forward pass of the fusion: packed examples as arrays, and the module that computes the loss from them.
 
 Legend: B sequences, S tokens of the longest, E examples, N response tokens of the micro-batch, K top-k.
 """
@@ -24,13 +24,13 @@ from profuser.training.output_head import OutputHead
 
 
 class MicroBatch(NamedTuple):
-    """Sequences of examples that lie end to end, and what is to be learnt at each response token."""
+    """Sequences of concatenated examples, and the targets of each response token."""
 
     input_ids: Int[Tensor, "B S"]
     position_ids: Int[Tensor, "B S"]
-    """They begin at 0 with each example, and with the padding."""
+    """Positions; they restart at 0 with each example and with the padding."""
     places: Int[Tensor, "N"]
-    """In the flattened `[B * S]`: those whose hidden states predict the targets, one before each response token."""
+    """Indices into the flattened `[B * S]` of the hidden states that predict the targets, one before each response token."""
     targets: Int[Tensor, "N"]
     topk_ids: Int[Tensor, "N K"]
     topk_logprobs: Float[Tensor, "N K"]
@@ -39,12 +39,12 @@ class MicroBatch(NamedTuple):
     weight: Float[Tensor, "N"]
     """Weight of the token's example."""
     boundaries: Boundaries
-    """Of the examples in the flattened `[B * S]`; each stretch of padding counts as one."""
+    """Boundaries of the examples in the flattened `[B * S]`; each stretch of padding counts as one."""
 
 
 @dataclass(frozen=True, eq=False)
 class PackedExamples:
-    """A micro-batch as it is prepared and sent to a worker: arrays of the smallest types, and whose they are."""
+    """A micro-batch as it is prepared and sent to a worker: arrays of the smallest types, with row ids and teachers."""
 
     input_ids: Int[np.ndarray, "B S"]
     position_ids: Int[np.ndarray, "B S"]
@@ -53,7 +53,7 @@ class PackedExamples:
     topk_ids: Int[np.ndarray, "N K"]
     topk_logprobs: Float[np.ndarray, "N K"]
     example: Int[np.ndarray, "N"]
-    """The example that each response token is of."""
+    """Index of the example of each response token."""
     mode: Int[np.ndarray, "E"]
     weight: Float[np.ndarray, "E"]
     response_bytes: Float[np.ndarray, "E"]
@@ -61,7 +61,7 @@ class PackedExamples:
     teachers: list[str]
 
     def tensors(self, device: torch.device) -> MicroBatch:
-        """What the model reads, on its device."""
+        """Returns the model's inputs on its device."""
         wide = {"topk_logprobs": torch.float32, "weight": torch.float32}
         arrays = {name: getattr(self, name) for name in MicroBatch._fields if name != "boundaries"}
         arrays |= {name: arrays[name][self.example] for name in ("mode", "weight")}
@@ -71,7 +71,7 @@ class PackedExamples:
         return MicroBatch(**tensors, boundaries=Boundaries.of(self.position_ids, device))
 
     def to_table(self) -> pa.Table:
-        """One row of a table, every array a flat list."""
+        """Returns one table row with every array as a flat list."""
         columns: dict[str, Any] = {"shape": pa.array([list(self.input_ids.shape)], pa.list_(pa.int32()))}
         for name in (each.name for each in fields(self)):
             value = getattr(self, name)
@@ -81,7 +81,7 @@ class PackedExamples:
 
     @classmethod
     def from_table(cls, table: pa.Table, row: int, top_k: int) -> "PackedExamples":
-        """What `to_table` wrote; arrays are views where Arrow can."""
+        """Reads a row of `to_table`; arrays are views if Arrow allows it."""
         shape = tuple(table["shape"][row].as_py())
         shapes = {"input_ids": shape, "position_ids": shape, "topk_ids": (-1, top_k), "topk_logprobs": (-1, top_k)}
         values: dict[str, Any] = {}
@@ -93,16 +93,16 @@ class PackedExamples:
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copies a tensor of the host to the device; the host does not wait for a GPU to have it."""
+    """Copies a host tensor to the device; for a GPU, without waiting for completion."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def collate(packs: Sequence[Sequence[TrainingExample]], pad_id: int, top_k: int) -> PackedExamples:
-    """Lays the examples of each pack end to end, pads on the right, and lays out their response tokens one after another.
+    """Concatenates the examples of each pack, pads on the right, and concatenates their response tokens.
 
     Args:
-        packs: of one micro-batch; with none, a batch without any response token is made, so that a worker that has nothing to
-            learn still takes part in the collectives of sharded parameters.
+        packs: packs of one micro-batch; if empty, the batch has no response token, so that a worker with nothing to learn still
+            takes part in the collectives of sharded parameters.
         pad_id: any valid token id.
         top_k: K.
     """
@@ -125,9 +125,9 @@ def collate(packs: Sequence[Sequence[TrainingExample]], pad_id: int, top_k: int)
         input_ids=input_ids,
         position_ids=position_ids,
         places=np.concatenate(places),
-        targets=_end_to_end([e.response_ids for e in examples], (0,), np.int32),
-        topk_ids=_end_to_end([e.topk.ids for e in examples], (0, top_k), np.int32),
-        topk_logprobs=_end_to_end([e.topk.logprobs for e in examples], (0, top_k), np.float16),
+        targets=_concatenated([e.response_ids for e in examples], (0,), np.int32),
+        topk_ids=_concatenated([e.topk.ids for e in examples], (0, top_k), np.int32),
+        topk_logprobs=_concatenated([e.topk.logprobs for e in examples], (0, top_k), np.float16),
         example=np.repeat(np.arange(len(examples), dtype=np.int32), counts),
         mode=np.array([e.mode for e in examples], dtype=np.int8),
         weight=np.array([e.weight for e in examples], dtype=np.float32),
@@ -137,14 +137,14 @@ def collate(packs: Sequence[Sequence[TrainingExample]], pad_id: int, top_k: int)
     )
 
 
-def _end_to_end(parts: Sequence[np.ndarray], empty: tuple[int, ...], dtype: Any) -> np.ndarray:
+def _concatenated(parts: Sequence[np.ndarray], empty: tuple[int, ...], dtype: Any) -> np.ndarray:
     return (np.concatenate(parts) if parts else np.zeros(empty)).astype(dtype)
 
 
 class FusionModule(nn.Module):
     """The target with the fusion loss as its forward pass.
 
-    The loss is inside, so that sharded parameters (the output weight among them) are whole while it reads them.
+    The loss is inside, so that sharded parameters (including the output weight) are unsharded while it reads them.
     """
 
     def __init__(
@@ -154,9 +154,9 @@ class FusionModule(nn.Module):
 
         Args:
             model: the target; its parameters may have no memory yet.
-            config: how it is trained.
-            device: where it computes, if not where its parameters are (they have no memory, or wait in the host's).
-            dtype: in which its parameters are used, if not in their own.
+            config: training settings.
+            device: device of the computation; by default that of the parameters (which may have no memory, or be offloaded).
+            dtype: type in which its parameters are used; by default their own.
         """
         super().__init__()
         self.model = model
@@ -170,14 +170,14 @@ class FusionModule(nn.Module):
         self.takes = set(inspect.signature(model.base_model.forward).parameters)
 
     def forward(self, batch: MicroBatch, scale: Float[Tensor, "2"]) -> TokenLosses:
-        """Weighted loss of a micro-batch, with CE and KL per response token in nats.
+        """Returns the weighted loss of a micro-batch, with CE and KL per response token in nats.
 
         Args:
-            batch: of packed examples.
-            scale: per mode, its weight over its response tokens in the whole update, each counted as its example is weighted.
+            batch: packed examples.
+            scale: per mode, its weight divided by its response tokens in the whole update, each weighted like its example.
         """
         hidden = self.hidden(batch.input_ids, batch.position_ids, batch.boundaries).flatten(0, 1)
-        # Not by brackets: the gradient of those sorts the places first, in case one is there twice.
+        # Not by brackets: their backward pass first sorts the indices, in case of duplicates.
         hidden = hidden.index_select(0, batch.places)
         ce_weight = scale[batch.mode] * batch.weight
         return fusion_loss(
@@ -195,12 +195,12 @@ class FusionModule(nn.Module):
         )
 
     def check(self, test: Callable[["FusionModule"], None]) -> None:
-        """Runs a test of the model while the parameters of its root are whole; `let_go` afterwards."""
+        """Runs a test of the model while its root parameters are unsharded; call `let_go` afterwards."""
         test(self)
 
     def let_go(self) -> None:
-        """Frees what sharded parameters have gathered. A forward pass without a backward leaves it, and the optimizer and
-        checkpoints would take it for the parameters themselves.
+        """Reshards gathered parameters. A forward pass without a backward leaves them gathered, and the optimizer and checkpoints
+        would take them for the parameters themselves.
         """
         for module in self.modules():
             if isinstance(module, FSDPModule):
@@ -209,11 +209,11 @@ class FusionModule(nn.Module):
     def hidden(
         self, input_ids: Int[Tensor, "B S"], position_ids: Int[Tensor, "B S"], boundaries: Boundaries
     ) -> Float[Tensor, "B S D"]:
-        """Last hidden states; no example sees another where they are packed.
+        """Returns the last hidden states; packed examples do not see each other.
 
-        An attention without a mask gets all sequences as one, with the examples' boundaries. With a mask, Transformers finds the
-        examples by where positions restart, if the architecture takes positions. Others (MPT) get the mask itself: ALiBi's biases
-        count from the key's place, and a softmax does not change by what all keys share.
+        An attention without a mask gets all sequences as one, with the examples' boundaries. With a mask, Transformers detects the
+        examples from restarting positions, if the architecture takes positions. Others (MPT) get the mask itself: ALiBi's biases
+        count from the key's position, and a softmax is invariant to what all keys share.
         """
         settings: dict[str, Any] = {}
         shape = input_ids.shape
@@ -231,7 +231,7 @@ class FusionModule(nn.Module):
 
 
 def block_diagonal_mask(position_ids: Int[Tensor, "B S"], dtype: torch.dtype) -> Float[Tensor, "B 1 S S"]:
-    """Additive causal mask within each example: 0 where a token may be seen, the type's smallest number elsewhere."""
+    """Returns an additive causal mask within each example: 0 for visible tokens, the type's smallest number elsewhere."""
     example = (position_ids == 0).cumsum(dim=1)
     size = position_ids.shape[1]
     causal = torch.ones(size, size, dtype=torch.bool, device=position_ids.device).tril()

@@ -1,11 +1,11 @@
-"""What one update did, and how well the device was used.
+"""Metrics of one update, and the utilisation of the device.
 
 Model FLOPs (PaLM's definition, arXiv 2204.02311, appendix B: recomputation does not count), forward and backward, for tokens n_i of
 example i, P parameters without embeddings, L layers of width D, V vocabulary, R response tokens:
 
     6 P sum(n_i)  +  12 L D sum(n_i^2)  +  6 V D R
 
-The output layer runs at response tokens only. With frozen weights (LoRA) no gradient of P is computed: 4 P.
+The output layer runs only at response tokens. With frozen weights (LoRA) no gradient of P is computed: 4 P.
 """
 
 import resource
@@ -26,12 +26,12 @@ PEAK_TFLOPS = {
     "L40S": 362,
     "L4": 121,
 }
-"""Dense bfloat16 of a device, from its maker's data sheet, by a part of its name; the first that fits counts."""
+"""Dense bfloat16 TFLOPs of a device, from its data sheet, by a part of its name; the first match counts."""
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What one update did. Losses are in nats per response token of their mode; None for a mode without weight."""
+    """Metrics of one update. Losses are in nats per response token of their mode; None for a mode without weight."""
 
     step: int
     num_steps: int
@@ -46,7 +46,7 @@ class StepMetrics:
     kl_training_nats: float | None
     grad_norm: float
     tokens: int
-    """Response tokens that were learnt from."""
+    """Trained response tokens."""
     sequence_tokens: int
     """Prompt and response tokens."""
     tokens_per_second: float
@@ -54,19 +54,19 @@ class StepMetrics:
     model_tflops: float
     """Model FLOPs per second of one worker, in units of 1e12."""
     model_flops_utilisation: float | None
-    """Their share of what the device can do; None for a device whose peak is not known."""
+    """Share of the device's peak; None if the peak is unknown."""
     memory_gib: float
-    """The most that the first worker has held so far: of its device, or of the process where it has none."""
+    """Peak memory of the first worker so far: of its device, or of the process if it has none."""
     skipped_steps: int
 
     def known(self) -> dict[str, float]:
-        """The values that there are, by name."""
+        """Returns the values that are not None, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class ModelFlops:
-    """Model FLOPs of a target, by what it is fed."""
+    """Coefficients of a target's model FLOPs."""
 
     per_token: float
     per_squared_length: float
@@ -74,7 +74,7 @@ class ModelFlops:
 
     @classmethod
     def of(cls, model: Any) -> "ModelFlops":
-        """From the parameters and the config of a Hugging Face model (sharded or not)."""
+        """Computes them from the parameters and the config of a Hugging Face model (sharded or not)."""
         config = model.config.get_text_config()
         tables = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
         body = [p for p in model.parameters() if id(p) not in tables]
@@ -84,13 +84,13 @@ class ModelFlops:
         return cls(6.0 * trained + 4.0 * frozen, 12.0 * config.num_hidden_layers * width, 6.0 * vocab_size * width)
 
     def update(self, lengths: Any, num_responses: int) -> float:
-        """FLOPs of an update: `lengths [E]` tokens of each example, and response tokens of all."""
+        """Returns the FLOPs of an update: `lengths [E]` tokens of each example, and the number of all response tokens."""
         attention = self.per_squared_length * float((lengths.astype(float) ** 2).sum())
         return self.per_token * float(lengths.sum()) + attention + self.per_response_token * num_responses
 
 
 def peak_tflops(device: torch.device) -> float | None:
-    """Dense bfloat16 TFLOPs of a GPU by its name; None for what is not in the table."""
+    """Returns a GPU's dense bfloat16 TFLOPs by its name; None if it is not in the table."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -98,7 +98,7 @@ def peak_tflops(device: torch.device) -> float | None:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """The most memory held so far: tensors of a GPU, or the whole process."""
+    """Returns the peak memory so far: tensors of a GPU, or the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

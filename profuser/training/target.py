@@ -1,7 +1,7 @@
-"""Bringing the target into memory: whole on one process, or each worker its own share of every parameter.
+"""Loads the target: whole in one process, or sharded over several workers.
 
-Where there are several workers, the model is made without memory for its parameters, sharded, and only then filled: each worker
-reads from the checkpoint no more than its share.
+With several workers, the model is created without memory for its parameters, sharded, and only then filled: each worker reads only
+its share from the checkpoint.
 """
 
 from copy import deepcopy
@@ -37,17 +37,17 @@ from profuser.training.step import FusionModule
 def load_target(
     path: str, revision: str | None, config: FuseConfig, device: torch.device, seed: int = 0
 ) -> FusionModule:
-    """The target with float32 master weights, ready to train: adapters, checkpointing, compiled blocks, shards.
+    """Loads the target with float32 master weights, ready to train: adapters, checkpointing, compiled blocks, shards.
 
     Args:
         path: a folder, or a name on the Hub.
-        revision: of the Hub.
-        config: what is trained, and how memory is used.
-        device: this worker's.
-        seed: of adapters' first values.
+        revision: Hub revision.
+        config: trained parts, and use of memory.
+        device: this worker's device.
+        seed: seed of the adapters' initial values.
 
     Raises:
-        UserError: the fusion loss does not know the target's output layer, or its architecture cannot be packed.
+        UserError: the fusion loss does not support the target's output layer, or its architecture cannot be packed.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -67,13 +67,13 @@ def load_target(
 
 
 def check_trainable(path: str, revision: str | None, config: FuseConfig) -> None:
-    """Raises UserError for a target that cannot be trained as configured. No weight is read.
+    """Raises UserError for a target that cannot be trained as configured. Reads no weights.
 
-    Transformers has no class for it, `fuse.lora` names no layer of it, or `fuse.attention` is one that it does not have.
+    Transformers has no class for it, it has no layer that `fuse.lora` names, or it does not support `fuse.attention`.
     """
     from transformers import AutoConfig
 
-    # Workers may be on other machines than this one: they get GPUs unless the recipe says otherwise.
+    # Workers may run on other machines: they get GPUs by default.
     device = torch.device("cpu" if config.workers.use_gpu is False else "cuda")
     try:
         model = hollow(AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False), config)
@@ -85,7 +85,7 @@ def check_trainable(path: str, revision: str | None, config: FuseConfig) -> None
 
 
 def prepare(model: Any, config: FuseConfig) -> Any:
-    """Adapters, activation checkpointing and compilation, before anything is sharded."""
+    """Adds adapters, activation checkpointing and compilation, before anything is sharded."""
     model.train()
     if config.lora:
         add_adapters(model, config.lora)
@@ -101,13 +101,13 @@ def prepare(model: Any, config: FuseConfig) -> Any:
 
 
 def blocks(model: Any) -> list[nn.Module]:
-    """The repeated blocks of a Hugging Face model: what it says must not be split."""
+    """Returns the repeated blocks of a Hugging Face model: the modules that it declares must not be split."""
     names = set(model._no_split_modules or ())
     return [module for module in model.modules() if type(module).__name__ in names]
 
 
 class _Selective:
-    """Keeps the results of attention and of every second matrix product, as torchtitan does; the rest is computed again."""
+    """Keeps the results of attention and of every second matrix product, as torchtitan does; the rest is recomputed."""
 
     KEPT = (
         torch.ops.aten._scaled_dot_product_efficient_attention.default,
@@ -130,23 +130,23 @@ class _Selective:
 
 
 def compute_dtype(config: FuseConfig, device: torch.device) -> torch.dtype:
-    """The type in which parameters are used: bfloat16 on GPUs unless the recipe says otherwise."""
+    """Returns the type in which parameters are used: by default bfloat16 on GPUs and float32 on CPUs."""
     low = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
     return torch.bfloat16 if low else torch.float32
 
 
 def offloads(config: FuseConfig, device: torch.device) -> bool:
-    """Whether shards wait in the host's memory: only where that is another than the device's."""
+    """Returns whether shards are kept in host memory: only if that is separate from the device's."""
     return config.memory.cpu_offload and device.type != "cpu"
 
 
 def shard(module: FusionModule, config: FuseConfig, device: torch.device) -> None:
-    """Shards parameters over all workers with FSDP2: each block by itself, the rest with the root."""
+    """Shards parameters over all workers with FSDP2: each block separately, the rest with the root."""
     memory = config.memory
     # The root's parameters (output weight) stay whole between forward and backward by FSDP2's own default.
     settings: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, (dist.get_world_size(),)),
-        # What comes in besides ids (weights, the teacher's log-probabilities) keeps its precision.
+        # Inputs other than ids (weights, the teacher's log-probabilities) keep their precision.
         "mp_policy": MixedPrecisionPolicy(compute_dtype(config, device), torch.float32, cast_forward_inputs=False),
         "offload_policy": CPUOffloadPolicy() if offloads(config, device) else OffloadPolicy(),
     }
@@ -157,24 +157,24 @@ def shard(module: FusionModule, config: FuseConfig, device: torch.device) -> Non
 
 
 def hollow(model_config: Any, config: FuseConfig) -> Any:
-    """The model of a Transformers config without memory for its parameters; its buffers (rotary frequencies) are there."""
+    """Builds the model of a Transformers config without memory for its parameters; its buffers (rotary frequencies) have values."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):
-        # Of a copy: the model's attention is written into its config.
+        # Copied, since the model's attention is written into its config.
         model = AutoModelForCausalLM.from_config(deepcopy(model_config), dtype=torch.float32)
-    model.tie_weights()  # which being empty has parted; FSDP would shard both
+    model.tie_weights()  # init_empty_weights untied them; FSDP would shard both
     with init_empty_weights(include_buffers=False):
         return prepare(model, config)
 
 
 def allocate(module: FusionModule, offloaded: bool = False) -> None:
-    """Gives the parameters of a sharded model memory, without values; its buffers keep theirs.
+    """Allocates the parameters of a sharded model, without values; its buffers keep theirs.
 
     Args:
-        module: sharded.
-        offloaded: parameters wait in the host's memory.
+        module: a sharded module.
+        offloaded: whether parameters are kept in host memory.
     """
     buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
     module.to_empty(device="cpu" if offloaded else module.device)
@@ -184,7 +184,7 @@ def allocate(module: FusionModule, offloaded: bool = False) -> None:
 
 
 def _fill(module: FusionModule, path: str, revision: str | None, offloaded: bool) -> None:
-    """Gives sharded parameters memory and reads this worker's share of them."""
+    """Allocates sharded parameters and reads this worker's share of them."""
     allocate(module, offloaded)
     model = module.model
     saved = model.state_dict().keys()
@@ -194,12 +194,12 @@ def _fill(module: FusionModule, path: str, revision: str | None, offloaded: bool
     try:
         dcp.load(own, storage_reader=HuggingFaceStorageReader(str(_folder(path, revision))))
     except (RuntimeError, KeyError, AssertionError, SafetensorError, dcp.api.CheckpointException):
-        # A checkpoint that Transformers converts while loading (merged experts, pickled weights): the first worker loads it whole.
+        # A checkpoint that Transformers converts on loading (merged experts, pickled weights): the first worker loads it whole.
         _broadcast(module, path, revision, set(wanted))
 
 
 def _folder(path: str, revision: str | None) -> Path:
-    """The folder of a checkpoint; one of the Hub is downloaded first."""
+    """Returns the folder of a checkpoint; downloads it from the Hub if needed."""
     if Path(path).is_dir():
         return Path(path)
     from huggingface_hub import snapshot_download

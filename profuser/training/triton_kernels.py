@@ -1,4 +1,4 @@
-"""Triton kernels of `profuser.training.loss_kernels`; only that module imports this one, and only where they run.
+"""Triton kernels of `profuser.training.loss_kernels`; imported only by that module, and only where they can run.
 
 Legend: n tokens of a chunk, V vocabulary. `x` is `[n, V]`, rows `stride` numbers apart; all arithmetic is in float32.
 """
@@ -39,7 +39,7 @@ def logsumexp(x, out, width: tl.constexpr, stride, scale, softcap, capped: tl.co
 def gradient(
     x, lse, coefficient, width: tl.constexpr, stride, scale, softcap, capped: tl.constexpr, size: tl.constexpr
 ):
-    """One program per row and block: `coefficient * exp(z - lse) * dz/dx` in place of x."""
+    """One program per row and block: overwrites x with `coefficient * exp(z - lse) * dz/dx`."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * size + tl.arange(0, size)
     inside = columns < width

@@ -27,6 +27,8 @@ from profuser.storage.folder import Folder
 class ObjectStore(Folder):
     is_local = False
 
+# A shell that starts tests in the background has them ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 folder, is_local, heartbeat, stale = sys.argv[1], sys.argv[2] == "local", float(sys.argv[3]), float(sys.argv[4])
 print("ready", flush=True)
 while not pathlib.Path(folder).with_name("go").exists():

@@ -74,7 +74,7 @@ def test_help_and_plan_load_nothing_heavy():
         (["fuse.optimiser.learning_rate=1"], "did you mean 'optimizer'?"),
         (["corpus.path=nowhere.jsonl"], "nowhere.jsonl: no such file or folder"),
         (["sources.b.model=./nowhere"], "sources.b.model: './nowhere' is not a model: no such folder"),
-        (["lab=nowhere", "target.model=lab://sources/llama"], "lab: 'nowhere' holds no laboratory"),
+        (["lab=nowhere", "target.model=lab://sources/llama"], "lab: 'nowhere' contains no lab"),
     ],
 )
 def test_a_recipe_error_is_one_line_and_exit_2(monkeypatch, capsys, recipe, tmp_path, verb, settings, expected):

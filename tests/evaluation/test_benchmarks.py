@@ -1,4 +1,4 @@
-"""The six benchmarks: scores are the harness's own, on local data; what is wrong with data or recipe is said before all else."""
+"""The six benchmarks: scores equal the harness's own on local data, and faulty data or recipes are reported first."""
 
 import json
 import math
@@ -31,8 +31,8 @@ TRANSFORMERS = EngineConfig(kind="transformers")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quickly():
-    """Tiny models lose time to threads, and the harness to what it writes down of the machine."""
+def single_thread():
+    """Tiny models lose time to threads, and the harness to recording information about the machine."""
     import lm_eval.evaluator
 
     threads = torch.get_num_threads()
@@ -64,7 +64,7 @@ def packs(tmp_path_factory):
 
 
 class Calculator(LM):
-    """Answers questions like `What is 3 x 4?`: some of them right and in form, some in words, some wrong."""
+    """Answers questions like `What is 3 x 4?`: some right and in the expected form, some in words, some wrong."""
 
     max_length, max_gen_toks, tokenizer = CONTEXT, 256, tiny.byte_level_tokenizer()
 
@@ -95,7 +95,7 @@ def measured(lm, packs, name, **settings):
 
 @pytest.fixture(scope="module")
 def table(lm, packs):
-    """Items of a benchmark, by its name; measured once."""
+    """Returns the items of a benchmark by its name; each is run once."""
 
     @cache
     def table(name):
@@ -105,7 +105,7 @@ def table(lm, packs):
 
 
 def harness(model, packs, name, **options):
-    """What the harness says when it is called as its users call it, with data files that it reads itself: score, standard error."""
+    """Returns the harness's score and standard error when called as its users call it, with data files that it reads itself."""
     import lm_eval
     from lm_eval.api.metrics import aggregate_subtask_metrics, pooled_sample_stderr
     from lm_eval.tasks import TaskManager
@@ -132,7 +132,7 @@ def harness(model, packs, name, **options):
 
 
 def data_files(packs, name):
-    """Files by split of each of a benchmark's tasks; the harness wants one of each subject of MMLU."""
+    """Returns the files by split of each of a benchmark's tasks; the harness needs one per MMLU subject."""
     files = {split: str(packs / name / f"{split}.jsonl") for split in SPLITS[name] if split}
     if name != "mmlu":
         return {name: files}
@@ -147,7 +147,7 @@ def data_files(packs, name):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_scores_are_those_that_the_harness_gives_when_it_is_called_by_itself(lm, packs, table, name):
+def test_scores_equal_those_of_the_harness_called_directly(lm, packs, table, name):
     items, (score, error) = table(name), harness(Calculator() if name == "gsm8k" else lm, packs, name)
     assert benchmark_score(items) == pytest.approx(score, abs=1e-12)
     assert standard_error(items) == pytest.approx(error, abs=1e-12)
@@ -157,7 +157,7 @@ def test_scores_are_those_that_the_harness_gives_when_it_is_called_by_itself(lm,
     assert len(set(items["item_id"].to_pylist())) == items.num_rows == NUM_ITEMS
 
 
-def test_the_chat_template_is_the_recipes_and_scores_under_it_are_the_harnesss(model, packs):
+def test_the_recipes_chat_template_is_used_and_scores_equal_the_harnesss(model, packs):
     from profuser.evaluation.benchmarks.models import load_lm
 
     template = JinjaTemplate(
@@ -173,7 +173,7 @@ def test_the_chat_template_is_the_recipes_and_scores_under_it_are_the_harnesss(m
     assert (benchmark_score(table), standard_error(table)) == pytest.approx((score, error), abs=1e-12)
 
 
-def test_a_right_choice_is_the_right_text(table):
+def test_a_prediction_equals_the_target_exactly_where_the_score_is_right(table):
     for name, right in (
         ("mmlu", "acc"),
         ("winogrande", "acc"),
@@ -202,7 +202,7 @@ def test_mc2_is_defined_where_all_probabilities_underflow(lm, packs, table, monk
     assert metric_means(found) == pytest.approx(metric_means(wanted))
 
 
-def test_items_are_told_apart_from_those_of_a_limit(lm, packs, table):
+def test_a_limit_selects_a_subset_of_the_items(lm, packs, table):
     whole, some = table("mmlu"), measured(lm, packs, "mmlu", limit=2)
     assert some["item_id"].to_pylist() == [
         f"mmlu_{subject}/{number:06d}" for subject in SUBJECTS for number in range(2)
@@ -210,7 +210,7 @@ def test_items_are_told_apart_from_those_of_a_limit(lm, packs, table):
     assert set(some["doc_hash"].to_pylist()) < set(whole["doc_hash"].to_pylist())
 
 
-def test_a_context_that_is_too_short_is_told(model, packs):
+def test_a_context_that_is_too_short_is_reported(model, packs):
     from profuser.evaluation.benchmarks.models import load_lm
 
     short = load_lm(model, None, EngineConfig(kind="transformers", max_model_len=200), OwnTemplate())
@@ -225,7 +225,7 @@ def test_a_context_that_is_too_short_is_told(model, packs):
     [
         ("mmlu", {"answer": 4}, "none of its 4 choices"),
         ("mmlu", {"choices": ["a", "b"]}, "at least 4 choices"),
-        ("mmlu", {"subject": "cookery"}, "'cookery' is no subject of MMLU"),
+        ("mmlu", {"subject": "cookery"}, "'cookery' is not an MMLU subject"),
         ("hellaswag", {"label": ""}, "'' is none of its 4 choices"),
         ("hellaswag", {"ctx_b": None}, "no 'ctx_b'; rows of hellaswag have activity_label, ctx_a"),
         ("arc_challenge", {"answerKey": "Z"}, "answerKey 'Z' is none of"),
@@ -235,7 +235,7 @@ def test_a_context_that_is_too_short_is_told(model, packs):
         ("truthfulqa_mc2", {"mc2_targets": {"choices": ["a"], "labels": [0]}}, "a 1 among the labels"),
     ],
 )
-def test_a_row_that_would_be_misread_is_refused_by_file_and_line(tmp_path, name, change, message):
+def test_a_row_that_would_be_misread_is_rejected_with_file_and_line(tmp_path, name, change, message):
     write_pack(tmp_path, name)
     file = tmp_path / f"{SPLITS[name][0]}.jsonl"
     lines = file.read_text().splitlines()
@@ -249,13 +249,13 @@ def test_a_row_that_would_be_misread_is_refused_by_file_and_line(tmp_path, name,
         assert f"{file}:2: " in str(raised.value)
 
 
-def test_missing_splits_and_too_few_examples_are_refused(tmp_path):
+def test_missing_splits_and_too_few_examples_are_rejected(tmp_path):
     write_pack(tmp_path / "few", "gsm8k", examples=3)
     write_pack(tmp_path / "whole", "gsm8k")
     file = tmp_path / "whole" / "test.jsonl"
     for path, message in (
-        (tmp_path / "few", "3 rows in the split 'train', 5 are wanted"),
-        (file, "is one file, and 5 worked examples are wanted"),
+        (tmp_path / "few", "3 rows in the split 'train', but 5 are needed"),
+        (file, "is one file, but 5 worked examples are needed"),
         (tmp_path, "no file of the split 'test'"),
         (tmp_path / "none", "no folder or file"),
     ):
@@ -265,7 +265,7 @@ def test_missing_splits_and_too_few_examples_are_refused(tmp_path):
     assert read_pack("gsm8k", str(tmp_path / "few"), 0).num_items("test", 4) == 4
 
 
-def test_data_may_lie_as_the_hub_has_them(tmp_path):
+def test_data_may_be_laid_out_as_on_the_hub(tmp_path):
     folder = Path(write_pack(tmp_path / "plain", "mmlu"))
     wanted = read_pack("mmlu", str(folder), 5).tables
     for split in ("test", "dev"):
@@ -295,7 +295,7 @@ def evaluating(**settings):
     return EvaluateConfig.model_validate({"benchmarks": settings.pop("benchmarks"), **settings}).benchmarks
 
 
-def test_a_benchmark_goes_by_name_and_the_leaderboard_is_all_six():
+def test_a_benchmark_is_selected_by_name_and_the_leaderboard_is_all_six():
     assert [b.name for b in evaluating(benchmarks=["mmlu", {"name": "gsm8k", "limit": 5}])] == ["mmlu", "gsm8k"]
     six = evaluating(benchmarks=[{"name": LEADERBOARD, "path": "/data", "limit": 3}])
     assert [b.shots for b in six] == [5, 10, 25, 5, 5, 0]
@@ -318,7 +318,7 @@ def test_a_benchmark_goes_by_name_and_the_leaderboard_is_all_six():
         ([{"name": "mmlu", "shots": 3}], "no such setting"),
     ],
 )
-def test_a_wrong_benchmark_is_one_line(make, entries, message):
+def test_a_wrong_benchmark_is_reported_in_one_line(make, entries, message):
     with pytest.raises(UserError, match=re.escape(message)) as raised:
         make(entries)
     assert "evaluate" in str(raised.value)
@@ -344,12 +344,12 @@ def make(model, tmp_path):
     return make
 
 
-def test_without_the_hub_and_without_a_path_a_run_is_refused_before_it_starts(make, monkeypatch, tmp_path):
+def test_a_run_without_the_hub_and_without_a_path_is_rejected_before_it_starts(make, monkeypatch, tmp_path):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match=r"winogrande.*out of reach.*give local data with path: FOLDER") as raised:
+    with pytest.raises(UserError, match=r"winogrande.*Hub is unreachable.*give local data with path: FOLDER") as raised:
         make(["winogrande"]).check_inputs()
     assert "\n" not in str(raised.value)
     make(None).check_inputs()
@@ -357,7 +357,7 @@ def test_without_the_hub_and_without_a_path_a_run_is_refused_before_it_starts(ma
     make(["winogrande"]).check_inputs()
 
 
-def test_what_decides_a_score_decides_its_fingerprint(make, tmp_path):
+def test_settings_that_change_a_score_change_its_fingerprint(make, tmp_path):
     def fingerprint(path="here", model="target", **settings):
         run = make([{"name": "gsm8k", "path": str(tmp_path / path), **settings}])
         return run.benchmark(model, run.recipe.evaluate.benchmarks[0]).fingerprint
@@ -372,7 +372,7 @@ def test_what_decides_a_score_decides_its_fingerprint(make, tmp_path):
     assert len({same[0], *others}) == 6
 
 
-def test_a_run_without_benchmarks_is_what_it_was(make, tmp_path):
+def test_benchmarks_do_not_change_the_other_artifacts_of_a_run(make, tmp_path):
     write_pack(tmp_path / "pack", "gsm8k")
     without, having = make(None), make([{"name": "gsm8k", "path": str(tmp_path / "pack")}])
     assert without.artifacts("benchmarks") == []
@@ -395,14 +395,14 @@ def test_finished_benchmarks_are_read_item_by_item(make, packs, table):
         assert found["winogrande"][name].to_pydict() == items.select(["item_id", "score", "task"]).to_pydict()
 
 
-def test_the_plan_knows_items(make, packs):
+def test_the_plan_counts_items(make, packs):
     run = make([{"name": "winogrande", "path": str(packs / "winogrande")}, {"name": "mmlu", "limit": 10}, "gsm8k"])
     rows = {name: line.rows for name, line in plan_run(run, UNKNOWN_SIZE).items()}
     for name in ("target", "fused"):
         assert [rows[f"benchmarks/{name}/{b}"] for b in ("winogrande", "mmlu", "gsm8k")] == [NUM_ITEMS, 570, 1319]
 
 
-def test_scores_without_items_are_no_numbers():
+def test_scores_without_items_are_nan():
     empty = pa.table(
         {"item_id": pa.array([], pa.string()), "score": pa.array([], pa.float64()), "task": pa.array([], pa.string())}
     )
@@ -433,13 +433,13 @@ metric_list:
 
 @pytest.fixture
 def own(tmp_path, packs):
-    """A task of a user's own, with a function beside it."""
+    """A user's own task, with a function beside it."""
     (tmp_path / "own.py").write_text("def keep(dataset):\n    return dataset.select(range(4))\n")
     (tmp_path / "own.yaml").write_text(OWN_TASK.format(data=packs / "mmlu" / "test.jsonl"))
     return str(tmp_path / "own.yaml")
 
 
-def test_a_task_of_ones_own_is_the_harnesss(own, lm, make, tmp_path):
+def test_a_users_own_task_is_run_by_the_harness(own, lm, make, tmp_path):
     from profuser.evaluation.benchmarks.runs import run_benchmark
     from profuser.evaluation.benchmarks.tasks import load_benchmark
 
@@ -458,16 +458,16 @@ def test_a_task_of_ones_own_is_the_harnesss(own, lm, make, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"metric": "mcc"}, "'mcc' of .* is no mean over items"),
+        ({"metric": "mcc"}, "'mcc' of .* is not a mean over items"),
         ({"metric": "bleu"}, "no metric 'bleu'; there are: acc_norm, mcc"),
         ({"task": "nowhere.yaml"}, "nowhere.yaml cannot be read"),
     ],
 )
-def test_a_task_of_ones_own_that_cannot_be_compared_is_refused(own, make, settings, message):
+def test_a_users_own_task_that_cannot_be_compared_is_rejected(own, make, settings, message):
     with pytest.raises(UserError, match=message) as raised:
         make([{"name": "rivers", "task": own, **settings}]).check_inputs()
     assert "\n" not in str(raised.value)
 
 
-def test_identity_of_a_benchmark_has_no_place_in_it():
+def test_the_identity_of_a_benchmark_excludes_its_path_and_batch_size():
     assert {"path", "batch_size"}.isdisjoint(identity(BenchmarkConfig(name="mmlu", path="/data", batch_size=3)))

@@ -1,4 +1,4 @@
-"""Comparing models: the differences are those of the scores, noise is called noise, and seeds of one arm stand together."""
+"""Comparing models: differences equal those of the scores, noise is called noise, and seeds of one arm are grouped."""
 
 import json
 
@@ -29,7 +29,7 @@ NUM_ROWS = 120
 
 
 def table(seed, gain=0.0, refused=(), num_rows=NUM_ROWS):
-    """Held-out results of a model that never was; all share how hard each row is, and `gain` is how much better it does."""
+    """Returns invented held-out results; models share each row's difficulty, and `gain` is how much better this one does."""
     hard, draw = np.random.default_rng(9).random(num_rows), np.random.default_rng(seed)
     rows = [
         {
@@ -49,7 +49,7 @@ def items(values, first=0):
     return pa.table({"item_id": ids, "score": np.asarray(values, dtype=float), "task": ["t"] * len(ids)})
 
 
-def test_differences_are_those_of_the_scores_on_the_rows_that_all_took():
+def test_differences_equal_those_of_the_scores_on_the_rows_that_all_accepted():
     tables = {"target": table(0, refused=(3, 4)), "good": table(1, 0.3), "same": table(2, refused=(90,))}
     found, scored = differences(tables, "target"), scores(tables)["all"]
     assert list(found) == ["good", "same"]
@@ -63,7 +63,7 @@ def test_differences_are_those_of_the_scores_on_the_rows_that_all_took():
     assert found["same"]["exact_match"].verdict(larger_is_better=True) == NOISE
 
 
-def test_models_without_a_row_in_common_are_not_compared():
+def test_models_without_a_common_row_are_not_compared():
     tables = {"target": table(0, refused=range(60)), "other": table(1, refused=range(60, NUM_ROWS))}
     assert differences(tables, "target") == {}
     assert heldout_metrics({}) == []
@@ -75,7 +75,7 @@ def test_the_order_of_the_rows_does_not_matter():
     assert differences({"a": shuffled, "b": other}, "b") == differences({"a": mine, "b": other}, "b")
 
 
-def test_right_or_wrong_is_tested_by_mcnemar_and_adjusted_for_being_several():
+def test_binary_scores_are_tested_by_mcnemar_and_adjusted_for_multiple_comparisons():
     models = {"target": [table(0)], **{f"arm-{n}": [table(n, 0.02 * n)] for n in range(1, 6)}}
     bits, correct = heldout_metrics(models)
     pairs = [(name, "target") for name in models if name != "target"]
@@ -87,9 +87,9 @@ def test_right_or_wrong_is_tested_by_mcnemar_and_adjusted_for_being_several():
     assert {c.test for c in contrasts(bits, pairs)} == {"bootstrap"}
 
 
-def test_what_is_no_more_than_chance_among_many_comparisons_is_noise():
+def test_a_chance_result_among_many_comparisons_is_noise():
     """One p-value of 0.02 is a finding; the smallest of twenty is none."""
-    # Of 9 rows on which one alone is right, 8 are the model's: an exact p-value of 0.039.
+    # Of 9 rows that only one model got right, 8 are the model's: an exact p-value of 0.039.
     values = {"base": np.array([[0.0] * 8 + [1.0] + [1.0] * 31]), "lucky": np.array([[1.0] * 8 + [0.0] + [1.0] * 31])}
     values |= {f"same-{n}": values["base"] for n in range(19)}
     metric = Metric("exact_match", True, values)
@@ -107,7 +107,7 @@ def test_less_is_better_in_bits_per_byte():
     assert contrast.verdict == WORSE
 
 
-def test_seeds_of_an_arm_count_as_one_model_whose_spread_is_known():
+def test_seeds_of_an_arm_count_as_one_model_with_a_known_spread():
     lucky, others = table(1, 0.3), [table(2, -0.05), table(3, -0.05)]
     alone = heldout_metrics({"base": [table(0)], "arm": [lucky]})
     pooled = heldout_metrics({"base": [table(0)], "arm": [lucky, *others]})
@@ -119,7 +119,7 @@ def test_seeds_of_an_arm_count_as_one_model_whose_spread_is_known():
         assert all_three.estimates()["arm"].value == pytest.approx(np.mean([getattr(v, one.name) for v in values]))
 
 
-def test_benchmarks_are_compared_where_two_models_have_them_and_on_common_items():
+def test_benchmarks_are_compared_if_two_models_have_them_and_on_common_items():
     models = {
         "target": [{"arc": items([1, 0] * 20), "mmlu": items([0.5] * 5)}],
         "a/fused": [{"arc": items([1, 1] * 20, first=2)}],
@@ -161,7 +161,7 @@ def storage(tmp_path_factory):
     return str(folder)
 
 
-def test_runs_are_compared_with_their_target_and_with_the_first(storage):
+def test_runs_are_compared_with_their_target_and_with_the_first_run(storage):
     found = compare_runs(["sgd-0", "sgd-1", "long"], storage)
     assert [list(metric.values) for metric in found.metrics] == [
         ["target", "sgd-0/fused", "sgd-1/fused", "long/fused"]
@@ -180,7 +180,7 @@ def test_runs_are_compared_with_their_target_and_with_the_first(storage):
     }
 
 
-def test_seeds_are_grouped_where_asked(storage):
+def test_seeds_are_grouped_on_request(storage):
     found = compare_runs(["sgd-0", "sgd-1", "long"], storage, group_seeds=True)
     assert found.groups == {"sgd-0": ["sgd-0", "sgd-1"], "long": ["long"]}
     assert {name: len(values) for name, values in found.metrics[0].values.items()} == {
@@ -190,7 +190,7 @@ def test_seeds_are_grouped_where_asked(storage):
     }
 
 
-def test_a_comparison_is_printed_and_given_to_programs(storage, capsys):
+def test_a_comparison_is_printed_as_text_and_as_json(storage, capsys):
     print_comparison(["sgd-0", "long"], storage)
     text = capsys.readouterr().out
     assert all(word in text for word in ("within noise", "better", "fuse.beta", "95 % interval", "120 items"))
@@ -200,7 +200,7 @@ def test_a_comparison_is_printed_and_given_to_programs(storage, capsys):
     assert [contrast["verdict"] for contrast in content["contrasts"]] == [BETTER, BETTER]
 
 
-def test_a_run_that_is_not_evaluated_takes_nothing_from_the_others(storage):
+def test_a_run_that_is_not_evaluated_does_not_affect_the_others(storage):
     recipe = FusionRun(compare_runs(["long"], storage).runs["long"].recipe.model_copy(update={"name": "young"})).recipe
     run = FusionRun(recipe)
     run.folder.write_bytes("recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json")).encode())
@@ -209,7 +209,7 @@ def test_a_run_that_is_not_evaluated_takes_nothing_from_the_others(storage):
     assert {contrast.model for contrast in found.contrasts} == {"sgd-0/fused"}
 
 
-def test_the_same_seed_twice_is_no_second_measurement(storage):
+def test_two_runs_with_the_same_seed_are_rejected(storage):
     run = compare_runs(["sgd-0"], storage).runs["sgd-0"]
     with pytest.raises(UserError, match="same arm with the same seed"):
         seed_groups({"one": run.recipe, "two": run.recipe.model_copy(update={"name": "two"})})

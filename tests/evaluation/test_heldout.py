@@ -1,4 +1,4 @@
-"""Held-out rows under one model: what is scored, and what is refused."""
+"""Held-out rows under one model: which are scored, and which are rejected."""
 
 from tokenizers import normalizers
 
@@ -12,7 +12,7 @@ from tests.tiny import byte_level_tokenizer
 TEXTS = ("The answer is 7.", "cafe\u0301 au lait", "It is 8 </s><|im_end|>.")
 
 
-def test_a_row_that_the_models_tokens_do_not_spell_is_refused_and_not_scored():
+def test_a_row_that_the_models_tokens_do_not_spell_is_rejected_and_not_scored():
     tokenizer = byte_level_tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
     answer = tokenizer.encode("7.<|im_end|>")

@@ -1,4 +1,4 @@
-"""Judged win rates: whoever is named first, and whoever writes longer, gains nothing by it."""
+"""Judged win rates: neither being named first nor writing longer answers gives an advantage."""
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ PLAIN, ONE = VoteConfig(), [1.0]
 
 
 def judged(answers, scores):
-    """Two models under R rewards, `scores` being [N][2][R]; an answer that is None has no scores."""
+    """Returns answers of two models under R rewards, with `scores` [N][2][R]; an answer that is None has no scores."""
     array = np.array(scores, dtype=float)
     for row, texts in enumerate(answers):
         for place, text in enumerate(texts):
@@ -45,7 +45,7 @@ def rate(found, mine="mine", other="other", config=PLAIN, weights=ONE):
     WEIGHTS,
 )
 @settings(max_examples=40)
-def test_changing_sides_gives_exactly_one_minus_the_rate(rows, config, weights):
+def test_swapping_sides_gives_exactly_one_minus_the_rate(rows, config, weights):
     found = judged([row[:2] for row in rows], [np.reshape(row[2:], (2, 3)) for row in rows])
     mine, other = (rate(found, *sides, config, weights) for sides in (("mine", "other"), ("other", "mine")))
     assert mine.raw.value == pytest.approx(1 - other.raw.value, abs=1e-12)
@@ -61,7 +61,7 @@ def test_equal_answers_are_ties_and_a_blank_one_loses():
     assert rate(found).num_ties == 2
 
 
-def test_the_majority_wins_and_a_reward_without_weight_only_watches():
+def test_the_majority_wins_and_a_reward_without_weight_does_not_vote():
     scores = [[[1.0, 1.0, -9.0], [0.0, 0.0, 9.0]]] * 8
     found = judged([("a", "bb")] * 8, scores)
     assert rate(found, weights=[1.0, 1.0, 1.0]).raw.value == 1.0
@@ -70,11 +70,11 @@ def test_the_majority_wins_and_a_reward_without_weight_only_watches():
     assert rate(found, weights=[1.0, 1.0, 1.0]).mean_characters == (1.0, 2.0)
 
 
-def test_a_taste_for_length_is_taken_out():
+def test_a_preference_for_length_is_removed():
     draw = np.random.default_rng(0)
     mine, other = draw.integers(10, 60, 600), draw.integers(5, 40, 600)
     answers = [("x" * a, "y" * b) for a, b in zip(mine, other, strict=True)]
-    # The reward sees length and nothing else, and not quite.
+    # The reward depends on length alone, with some noise.
     noisy = [[[a + draw.logistic() * 8], [b + draw.logistic() * 8]] for a, b in zip(mine, other, strict=True)]
     found = rate(judged(answers, noisy))
     assert found.raw.low > 0.6
@@ -82,7 +82,7 @@ def test_a_taste_for_length_is_taken_out():
     assert found.length_controlled.value < found.raw.value - 0.1
 
 
-def test_the_fit_is_the_one_of_greatest_likelihood():
+def test_the_fit_maximises_the_likelihood():
     draw = np.random.default_rng(1)
     longer_by = draw.normal(3, 10, 400)
     won = (draw.random(400) < expit(0.8 + 1.5 * np.tanh(longer_by / 10))).astype(float)
@@ -97,7 +97,7 @@ def test_the_fit_is_the_one_of_greatest_likelihood():
     assert length_controlled(won, longer_by).value == pytest.approx(wanted, abs=1e-6)
 
 
-def test_length_control_holds_the_truth_as_often_as_it_says():
+def test_length_controlled_intervals_cover_the_truth_as_often_as_stated():
     draw, held = np.random.default_rng(2), 0
     for trial in range(100):
         longer_by = draw.normal(5, 10, 150)
@@ -108,7 +108,7 @@ def test_length_control_holds_the_truth_as_often_as_it_says():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_at_equal_length_both_rates_agree_even_at_the_ends(share):
+def test_both_rates_agree_at_equal_length_even_at_0_and_1(share):
     won = (np.arange(80) < 80 * share).astype(float)
     found = length_controlled(won, np.zeros(80))
     assert found.value == pytest.approx(share, abs=1e-3)
@@ -116,7 +116,7 @@ def test_at_equal_length_both_rates_agree_even_at_the_ends(share):
 
 
 class Counting:
-    """A judge of its own: the length of an answer."""
+    """A judge that scores the length of an answer and records its calls."""
 
     def __init__(self):
         self.seen = []
@@ -126,7 +126,7 @@ class Counting:
         return np.array([float(len(text)) for text in answers])
 
 
-def test_a_shard_is_scored_row_by_row_and_an_answer_given_twice_once():
+def test_a_shard_is_scored_row_by_row_and_a_repeated_answer_once():
     judge = Counting()
     predictions = {"target": ["a", "bb", None], "fused": ["a", "cc", " "]}
     table = judge_table(judge, [{"row_id": name} for name in "xyz"], predictions)
@@ -140,7 +140,7 @@ def test_a_shard_is_scored_row_by_row_and_an_answer_given_twice_once():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run whose held-out answers lie there, of two models, and are judged by two verifiers."""
+    """A run with stored held-out answers of two models, judged by two verifiers."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "data.jsonl").write_text('{"question": "a", "answer": "b"}\n')
     model = tiny.llama(folder / "model")
@@ -173,7 +173,7 @@ def test_a_run_that_is_not_judged_yet_has_no_rates(run):
     assert judged_win_rates(run) == {}
 
 
-def test_the_rates_of_a_run_are_those_of_its_answers(run):
+def test_a_runs_rates_are_computed_from_its_answers(run):
     evaluated = {name: run.evaluate(name) for name in run.evaluated()}
     for reward in run.recipe.rewards:
         output = run.judge(reward)
@@ -182,13 +182,13 @@ def test_the_rates_of_a_run_are_those_of_its_answers(run):
         output.finish([counts], 1.0)
     found = judged_win_rates(run)
     assert list(found) == [MAJORITY, "exact", "number"]
-    # Row 5 was refused by the target; row 1 is a tie, 2 is lost, 3 and 4 are won.
+    # The target rejected row 5; row 1 is a tie, 2 is lost, 3 and 4 are won.
     assert found[MAJORITY]["target"] == found["exact"]["target"]
     assert (found[MAJORITY]["target"].raw.value, found[MAJORITY]["target"].num_ties) == (2.5 / 4, 1)
     assert found["number"]["target"].raw.value == 2.5 / 4  # by the number, all but the blank answer tie
 
 
-def test_the_switch_turns_the_stage_off_and_touches_no_answer(run):
+def test_switching_judging_off_disables_the_stage_and_changes_no_answer(run):
     recipe = run.recipe
     off = FusionRun(recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"judged": False})}))
     assert off.artifacts("judge") == []

@@ -1,4 +1,4 @@
-"""Intervals that hold what they promise, and tests that agree with scipy's."""
+"""Intervals have the stated coverage, and tests agree with scipy's."""
 
 import math
 
@@ -27,7 +27,7 @@ P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 
 
 def simulated(draw, num_seeds, seed_spread, num_items=80, effect=0.3):
-    """Two models on the same items, which are hard or easy for both; `num_seeds` of mine, and one of the other."""
+    """Draws two models on the same items, which are hard or easy for both; `num_seeds` of mine, and one of the other."""
     item = draw.normal(size=num_items)
     seeds = seed_spread * draw.normal(size=(num_seeds, 1))
     mine = effect + item + seeds + 0.5 * draw.normal(size=(num_seeds, num_items))
@@ -35,7 +35,7 @@ def simulated(draw, num_seeds, seed_spread, num_items=80, effect=0.3):
 
 
 @pytest.mark.parametrize(("num_seeds", "seed_spread"), [(1, 0.0), (3, 0.0), (3, 0.4), (5, 0.4)])
-def test_an_interval_holds_the_truth_as_often_as_it_says(num_seeds, seed_spread):
+def test_an_interval_covers_the_truth_as_often_as_stated(num_seeds, seed_spread):
     draw = np.random.default_rng(0)
     found = [
         paired_bootstrap(*simulated(draw, num_seeds, seed_spread), num_resamples=300, seed=trial)
@@ -45,14 +45,14 @@ def test_an_interval_holds_the_truth_as_often_as_it_says(num_seeds, seed_spread)
     assert 0.912 <= np.mean([d.low <= 0.3 <= d.high for d in found]) <= 0.988
 
 
-def test_the_spread_between_seeds_makes_a_verdict_harder():
+def test_the_spread_between_seeds_widens_the_interval():
     mine = np.array([[0.9] * 40, [0.4] * 40, [0.5] * 40]) + 0.1 * np.random.default_rng(1).normal(size=(3, 40))
     other = np.full(40, 0.5)
     assert paired_bootstrap(mine.mean(axis=0), other).verdict(larger_is_better=True) == BETTER
     assert paired_bootstrap(mine, other).verdict(larger_is_better=True) == NOISE
 
 
-def test_no_difference_has_a_p_value_spread_evenly():
+def test_p_values_are_uniform_without_a_difference():
     draw = np.random.default_rng(3)
     found = [
         paired_bootstrap(*simulated(draw, 1, 0.0, effect=0.0), num_resamples=300, seed=n).p_value for n in range(300)
@@ -70,7 +70,7 @@ def test_identical_models_are_within_noise(pairs, num_seeds):
 
 
 @given(PAIRS)
-def test_changing_sides_changes_the_sign_and_nothing_else(pairs):
+def test_swapping_sides_changes_only_the_sign(pairs):
     mine, other = pairs.T
     there, back = (paired_bootstrap(*sides, num_resamples=60) for sides in ((mine, other), (other, mine)))
     assert (-back).value == pytest.approx(there.value)
@@ -80,7 +80,7 @@ def test_changing_sides_changes_the_sign_and_nothing_else(pairs):
 
 
 @given(PAIRS, st.integers(0, 5))
-def test_the_same_seed_gives_the_same(pairs, seed):
+def test_the_same_seed_gives_the_same_result(pairs, seed):
     mine, other = pairs.T
     once, again = (paired_bootstrap(mine, other, num_resamples=40, seed=seed) for _ in range(2))
     assert once == again
@@ -96,7 +96,7 @@ def test_bits_per_byte_is_a_ratio_of_sums():
     assert twice.value == pytest.approx(found.value)
 
 
-def test_the_verdict_knows_which_way_is_better_and_wants_items_enough():
+def test_a_verdict_respects_the_direction_and_needs_enough_items():
     lower = paired_bootstrap(np.zeros(20), np.ones(20))
     assert lower.verdict(larger_is_better=False) == BETTER
     assert lower.verdict(larger_is_better=True) == WORSE
@@ -104,7 +104,7 @@ def test_the_verdict_knows_which_way_is_better_and_wants_items_enough():
     assert paired_bootstrap(np.zeros(few), np.ones(few)).verdict(larger_is_better=False) == NOISE
 
 
-def test_a_bootstrap_in_pieces_is_the_same_distribution(monkeypatch):
+def test_resampling_in_chunks_has_the_same_distribution(monkeypatch):
     mine, other = np.random.default_rng(4).normal(size=(2, 50))
     whole = paired_bootstrap(mine, other)
     monkeypatch.setattr("profuser.evaluation.statistics.CHUNK", 170)
@@ -116,7 +116,7 @@ def test_a_bootstrap_in_pieces_is_the_same_distribution(monkeypatch):
     ("mine", "other", "problem"),
     [([], [], "no items"), ([1.0], [1.0, 2.0], "items"), ([math.nan], [1.0], "not finite")],
 )
-def test_what_cannot_be_compared_is_refused(mine, other, problem):
+def test_incomparable_values_are_rejected(mine, other, problem):
     with pytest.raises(ValueError, match=problem):
         paired_bootstrap(mine, other)
 
@@ -137,14 +137,14 @@ def test_mcnemar_agrees_with_scipy(only_mine, only_other, both):
 
 
 @given(P_VALUES)
-def test_holm_only_raises_keeps_the_order_and_is_below_bonferroni(p_values):
+def test_holm_only_raises_p_values_keeps_their_order_and_is_below_bonferroni(p_values):
     found = holm(p_values)
     assert all(p <= adjusted <= min(1, len(p_values) * p) for p, adjusted in zip(p_values, found, strict=True))
     by_p = [found[index] for index in np.argsort(p_values, kind="stable")]
     assert by_p == sorted(by_p)
 
 
-def test_holm_on_its_textbook_example():
+def test_holm_matches_its_textbook_example():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
@@ -158,7 +158,7 @@ def test_a_share_has_wilsons_interval(right):
     assert estimate(values) == found
 
 
-def test_a_share_of_several_seeds_stays_a_share():
+def test_intervals_of_shares_over_several_seeds_stay_between_0_and_1():
     found = estimate(np.array([[0.0] * 30 + [1.0] * 2, [0.0] * 22 + [1.0] * 10]))
     assert found.value == pytest.approx(12 / 64)
     assert 0.0 == found.low < found.value < found.high <= 1.0

@@ -1,4 +1,4 @@
-"""Extrapolation from a probe: against loops over rows, tables of Student's t, and draws from a corpus whose total is known."""
+"""Extrapolation from a probe, compared with loops over rows, tables of Student's t, and draws from a corpus of known total."""
 
 import math
 
@@ -28,7 +28,7 @@ PROMPT, TRAINING, INFERENCE = [10, 20, 30, 0], [5, 7, 9, 0], [8, 4, 12, 0]
 
 
 def made_probe(**changes):
-    """Four rows, of which the last was refused."""
+    """Four rows, the last of which was rejected."""
     whole = {
         "prompt_tokens": np.array(PROMPT),
         "training_tokens": np.array(TRAINING),
@@ -60,18 +60,18 @@ def made_setting(**changes):
     ("freedom", "expected"),
     [(1, 6.3138), (2, 2.9200), (3, 2.3534), (4, 2.1318), (7, 1.8946), (15, 1.7531), (30, 1.6973), (120, 1.6577)],
 )
-def test_the_quantiles_are_those_of_the_tables(freedom, expected):
+def test_quantiles_match_the_tables(freedom, expected):
     assert student_quantile(0.95, freedom) == pytest.approx(expected, rel=3e-3)
 
 
-def test_a_total_and_its_margin_by_hand():
+def test_a_total_and_its_margin_match_a_calculation_by_hand():
     found = extrapolate(np.array([1.0, 2.0, 3.0, 4.0]), 10, once=100.0)
     assert found.value == 100 + 10 * 2.5
     spread = math.sqrt(sum((x - 2.5) ** 2 for x in (1, 2, 3, 4)) / 3)
     assert found.margin == pytest.approx(2.3534 * 10 * spread / 2 * math.sqrt(1 - 4 / 10), rel=3e-3)
 
 
-def test_a_corpus_that_is_probed_whole_is_known_and_one_row_knows_no_interval():
+def test_a_fully_probed_corpus_is_exact_and_a_single_row_gives_no_interval():
     whole = extrapolate(np.array([1.0, 5.0]), 2)
     assert (whole.value, whole.low, whole.high) == (6, 6, 6)
     assert whole.covers(6)
@@ -86,11 +86,11 @@ def test_no_total_is_below_zero():
 
 
 @pytest.mark.parametrize("num_probed", [16, 64])
-def test_the_interval_holds_the_truth_about_as_often_as_it_says(num_probed):
+def test_the_interval_covers_the_true_total_about_as_often_as_stated(num_probed):
     draw = np.random.default_rng(0)
     rows = draw.lognormal(4.0, 0.5, 400)
     held = [extrapolate(rows[draw.choice(400, num_probed, replace=False)], 400).covers(rows.sum()) for _ in range(1500)]
-    assert 0.86 < np.mean(held) < 0.94  # lengths lean to one side: with few rows somewhat less than 0.9
+    assert 0.86 < np.mean(held) < 0.94  # lengths are skewed: with few rows somewhat less than 0.9
 
 
 def test_the_cost_of_collecting_equals_a_loop_over_rows():
@@ -117,7 +117,7 @@ def test_lazy_signals_cost_their_share_of_one_answer_per_row():
     assert nothing["disk_bytes"].value == 5 * 500
 
 
-def test_next_steps_cost_the_tokens_that_are_read_for_them():
+def test_next_steps_cost_the_tokens_that_they_read():
     found = estimate(signals_cost(made_probe(), made_setting(steps_per_token=0.2)), NUM_ROWS)
     without = estimate(signals_cost(made_probe(), made_setting()), NUM_ROWS)
     response, prompt = 21 + 24 / 2, 60
@@ -128,7 +128,7 @@ def test_next_steps_cost_the_tokens_that_are_read_for_them():
     )
 
 
-def test_the_disk_of_what_is_planned_is_that_of_its_stages():
+def test_planned_disk_use_is_the_sum_over_its_stages():
     probe = made_probe()
     for kind, costs in (("eager", [collect_cost]), ("lazy", [collect_cost, signals_cost])):
         setting = made_setting(lazy=kind == "lazy", steps_per_token=0.1)
@@ -137,7 +137,7 @@ def test_the_disk_of_what_is_planned_is_that_of_its_stages():
         assert found["disk_bytes"].value == pytest.approx(stages["disk_bytes"].value)
 
 
-def test_errors_of_sources_that_see_the_same_rows_add_up():
+def test_errors_of_sources_on_the_same_rows_add_up():
     cost = collect_cost(made_probe(), made_setting())
     one, two = estimate(cost, NUM_ROWS), estimate(add_costs([cost, cost]), NUM_ROWS)
     for name in one:
@@ -158,20 +158,20 @@ def made_plan():
     return ProbedPlan(4, 50, 0, "USD", (stage,), quantities, disk, ("a note",))
 
 
-def test_a_plan_is_read_back_as_it_was_written(tmp_path):
+def test_a_plan_survives_writing_and_reading(tmp_path):
     folder = Folder.at(tmp_path / "run")
     assert read_plan(folder) is None
     write_plan(folder, made_plan())
     assert read_plan(folder) == made_plan()
 
 
-def test_a_plan_of_another_version_is_named(tmp_path):
+def test_a_plan_of_another_version_is_rejected(tmp_path):
     (tmp_path / PLAN).write_text('{"num_probed": 4}')
     with pytest.raises(ArtifactError, match=r"plan\.json: not a plan of this version \(num_rows\)"):
         read_plan(Folder.at(tmp_path))
 
 
-def test_only_what_was_measured_is_compared():
+def test_only_measured_quantities_are_compared():
     measured = {"collect/a": {"training_tokens": 90.0, "rows": 50.0}, "collect/b": {"training_tokens": 1.0}}
     (found,) = compare(made_plan(), measured)
     assert (found.stage, found.quantity, found.measured) == ("collect/a", "training_tokens", 90.0)

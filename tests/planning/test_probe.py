@@ -1,4 +1,4 @@
-"""Which rows a probe takes, at random from those that the run collects; and the plan of a run whose sources were measured."""
+"""Which rows a probe draws, at random from those that the run collects, and the plan made from it."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ NUM_ROWS, HELDOUT = 100, 4
 
 @pytest.fixture
 def corpus(tmp_path):
-    """Sorted by length, as corpora often are."""
+    """Rows sorted by length, as corpora often are."""
     file = tmp_path / "data.jsonl"
     file.write_text("".join(f'{{"question": "{n}", "answer": "{"x" * (n + 1)}"}}\n' for n in range(NUM_ROWS)))
     return file
@@ -36,7 +36,7 @@ def test_rows_are_drawn_from_the_whole_corpus_without_the_held_out_ones(tmp_path
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_corpus_that_is_too_small_is_taken_whole(tmp_path, corpus):
+def test_a_corpus_smaller_than_the_probe_is_used_whole(tmp_path, corpus):
     drawn = draw(make_run(tmp_path / "runs", corpus), 1000)
     assert len(drawn.rows) == drawn.num_rows == NUM_ROWS - HELDOUT
     assert len(set(lengths(drawn))) == NUM_ROWS - HELDOUT
@@ -47,7 +47,7 @@ def made_probe(num_rows):
     return Probe(tokens, tokens, tokens, 36.0, FileSize(0.0, 10.0), FileSize(0.0, 2.0), FileSize(0.0, 9.0), 0.0, 60.0)
 
 
-def test_a_plan_prices_the_pass_of_an_exact_condition(tmp_path, corpus):
+def test_a_plan_includes_the_pass_of_an_exact_condition(tmp_path, corpus):
     lines = {}
     for condition in ("tail", "exact"):
         settings = {"collect": {"signals": "lazy"}, "select": {"condition": condition, "exclude_target": True}}
@@ -67,7 +67,7 @@ def test_a_plan_prices_the_pass_of_an_exact_condition(tmp_path, corpus):
 
 
 @pytest.mark.parametrize("signals", ["eager", "lazy"])
-def test_a_plan_reckons_with_the_pools_of_the_run(tmp_path, corpus, signals):
+def test_a_plan_uses_the_pools_of_the_run(tmp_path, corpus, signals):
     run = make_run(
         tmp_path / "runs",
         corpus,
@@ -81,7 +81,7 @@ def test_a_plan_reckons_with_the_pools_of_the_run(tmp_path, corpus, signals):
     by_name = {stage.stage: stage for stage in plan.stages}
     collected = by_name["collect/neox"]
     assert collected.fingerprint == run.artifacts("collect")[1].fingerprint
-    actors = drawn.num_shards  # not 99: no actor is without a shard
+    actors = drawn.num_shards  # not 99: every actor has a shard
     busy = 36.0 / 16 * drawn.num_rows
     assert collected.quantities["seconds"].value == pytest.approx(60 + busy / actors)
     assert collected.quantities["device_hours"].value == pytest.approx(2 * (60 * actors + busy) / 3600)
@@ -89,12 +89,12 @@ def test_a_plan_reckons_with_the_pools_of_the_run(tmp_path, corpus, signals):
     assert plan.total["disk_bytes"].value == pytest.approx(plan.disk_bytes[signals].value)
     assert plan.disk_bytes["lazy"].value < plan.disk_bytes["eager"].value
     assert ("signals/neox" in by_name) == (signals == "lazy")
-    if signals == "lazy":  # the target does not teach, so the other teaches all
+    if signals == "lazy":  # the target does not teach, so the other source teaches everything
         taught = {name: by_name[f"signals/{name}"].quantities["disk_bytes"].value for name in ("llama", "neox")}
         assert taught == {"llama": 0, "neox": pytest.approx(9 * 2 * 8.5 * drawn.num_rows)}
 
 
-def test_a_probe_too_small_for_its_engines_says_so(tmp_path, corpus):
+def test_a_probe_too_small_for_its_engines_adds_a_note(tmp_path, corpus):
     run = make_run(tmp_path / "runs", corpus, pool={"num_gpus": 0})
     for num_rows, note in ((16, "--probe 32 would be more accurate"), (32, None)):
         probes = {source.name: made_probe(num_rows) for source in run.recipe.sources}

@@ -1,4 +1,4 @@
-"""What a probe measures of a source, with an engine whose answers have lengths of their own."""
+"""Measurements of a probe, with an engine whose answers vary in length."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,7 +24,7 @@ K, VOCABULARY = 6, 400
 
 @dataclass
 class Rambling:
-    """An engine whose answers are as long as they come, with distributions that zstd cannot foresee."""
+    """An engine with answers of random length, and distributions that zstd cannot compress well."""
 
     tokenizer: Any = field(default_factory=byte_level_tokenizer)
     max_model_len: int = 200
@@ -74,7 +74,7 @@ def reading(top_k, num_samples=1):
 
 
 @pytest.mark.parametrize("top_k", [K, 0], ids=["eager", "lazy"])
-def test_files_are_as_large_as_the_probe_foretells(tmp_path, top_k):
+def test_file_sizes_match_the_probes_prediction(tmp_path, top_k):
     source, (collect, signals) = SourceReader(Rambling(), OwnTemplate()), artifacts(tmp_path, top_k)
     probe = probe_rows(source, corpus(64), reading(top_k), K, collect, signals)
     assert not list(tmp_path.iterdir())
@@ -98,7 +98,7 @@ def test_next_steps_are_planned_and_not_probed(tmp_path):
     assert sizes[1] == pytest.approx(sizes[0], rel=0.2)
 
 
-def test_tokens_are_counted_row_by_row_and_a_refused_row_has_none(tmp_path):
+def test_tokens_are_counted_row_by_row_and_a_rejected_row_has_none(tmp_path):
     engine = Rambling()
     source = SourceReader(engine, OwnTemplate())
     rows = corpus(3)
@@ -111,6 +111,6 @@ def test_tokens_are_counted_row_by_row_and_a_refused_row_has_none(tmp_path):
     assert probe.prompt_tokens[3] == probe.inference_tokens[3] == 0
     assert (probe.inference_tokens[:3] >= 3).all()
     with pytest.raises(
-        UserError, match=r"collect/a: it takes none of the 1 rows of the probe: prompt and response are"
+        UserError, match=r"collect/a: the source rejects all 1 rows of the probe: prompt and response are"
     ):
         probe_rows(source, rows.slice(3), reading(K), K, *artifacts(tmp_path, K))

@@ -1,4 +1,4 @@
-"""Agreement and length bias, against the textbook and against slow code."""
+"""Agreement and length bias, compared with textbook examples and slow reference code."""
 
 import math
 
@@ -15,7 +15,7 @@ def compare(one, other):
     return Agreement.of("a", "b", np.array(one), np.array(other))
 
 
-def test_kappa_of_the_textbook():
+def test_kappa_equals_the_textbook_example():
     # Cohen's fifty grant proposals: both yes 20, both no 15, only the first yes 5, only the second yes 10.
     one, other = [1] * 25 + [0] * 25, [1] * 20 + [0] * 5 + [1] * 10 + [0] * 15
     found = compare(one, other)
@@ -23,18 +23,18 @@ def test_kappa_of_the_textbook():
     assert found.kappa == pytest.approx(0.4)
 
 
-def test_an_abstention_is_no_choice():
+def test_abstentions_are_not_counted():
     found = compare([0, 1, -1, 2, -1], [0, 2, 1, -1, -1])
     assert (found.num_rows, found.share) == (2, 0.5)
 
 
-def test_kappa_is_unknown_where_chance_always_agrees():
+def test_kappa_is_nan_where_chance_always_agrees():
     assert math.isnan(compare([1, 1], [1, 1]).kappa)
     assert compare([1, 1], [1, 1]).share == 1
     assert math.isnan(compare([-1], [0]).share)
 
 
-def test_always_another_is_below_chance():
+def test_full_disagreement_is_below_chance():
     assert compare([0, 1, 0, 1], [1, 0, 1, 0]).kappa == pytest.approx(-1)
 
 
@@ -48,7 +48,7 @@ def slow_spearman(one, other):
 
 
 @given(arrays.arrays(np.float64, (2, 9), elements=st.integers(-4, 4)))
-def test_spearman_equals_slow_code(values):
+def test_spearman_equals_slow_reference_code(values):
     one, other = values
     found = spearman(one, other)
     if len(set(one)) == 1 or len(set(other)) == 1:
@@ -57,7 +57,7 @@ def test_spearman_equals_slow_code(values):
         assert found == pytest.approx(slow_spearman(one.tolist(), other.tolist()), abs=1e-12)
 
 
-def test_spearman_leaves_out_what_is_missing():
+def test_spearman_ignores_missing_values():
     assert spearman(np.array([1, 2, np.nan, 3.0]), np.array([10, 20, 0, 30.0])) == pytest.approx(1)
 
 

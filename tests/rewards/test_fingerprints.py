@@ -1,4 +1,4 @@
-"""What makes cached scores stale, and what only the vote that follows."""
+"""Which settings invalidate cached scores, and which only the vote."""
 
 import pytest
 
@@ -36,19 +36,19 @@ def fingerprints(run):
     return run.artifacts("rewards")[0].fingerprint, run.select().fingerprint
 
 
-def test_the_weight_changes_the_vote_and_no_score(run_with):
+def test_a_weight_changes_the_vote_but_no_score(run_with):
     plain, heavy = run_with(kind="last_number"), run_with(kind="last_number", weight=2)
     assert fingerprints(plain)[0] == fingerprints(heavy)[0]
     assert fingerprints(plain)[1] != fingerprints(heavy)[1]
 
 
-def test_the_pool_changes_nothing_and_the_rule_does(run_with):
+def test_the_rule_changes_the_fingerprints_and_the_pool_does_not(run_with):
     plain, pooled = run_with(kind="last_number"), run_with(kind="last_number", pool={"max_actors": 4})
     assert fingerprints(plain) == fingerprints(pooled)
     assert fingerprints(plain)[0] != fingerprints(run_with(kind="last_number", tolerance=0.1))[0]
 
 
-def test_an_edit_of_the_users_function_makes_other_scores(run_with, tmp_path):
+def test_editing_the_users_function_invalidates_the_scores(run_with, tmp_path):
     file = tmp_path / "edited_rewards.py"
     file.write_text("def judge(messages, answer, response): return 1")
     run = run_with(kind="callable", path="edited_rewards:judge")
@@ -58,7 +58,7 @@ def test_an_edit_of_the_users_function_makes_other_scores(run_with, tmp_path):
     assert fingerprints(run)[0] != before[0]
 
 
-def test_a_function_that_is_not_there_is_found_before_anything_starts(run_with):
+def test_a_missing_function_is_reported_before_the_run_starts(run_with):
     run = run_with(kind="callable", path="nowhere.at_all:judge")
     with pytest.raises(UserError, match=r"rewards.judge.path: nowhere.at_all:judge cannot be imported: .*PYTHONPATH"):
         run.check_inputs()

@@ -1,4 +1,4 @@
-"""Reward models: every engine reads the same conversation and says the same."""
+"""Reward models: every engine reads the same conversation and returns the same scores."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def path(tmp_path_factory):
 
 @torch.inference_mode()
 def one_by_one(path, max_length):
-    """The obvious way: no padding, one conversation at a time, the head at its last token."""
+    """The reference: no padding, one conversation at a time, the head applied at its last token."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForSequenceClassification.from_pretrained(path)
     out = []
@@ -41,7 +41,7 @@ ONE_ANSWER = "{% if messages | length != 2 %}{{ raise_exception('one question, o
 
 
 @pytest.mark.parametrize("template", [tiny.VICUNA, ONE_ANSWER, None], ids=["template", "of one answer", "none"])
-def test_special_tokens_that_are_spelt_are_text_to_a_judge(path, tmp_path, template):
+def test_special_tokens_in_texts_are_plain_text_to_a_judge(path, tmp_path, template):
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.chat_template = template
     tokenizer.save_pretrained(tmp_path)
@@ -57,14 +57,14 @@ def test_special_tokens_that_are_spelt_are_text_to_a_judge(path, tmp_path, templ
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
-def test_scores_depend_neither_on_batches_nor_on_padding(path, batch_size):
+def test_scores_do_not_depend_on_batches_or_padding(path, batch_size):
     found = load_judge(config(path, batch_size=batch_size, max_length=64)).score(ROWS, ANSWERS)
     np.testing.assert_allclose(found, one_by_one(path, 64), atol=1e-5)
     assert len(set(found)) == len(ANSWERS)
 
 
 @pytest.mark.parametrize("pad_token", [None, "</s>"])
-def test_a_checkpoint_that_pads_with_nothing_or_with_the_end_of_turn(path, tmp_path, pad_token):
+def test_checkpoints_without_a_pad_token_or_with_the_end_of_turn_as_one_are_scored(path, tmp_path, pad_token):
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     tokenizer.pad_token = pad_token
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -74,12 +74,12 @@ def test_a_checkpoint_that_pads_with_nothing_or_with_the_end_of_turn(path, tmp_p
     together = judge.score(ROWS, ANSWERS)
     alone = [judge.score([row], [answer])[0] for row, answer in zip(ROWS, ANSWERS, strict=True)]
     np.testing.assert_allclose(together, alone, atol=1e-5)
-    # Where padding is the end of turn, Transformers reads the score at the token before it, and such models are trained so.
+    # If padding is the end of turn, Transformers reads the score at the token before it, as such models were trained.
     at_the_end = np.isclose(together, one_by_one(path, 256), atol=1e-5)
     assert at_the_end.all() if pad_token is None else not at_the_end.any()
 
 
-def test_a_classifier_of_several_labels_is_refused(path, tmp_path):
+def test_a_classifier_with_several_labels_is_rejected(path, tmp_path):
     AutoModelForSequenceClassification.from_pretrained(
         path, num_labels=3, ignore_mismatched_sizes=True
     ).save_pretrained(tmp_path)
@@ -88,7 +88,7 @@ def test_a_classifier_of_several_labels_is_refused(path, tmp_path):
         load_judge(config(str(tmp_path)))
 
 
-def test_a_model_that_is_not_there_is_named():
+def test_the_error_for_a_missing_model_names_it():
     with pytest.raises(EngineError, match=r"rewards.tiny: ./nowhere could not be loaded"):
         load_judge(config("./nowhere"))
 
@@ -100,7 +100,7 @@ def test_vllm_equals_transformers(path):
 
 
 @pytest.mark.vllm
-def test_vllm_knows_classifiers_made_from_its_causal_models():
+def test_vllm_supports_classifiers_derived_from_its_causal_models():
     from profuser.rewards.vllm_reward_model import knows
 
     assert knows("LlamaForSequenceClassification")

@@ -1,4 +1,4 @@
-"""Verifiers: what counts as the same number or text, and how a user's own function fails."""
+"""Verifiers: which numbers and texts count as equal, and how errors of a user's function are reported."""
 
 import sys
 
@@ -99,17 +99,17 @@ def test_last_numbers_are_equal_within_a_tolerance(answer, response, tolerance, 
         ({}, "The answer is 42", False),
     ],
 )
-def test_exact_match_ignores_what_it_is_told_to(options, answer, same):
+def test_exact_match_ignores_only_the_configured_differences(options, answer, same):
     judge = load_judge(ExactMatchConfig(kind="exact_match", name="same", **options))
     assert judge.score([row()], [answer]).tolist() == [float(same)]
 
 
-def test_a_pattern_finds_the_final_part():
+def test_a_pattern_extracts_the_final_answer():
     judge = load_judge(AnswerMatchConfig(kind="answer_match", name="match", pattern="answer is (.+)"))
     assert judge.score([row(), row()], ["So the answer is 42", "The answer is 41."]).tolist() == [1.0, 0.0]
 
 
-def test_a_function_of_the_users_own_is_given_prompt_answer_and_truth(own):
+def test_a_users_function_receives_prompt_answer_and_ground_truth(own):
     assert load_judge(callable_config("length")).score([row("1234")], ["12"]).tolist() == [0.5]
     assert load_judge(callable_config("word")).score([row(prompt="cat"), row()], ["a cat", "no"]).tolist() == [1.0, 0.0]
     assert load_judge(callable_config("half")).score([row()], ["x"]).tolist() == [0.5]
@@ -120,15 +120,15 @@ def test_a_function_of_the_users_own_is_given_prompt_answer_and_truth(own):
     [
         (("length", "no.such.module"), "cannot be imported: ModuleNotFoundError"),
         (("length", "broken_rewards"), "cannot be imported: ZeroDivisionError: division by zero"),
-        (("absent",), "is no function: module own_rewards has no absent"),
-        (("TABLE",), "is no function: it is a dict"),
-        (("text",), "gave '0.5' (str) on row 'r1'; it must return a finite number"),
-        (("nothing",), "gave 'None' (NoneType) on row 'r1'"),
-        (("endless",), "gave 'inf' (float) on row 'r1'"),
+        (("absent",), "is not a function: module own_rewards has no absent"),
+        (("TABLE",), "is not a function: it is a dict"),
+        (("text",), "returned '0.5' (str) on row 'r1'; it must return a finite number"),
+        (("nothing",), "returned 'None' (NoneType) on row 'r1'"),
+        (("endless",), "returned 'inf' (float) on row 'r1'"),
         (("broken",), "raised KeyError: 'x' on row 'r1'"),
     ],
 )
-def test_a_function_that_fails_is_one_line_with_reward_and_row(own, config, expected):
+def test_a_failing_function_is_reported_in_one_line_with_reward_and_row(own, config, expected):
     with pytest.raises(UserError) as caught:
         load_judge(callable_config(*config)).score([row()], ["x"])
     assert str(caught.value).startswith("rewards.own.path: ")

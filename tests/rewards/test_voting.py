@@ -37,13 +37,13 @@ def test_identical_answers_are_one_candidate():
     assert result.winner.tolist() == [0]
 
 
-def test_a_reward_that_cannot_tell_abstains():
+def test_a_reward_within_the_margin_abstains():
     result = vote(scores([1.0, 1.0, 0.0], [1.0, 0.95, 0.2]), [["a", "b"]], ONE, VoteConfig(margin=0.1))
     assert result.choices.tolist() == [[-1, -1, 1]]
     assert result.winner.tolist() == [1]
 
 
-def test_a_missing_answer_gets_no_vote_and_no_answers_no_winner():
+def test_a_missing_answer_gets_no_vote_and_rows_without_answers_have_no_winner():
     nan = np.nan
     one = vote(scores([nan] * 3, [-5, -5, -5]), [[None, "b"]], ONE, VoteConfig())
     assert one.winner.tolist() == [1]
@@ -58,7 +58,7 @@ def test_all_abstaining_is_no_majority():
     assert vote(tied, [["a", "b"]], ONE, VoteConfig()).winner.tolist() == [0]
 
 
-def test_scale_leaves_out_what_is_missing():
+def test_a_scale_ignores_missing_scores():
     scale = RewardScale.of(np.array([1.0, np.nan, 3.0]))
     assert (scale.mean, scale.std) == (2.0, 1.0)
     assert RewardScale.of(np.array([2.0, 2.0])).std == 1.0
@@ -66,7 +66,7 @@ def test_scale_leaves_out_what_is_missing():
 
 @pytest.mark.parametrize("num_parts", [1, 2, 7, 200])
 @pytest.mark.parametrize("mean", [0.0, -1.0e6])
-def test_a_scale_over_parts_is_that_of_the_whole(num_parts, mean):
+def test_a_scale_over_parts_equals_that_of_the_whole(num_parts, mean):
     whole = np.random.default_rng(0).normal(mean, 3.0, (100, 2))
     whole[::7] = np.nan
     scale = RewardScale.over(np.array_split(whole, num_parts))
@@ -75,7 +75,7 @@ def test_a_scale_over_parts_is_that_of_the_whole(num_parts, mean):
 
 
 @pytest.mark.parametrize("value", [0.1, 1.0e6 / 3])
-def test_a_constant_reward_has_scale_one_however_it_is_cut(value):
+def test_a_constant_reward_has_scale_one_however_it_is_split(value):
     parts = [np.full(size, value) for size in (3, 7, 10, 11)]
     assert RewardScale.over(parts).std == 1.0
     assert RewardScale.over([]) == RewardScale(0.0, 1.0)
@@ -99,7 +99,7 @@ def test_exact_match_of_a_missing_prediction_is_false():
     assert exact_match("42.", "We add. The answer is 42.", "answer is (.+)")
 
 
-def test_a_vote_counts_as_much_as_its_weight():
+def test_a_vote_counts_with_its_weight():
     given, answers = scores([1, 0, 9], [2, 5, 1], [0, 1, 2]), [["a", "b", "c"]]
     heavy = vote(given, answers, ONE, VoteConfig(), [1, 1, 3])
     assert heavy.votes.tolist() == [[3, 2, 0]]
@@ -108,13 +108,13 @@ def test_a_vote_counts_as_much_as_its_weight():
     assert even.votes.tolist() == vote(given, answers, ONE, VoteConfig()).votes.tolist()
 
 
-def test_weights_that_add_up_to_the_same_tie():
+def test_weights_with_equal_sums_tie():
     given, answers = scores([1, 1, 0], [0, 0, 9]), [["a", "b"]]
     assert vote(given, answers, ONE, VoteConfig(no_majority="skip"), [0.1, 0.2, 0.3]).winner.tolist() == [-1]
 
 
-def test_a_weight_of_zero_watches_only():
+def test_a_weight_of_zero_does_not_affect_the_vote():
     watched = vote(scores([1, 0, 0], [0, 1, 99]), [["a", "b"]], ONE, VoteConfig(), [1, 1, 0])
     assert watched.choices.tolist() == [[0, 1, 1]]
     assert watched.votes.tolist() == [[1, 1]]
-    assert watched.winner.tolist() == [0]  # the tie is not broken by who only watches
+    assert watched.winner.tolist() == [0]  # a reward of weight zero does not break the tie

@@ -1,4 +1,4 @@
-"""Runs that share what they have in common: one teachers' pass for all arms of an experiment."""
+"""Reuse between runs: one pass over the teachers for all arms of an experiment."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def make(model, tmp_path):
     return make
 
 
-def test_what_another_run_has_finished_under_the_same_settings_is_used_where_it_lies(make):
+def test_a_finished_artifact_with_the_same_settings_is_reused_in_place(make):
     base, arm = make("base"), make("arm", reuse=["base"], fuse={"seed": 1})
     source = arm.recipe.sources[0]
     assert "/arm/" in arm.collect(source).folder.uri
@@ -39,11 +39,11 @@ def test_what_another_run_has_finished_under_the_same_settings_is_used_where_it_
     base.fuse().finish([], 1.0)
     assert arm.collect(source).is_complete()
     assert "/base/" in arm.collect(source).folder.uri
-    assert "/arm/" in arm.fuse().folder.uri, "its seed is another"
-    assert "/arm/" in arm.corpus().folder.uri, "nobody has finished it"
+    assert "/arm/" in arm.fuse().folder.uri, "its seed differs"
+    assert "/arm/" in arm.corpus().folder.uri, "no run has finished it"
 
 
-def test_a_runs_own_work_goes_first_and_other_settings_are_not_used(make):
+def test_a_runs_own_artifacts_take_precedence_and_other_settings_are_not_reused(make):
     base, arm = make("base"), make("arm", reuse=["base"])
     other = make("other", reuse=["base"], collect={"top_k": 3})
     for run in (arm, base):
@@ -52,7 +52,7 @@ def test_a_runs_own_work_goes_first_and_other_settings_are_not_used(make):
     assert "/other/" in other.collect(other.recipe.sources[0]).folder.uri
 
 
-def test_redoing_what_is_another_runs_is_refused_and_takes_nothing_away(make):
+def test_redoing_another_runs_artifact_is_refused_and_deletes_nothing(make):
     base, arm = make("base"), make("arm", reuse=["base"])
     base.collect(base.recipe.sources[0]).finish([{"rows": 1}], 1.0)
     with pytest.raises(UserError, match="belongs to another run"):
@@ -60,13 +60,13 @@ def test_redoing_what_is_another_runs_is_refused_and_takes_nothing_away(make):
     assert base.collect(base.recipe.sources[0]).is_complete()
 
 
-def test_the_seed_of_training_is_the_recipes_unless_it_has_its_own(make):
+def test_the_training_seed_is_the_recipes_unless_it_is_set(make):
     assert make("a", seed=3).recipe.training_seed == 3
     assert make("b", seed=3, fuse={"seed": 0}).recipe.training_seed == 0
 
 
-def test_runs_from_before_the_choice_of_a_condition_stay_valid(make):
-    """Their fingerprints knew no `condition`; a target's tokenizer counts for `signals` only where it decides the requests."""
+def test_runs_without_a_condition_in_their_fingerprints_stay_valid(make):
+    """Their fingerprints had no `condition`; the target's tokenizer counts for `signals` only if it determines the requests."""
     lazy = {"signals": "lazy"}
     before, exact = make("a", collect=lazy), make("a", collect=lazy, select={"condition": "exact"})
     source = before.recipe.sources[0]

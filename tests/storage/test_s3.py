@@ -140,7 +140,7 @@ def test_the_command_ends_with_one_line_and_exit_2(monkeypatch, capsys, store, t
 
 
 def test_a_run_in_a_bucket_that_is_not_there_is_not_found():
-    with promptly(), refuse(r"run 'demo' not found; there is none in s3://nowhere/runs"):
+    with promptly(), refuse(r"run 'demo' not found; no runs in s3://nowhere/runs"):
         find_run("demo", "s3://nowhere/runs")
 
 

@@ -1,4 +1,4 @@
-"""The fusion loss by its Triton kernels against PyTorch's functions, in Triton's interpreter: no GPU is needed. Prints a line."""
+"""Compares the fusion loss by its Triton kernels with PyTorch's functions, in Triton's interpreter (no GPU). Prints a line."""
 
 import itertools
 import os
@@ -16,7 +16,7 @@ NUM, WIDTH, K = 7, 16, 4
 
 
 def difference(dtype, vocab_size, settings, tail):
-    """The largest relative difference of total, losses per token, and gradients."""
+    """Returns the largest relative difference of the total, the losses per token, and the gradients."""
     torch.manual_seed(0)
     hidden = torch.randn(NUM, WIDTH).to(dtype).requires_grad_()
     weight = (torch.randn(vocab_size, WIDTH) / 2).to(dtype).requires_grad_()

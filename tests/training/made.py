@@ -1,4 +1,4 @@
-"""Made-up examples and tiny targets of real architectures, for tests of training."""
+"""Invented examples and tiny targets of real architectures, for tests of training."""
 
 import copy
 
@@ -63,7 +63,7 @@ def model(name="llama"):
 
 
 def make_table(num_rows=11, seed=0, first=0):
-    """Rows of which two in three have an example of both modes, the others of training mode; grouped by teacher and mode."""
+    """Rows grouped by teacher and mode; two in three have an example in both modes, the others only in training mode."""
     rng = np.random.default_rng([seed, first])
     records = []
     for row in range(first, first + num_rows):
@@ -111,7 +111,7 @@ def config(**settings):
 
 
 def stream_from(plan, reader, world_size, rank, pad_id):
-    """A trainer's stream without Ray: windows are read one after another, when they are wanted."""
+    """Returns a trainer's stream without Ray: windows are read one after another, on demand."""
 
     def stream(trainer):
         for window in windows_from(plan, trainer.schedule, trainer.step, trainer.cursor):
@@ -121,7 +121,7 @@ def stream_from(plan, reader, world_size, rank, pad_id):
 
 
 class Setting:
-    """All that training needs, without Ray: shards, their index, the plan."""
+    """Everything that training needs, without Ray: shards, their index, the plan."""
 
     def __init__(self, settings=None, shards=None, seed=0):
         self.shards = shards or tables()
@@ -132,7 +132,7 @@ class Setting:
         self.seed = seed
 
     def trainer(self, target=None, module=None):
-        """Of the whole run on one worker."""
+        """Returns a trainer of the whole run on one worker."""
         module = module or FusionModule(prepare(target or model(), self.config), self.config)
         validation = list(read_packs(self.index, self.reader, self.plan.deal_validation(1, 0), 0))
         return Trainer(module, self.plan, self.config, self.seed, validation)
@@ -145,6 +145,6 @@ class Setting:
 
 
 def curve(trainer):
-    """The history without what depends on the machine."""
+    """Returns the history without machine-dependent values."""
     timed = {"tokens_per_second", "model_tflops", "memory_gib"}
     return [{k: v for k, v in record.items() if k not in timed} for record in trainer.history]

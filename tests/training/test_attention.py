@@ -1,4 +1,4 @@
-"""The attention of packed examples: which function is chosen, and that it is the plain one within each example."""
+"""Attention over packed examples: which function is chosen, and that it equals plain attention within each example."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def boundaries(device=CPU):
 
 
 def with_a_mask(q, k, v, window, scaling):
-    """The definition: one mask over the whole sequence."""
+    """The reference: one mask over the whole sequence."""
     example = torch.repeat_interleave(torch.tensor(LENGTHS)).to(q.device)
     place = torch.arange(sum(LENGTHS), device=q.device)
     back = place[:, None] - place
@@ -45,7 +45,7 @@ def gradients(function, inputs):
 
 @pytest.mark.parametrize("window", [None, 1, 3, 50])
 @pytest.mark.parametrize("scaling", [None, 0.3])
-def test_example_by_example_is_attention_with_a_block_diagonal_mask(window, scaling):
+def test_example_by_example_equals_attention_with_a_block_diagonal_mask(window, scaling):
     inputs, arguments = made_up(), boundaries().arguments()
     found = gradients(lambda *x: by_example(None, *x, None, scaling, sliding_window=window, **arguments)[0], inputs)
     for a, b in zip(found, gradients(lambda *x: with_a_mask(*x, window, scaling), inputs), strict=True):
@@ -55,7 +55,7 @@ def test_example_by_example_is_attention_with_a_block_diagonal_mask(window, scal
 @pytest.mark.gpu
 @pytest.mark.parametrize("window", [None, 1, 3, 50])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_the_kernel_is_attention_with_a_block_diagonal_mask(window, groups):
+def test_the_kernel_equals_attention_with_a_block_diagonal_mask(window, groups):
     inputs = made_up(groups=groups, device=GPU, dtype=torch.bfloat16)
     arguments = boundaries(GPU).arguments()
     found = gradients(lambda *x: varlen(None, *x, None, 0.3, sliding_window=window, **arguments)[0], inputs)
@@ -81,8 +81,8 @@ def kernel_in_plain_code(q, k, v, offsets, offsets_k, longest, longest_k, scale,
 
 @pytest.mark.parametrize("window", [None, 1, 3, 50])
 @pytest.mark.parametrize("has_gqa", [True, False])
-def test_the_kernel_gets_its_arguments_as_it_defines_them(window, has_gqa, monkeypatch):
-    """A stand-in for the CUDA kernel, written from its definition: what is tested is windows, heads and layout."""
+def test_the_kernel_gets_arguments_that_match_its_definition(window, has_gqa, monkeypatch):
+    """A stand-in for the CUDA kernel, written from its definition: tests windows, heads and layout."""
     monkeypatch.setattr(attention, "varlen_attn", kernel_in_plain_code)
     monkeypatch.setattr(attention, "HAS_GQA", has_gqa)
     inputs, arguments = made_up(), boundaries().arguments()
@@ -92,9 +92,9 @@ def test_the_kernel_gets_its_arguments_as_it_defines_them(window, has_gqa, monke
 
 
 @pytest.mark.parametrize("wanted", [{"softcap": 5.0}, {"s_aux": torch.ones(1)}, {"is_causal": False}])
-def test_what_would_change_the_result_is_refused(wanted):
+def test_options_that_would_change_the_result_are_rejected(wanted):
     for function in (by_example, varlen):
-        with pytest.raises(ValueError, match="packed attention does not take"):
+        with pytest.raises(ValueError, match="packed attention does not support"):
             function(None, *made_up(), None, **boundaries().arguments(), **wanted)
 
 
@@ -110,15 +110,15 @@ def test_what_would_change_the_result_is_refused(wanted):
         ("mpt", "eager", "eager"),
     ],
 )
-def test_auto_takes_what_the_targets_attention_allows(name, on_gpu, on_cpu, monkeypatch):
+def test_auto_selects_what_the_targets_attention_allows(name, on_gpu, on_cpu, monkeypatch):
     monkeypatch.setattr(attention.importlib.util, "find_spec", lambda name: None)
     assert choose(model(name), "auto", True, GPU, torch.bfloat16).implementation == on_gpu
     assert choose(model(name), "auto", True, CPU, torch.float32).implementation == on_cpu
 
 
-def test_what_the_kernel_does_not_take_gets_a_mask_and_is_said():
+def test_a_model_that_the_kernel_does_not_support_gets_a_mask_and_the_reason_is_reported():
     found = choose(model("llama"), "auto", True, GPU, torch.float32)
-    assert str(found) == "attention: sdpa (with a mask: the kernel takes half precision, this is float32)"
+    assert str(found) == "attention: sdpa (with a mask: the kernel needs half precision, this is float32)"
     odd = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=50, head_dim=20, **SMALL))
     assert "in steps of 8, these are 20" in choose(odd, "auto", True, GPU, torch.bfloat16).why
 
@@ -126,20 +126,20 @@ def test_what_the_kernel_does_not_take_gets_a_mask_and_is_said():
 @pytest.mark.parametrize(
     ("name", "wanted", "reason"),
     [
-        ("mpt", "varlen", "MptForCausalLM has an attention of its own; use auto"),
-        ("mpt", "flex_attention", "MptForCausalLM has an attention of its own; set eager, or use auto"),
+        ("mpt", "varlen", "MptForCausalLM has its own attention; use auto"),
+        ("mpt", "flex_attention", "MptForCausalLM has its own attention; set eager, or use auto"),
         ("gemma2, tied and capped", "varlen", "Gemma2ForCausalLM caps its attention logits; use auto"),
         ("llama", "flash_attention_2", "package flash_attn is not installed"),
         ("llama", "flex_attention", "no backward pass on a CPU"),
     ],
 )
-def test_an_attention_that_cannot_be_had_is_refused(name, wanted, reason):
+def test_an_unavailable_attention_is_rejected(name, wanted, reason):
     with pytest.raises(UserError, match=rf"^fuse.attention: {wanted}: .*{reason}"):
         set_attention(model(name), wanted, True, CPU, torch.float32)
 
 
 def test_no_mask_is_made_for_packed_examples():
-    """Of 4,096 tokens a mask of S x S would take 16 MiB in booleans alone."""
+    """For 4,096 tokens an S x S mask would take 16 MiB in booleans alone."""
     module = FusionModule(model("llama"), config(attention="varlen"))
     positions = np.tile(np.arange(64), 64)[None]
     with torch.profiler.profile(profile_memory=True) as profiler, torch.no_grad():

@@ -1,4 +1,4 @@
-"""Training and its benchmark run where there is no Ray, no vLLM and no MLflow: on a machine with a GPU and little else."""
+"""Training and its benchmark run without Ray, vLLM and MLflow: on a machine with a GPU and little else."""
 
 import json
 import os
@@ -21,18 +21,18 @@ def run(*arguments):
 @pytest.mark.parametrize("options", [(), ("--sharded",)])
 def test_examples_become_a_fused_model(options):
     found = json.loads(run("tests.training.whole_path", *options).splitlines()[-1])
-    assert found["attention"] == "attention: by_example (examples of like length together)"
+    assert found["attention"] == "attention: by_example (examples grouped by length)"
     assert found["resumed_equals_whole"]
     assert found["losses"][-1] < found["losses"][0]
     assert found["changed_weights"] == found["weights"]
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_a_gpu_runs_in_a_tiny_form(tmp_path):
+def test_the_gpu_benchmark_runs_in_a_tiny_form(tmp_path):
     printed = run("tests.benchmarks", "gpu", "--tiny", "--output", str(tmp_path / "found.json"))
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["failed"] == {}
-    # Only what needs a GPU is left out, with its reason.
+    # Only benchmarks that need a GPU are left out, with their reason.
     assert {line.split(": ")[1] for line in found["left_out"]} <= {"liger"}
     assert all(
         line in " ".join(printed.split()) for line in ("update of 3B", "attention", "Transformers engine", "transport")
@@ -53,7 +53,7 @@ def test_the_benchmark_of_a_gpu_runs_in_a_tiny_form(tmp_path):
     assert all(kernel["ms"] > 0 for kernel in found["profiles"]["3B"])
 
 
-def test_what_is_asked_of_a_figure_is_read():
+def test_the_required_value_of_a_figure_is_parsed():
     from tests.benchmarks.measure import Row
 
     def row(reach, value=2.0, baseline=1.0):

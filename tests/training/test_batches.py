@@ -1,4 +1,4 @@
-"""Which rows make up which update: every row once an epoch, the same updates for any number of workers, nothing over its budget."""
+"""Which rows form which update: every row once per epoch, equal updates for any number of workers, nothing over its budget."""
 
 from itertools import islice, pairwise
 from pathlib import Path
@@ -29,14 +29,14 @@ def updates(plan, weights=BOTH, number=60):
 
 
 def rows_of(plan, epochs=3):
-    """All rows of the stream in order, as updates take them."""
+    """Returns all rows of the stream in order, as updates consume them."""
     found = []
     for update in updates(plan):
         found += [plan._row(place) for place in range(update.cursor, update.end)]
     return [found[i * len(plan.rows) : (i + 1) * len(plan.rows)] for i in range(epochs)]
 
 
-def test_every_row_once_per_epoch_in_another_order():
+def test_every_row_occurs_once_per_epoch_in_another_order():
     plan = Setting().plan
     epochs = rows_of(plan)
     assert all(sorted(epoch) == plan.rows.tolist() for epoch in epochs)
@@ -45,7 +45,7 @@ def test_every_row_once_per_epoch_in_another_order():
     assert rows_of(Setting().plan) == epochs
 
 
-def test_an_update_holds_all_modes_of_its_rows_that_have_weight_within_the_budget():
+def test_an_update_has_all_weighted_modes_of_its_rows_within_the_budget():
     setting = Setting()
     for update in updates(setting.plan):
         size = sum(int(setting.index.tokens[key]) for key in update.keys)
@@ -66,7 +66,7 @@ def test_a_mode_without_weight_is_not_in_the_update():
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 @pytest.mark.parametrize("packing", [True, False])
-def test_workers_share_an_update_without_loss_and_in_step(world_size, packing):
+def test_workers_share_an_update_without_loss_and_with_equal_counts(world_size, packing):
     plan = Setting(config(packing=packing)).plan
     for update in islice(updates(plan), 8):
         parts = [plan.deal(update, world_size, rank) for rank in range(world_size)]
@@ -77,14 +77,14 @@ def test_workers_share_an_update_without_loss_and_in_step(world_size, packing):
             assert sum(int(plan.index.tokens[key]) for key in each) <= plan.config.max_tokens
 
 
-def test_rows_kept_apart_are_never_trained_on():
+def test_validation_rows_are_never_trained_on():
     plan = Setting().plan
     assert len(plan.apart) == 3
     assert not set(plan.apart) & {row for epoch in rows_of(plan) for row in epoch}
     assert len(Setting(config(validation_rows=1000)).plan.apart) == 33 // 10
 
 
-def test_windows_hold_all_updates_in_order():
+def test_windows_contain_all_updates_in_order():
     setting = Setting()
     schedule = Schedule(setting.config.schedule, setting.plan.num_steps)
     windows = list(windows_from(setting.plan, schedule, 0, 0))
@@ -107,8 +107,8 @@ def test_the_number_of_updates_does_not_depend_on_the_schedule():
 
 
 @pytest.mark.parametrize("arm", sorted(file.stem for file in (RECIPES / "arms").glob("*.yaml")))
-def test_every_arm_makes_as_many_updates_of_as_many_tokens(arm):
-    """By the arms' own fragments: the budget is filled up to one row's examples, whatever the schedule weighs."""
+def test_every_arm_makes_equally_many_updates_of_equally_many_tokens(arm):
+    """Uses the arms' own fragments: the budget is filled up to one row's examples, whatever the schedule's weights."""
     fragment = yaml.safe_load((RECIPES / "arms" / f"{arm}.yaml").read_text())["fuse"]
     setting = Setting(config(duration={"kind": "steps", "value": 20}, batch_tokens=300, **fragment))
     schedule = Schedule(setting.config.schedule, setting.plan.num_steps)
@@ -119,17 +119,17 @@ def test_every_arm_makes_as_many_updates_of_as_many_tokens(arm):
 
 
 @given(st.lists(st.integers(1, 24), max_size=60))
-def test_packs_hold_everything_once_and_are_nearly_as_few_as_can_be(lengths):
+def test_packs_contain_every_key_once_and_are_nearly_as_few_as_possible(lengths):
     bins = pack(dict(enumerate(lengths)), 24)
     assert sorted(key for each in bins for key in each) == list(range(len(lengths)))
     assert all(sum(lengths[key] for key in each) <= 24 for each in bins)
     assert len(bins) <= 11 / 9 * np.ceil(sum(lengths) / 24) * 1.5 + 1
-    # First fit: no two bins would go into one.
+    # First fit: no two bins would fit into one.
     sums = sorted(sum(lengths[key] for key in each) for each in bins)
     assert len(sums) < 2 or sums[0] + sums[1] > 24
 
 
-def test_the_index_knows_what_was_cut_and_left_out():
+def test_the_index_counts_truncated_and_omitted_examples():
     index = ExampleIndex.build(tables().items(), 6)
     assert index.num_cut > 0
     assert index.num_left_out == 0
@@ -138,7 +138,7 @@ def test_the_index_knows_what_was_cut_and_left_out():
     assert sum(index.teachers.values()) == sum(len(table) for table in tables().values())
 
 
-def test_the_reader_gives_what_the_index_says():
+def test_the_reader_returns_the_examples_of_the_index():
     setting = Setting()
     wanted = [
         (row, mode) for row in range(len(setting.index.shards)) for mode in (0, 1) if setting.index.tokens[row, mode]
@@ -156,12 +156,12 @@ def test_the_reader_gives_what_the_index_says():
     assert len({name for names in by_row.values() for name in names}) == len(by_row)
 
 
-def test_what_cannot_be_trained_on_is_said():
+def test_data_that_cannot_be_trained_on_are_reported():
     with pytest.raises(ArtifactError, match="no training example"):
         ExampleIndex.build([(0, make_table().slice(0, 0))], 64)
     with pytest.raises(TrainingError, match="batch_tokens: 8 is less than"):
         Setting(config(batch_tokens=8))
-    # Both modes of a row together are too long only in the second stage: said before the first one.
+    # Both modes of a row together are too long only in the second stage: reported before the first one.
     longest = int(Setting().index.tokens.max())
     with pytest.raises(TrainingError, match=rf"batch_tokens: {longest} is less than"):
         Setting(config(batch_tokens=longest))

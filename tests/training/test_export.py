@@ -1,4 +1,4 @@
-"""The fused model is a folder that Transformers, vLLM and lm-evaluation-harness load, and that prompts as the run did."""
+"""The fused model's folder loads in Transformers, vLLM and lm-evaluation-harness, and prompts as the run did."""
 
 import json
 import multiprocessing
@@ -50,7 +50,7 @@ OTHERS = {
 
 
 def save(settings, folder, dtype=torch.float32, **saving):
-    """A target of any architecture, with a tokenizer beside it."""
+    """Saves a target of any architecture, with a tokenizer."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(settings, dtype=dtype)
     for buffer in model.state_dict().values():
@@ -61,7 +61,7 @@ def save(settings, folder, dtype=torch.float32, **saving):
 
 
 def fuse(target, folder, template=OwnTemplate(), engine=EngineConfig(), **settings):
-    """A module that is no longer the target, and its export."""
+    """Returns a changed module, after exporting it."""
     module = load_target(str(target), None, config(**settings), CPU).eval()
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def fused(request, tmp_path_factory):
 
 
 def saved(folder):
-    """Every weight of a folder by name."""
+    """Returns every weight of a folder by name."""
     out = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
@@ -92,20 +92,20 @@ def edit(file, **settings):
 
 
 def ends(folder):
-    """Tokens at which a loaded model stops."""
+    """Returns the tokens at which a loaded model stops."""
     found = AutoModelForCausalLM.from_pretrained(folder).generation_config.eos_token_id
     return found if isinstance(found, list) else [found]
 
 
 def log_likelihood(model, prompt_ids, response_ids):
-    """Of every token of a response."""
+    """Returns the log-likelihood of every token of a response."""
     ids = torch.tensor([[*prompt_ids, *response_ids]])
     with torch.no_grad():
         logprobs = model(ids).logits[0, len(prompt_ids) - 1 : -1].log_softmax(-1)
     return logprobs.gather(1, torch.tensor(response_ids)[:, None])[:, 0].numpy()
 
 
-def test_transformers_gives_the_logits_of_the_module(fused):
+def test_transformers_returns_the_logits_of_the_module(fused):
     module, folder = fused
     loaded = AutoModelForCausalLM.from_pretrained(folder).eval()
     ids = torch.arange(40).reshape(2, 20) * 7 % 300
@@ -113,21 +113,21 @@ def test_transformers_gives_the_logits_of_the_module(fused):
 
 
 @pytest.mark.vllm
-def test_vllm_says_what_the_module_says(fused):
+def test_vllm_generates_what_the_module_generates(fused):
     module, folder = fused
     rng = np.random.default_rng(0)
     forced = [Request(rng.integers(5, 300, 9).tolist(), 4, rng.integers(5, 300, n).tolist()) for n in (1, 30)]
     greedy = [Request(r.prompt_ids, 4, generation=GenerationConfig(), max_tokens=12) for r in forced]
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        responses = process.submit(vllm_says, str(folder), [*forced, *greedy]).result()
+        responses = process.submit(vllm_responses, str(folder), [*forced, *greedy]).result()
     for request, response in zip([*forced, *greedy], responses, strict=True):
         ids = response.ids.tolist()
         assert ids == request.response_ids or ids == continued(module, request.prompt_ids)
         np.testing.assert_allclose(response.logprobs, log_likelihood(module, request.prompt_ids, ids), atol=2e-4)
 
 
-def vllm_says(path, requests):
-    """In a process of its own, for what vLLM leaves behind."""
+def vllm_responses(path, requests):
+    """Runs in a separate process, since vLLM leaves state behind."""
     return EngineLoop(load_engine(path, None, EngineConfig(kind="vllm", max_model_len=128))).run(requests)
 
 
@@ -138,7 +138,7 @@ def continued(model, prompt_ids):
 
 
 @pytest.mark.slow
-def test_lm_evaluation_harness_gives_the_log_likelihoods_of_the_module(fused, tmp_path, monkeypatch):
+def test_lm_evaluation_harness_returns_the_log_likelihoods_of_the_module(fused, tmp_path, monkeypatch):
     module, folder = fused
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
@@ -196,7 +196,7 @@ def test_weights_keep_the_targets_names_and_types(name, dtype, tmp_path):
         assert torch.equal(mine, wanted.to(mine.dtype))
 
 
-def test_adapters_are_in_the_weights(tmp_path):
+def test_adapters_are_merged_into_the_weights(tmp_path):
     module = fuse(tiny.mpt(tmp_path / "target"), tmp_path / "fused", lora={"rank": 2}).model
     assert saved(tmp_path / "fused").keys() == saved(tmp_path / "target").keys()
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "fused").eval()
@@ -206,7 +206,7 @@ def test_adapters_are_in_the_weights(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gemma2, tied", "deepseek, a buffer"])
-def test_two_workers_write_what_one_does(name, tmp_path):
+def test_two_workers_write_the_same_as_one(name, tmp_path):
     target = save(OTHERS[name], tmp_path / "target", torch.bfloat16)
     torch.multiprocessing.spawn(export_of_worker, (2, target, tmp_path), nprocs=2)
     found, wanted = saved(tmp_path / "fused 0"), saved(target)
@@ -216,7 +216,7 @@ def test_two_workers_write_what_one_does(name, tmp_path):
 
 
 def export_of_worker(rank, world_size, target, folder):
-    """Exports the target as it is, with adapters that change nothing."""
+    """Exports the target unchanged, with adapters that change nothing."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
     module = load_target(str(target), None, config(lora={"rank": 2}), CPU)
     (folder / f"fused {rank}").mkdir()
@@ -234,10 +234,10 @@ def test_a_large_model_is_written_in_several_files(tmp_path, monkeypatch):
     assert saved(tmp_path / "fused").keys() == dict(whole_weights(module)).keys()
 
 
-def test_all_but_the_weights_is_the_targets_own(tmp_path):
+def test_all_files_but_the_weights_are_the_targets_own(tmp_path):
     target = save(CONFIGS["llama"], tmp_path / "target")
     edit(target / "config.json", auto_map={"AutoConfig": "code.Config"}, rope_theta=5000.0, max_length=99)
-    # As Vicuna has it: Transformers would not save it again.
+    # As in Vicuna's folder: Transformers would not save it again.
     edit(target / "generation_config.json", temperature=0.9, top_p=0.6, eos_token_id=2)
     for name in ("code.py", "LICENSE.txt", "tokenizer.model", "README.md", "training_args.bin", "optimizer.json"):
         (target / name).write_text(name)
@@ -282,7 +282,7 @@ PIECES += ("{% if x %}", "{%- if x %}", "{% if x -%}", "{%+ if x +%}", "{% set z
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=12))
-def test_a_template_of_several_lines_gives_transformers_the_same_text(pieces):
+def test_a_multiline_template_gives_the_same_text_in_transformers(pieces):
     text = "".join([*pieces, "\n{% endif %}\n" * sum("if x" in piece for piece in pieces)])
     transformers = Environment(trim_blocks=True, lstrip_blocks=True)
     found, wanted = (
@@ -309,7 +309,7 @@ def test_the_recipes_template_becomes_the_tokenizers(text, has_own, tmp_path):
     assert example.response_ids[-1] in ends(tmp_path / "fused")
 
 
-def test_a_tokenizer_of_its_own_code_is_kept(tmp_path):
+def test_a_tokenizer_with_its_own_code_is_kept(tmp_path):
     target = save(CONFIGS["llama"], tmp_path / "target")
     code = "import transformers\n\n\nclass Own(transformers.PreTrainedTokenizerFast):\n    mark = 'own'\n"
     (target / "own.py").write_text(code)

@@ -1,4 +1,4 @@
-"""A loop that continues where it stopped, skips what is not finite, and says whose rows they were."""
+"""The loop continues where it stopped, skips non-finite gradients, and names the rows concerned."""
 
 import copy
 import math
@@ -32,7 +32,7 @@ COMPETENCE = [
 
 
 @pytest.mark.parametrize("settings", [{}, {"lora": {"rank": 2, "dropout": 0.1}}, {"schedule": COMPETENCE}])
-def test_a_stopped_run_continues_to_the_same_bits(settings, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(settings, tmp_path):
     setting = Setting(config(duration={"kind": "steps", "value": 12}, **settings))
     whole = setting.trainer()
     assert setting.run(whole, on_checkpoint=saver(tmp_path))
@@ -46,12 +46,12 @@ def test_a_stopped_run_continues_to_the_same_bits(settings, tmp_path):
     assert curve(whole) == curve(resumed)
 
 
-def test_a_run_that_is_told_to_stop_writes_a_checkpoint_and_continues_from_it(tmp_path):
+def test_a_run_asked_to_stop_writes_a_checkpoint_and_continues_from_it(tmp_path):
     setting = Setting()
-    whole, told = setting.trainer(), setting.trainer()
+    whole, stopped = setting.trainer(), setting.trainer()
     setting.run(whole)
-    assert not setting.run(told, on_checkpoint=saver(tmp_path), wants_stop=lambda: told.step == 1)
-    assert (told.step, [f.name for f in tmp_path.iterdir()]) == (2, ["2"])
+    assert not setting.run(stopped, on_checkpoint=saver(tmp_path), wants_stop=lambda: stopped.step == 1)
+    assert (stopped.step, [f.name for f in tmp_path.iterdir()]) == (2, ["2"])
     resumed = setting.trainer()
     load_checkpoint(resumed, tmp_path / "2")
     assert setting.run(resumed)
@@ -59,14 +59,14 @@ def test_a_run_that_is_told_to_stop_writes_a_checkpoint_and_continues_from_it(tm
 
 
 def overlapping(setting):
-    """A trainer as on a GPU: each update's numbers are read while the next one runs."""
+    """Returns a trainer as on a GPU: each update's numbers are read while the next one runs."""
     trainer = setting.trainer()
     assert not trainer.overlaps
     trainer.overlaps = True
     return trainer
 
 
-def test_updates_whose_numbers_are_read_late_are_the_same(tmp_path):
+def test_reading_numbers_one_update_late_changes_no_update(tmp_path):
     setting = Setting(config(duration={"kind": "steps", "value": 8}))
     at_once, late = setting.trainer(), overlapping(setting)
     logged = []
@@ -75,7 +75,7 @@ def test_updates_whose_numbers_are_read_late_are_the_same(tmp_path):
         late, on_checkpoint=saver(tmp_path), on_step=lambda record: logged.append((record["step"], late.step))
     )
     assert curve(late) == curve(at_once)
-    # Read one update late, but for those after which a checkpoint is due: it holds all that went before.
+    # Read one update late, except before a due checkpoint, which contains all updates before it.
     assert logged == [(0, 2), (1, 3), (2, 3), (3, 5), (4, 6), (5, 6), (6, 8), (7, 8)]
     for a, b in zip(late.module.parameters(), at_once.module.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -85,19 +85,19 @@ def test_updates_whose_numbers_are_read_late_are_the_same(tmp_path):
     assert curve(resumed) == curve(at_once)
 
 
-def test_a_request_to_stop_that_is_read_late_loses_no_update(tmp_path):
+def test_a_stop_request_that_is_read_late_loses_no_update(tmp_path):
     setting = Setting()
-    whole, told = setting.trainer(), overlapping(setting)
+    whole, stopped = setting.trainer(), overlapping(setting)
     setting.run(whole)
-    assert not setting.run(told, on_checkpoint=saver(tmp_path), wants_stop=lambda: told.step == 0)
-    assert (told.step, len(told.history), [f.name for f in tmp_path.iterdir()]) == (2, 2, ["2"])
+    assert not setting.run(stopped, on_checkpoint=saver(tmp_path), wants_stop=lambda: stopped.step == 0)
+    assert (stopped.step, len(stopped.history), [f.name for f in tmp_path.iterdir()]) == (2, 2, ["2"])
     resumed = overlapping(setting)
     load_checkpoint(resumed, tmp_path / "2")
     assert setting.run(resumed)
     assert curve(resumed) == curve(whole)
 
 
-def test_steps_that_are_skipped_are_counted_when_read_late(capsys):
+def test_skipped_steps_are_counted_when_read_late(capsys):
     setting = Setting(config(guards={"max_consecutive_skips": 2}))
     trainer = overlapping(setting)
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_steps_that_are_skipped_are_counted_when_read_late(capsys):
         assert torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-def test_a_step_without_a_finite_gradient_leaves_the_optimizer_as_it_was():
+def test_a_step_with_a_non_finite_gradient_leaves_the_optimizer_unchanged():
     setting = Setting()
     trainer = setting.trainer()
     updates = setting.stream()(trainer)
@@ -129,7 +129,7 @@ def test_a_step_without_a_finite_gradient_leaves_the_optimizer_as_it_was():
     assert torch.equal(weight, kept)
 
 
-def test_a_stage_that_has_stopped_improving_gives_way_and_no_row_is_lost():
+def test_a_stage_that_stops_improving_ends_early_and_no_row_is_lost():
     setting = Setting(config(duration={"kind": "steps", "value": 12}, schedule=COMPETENCE))
     trainer = setting.trainer()
     taken = []
@@ -152,7 +152,7 @@ def test_micro_batching_changes_no_gradient():
     assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
-def test_examples_weighted_by_their_margin_give_the_weighted_mean_of_their_gradients():
+def test_margin_weighting_gives_the_weighted_mean_of_the_examples_gradients():
     schedule = [{"until": 1.0, "inference": 0.3, "training": 1.0}]
     optimizer = {"learning_rate": 1.0e-3, "clip_norm": 1.0e9}
     setting = Setting(config(weighting="margin", schedule=schedule, optimizer=optimizer))
@@ -181,13 +181,13 @@ def _alone(setting, key):
 
 
 def _lead(row_id, mode):
-    """Of the cross-entropies, or votes, 1 and 2 to 4 that made-up rows have."""
+    """Returns the lead that follows from the made-up rows' cross-entropies, or votes, of 1 and 2 to 4."""
     second = 2 + int(row_id.removeprefix("row")) % 3
     return 1 - 1 / second if mode == "training" else (second - 1) / (second + 1)
 
 
 @pytest.mark.slow
-def test_compiled_blocks_learn_the_same():
+def test_compiled_blocks_train_the_same():
     curves = []
     for compiled in (False, True):
         setting = Setting(config(memory={"compile": compiled}))
@@ -197,7 +197,7 @@ def test_compiled_blocks_learn_the_same():
     assert curves[0] == [pytest.approx(pair, rel=1e-3) for pair in curves[1]]
 
 
-def test_learning_lowers_the_loss_and_held_out_bits_per_byte_are_those_of_the_model():
+def test_training_lowers_the_loss_and_held_out_bits_per_byte_equal_the_models():
     setting = Setting(config(duration={"kind": "steps", "value": 60}))
     trainer = setting.trainer()
     setting.run(trainer)
@@ -217,7 +217,7 @@ def test_learning_lowers_the_loss_and_held_out_bits_per_byte_are_those_of_the_mo
     assert HELDOUT not in trainer.history[-2]
 
 
-def test_steps_without_a_finite_gradient_are_skipped_then_stop_the_run(capsys):
+def test_steps_with_a_non_finite_gradient_are_skipped_then_stop_the_run(capsys):
     setting = Setting(config(guards={"max_consecutive_skips": 2}))
     trainer = setting.trainer()
     with torch.no_grad():
@@ -231,7 +231,7 @@ def test_steps_without_a_finite_gradient_are_skipped_then_stop_the_run(capsys):
         assert torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-def test_a_spike_is_told_with_the_row_that_made_it(capsys):
+def test_a_spike_is_reported_with_the_row_that_caused_it(capsys):
     setting = Setting(config(duration={"kind": "steps", "value": 40}, batch_tokens=200))
     trainer = setting.trainer()
     inner, poisoned = trainer.train_step, []
@@ -251,7 +251,7 @@ def test_a_spike_is_told_with_the_row_that_made_it(capsys):
     assert "row" in lines[0].split("highest nats per token: ")[1]
 
 
-def test_spikes_are_what_is_far_from_the_median_of_late():
+def test_a_spike_is_a_loss_far_above_the_running_median():
     watch = SpikeWatch(8.0)
     rng = np.random.default_rng(0)
     steady = [2.0 + 0.1 * x for x in rng.standard_normal(200)]
@@ -267,7 +267,7 @@ def test_spikes_are_what_is_far_from_the_median_of_late():
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: not enough memory")]
 )
-def test_memory_that_runs_out_names_the_settings_to_turn(error):
+def test_running_out_of_memory_names_the_settings_to_change(error):
     words = r"micro_batch_tokens \(48\).*activation_checkpointing: full.*cpu_offload"
     with pytest.raises(TrainingError, match=words), memory_named(config(), torch.device("cpu")):
         raise error
@@ -275,7 +275,7 @@ def test_memory_that_runs_out_names_the_settings_to_turn(error):
         raise RuntimeError("another")
 
 
-def test_a_checkpoint_of_another_model_or_none_is_refused(tmp_path):
+def test_a_missing_checkpoint_or_one_of_another_model_is_rejected(tmp_path):
     setting = Setting()
     setting.run(setting.trainer(), on_checkpoint=saver(tmp_path))
     with pytest.raises(ArtifactError, match=r"checkpoint .*3: .*--redo fuse"):
@@ -299,8 +299,8 @@ def test_the_learning_rate_warms_up_and_decays_over_the_run_or_each_stage():
     assert rates[0] < rates[1] >= rates[2]
 
 
-def test_model_flops_are_those_that_a_count_of_products_gives():
-    """By torch's own counter, which has no eye for norms, nor for attention in one kernel."""
+def test_model_flops_equal_a_count_of_matrix_products():
+    """Compared with torch's own counter, which ignores norms and attention in one kernel."""
     from torch.utils.flop_counter import FlopCounterMode
 
     target = model()

@@ -1,4 +1,4 @@
-"""Adapters: they alone are trained and saved, and merged into the weights they change nothing that the model says."""
+"""Adapters: only they are trained and saved, and merging them into the weights does not change the model's output."""
 
 import copy
 
@@ -17,7 +17,7 @@ from tests.training.made import CONFIGS, SMALL, Setting, V, config
 
 ALL = {
     **CONFIGS,
-    # It keeps its weights the other way round.
+    # It stores its weights transposed.
     "gpt2": GPT2Config(vocab_size=V, n_embd=32, n_layer=2, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=1),
     "mixtral": MixtralConfig(vocab_size=V, num_key_value_heads=1, num_local_experts=4, **SMALL),
     "llama, wide": LlamaConfig(vocab_size=V, **{**SMALL, "hidden_size": 256, "intermediate_size": 512}),
@@ -32,7 +32,7 @@ def make(name):
 
 
 def adapted(name, **settings):
-    """A target with adapters as a run begins with them."""
+    """Returns a target with adapters as at the start of a run."""
     model = make(name)
     add_adapters(model, LoraConfig(rank=2, **settings))
     fill_adapters(model, seed=0)
@@ -40,30 +40,30 @@ def adapted(name, **settings):
 
 
 def disturb(model):
-    """As if trained: B is no longer zero."""
+    """Simulates training: B is no longer zero."""
     for layer in adapted_layers(model).values():
         torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_run_begins_with_what_the_target_says(name):
+def test_a_run_starts_with_the_targets_output(name):
     torch.testing.assert_close(adapted(name)(IDS).logits, make(name)(IDS).logits, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_merged_weights_say_what_the_adapters_say(name):
+def test_merged_weights_give_the_output_of_the_adapters(name):
     model, plain = adapted(name, alpha=3.0), make(name)
     disturb(model)
     before = plain(IDS).logits
     missing, surplus = plain.load_state_dict(dict(whole_weights(model)), strict=False)
-    assert set(missing) <= {"lm_head.weight"}  # where it is tied
+    assert set(missing) <= {"lm_head.weight"}  # if it is tied
     assert not surplus
     torch.testing.assert_close(plain(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-5)
     assert (plain(IDS).logits - before).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mpt"])
-def test_training_changes_adapters_and_nothing_else(name):
+def test_training_changes_only_adapters(name):
     settings = config(lora={"rank": 2}, **SHORT)
     setting, model = Setting(settings), prepare(make(name), settings)
     fill_adapters(model, seed=0)
@@ -73,7 +73,7 @@ def test_training_changes_adapters_and_nothing_else(name):
     assert changed == {key for key in before if "lora_" in key}
 
 
-def test_a_checkpoint_holds_adapters_only_and_brings_them_back(tmp_path):
+def test_a_checkpoint_has_only_adapters_and_restores_them(tmp_path):
     settings = {kind: config(lora=lora, **SHORT) for kind, lora in (("whole", None), ("adapters", {"rank": 1}))}
     size = {}
     for kind, each in settings.items():
@@ -106,6 +106,6 @@ def test_layers_are_adapted_by_name(modules, wanted):
     ("name", "module"),
     [("llama", "qproj"), ("llama", "lm_head"), ("llama", "embed_tokens"), ("llama", "proj"), ("mixtral", "experts")],
 )
-def test_a_name_of_no_such_layer_is_told(name, module):
+def test_a_name_that_matches_no_linear_layer_is_reported(name, module):
     with pytest.raises(UserError, match=rf"^fuse\.lora\.modules: '{module}' .*; it has .*k_proj, .*v_proj$"):
         adapted(name, modules=("q_proj", module))

@@ -1,4 +1,4 @@
-"""The Triton kernels of the loss: in Triton's interpreter wherever Triton is, on a GPU where there is one."""
+"""The Triton kernels of the loss: in Triton's interpreter if Triton is installed, and on a GPU if there is one."""
 
 import os
 import subprocess
@@ -12,10 +12,10 @@ from profuser.training import loss_kernels
 from tests.training.test_losses import loss_of, make
 
 KERNELS = Path(sys.prefix) / "kernels"
-"""Where `make setup` puts Triton on a machine without a GPU: on the path of everything, it would only warn."""
+"""Folder of Triton from `make setup` on a machine without a GPU: on the global path it would only cause warnings."""
 
 
-def test_the_kernels_are_what_pytorch_computes():
+def test_the_kernels_equal_pytorch():
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(KERNELS), os.environ.get("PYTHONPATH", "")])}
     found = subprocess.run([sys.executable, "-c", "import triton"], capture_output=True, env=env)
     if found.returncode:
@@ -25,8 +25,8 @@ def test_the_kernels_are_what_pytorch_computes():
     assert done.stdout == "60 cases agree\n", done.stderr[-3000:]
 
 
-def test_a_plan_of_a_gpus_memory_needs_none():
-    """On tensors without values: chunks of logits in the type of the products, no product in full beside the sum."""
+def test_planning_a_gpus_memory_needs_no_gpu():
+    """With tensors without values: logits of a chunk have the products' type, and no full product exists beside the sum."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from profuser.training.live_bytes import LiveBytes
@@ -45,7 +45,7 @@ def test_a_plan_of_a_gpus_memory_needs_none():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_on_a_gpu_the_kernels_are_what_pytorch_computes(dtype):
+def test_the_kernels_equal_pytorch_on_a_gpu(dtype):
     inputs = [x.detach().cuda().to(dtype if x.is_floating_point() else x.dtype) for x in make(n=300, d=64, v=9000, k=8)]
     for each in inputs[:2]:
         each.requires_grad_()

@@ -1,4 +1,4 @@
-"""The fusion loss against a dense oracle written straight from its definition."""
+"""The fusion loss, compared with a dense oracle written directly from its definition."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ HEADS = {
 
 
 def make(n=7, d=6, v=19, k=4, dtype=torch.float64, seed=0):
-    """Arguments of `fusion_loss`, with a bare output weight in the place of the head."""
+    """Returns arguments of `fusion_loss`, with a bare output weight in place of the head."""
     torch.manual_seed(seed)
     hidden = torch.randn(n, d, dtype=dtype, requires_grad=True)
     weight = torch.randn(v, d, dtype=dtype, requires_grad=True)
@@ -117,7 +117,7 @@ def test_kl_and_its_gradient_vanish_where_student_equals_teacher(tail, temperatu
     assert max(g.abs().max() for g in grads) < 1e-12
 
 
-def test_cutting_into_micro_batches_changes_nothing():
+def test_splitting_into_micro_batches_changes_nothing():
     inputs = make(n=12)
     whole = torch.autograd.grad(loss_of(*inputs).total, inputs[:2])
     parts = [
@@ -142,7 +142,7 @@ def test_a_confident_student_under_a_broad_teacher_has_finite_gradients():
     assert torch.isfinite(hidden.grad).all()
 
 
-def test_ignored_tokens_count_for_nothing():
+def test_ignored_tokens_have_no_effect():
     hidden, weight, targets, *rest = make(n=6)
     masked = targets.clone()
     masked[[0, 4]] = IGNORE
@@ -158,7 +158,7 @@ def test_ignored_tokens_count_for_nothing():
         torch.testing.assert_close(a, b)
 
 
-def test_sums_over_counts_are_means_however_the_batch_is_cut():
+def test_sums_over_counts_are_means_however_the_batch_is_split():
     hidden, weight, *rest = make(n=9)
     ones = torch.ones(9, dtype=hidden.dtype)
     whole = loss_of(hidden, weight, *rest[:3], ones, ones)
@@ -171,7 +171,7 @@ def test_sums_over_counts_are_means_however_the_batch_is_cut():
 
 
 class WidestTensor(torch.utils._python_dispatch.TorchDispatchMode):
-    """Remembers how many rows as wide as the vocabulary any tensor of a computation has."""
+    """Records the most rows of vocabulary width in any tensor of a computation."""
 
     def __init__(self, vocab_size):
         super().__init__()
@@ -193,7 +193,7 @@ def test_no_tensor_of_logits_is_larger_than_a_chunk(kind):
     assert widest.rows == 8
 
 
-def test_a_frozen_head_gets_no_gradient_and_hidden_states_the_same():
+def test_a_frozen_head_gets_no_gradient_and_hidden_states_get_the_same():
     hidden, weight, *rest = make()
     frozen = torch.autograd.grad(loss_of(hidden, weight.detach(), *rest).total, hidden)
     torch.testing.assert_close(frozen, torch.autograd.grad(loss_of(hidden, weight, *rest).total, (hidden, weight))[:1])
@@ -201,7 +201,7 @@ def test_a_frozen_head_gets_no_gradient_and_hidden_states_the_same():
         torch.testing.assert_close(loss_of(hidden, weight, *rest).total, loss_of(hidden, weight, *rest).total)
 
 
-def test_bfloat16_autocast_follows_float32_and_gives_master_gradients():
+def test_bfloat16_autocast_is_close_to_float32_and_gives_float32_gradients():
     inputs = [x.detach().float() if x.is_floating_point() else x for x in make(n=64, d=16, v=200, k=8)]
     for tensor in inputs[:2]:
         tensor.requires_grad_()
@@ -232,6 +232,6 @@ print("the same")
 
 @pytest.mark.slow
 def test_torch_compile_changes_nothing():
-    # In a process of its own: the compiler cannot look through the type checks that tests put around every function.
+    # In a separate process: the compiler cannot trace the type checks that tests add to every function.
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
     assert done.stdout == "the same\n", done.stderr

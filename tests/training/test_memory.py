@@ -1,6 +1,6 @@
-"""The plan of training's memory, against what PyTorch's allocator really gave out during an update of the trainer.
+"""The plan of training's memory, compared with what PyTorch's allocator really allocated during an update of the trainer.
 
-The plan promises 20 %. It runs the same code as the trainer does, so it is held to 2 % here: what it misses is a bug.
+The plan promises 20 %. It runs the same code as the trainer, so the tolerance here is 2 %: a larger error is a bug.
 """
 
 import pickle
@@ -51,7 +51,7 @@ def save(name, folder):
 
 
 def full_batch(rows, length):
-    """Sequences of two examples each, of which every token but the first is a response's."""
+    """Returns sequences of two examples each, with only response tokens except the first."""
     rng = np.random.default_rng(0)
     ids = rng.integers(1, V, (rows, length), dtype=np.int32)
     num_tokens = rows * (length - 1)
@@ -72,7 +72,7 @@ def full_batch(rows, length):
 
 
 def measured(folder, config, repeats=1):
-    """The most bytes that tensors of this process, one of a group, held during a later update; the least of so many updates."""
+    """Returns the peak bytes of this process's tensors during a later update; the minimum over the repeats."""
     rows, length, accumulates = largest_micro_batch(config, dist.get_world_size())
     module = load_target(str(folder), None, config, torch.device("cpu"))
     trainer = Trainer(module, Setting(config).plan, config, 0)
@@ -95,7 +95,7 @@ def held_between_updates(trainer):
 
 
 def allocations(events):
-    """All that the allocator gave out and took back, as PyTorch's profiler saw it."""
+    """Yields all allocations and deallocations recorded by PyTorch's profiler."""
     for event in events:
         if type(event.extra_fields).__name__ == "_ExtraFields_Allocation":
             yield event
@@ -103,7 +103,7 @@ def allocations(events):
 
 
 def highest(events):
-    """The most bytes that were out at one time; without those of gloo's threads, which copy what they reduce."""
+    """Returns the peak of allocated bytes, without those of gloo's threads, which copy what they reduce."""
     trainer_thread = Counter(event.start_tid for event in events).most_common(1)[0][0]
     out = {}
     now = most = 0
@@ -120,7 +120,7 @@ def highest(events):
 
 @pytest.fixture
 def alone():
-    """A process group of this process alone: training is as sharded as it can be."""
+    """A process group with this process only: training is sharded, over one worker."""
     yield lambda: dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -147,7 +147,7 @@ def slow(*values):
         slow("mpt", LORA),
     ],
 )
-def test_the_plan_is_what_training_takes(name, settings, tmp_path, alone):
+def test_the_plan_equals_the_memory_of_training(name, settings, tmp_path, alone):
     config = fuse_config(**settings)
     planned = estimate(CONFIGS[name], config, 1, "float32").peak_bytes
     save(name, tmp_path)
@@ -155,8 +155,8 @@ def test_the_plan_is_what_training_takes(name, settings, tmp_path, alone):
     assert planned == pytest.approx(measured(tmp_path, config), rel=TOLERANCE)
 
 
-def test_in_bfloat16_too(tmp_path, alone):
-    # Few tokens: a CPU is slow at products in bfloat16. And it copies a bfloat16 gradient before it adds it to a float32 one, the
+def test_the_plan_holds_in_bfloat16(tmp_path, alone):
+    # Few tokens: bfloat16 products are slow on a CPU. Also, a CPU copies a bfloat16 gradient before adding it to a float32 one, the
     # output layer's at the peak; a GPU does not.
     config = fuse_config(dtype="bfloat16", max_tokens=64, micro_batch_tokens=256, batch_tokens=256)
     planned = estimate(CONFIGS["llama"], config, 1, "bfloat16", torch.device("cpu")).peak_bytes
@@ -176,7 +176,7 @@ def worker(rank, world_size, port_file, folder, configs, result):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "mpt"])
-def test_the_plan_is_what_each_of_two_workers_takes(name, tmp_path):
+def test_the_plan_equals_the_memory_of_each_of_two_workers(name, tmp_path):
     target, result = tmp_path / "target", tmp_path / "result"
     save(name, target)
     settings = [{}, FULL, KEPT, LORA, {"batch_tokens": 32 * LENGTH}]
@@ -184,13 +184,13 @@ def test_the_plan_is_what_each_of_two_workers_takes(name, tmp_path):
     mp.spawn(worker, (2, str(tmp_path / "meet"), str(target), configs, str(result)), nprocs=2)
     planned = [estimate(CONFIGS[name], config, 2, "float32").peak_bytes for config in configs]
     for rank in range(2):
-        # Gloo's threads hold on to what they were given for a while, by chance.
+        # Gloo's threads sometimes keep their buffers for a while.
         assert planned == pytest.approx(pickle.loads(Path(f"{result}{rank}").read_bytes()), rel=0.1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, FULL])
-def test_from_one_number_of_devices_follow_others(settings):
+def test_plans_for_other_numbers_of_devices_are_approximated(settings):
     config = fuse_config(batch_tokens=64 * LENGTH, **settings)
     others = on_other_devices(estimate(CONFIGS["llama"], config, 8, "float32"), config)
     assert [other.world_size for other in others] == [1, 2, 4, 8]
@@ -199,7 +199,7 @@ def test_from_one_number_of_devices_follow_others(settings):
         assert other.peak_bytes == pytest.approx(exact.peak_bytes, rel=0.1)
 
 
-def test_offloading_moves_the_shares_to_the_host():
+def test_offloading_moves_the_shards_to_the_host():
     config = fuse_config()
     offloaded = config.model_copy(update={"memory": config.memory.model_copy(update={"cpu_offload": True})})
     plain, moved = (estimate(CONFIGS["llama"], each, 2, "float32") for each in (config, offloaded))
@@ -217,12 +217,12 @@ def test_offloading_moves_the_shares_to_the_host():
         (LENGTH // 2, 1, (1, LENGTH // 2, False)),
     ],
 )
-def test_the_largest_micro_batch_is_what_workers_are_dealt(batch_tokens, world_size, expected):
+def test_the_largest_micro_batch_is_the_one_that_workers_get(batch_tokens, world_size, expected):
     assert largest_micro_batch(fuse_config(batch_tokens=batch_tokens), world_size) == expected
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory):
+def local_model(tmp_path_factory):
     return tiny.llama(tmp_path_factory.mktemp("models") / "llama")
 
 
@@ -233,7 +233,7 @@ def here(tmp_path_factory):
         ("nobody/nothing-7b", "memory per device can be planned once nobody/nothing-7b has been downloaded"),
     ],
 )
-def test_the_command_prints_it_where_the_target_is_here(target, expected, here, tmp_path, capsys):
+def test_the_command_prints_the_plan_if_the_target_is_available(target, expected, local_model, tmp_path, capsys):
     from profuser.recipe.loading import load_recipe
     from ray_jobs.cli.plan import print_plan
 
@@ -242,8 +242,8 @@ def test_the_command_prints_it_where_the_target_is_here(target, expected, here, 
         "name": "small",
         "storage": str(tmp_path / "runs"),
         "corpus": {"path": str(tmp_path / "data.jsonl"), "heldout_rows": 10},
-        "sources": [{"name": "a", "model": here}],
-        "target": {"model": target or here},
+        "sources": [{"name": "a", "model": local_model}],
+        "target": {"model": target or local_model},
         "rewards": [{"kind": "answer_match", "name": "match", "pattern": "is (.+)"}],
         "fuse": {"dtype": "float32"},
     }

@@ -1,4 +1,4 @@
-"""The head that the loss reads is the model's own, whatever the architecture does to its logits."""
+"""The head that the loss computes equals the model's own, whatever the architecture does to its logits."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def models():
     yield phi
 
 
-def test_every_known_head_is_read_as_it_is():
+def test_every_supported_head_is_read_correctly():
     kinds = []
     for model in models():
         check_head(model, "path")
@@ -62,7 +62,7 @@ def test_bias_scale_and_cap_are_found():
     assert heads["LlamaForCausalLM"][1:] == (None, 1.0, None)
 
 
-def test_a_head_that_the_loss_does_not_know_is_refused():
+def test_a_head_that_the_loss_does_not_support_is_rejected():
     class Odd(LlamaForCausalLM):
         def forward(self, *args, **kwargs):
             out = super().forward(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Examples that lie end to end in a sequence give what each gives by itself, for every architecture in use."""
+"""Packed examples give the same results as each one separately, for every architecture in use."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def gradients(module, batches):
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("attention", ["auto", "sdpa", "eager"])
-def test_packed_examples_give_the_losses_and_gradients_of_each_by_itself(name, attention, examples):
+def test_packed_examples_give_the_losses_and_gradients_of_each_one_alone(name, attention, examples):
     target = model(name)
     if attention == "sdpa" and not target._supports_sdpa:
         attention = "eager"
@@ -52,12 +52,12 @@ def test_packed_examples_give_the_losses_and_gradients_of_each_by_itself(name, a
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("attention", ["auto", "varlen", "flex_attention"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_on_a_gpu_too(name, attention, dtype, examples):
+def test_packed_examples_on_a_gpu_give_the_gradients_of_each_one_alone(name, attention, dtype, examples):
     device, target = torch.device("cuda"), model(name).to(dtype)
     try:
         module = FusionModule(target.to(device), config(attention=attention))
     except UserError:
-        pytest.skip("the target does not have it")
+        pytest.skip("the target does not support it")
 
     def found(batches):
         module.zero_grad()
@@ -70,8 +70,8 @@ def test_on_a_gpu_too(name, attention, dtype, examples):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_cross_entropy_is_that_of_the_model_itself(name, examples):
-    """An oracle by the model's own loss: response tokens only, each predicted from the token before it."""
+def test_the_cross_entropy_equals_the_models_own(name, examples):
+    """The oracle is the model's own loss: response tokens only, each predicted from the token before it."""
     target = model(name).eval()
     losses = FusionModule(target, config())(collate([examples], 0, K).tensors(torch.device("cpu")), SCALE)
     found = np.split(losses.ce_nats.numpy(), np.cumsum([len(e.response_ids) for e in examples])[:-1])
@@ -83,22 +83,22 @@ def test_the_cross_entropy_is_that_of_the_model_itself(name, examples):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_targets_in_use_are_found_fit_for_packing(name):
+def test_targets_in_use_pass_the_packing_check(name):
     check_target(FusionModule(model(name), config()), name, packing=True)
 
 
-def test_a_target_of_another_vocabulary_than_the_examples_is_refused():
+def test_a_target_whose_vocabulary_differs_from_the_examples_is_rejected():
     check_vocabulary(model(), 50, "some/model")
-    with pytest.raises(ArtifactError, match=r"some/model has 50 logits, the selected examples are for 60"):
+    with pytest.raises(ArtifactError, match=r"some/model has 50 logits, but the selected examples are for 60"):
         check_vocabulary(model(), 60, "some/model")
 
 
-def test_a_target_that_mixes_packed_examples_is_refused():
+def test_a_target_that_mixes_packed_examples_is_rejected():
     target = model("llama")
     inner = target.model.forward
-    # As an architecture that counts positions by itself and knows no mask.
+    # Like an architecture that counts positions internally and supports no mask.
     target.model.forward = lambda input_ids, position_ids=None, use_cache=None, **_: inner(input_ids=input_ids)
-    with pytest.raises(UserError, match=r"cannot keep packed examples apart .* set fuse.packing: false"):
+    with pytest.raises(UserError, match=r"cannot keep packed examples separate .* set fuse.packing: false"):
         check_packing(FusionModule(target, config()), "some/model")
 
 
@@ -117,7 +117,7 @@ def test_an_empty_micro_batch_gives_zero():
     assert losses.total == 0
 
 
-def test_a_micro_batch_survives_its_way_as_a_table(examples):
+def test_a_micro_batch_survives_conversion_to_a_table(examples):
     for packs in ([examples[:3], examples[3:5]], [], [examples[:1]]):
         before = collate(packs, 0, K)
         after = PackedExamples.from_table(before.to_table(), 0, K)

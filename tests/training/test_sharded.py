@@ -1,4 +1,4 @@
-"""Sharded parameters: two processes with FSDP2 give what one gives, from loading through checkpoints to the export."""
+"""Sharded parameters: two processes with FSDP2 give the results of one, from loading through checkpoints to the export."""
 
 import pickle
 from pathlib import Path
@@ -31,7 +31,7 @@ VARIANTS = {
 
 
 def make_trainer(setting, folder):
-    """Of this process, with its own share of everything."""
+    """Returns a trainer for this process, with its own share of everything."""
     world_size, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     module = load_target(str(folder), None, setting.config, CPU)
     packs = setting.plan.deal_validation(world_size, rank)
@@ -40,7 +40,7 @@ def make_trainer(setting, folder):
 
 
 def train(settings, folder, start=None, save=None):
-    """Trains from a checkpoint on, or from the start; the curve and the weights at the end."""
+    """Trains from a checkpoint or from the start; returns the curve and the final weights."""
     trainer, stream = make_trainer(Setting(config(**settings)), folder)
     if start:
         load_checkpoint(trainer, Path(start))
@@ -66,7 +66,7 @@ def worker(rank, world_size, port_file, result, jobs):
 
 
 def on_workers(world_size, tmp_path, *jobs):
-    """What each job gives on so many processes."""
+    """Returns the result of each job on that many processes."""
     number = len(list(tmp_path.iterdir()))
     result = tmp_path / f"result{number}"
     mp.spawn(worker, (world_size, str(tmp_path / f"meet{number}"), str(result), jobs), nprocs=world_size)
@@ -74,7 +74,7 @@ def on_workers(world_size, tmp_path, *jobs):
 
 
 def check_close(found, wanted):
-    """Curves and weights of two trainings."""
+    """Compares curves and weights of two trainings."""
     for mine, other in zip(found[0], wanted[0], strict=True):
         assert mine == pytest.approx(other, rel=1e-4, abs=1e-5)
     assert found[1].keys() == wanted[1].keys()
@@ -83,7 +83,7 @@ def check_close(found, wanted):
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2, tied and capped", "mpt"])
-def test_two_workers_learn_what_one_does(name, tmp_path):
+def test_two_workers_train_the_same_as_one(name, tmp_path):
     model(name).save_pretrained(tmp_path / "target")
     gentle = {"optimizer": {"learning_rate": 1.0e-4}}
     found = on_workers(2, tmp_path, *[({**gentle, **each}, tmp_path / "target") for each in VARIANTS.values()])
@@ -93,7 +93,7 @@ def test_two_workers_learn_what_one_does(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["llama", "mpt", "gpt_neox"])
-def test_bfloat16_learns_nearly_what_float32_does(name, tmp_path):
+def test_bfloat16_trains_nearly_the_same_as_float32(name, tmp_path):
     model(name).save_pretrained(tmp_path / "target")
     settings = {"optimizer": {"learning_rate": 1.0e-4}, "lora": None, "memory": {"activation_checkpointing": "full"}}
     low, full = on_workers(
@@ -106,7 +106,7 @@ def test_bfloat16_learns_nearly_what_float32_does(name, tmp_path):
 
 
 @pytest.mark.parametrize("variant", [{}, {"lora": LORA}], ids=["whole", "adapters"])
-def test_a_run_goes_on_with_another_number_of_workers(variant, tmp_path):
+def test_a_run_continues_with_another_number_of_workers(variant, tmp_path):
     settings = {"duration": {"kind": "steps", "value": 9}, "optimizer": {"learning_rate": 1.0e-4}, **variant}
     target, saved = tmp_path / "target", tmp_path / "saved"
     model().save_pretrained(target)
@@ -121,7 +121,7 @@ def test_a_run_goes_on_with_another_number_of_workers(variant, tmp_path):
     check_close(on_workers(2, tmp_path, (settings, target, tmp_path / "fewer" / "6"))[0], (curve, weights))
 
 
-def test_a_target_of_pickled_weights_is_loaded_too(tmp_path):
+def test_a_target_with_pickled_weights_is_loaded(tmp_path):
     target = model()
     target.save_pretrained(tmp_path / "plain")
     target.save_pretrained(tmp_path / "pickled")

@@ -1,4 +1,4 @@
-"""The training path without Ray: examples, packs, loss, steps, a checkpoint, and a Hugging Face folder. Prints a line of JSON."""
+"""Runs the training path without Ray: examples, packs, loss, steps, a checkpoint, and a Hugging Face folder. Prints JSON."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""What can be known of the benchmarks before anything is started: whether their data are there, and what tells them apart."""
+"""Checks benchmarks before anything is started: whether their data exist, their digests, and their sizes."""
 
 import hashlib
 import os
@@ -17,12 +17,12 @@ HUB_SECONDS = 10
 
 
 def data_digest(config: BenchmarkConfig) -> str:
-    """What tells a benchmark's data from others: a digest of local files, or the name of a dataset on the Hub.
+    """Returns what identifies a benchmark's data: a digest of local files, or the name of a dataset on the Hub.
 
-    Of a task of the user's own: of its file, of the Python and YAML files beside it, and of local files of its data.
+    For a user's own task, the digest covers its file, the Python and YAML files beside it, and local files of its data.
 
     Raises:
-        UserError: a local file is not there.
+        UserError: a local file does not exist.
     """
     if config.task:
         return _own_digest(config, Path(config.task).expanduser())
@@ -32,32 +32,32 @@ def data_digest(config: BenchmarkConfig) -> str:
 
 
 def local_data(config: BenchmarkConfig) -> Pack | None:
-    """Local data of a benchmark, checked; None where it has none. UserError as of `read_pack`."""
+    """Returns a benchmark's local data, checked; None if it has none. Raises UserError as `read_pack` does."""
     return read_pack(config.name, config.path, config.shots or 0) if config.path else None
 
 
 def check_data(config: BenchmarkConfig) -> None:
-    """Raises UserError, in one line, unless a benchmark's data are there and can be read, or the Hub has them within reach."""
+    """Raises a one-line UserError unless a benchmark's data can be read locally or fetched from the Hub."""
     if config.task:
-        # The harness itself, which takes seconds to import.
+        # The harness takes seconds to import.
         from profuser.evaluation.benchmarks.tasks import load_benchmark
 
         load_benchmark(config)
     elif config.path:
         local_data(config)
-    elif not _cached(config.name) and (reason := _out_of_reach(PRESETS[config.name].hub)):
+    elif not _is_cached(config.name) and (reason := _why_unreachable(PRESETS[config.name].hub)):
         raise UserError(
-            f"evaluate.benchmarks.{config.name}: {PRESETS[config.name].hub} is not on this machine, and the Hub is out of reach "
+            f"evaluate.benchmarks.{config.name}: {PRESETS[config.name].hub} is not on this machine, and the Hub is unreachable "
             f"({reason}): give local data with path: FOLDER, in the same columns, or leave the benchmark out"
         )
 
 
 def benchmark_size(config: BenchmarkConfig, pack: Pack | None = None) -> tuple[int, float]:
-    """Items, and tokens of all their prompts, the latter estimated.
+    """Returns the number of items, and an estimate of the tokens of all their prompts.
 
     Args:
-        config: of a benchmark; of a task of the user's own no more is known than its limit.
-        pack: its local data, where it has any.
+        config: the benchmark; for a user's own task only its limit is known.
+        pack: its local data, if any.
     """
     preset = config.preset
     if preset is None:
@@ -70,8 +70,8 @@ def benchmark_size(config: BenchmarkConfig, pack: Pack | None = None) -> tuple[i
     return items, items * preset.requests_per_item * ((config.shots or 0) + 1) * preset.example_tokens
 
 
-def _cached(name: str) -> bool:
-    """Whether the `datasets` library has a benchmark's data in its cache."""
+def _is_cached(name: str) -> bool:
+    """Returns whether the `datasets` library has a benchmark's data in its cache."""
     from datasets import config
 
     owner, _, dataset = PRESETS[name].hub.partition("/")
@@ -79,15 +79,15 @@ def _cached(name: str) -> bool:
     return any((folder / (PRESETS[name].configuration or "")).is_dir() for folder in folders)
 
 
-def _out_of_reach(hub: str) -> str | None:
-    """Why a dataset of the Hub cannot be had, or None."""
+def _why_unreachable(hub: str) -> str | None:
+    """Returns why a dataset of the Hub cannot be fetched, or None."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return "HF_HUB_OFFLINE is set"
     try:
-        # What is in its cache would say nothing.
+        # Forced, as a cached copy would prove nothing.
         hf_hub_download(hub, "README.md", repo_type="dataset", force_download=True, etag_timeout=HUB_SECONDS)
     except (HfHubHTTPError, OSError, ValueError) as error:
         cause = error.__cause__ or error
@@ -96,7 +96,7 @@ def _out_of_reach(hub: str) -> str | None:
 
 
 class _AnyTag(yaml.SafeLoader):
-    """Reads the harness's YAML without running what its tags name."""
+    """Reads the harness's YAML without running the functions that its tags name."""
 
 
 _AnyTag.add_multi_constructor("!", lambda loader, suffix, node: None)
@@ -111,7 +111,7 @@ def _own_digest(config: BenchmarkConfig, file: Path) -> str:
     except yaml.YAMLError as error:
         raise UserError(f"{setting}: {file} is not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(tree, dict) or "task" not in tree:
-        raise UserError(f"{setting}: {file} is no task of lm-evaluation-harness: it has no key 'task'")
+        raise UserError(f"{setting}: {file} is not a task of lm-evaluation-harness: it has no key 'task'")
     sha = hashlib.sha256(file.read_bytes())
     for beside in sorted(f for f in file.absolute().parent.iterdir() if f.suffix in CODE_SUFFIXES and f.is_file()):
         sha.update(beside.name.encode() + beside.read_bytes())
@@ -122,7 +122,7 @@ def _own_digest(config: BenchmarkConfig, file: Path) -> str:
 
 
 def _leaves(tree: Any) -> list[str]:
-    """Strings of a value, of a list, or of a mapping's values."""
+    """Returns the strings of a value, a list, or a mapping's values."""
     if isinstance(tree, dict):
         tree = list(tree.values())
     return [leaf for item in tree for leaf in _leaves(item)] if isinstance(tree, list) else [tree] if tree else []

@@ -1,7 +1,7 @@
-"""The data of the six benchmarks from local files: which files make a split, what a row must hold, what tells contents apart.
+"""Reads the six benchmarks' data from local files: finds the files of each split, checks rows, and computes digests.
 
-A folder holds a file per split, `test.jsonl` or, as the Hub has it, `test-00000-of-00001.parquet`, in itself, in `data/`, or in a
-folder of the Hub's configuration (`ARC-Challenge/`). MMLU's rows have a `subject`, or its subjects have a folder each
+A folder has one file per split, `test.jsonl` or, as on the Hub, `test-00000-of-00001.parquet`: in the folder itself, in `data/`, or
+in a folder named after the Hub's configuration (`ARC-Challenge/`). MMLU's rows have a `subject`, or its subjects have a folder each
 (`anatomy/test.jsonl`), or a file each in a folder per split (`test/anatomy.jsonl`).
 """
 
@@ -20,33 +20,33 @@ from profuser.recipe.benchmarks import PRESETS
 
 SUFFIXES = (".jsonl", ".parquet")
 WHOLE = "all"
-"""Hub configuration of MMLU that holds all subjects."""
+"""MMLU's Hub configuration with all subjects."""
 Rows = dict[str, list[dict[str, Any]]]
 """Rows by split."""
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Local data of a benchmark: tables by task (of MMLU a subject each, else the benchmark itself) and split."""
+    """A benchmark's local data: tables by task (one per MMLU subject, else the benchmark itself) and split."""
 
     tables: dict[str, dict[str, pa.Table]]
 
     def num_items(self, split: str, limit: int | None) -> int:
-        """Items that are measured."""
+        """Returns the number of evaluated items."""
         sizes = (splits[split].num_rows for splits in self.tables.values())
         return sum(size if limit is None else min(size, limit) for size in sizes)
 
 
 def read_pack(name: str, path: str, shots: int) -> Pack:
-    """Reads local data of one of the six, and checks what the harness would only trip over, or misread.
+    """Reads a benchmark's local data, and checks for faults that the harness would fail on or misread.
 
     Args:
-        name: of the benchmark.
+        name: name of the benchmark.
         path: folder, or a JSONL or Parquet file of the evaluated split.
         shots: worked examples in a prompt.
 
     Raises:
-        UserError: there are no such data, or a row is not what the benchmark's rows are; one line that names file and row.
+        UserError: there are no such data, or a row is not a valid row of the benchmark; one line with file and row.
     """
     dataset, setting = PRESETS[name], _setting(name)
     found = {
@@ -61,31 +61,31 @@ def read_pack(name: str, path: str, shots: int) -> Pack:
         examples = by_split[dataset.examples].num_rows if dataset.examples and shots else 0
         if dataset.examples and examples < shots:
             raise UserError(
-                f"{setting}: {task} has {examples} rows in the split {dataset.examples!r}, {shots} are wanted"
+                f"{setting}: {task} has {examples} rows in the split {dataset.examples!r}, but {shots} are needed"
             )
     return Pack(tables)
 
 
 def pack_digest(name: str, path: str, shots: int) -> str:
-    """Sixteen hex digits that tell local data from others: the SHA-256 over the files of the splits that are used."""
+    """Returns sixteen hex digits that identify local data: the SHA-256 over the files of the splits that are used."""
     sha = hashlib.sha256()
     for split, files in pack_files(name, path, shots).items():
         for file in files:
-            # Of several files the place says what is in them.
+            # With several files, their names also identify the contents.
             place = f"{file.parent.name}/{file.name}" if len(files) > 1 else ""
             sha.update(f"{split} {place}\n".encode() + file.read_bytes())
     return sha.hexdigest()[:16]
 
 
 def pack_files(name: str, path: str, shots: int) -> dict[str, list[Path]]:
-    """Files of the splits that a benchmark uses; UserError where one is not there."""
+    """Returns the files of the splits that a benchmark uses; raises UserError if one does not exist."""
     dataset, root, setting = PRESETS[name], Path(path).expanduser(), _setting(name)
     examples = dataset.examples if shots else None
     if root.is_file() and examples is None:
         return {dataset.evaluated: [root]}
     if root.is_file():
         raise UserError(
-            f"{setting}: {root} is one file, and {shots} worked examples are wanted from the split {examples!r}: give a folder "
+            f"{setting}: {root} is one file, but {shots} worked examples are needed from the split {examples!r}: give a folder "
             f"with {dataset.evaluated}.jsonl and {examples}.jsonl, or set num_fewshot: 0"
         )
     if not root.is_dir():
@@ -107,7 +107,7 @@ def _setting(name: str) -> str:
 
 
 def _split_files(root: Path, split: str, configuration: str | None) -> list[Path]:
-    """Files of a split: of the first place that has any."""
+    """Returns the files of a split, from the first place that has any."""
     for place in (root, root / "data", root / (configuration or WHOLE)):
         if files := _named(place, split):
             return files
@@ -126,7 +126,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _tagged(name: str, files: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of files with where each stands; those of MMLU get the subject that their file or folder is called by."""
+    """Yields rows with their location; MMLU rows without a subject get it from the name of their file or folder."""
     for file in files:
         for where, row in _rows(file):
             if name == "mmlu" and "subject" not in row:
@@ -144,7 +144,7 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from ((f"{file}, row {number}", row) for number, row in enumerate(records))
         return
     try:
-        # Not splitlines: a string may hold a line separator of Unicode's.
+        # Not splitlines: a string may contain a Unicode line separator.
         lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from None
@@ -168,7 +168,7 @@ def _checked(name: str, rows: Iterator[tuple[str, dict[str, Any]]], setting: str
             raise UserError(f"{setting}: {where}: {reason}")
         out.append(row)
     if not out:
-        raise UserError(f"{setting}: there are no rows")
+        raise UserError(f"{setting}: no rows")
     return out
 
 
@@ -182,7 +182,7 @@ def _by_task(name: str, found: Rows, setting: str) -> dict[str, Rows]:
             subject = row["subject"]
             if subject not in known:
                 raise UserError(
-                    f"{setting}: {subject!r} is no subject of MMLU; they are called as on the Hub, e.g. anatomy"
+                    f"{setting}: {subject!r} is not an MMLU subject; subjects are named as on the Hub, e.g. anatomy"
                 )
             out.setdefault(f"mmlu_{subject}", {other: [] for other in found})[split].append(row)
     evaluated = PRESETS[name].evaluated
@@ -190,7 +190,7 @@ def _by_task(name: str, found: Rows, setting: str) -> dict[str, Rows]:
 
 
 def mmlu_subjects() -> set[str]:
-    """The subjects, from the harness's own files."""
+    """Returns the subjects, from the harness's own files."""
     from importlib.util import find_spec
 
     spec = find_spec("lm_eval")
@@ -202,4 +202,4 @@ def _table(rows: list[dict[str, Any]], where: str) -> pa.Table:
     try:
         return pa.Table.from_pylist(rows)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise UserError(f"{where}: a column is not of one type: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{where}: a column has mixed types: {' '.join(str(error).split())[:200]}") from None

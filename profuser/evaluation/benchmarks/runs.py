@@ -1,4 +1,4 @@
-"""A model on a benchmark: the harness asks and scores, and what it says of every item is kept."""
+"""Runs a model on a benchmark: the harness prompts and scores, and the results of every item are kept."""
 
 import math
 import random
@@ -17,23 +17,23 @@ from profuser.evaluation.benchmarks.tasks import Benchmark
 from profuser.evaluation.benchmarks.text import read_text_as_text
 
 RANDOM_SEED, OTHER_SEED = 0, 1234
-"""The harness's own."""
+"""The harness's own seeds."""
 NAMES = {"truthfulqa_mc2": {"acc": "mc2"}}
-"""Metrics that are called otherwise here: the harness calls a probability mass accuracy."""
+"""Renamed metrics: the harness calls a probability mass accuracy."""
 
 
 def run_benchmark(lm: Any, benchmark: Benchmark) -> pa.Table:
-    """Items of a benchmark under a model, in order.
+    """Returns the items of a benchmark under a model, in order.
 
     Args:
-        lm: the model, as the harness takes it (see `load_lm`).
+        lm: the model, loaded for the harness (see `load_lm`).
         benchmark: its tasks.
 
     Returns:
         A table of the schema `BENCHMARK`.
 
     Raises:
-        UserError: a chat template is asked for, and the model has none; or a task of the user's own fails.
+        UserError: a chat template is requested but the model has none; or a user's own task fails.
         EngineError: the model's context leaves no room for answers.
     """
     config = benchmark.config
@@ -51,7 +51,7 @@ def run_benchmark(lm: Any, benchmark: Benchmark) -> pa.Table:
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         if not config.task:
             raise
-        # Prompts, answers and aggregation may be code of the user's.
+        # Prompts, answers and aggregation may be the user's code.
         text = one_line(error)
         raise UserError(f"evaluate.benchmarks.{config.name}.task: {config.task} fails: {text}") from error
     rows = [row for name, task in benchmark.tasks.items() for row in _rows(lm, benchmark, name, task, samples[name])]
@@ -59,7 +59,7 @@ def run_benchmark(lm: Any, benchmark: Benchmark) -> pa.Table:
 
 
 def _evaluate(lm: Any, benchmark: Benchmark) -> Mapping[str, Sequence[Mapping[str, Any]]]:
-    """The harness's samples by task."""
+    """Returns the harness's samples by task."""
     evaluate: Any = lm_eval.evaluate
     return evaluate(
         lm,
@@ -86,7 +86,7 @@ def _answer_tokens(lm: Any, task: Any) -> int:
 
 
 def _rows(lm: Any, benchmark: Benchmark, name: str, task: Any, samples: Sequence[Mapping[str, Any]]) -> Iterable[dict]:
-    """Items of one task; the harness gives one sample per item and filter of answers."""
+    """Yields the items of one task; the harness returns one sample per item and answer filter."""
     by_item: dict[int, list[Mapping[str, Any]]] = {}
     for sample in samples:
         by_item.setdefault(sample["doc_id"], []).append(_defined(benchmark, sample))
@@ -95,7 +95,7 @@ def _rows(lm: Any, benchmark: Benchmark, name: str, task: Any, samples: Sequence
         score = main[benchmark.metric]
         if not isinstance(score, (int, float, np.number)) or not math.isfinite(score):
             raise UserError(
-                f"evaluate.benchmarks.{benchmark.config.name}.metric: {benchmark.metric!r} gives an item {score!r}, no number"
+                f"evaluate.benchmarks.{benchmark.config.name}.metric: {benchmark.metric!r} of an item is {score!r}, not a number"
             )
         prediction, target = _texts(benchmark, task, main)
         yield {
@@ -111,9 +111,9 @@ def _rows(lm: Any, benchmark: Benchmark, name: str, task: Any, samples: Sequence
 
 
 def _defined(benchmark: Benchmark, sample: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A sample with its mc2 where the harness divides 0 by 0, since all probabilities underflow in its `exp`.
+    """Returns a sample, with mc2 recomputed if the harness divided 0 by 0 because all probabilities underflowed in its `exp`.
 
-    mc2 is the share of the true answers in the probability of all; the highest likelihood is taken out of both first.
+    mc2 is the share of the true answers in the total probability; the highest likelihood is factored out of both first.
     """
     if benchmark.config.name != "truthfulqa_mc2" or math.isfinite(sample[benchmark.metric]):
         return sample
@@ -124,16 +124,16 @@ def _defined(benchmark: Benchmark, sample: Mapping[str, Any]) -> Mapping[str, An
 
 
 def _metrics(benchmark: Benchmark, sample: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
-    """Those that are numbers; of a filter other than the headline's with its name behind them."""
+    """Yields numeric metrics; those of a filter other than the headline's have its name as a suffix."""
     names = NAMES.get(benchmark.config.name, {})
     for metric in sample["metrics"]:
         if isinstance(value := sample[metric], (int, float, np.number)):
-            behind = "" if sample["filter"] in ("none", benchmark.filter) else f"_{sample['filter'].replace('-', '_')}"
-            yield f"{names.get(metric, metric)}{behind}", float(value)
+            suffix = "" if sample["filter"] in ("none", benchmark.filter) else f"_{sample['filter'].replace('-', '_')}"
+            yield f"{names.get(metric, metric)}{suffix}", float(value)
 
 
 def _texts(benchmark: Benchmark, task: Any, sample: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """What the model says and what is right: the chosen of several choices, or the answer that was taken out of the text."""
+    """Returns the model's answer and the right one: the chosen one of several choices, or the answer extracted from the text."""
     doc = sample["doc"]
     if task.OUTPUT_TYPE != "multiple_choice":
         return _text(sample["filtered_resps"][0]), _text(sample["target"])
@@ -153,12 +153,12 @@ def _text(value: Any) -> str | None:
 
 
 def _is_truncated(lm: Any, task: Any, arguments: Sequence[tuple]) -> bool:
-    """Whether the harness had to cut a prompt of an item on the left, since it is longer than the model's context."""
+    """Returns whether the harness had to truncate an item's prompt on the left because it exceeds the model's context."""
     generates = task.OUTPUT_TYPE == "generate_until"
     room = lm.max_length - _answer_tokens(lm, task) if generates else longest_request(lm)
     for context, rest in arguments:
         text = context if generates else context + rest
-        # A token stands for a byte at least; one may begin the text, and one stand for a blank before it.
+        # Short texts need no encoding: a token is at least a byte, except one that begins the text and one for a leading blank.
         if len(text.encode()) + 2 > room and len(lm.tok_encode(text)) > room:
             return True
     return False

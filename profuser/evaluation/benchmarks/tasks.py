@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness for the benchmarks of a recipe: prompts and scoring are the harness's, data may be local."""
+"""Loads lm-evaluation-harness tasks for a recipe's benchmarks: the harness prompts and scores, the data may be local."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,32 +15,32 @@ from profuser.recipe.benchmarks import PRESETS
 from profuser.recipe.evaluating import BenchmarkConfig
 
 FEWSHOT_SEED = 1234
-"""The harness's own: under it the worked examples are those of published results."""
+"""The harness's own seed: it selects the worked examples of published results."""
 WITHOUT_EXAMPLES = {"training_split": None, "fewshot_split": None, "fewshot_config": None}
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What the harness runs."""
+    """A benchmark as the harness runs it."""
 
     config: BenchmarkConfig
     tasks: dict[str, Any]
-    """The harness's tasks by name: of MMLU one per subject, else one."""
+    """The harness's tasks by name: for MMLU one per subject, else one."""
     metric: str
     """The headline metric."""
     filter: str
-    """The filter of answers that it is taken of."""
+    """Answer filter of the headline metric."""
 
 
 def load_benchmark(config: BenchmarkConfig, pack: Pack | None = None) -> Benchmark:
     """Makes a benchmark's tasks, with their data.
 
     Args:
-        config: of the benchmark.
-        pack: local data of one of the six; without it the Hub's are loaded.
+        config: the benchmark.
+        pack: local data of one of the six; without it the data come from the Hub.
 
     Raises:
-        UserError: the Hub is out of reach, or a task of the user's own cannot be loaded or has no mean over items as its metric.
+        UserError: the Hub is unreachable, or a user's own task cannot be loaded or its metric is not a mean over items.
     """
     tasks = _own_task(config) if config.task else _preset_tasks(config, pack)
     if config.shots is not None:
@@ -66,14 +66,14 @@ def _preset_tasks(config: BenchmarkConfig, pack: Pack | None) -> dict[str, Any]:
             if PRESETS[config.name].examples not in pack.tables[member["task"]]:
                 member |= WITHOUT_EXAMPLES
     try:
-        # In a group the harness takes settings over those of its own file; of a task by itself it takes nothing else.
+        # In a group these settings override those of the task's own file; for a single task the harness would take nothing else.
         return dict(manager.load({"group": f"profuser_{config.name}", "task": members})["tasks"])
     except (OSError, ValueError) as error:
         raise UserError(f"evaluate.benchmarks.{config.name}: {' '.join(str(error).split())[:300]}") from error
 
 
 def _dataset(pack: Pack, task: str) -> Callable[..., Any]:
-    """What gives the harness a task's data, by split."""
+    """Returns a function that gives the harness a task's data, by split."""
 
     def load(**_: Any) -> Any:
         from datasets import Dataset, DatasetDict
@@ -89,14 +89,12 @@ def _own_task(config: BenchmarkConfig) -> dict[str, Any]:
         tasks = TaskManager(include_defaults=False).load([str(config.task)])["tasks"]
     except (KeyError, ValueError, TypeError, OSError, AttributeError, ImportError) as error:
         text = one_line(error)
-        raise UserError(
-            f"{setting}: the harness does not take {config.task}: {text or type(error).__name__}"
-        ) from error
+        raise UserError(f"{setting}: the harness cannot load {config.task}: {text or type(error).__name__}") from error
     return dict(tasks)
 
 
 def _headline(config: BenchmarkConfig, tasks: Mapping[str, Any]) -> tuple[str, str]:
-    """Metric and filter of a task of the user's own."""
+    """Returns the metric and filter of a user's own task."""
     setting = f"evaluate.benchmarks.{config.name}"
     task = next(iter(tasks.values()))
     metrics = task.aggregation()
@@ -105,7 +103,7 @@ def _headline(config: BenchmarkConfig, tasks: Mapping[str, Any]) -> tuple[str, s
         raise UserError(f"{setting}.metric: {config.task} has no metric {metric!r}; there are: {', '.join(metrics)}")
     if metrics[metric] is not mean:
         raise UserError(
-            f"{setting}.metric: {metric!r} of {config.task} is no mean over items, so models could not be compared item by item; "
+            f"{setting}.metric: {metric!r} of {config.task} is not a mean over items, so models cannot be compared item by item; "
             "choose another with metric"
         )
     return metric, (task.get_config("filter_list") or [{"name": "none"}])[0]["name"]

@@ -1,7 +1,7 @@
-"""A benchmark's text is text: the special tokens that its items spell are no commands to a model.
+"""Makes the harness read special tokens in a benchmark's items as plain text.
 
-The harness renders and tokenises by the model's tokenizer. That gets a class of its own, which marks what items say of special
-tokens (`profuser.corpus.special_tokens`) before a template is put around it, and reads marked text as it was written.
+The harness renders and tokenises with the model's tokenizer. That tokenizer gets a subclass that marks special tokens in items
+(`profuser.corpus.special_tokens`) before a template is put around them, and reads marked text as it was written.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from profuser.recipe.models import OwnTemplate
 
 
 def read_text_as_text(tokenizer: Any, rendered: bool) -> None:
-    """Changes a tokenizer of Transformers so that text is no command.
+    """Changes a Transformers tokenizer so that special tokens in texts are read as plain text.
 
     Args:
-        tokenizer: the harness's.
-        rendered: whether what it will tokenise comes out of its chat template, whose special tokens are commands. Otherwise all
-            of it is text.
+        tokenizer: the harness's tokenizer.
+        rendered: whether its input comes from its chat template, whose special tokens keep their meaning. Otherwise all input is
+            plain text.
     """
     strings = template_commands(tokenizer, OwnTemplate()) if rendered else commands(tokenizer)
     if not isinstance(tokenizer, _Reader):
@@ -28,23 +28,23 @@ def read_text_as_text(tokenizer: Any, rendered: bool) -> None:
 
 
 class _Reader:
-    """Goes before the class of a tokenizer."""
+    """Mixin placed before a tokenizer's class."""
 
     rendered: bool
     strings: Commands
 
     def apply_chat_template(self, conversation: Sequence[dict[str, Any]], **options: Any) -> Any:
-        """As before, of messages whose special tokens are marked."""
+        """Renders messages as the tokenizer does, with their special tokens marked."""
         parent: Any = super()
         turns = [{**turn, "content": protect(turn["content"], self.strings)} for turn in conversation]
         return parent.apply_chat_template(turns, **options)
 
     def encode(self, text: str, **options: Any) -> list[int]:
-        """Token ids of one text."""
+        """Returns the token ids of one text."""
         return self(text, **options)["input_ids"]
 
     def __call__(self, text: str | Sequence[str], **options: Any) -> Any:
-        """As before, where no special token is spelt; else the same fields, without the ones of characters."""
+        """Tokenises as before if the text spells no special token; else returns the same fields without character fields."""
         parent: Any = super()
         texts = [text] if isinstance(text, str) else list(text)
         texts = texts if self.rendered else [protect(each, self.strings) for each in texts]

@@ -1,4 +1,4 @@
-"""Small data for the six benchmarks, made up here, in the columns of their datasets on the Hub."""
+"""Small invented data for the six benchmarks, in the columns of their datasets on the Hub."""
 
 import json
 import random
@@ -18,14 +18,14 @@ THINGS = ("letters", "a pan", "the answer", "seven", "a f u", "b v z", "sorted s
 
 
 def write_pack(folder: Path, name: str, items: int = 6, examples: int = 30, seed: int = 0) -> str:
-    """Writes `SPLIT.jsonl` for both splits of a benchmark; of MMLU the rows are spread over two subjects.
+    """Writes `SPLIT.jsonl` for both splits of a benchmark; for MMLU, rows are spread over two subjects.
 
     Args:
-        folder: to be made.
-        name: of the benchmark.
-        items: rows to measure on.
-        examples: rows to take worked examples from.
-        seed: of what is drawn.
+        folder: folder to create.
+        name: name of the benchmark.
+        items: number of evaluated rows.
+        examples: number of rows for worked examples.
+        seed: seed of the random draws.
     """
     draw = random.Random(f"{name} {seed}")
     folder.mkdir(parents=True, exist_ok=True)
