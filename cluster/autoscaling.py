@@ -1,7 +1,7 @@
-"""A fusion on a cluster that begins with no nodes: which come, which go, and what that costs.
+"""Runs a fusion on a cluster that starts without nodes, and records which nodes come and go and their cost.
 
-`python -m cluster.autoscaling` starts a head without CPUs on this machine, with node groups named as those of KubeRay's manifests;
-their nodes are processes, their accelerators made up, their autoscaler Ray's own. The recipe is run on it as on any cluster.
+`python -m cluster.autoscaling` starts a head without CPUs on this machine, with node groups named as in KubeRay's manifests;
+their nodes are processes, their accelerators are simulated, the autoscaler is Ray's own. The recipe runs as on any cluster.
 """
 
 import json
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from cluster.harness.node_history import GroupBill
 
 EXAMPLE_PRICES = {"head": 0.8, "cpu": 0.8, "engines": 1.0, "rewards": 0.5, "train": 55.0}
-"""USD per node and hour, rounded, in the order of what the types in kuberay/README.md cost on EKS: spot for engines and rewards, on
-demand for the others. An example: pass your own."""
+"""USD per node-hour, rounded, of the order of EKS prices for kuberay/README.md's instance types: spot for engines and rewards, on
+demand for the others. Only an example: pass your own prices."""
 GONE_SECONDS = 120.0
-"""How long past the end nodes are waited for, beyond their idle time."""
+"""Seconds after the run, beyond the idle time, to wait for nodes to be removed."""
 DPI = 200
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -41,30 +41,28 @@ def autoscaling(
     recipe: Annotated[
         Path,
         typer.Argument(
-            help="Its pools name the groups; training asks for more CPUs than others have.",
+            help="Recipe whose pools name the node groups; training must need more CPUs than other groups have.",
             show_default="cluster/autoscaling.yaml",
         ),
     ] = Path(__file__).with_suffix(".yaml"),
-    output: Annotated[Path, typer.Option(help="Folder for the run, the picture and the bill.")] = Path(
-        "runs/autoscaling"
-    ),
+    output: Annotated[Path, typer.Option(help="Folder for the run, the plot and the bill.")] = Path("runs/autoscaling"),
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a setting. Repeatable.")
     ] = None,
     idle_seconds: Annotated[
-        float, typer.Option(min=1, help="A node that is idle for so long goes; minutes, in a cloud.")
+        float, typer.Option(min=1, help="Idle seconds after which a node is removed; minutes in a cloud.")
     ] = 10.0,
     prices: Annotated[
         list[str] | None,
         typer.Option(
-            "--price", metavar="GROUP=PRICE", help="Of a node and hour, instead of the example's. Repeatable."
+            "--price", metavar="GROUP=PRICE", help="Price per node-hour, instead of the example's. Repeatable."
         ),
     ] = None,
-    currency: Annotated[str, typer.Option(help="Of all prices.")] = "USD",
+    currency: Annotated[str, typer.Option(help="Currency of all prices.")] = "USD",
 ) -> None:
-    """Run a fusion on nodes that Ray's autoscaler brings and takes away; write nodes.csv, nodes.png and bill.json."""
+    """Run a fusion on nodes that Ray's autoscaler adds and removes; write nodes.csv, nodes.png and bill.json."""
     priced = EXAMPLE_PRICES | dict(map(_price, prices or ()))
-    # After the mistakes that are told without them: these take seconds.
+    # Imported after the checks that do not need them: these take seconds.
     from cluster.harness.local_cluster import GROUPS, autoscaling_cluster
     from cluster.harness.node_history import NodeWatch, bill, node_plot, rows
     from profuser.recipe import load_recipe
@@ -74,7 +72,9 @@ def autoscaling(
     placed = [*(settings or ()), f"storage={output.absolute()}"]
     folder = output / load_recipe(recipe, placed, RECIPES).name
     if folder.exists():
-        raise UserError(f"{folder} is there: nothing of it would be seen again; take it away, or give another --output")
+        raise UserError(
+            f"{folder} exists, so its finished stages would be skipped; delete it, or give another --output"
+        )
     with autoscaling_cluster(GROUPS, idle_seconds) as address:
         watch = NodeWatch(address, [group.name for group in GROUPS], folder / "summary.json")
         command = [sys.executable, "-m", "ray_jobs.cli", "run", str(recipe)]
@@ -102,16 +102,18 @@ def _price(text: str) -> tuple[str, float]:
             return group, float(price)
     except ValueError:
         pass
-    raise UserError(f"--price {text}: expected GROUP=PRICE, a number from 0, for one of {', '.join(EXAMPLE_PRICES)}")
+    raise UserError(
+        f"--price {text}: expected GROUP=PRICE, a number of at least 0, for one of {', '.join(EXAMPLE_PRICES)}"
+    )
 
 
 def _table(bills: Sequence["GroupBill"], run_seconds: float, currency: str, example: bool) -> Table:
     from profuser.report.tables.table import new_table
 
-    kind = "an example's prices" if example else "prices as given"
+    kind = "example prices" if example else "given prices"
     table = new_table(f"a run of {format_clock(run_seconds)}, {kind}", "group")
     table.caption = (
-        "fixed size: the most nodes of each group, for the same time (without waiting for nodes it would be less)"
+        "fixed size: the peak nodes of each group, for the same time (shorter in practice: no waiting for nodes)"
     )
     for heading in ("most\nnodes", f"{currency} per\nnode-hour", "autoscaled\nnode-s", f"\n{currency}"):
         table.add_column(heading, justify="right")
@@ -129,7 +131,7 @@ def _table(bills: Sequence["GroupBill"], run_seconds: float, currency: str, exam
 
 
 def main() -> None:
-    """The command; a user's mistake is one line."""
+    """Runs the command; a user error is one line."""
     set_defaults()
     os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex})
     run_app(app, "autoscaling")

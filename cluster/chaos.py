@@ -1,7 +1,7 @@
-"""A fusion that is disturbed: every 20 s a node, an actor, a worker or the driver is killed. Does it end with the same model?
+"""Kills a node, actor, worker or driver of a fusion every 20 s, and checks that it ends with the same model.
 
-`python -m cluster.chaos` starts a cluster on this machine and submits the run to it as a job, once in peace and once in chaos. A
-job that fails is submitted again, a node that dies is replaced. Only processes of that cluster are killed; the head stays.
+`python -m cluster.chaos` starts a cluster on this machine and submits the run as a job, once undisturbed and once with kills. A
+failed job is submitted again, a dead node is replaced. Only processes of that cluster are killed, and never the head.
 """
 
 import os
@@ -30,24 +30,24 @@ from ray_jobs.cli.app import RECIPES, run_app
 from ray_jobs.runtime.progress import console, format_clock, print_line
 
 KINDS = ("node", "actor", "worker", "driver")
-"""A worker is the process of a task, or of an engine below its actor."""
+"""Kinds of kills. A worker is the process of a task, or of an engine below its actor."""
 DRIVER, SUPERVISOR = f"{sys.executable} -m ray_jobs.pipeline.pipeline", "JobSupervisor"
-"""How the driver's command begins, and the actor that Ray has for every job."""
+"""Prefix of the driver's command, and class of the actor that Ray starts for every job."""
 MORE_SUBMISSIONS = 20
-"""Beyond one for each kill: a job that is submitted while the one before still ends is refused."""
+"""Submissions beyond one per kill: a job submitted while the previous one is still ending is refused."""
 PAUSE_SECONDS = 5.0
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 class Monkey:
-    """Kills something of a cluster every so many seconds, in a thread, until it is enough or the `with` ends.
+    """Kills part of a cluster every `every_seconds`, in a thread, until `most` kills or the end of the `with`.
 
     Args:
-        cluster: whose.
-        most: how often at most.
-        every_seconds: between two kills.
-        seed: of what is chosen.
+        cluster: the cluster.
+        most: maximum number of kills.
+        every_seconds: seconds between two kills.
+        seed: seed of the choices.
     """
 
     def __init__(self, cluster: LocalCluster, most: int, every_seconds: float, seed: int):
@@ -76,7 +76,7 @@ class Monkey:
                     break
 
     def _kill(self, kind: str) -> str | None:
-        """Kills one of a kind, and says which; None where there is none."""
+        """Kills one of a kind and returns its description; None if there is none."""
         if kind == "node":
             node = self.random.choice(self.cluster.nodes)
             self.cluster.lose_node(node)
@@ -101,7 +101,7 @@ class Monkey:
         return [process for process in processes if process.pid not in actors and _works(_title(process))]
 
     def _actors(self) -> dict[int, str]:
-        """Class of every actor by its process."""
+        """Returns the class of every actor, by process id."""
         from ray.util.state import list_actors
 
         alive: Any = list_actors(self.cluster.dashboard, filters=[("state", "=", "ALIVE")], limit=1000)
@@ -115,7 +115,7 @@ def _title(process: psutil.Process) -> str:
 
 
 def _works(title: str) -> bool:
-    """Whether it is a task's process or an engine's. (Ray's agents are a part of their node.)"""
+    """Returns whether a title is that of a task's or an engine's process. (Ray's agents belong to their node.)"""
     return title.startswith(("ray::", "VLLM::")) and "Agent" not in title and not title.startswith("ray::IDLE")
 
 
@@ -126,17 +126,17 @@ def chaos(
         list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a setting. Repeatable.")
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder for both runs and their logs.")] = Path("runs/chaos"),
-    num_nodes: Annotated[int, typer.Option("--nodes", min=2, help="Of two CPUs each, besides the head.")] = 3,
-    num_kills: Annotated[int, typer.Option("--kills", min=1, help="How often something is killed.")] = 10,
+    num_nodes: Annotated[int, typer.Option("--nodes", min=2, help="Nodes of two CPUs each, besides the head.")] = 3,
+    num_kills: Annotated[int, typer.Option("--kills", min=1, help="Number of kills.")] = 10,
     every_seconds: Annotated[float, typer.Option("--every", min=1, help="Seconds between two kills.")] = 20.0,
-    seed: Annotated[int, typer.Option(help="Of what is killed.")] = 0,
-    tolerance: Annotated[float, typer.Option(min=0, help="By which a weight may differ.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of victims.")] = 0,
+    tolerance: Annotated[float, typer.Option(min=0, help="Largest allowed difference of a weight.")] = 0.0,
 ) -> None:
-    """Run a fusion in peace and in chaos, and compare what they have made; exit 1 where it is not the same."""
+    """Run a fusion undisturbed and with kills, and compare the results; exit 1 if they differ."""
     placed = {name: [*(settings or ()), f"storage={(output / name).absolute()}"] for name in ("peace", "chaos")}
     runs = {name: FusionRun(load_recipe(recipe, each, RECIPES)) for name, each in placed.items()}
     if runs["chaos"].folder.names():
-        raise UserError(f"{runs['chaos'].folder.uri} is there: take it away, or give another --output")
+        raise UserError(f"{runs['chaos'].folder.uri} exists: delete it, or give another --output")
     output.mkdir(parents=True, exist_ok=True)
     shipped = Path(recipe).absolute() if Path(recipe).exists() else recipe
     for name in runs:
@@ -154,19 +154,19 @@ def chaos(
     if monkey.num_kills < num_kills:
         raise ProfuserError(f"the run ended after {monkey.num_kills} of {num_kills} kills: give it more rows")
     if bad := [each.name for each in found if not _is_same(each, tolerance)]:
-        raise ProfuserError(f"not the same: {', '.join(bad)}")
+        raise ProfuserError(f"results differ: {', '.join(bad)}")
     console.print("the same model")
 
 
 def _submit(cluster: LocalCluster, command: list[str], log: Path, most: int) -> int:
-    """Submits a job until one succeeds; how often that took."""
+    """Submits a job until one succeeds; returns the number of submissions."""
     submit = [RAY, "job", "submit", "--address", cluster.dashboard, "--", *command]
     with log.open("a") as stream:
         for number in range(1, most + 1):
             if subprocess.run(submit, stdout=stream, stderr=subprocess.STDOUT).returncode == 0:
                 return number
             time.sleep(PAUSE_SECONDS)
-    raise ProfuserError(f"{most} jobs failed, the last one too; see {log}")
+    raise ProfuserError(f"{most} jobs failed, including the last one; see {log}")
 
 
 def _is_same(found: Difference, tolerance: float) -> bool:
@@ -175,8 +175,8 @@ def _is_same(found: Difference, tolerance: float) -> bool:
 
 
 def _table(found: list[Difference]) -> Table:
-    table = Table(title="in chaos against in peace", title_justify="left")
-    for heading in ("", "rows", "missing or doubled", "unlike", "largest difference"):
+    table = Table(title="run with kills, compared with the undisturbed run", title_justify="left")
+    for heading in ("", "rows", "missing or duplicated", "different", "largest difference"):
         table.add_column(heading, justify="right" if heading else "left")
     for each in found:
         table.add_row(
@@ -186,7 +186,7 @@ def _table(found: list[Difference]) -> Table:
 
 
 def main() -> None:
-    """The command; its cluster asks for a token of its own."""
+    """Runs the command; its cluster requires a fresh token."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     os.environ.pop("RAY_ADDRESS", None)
     os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex})

@@ -2,7 +2,7 @@
 
 Usage: python locks/install.py cpu|gpu [--develop]
 
---develop adds the tools of a developer and the project itself, editable, and removes what the locks do not name.
+--develop adds the development tools and the project itself, editable, and removes what the locks do not name.
 """
 
 import re
@@ -42,7 +42,7 @@ def install(tool: list[str], build: str, develop: bool) -> bool:
         return True
     if not succeeds([*add, "--editable", "."]):
         return False
-    # Beside a CPU torch, Triton only warns when it is imported: its interpreter has a folder of its own.
+    # With a CPU torch, importing Triton only warns: its interpreter is installed in a separate folder.
     kernels = ["--group", "kernels", "--constraint", str(LOCKS / "gpu.txt"), "--target", str(KERNELS), "--upgrade"]
     return build != "cpu" or succeeds([*add, *kernels])
 

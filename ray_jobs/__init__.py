@@ -1,6 +1,6 @@
-"""The wiring on Ray: the command line, the pipeline, a file per stage, training workers, serving."""
+"""Runs the library on Ray: the command line, the pipeline, one file per stage, training workers and serving."""
 
 from ray_jobs.runtime.environment import set_defaults
 
-# Before anything imports Ray or an engine.
+# Must run before anything imports Ray or an engine.
 set_defaults()

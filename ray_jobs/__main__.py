@@ -1,4 +1,4 @@
-"""`python -m ray_jobs STAGE RECIPE`."""
+"""Entry point of `python -m ray_jobs STAGE RECIPE`."""
 
 from ray_jobs.cli.stage_commands import main
 

@@ -1,8 +1,8 @@
-"""The tests. The runtime type checker is loaded first: pytest's jaxtyping hook looks it up here by name."""
+"""Tests. Loads the runtime type checker first: pytest's jaxtyping hook looks it up here by name."""
 
 from contextlib import suppress
 
-# A bare machine that only runs a benchmark has none.
+# Not installed on a bare machine that only runs a benchmark.
 with suppress(ModuleNotFoundError):
     from tests import typechecker
 

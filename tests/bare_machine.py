@@ -1,4 +1,4 @@
-"""Runs a module as on a bare GPU machine, where Ray, vLLM and MLflow are not to be found.
+"""Runs a module as on a bare GPU machine, without Ray, vLLM and MLflow.
 
 `python -m tests.bare_machine MODULE ARGUMENTS`
 """
@@ -10,7 +10,7 @@ MISSING = ("ray", "vllm", "mlflow")
 
 
 class Without:
-    """A finder of modules that does not find some packages, though they are installed."""
+    """Module finder that hides some installed packages."""
 
     def __init__(self, finder):
         self.finder = finder

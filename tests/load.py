@@ -1,4 +1,4 @@
-"""Many requests at one time to an OpenAI API, streamed and not, with what each answered and how long it took."""
+"""Sends concurrent requests to an OpenAI API, streamed and not, and records each answer and its time."""
 
 import asyncio
 import json
@@ -16,19 +16,19 @@ TIMEOUT = aiohttp.ClientTimeout(total=600)
 
 @dataclass
 class Answer:
-    """What came back for one request."""
+    """Answer to one request."""
 
     status: int
     text: str
     seconds: float
     first_seconds: float
-    """Until the first text; of an answer that is not streamed, the whole time."""
+    """Seconds until the first text; for an answer that is not streamed, the whole time."""
     error: str | None = None
-    """Of a stream that broke off."""
+    """Error of a stream that broke off."""
 
 
 async def ask(session: aiohttp.ClientSession, url: str, body: dict) -> Answer:
-    """One chat completion."""
+    """Requests one chat completion."""
     start = time.perf_counter()
     async with session.post(f"{url}/chat/completions", json=body) as response:
         if response.status != 200 or not body.get("stream"):
@@ -59,7 +59,7 @@ async def load(
     on_done: Callable[[int], None] = lambda _: None,
     key: str | None = None,
 ) -> list[Answer]:
-    """Answers in order of the requests, of which so many are at work at one time; `on_done` gets how many are done."""
+    """Returns the answers in the order of the requests, `concurrency` at a time; calls `on_done` with the number done."""
     places = asyncio.Semaphore(concurrency)
     done = 0
     headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -78,12 +78,12 @@ async def load(
 
 
 def replica_pids(model: str) -> list[int]:
-    """Processes of a model's replicas on this machine."""
+    """Returns the processes of a model's replicas on this machine."""
     title = f"ray::ServeReplica:{app_name(model)}:Model"
     return [each.pid for each in psutil.process_iter(["cmdline"]) if title in " ".join(each.info["cmdline"] or [])]
 
 
 def chat(model: str, question: str, max_tokens: int, **more) -> dict:
-    """The body of a greedy chat completion."""
+    """Returns the body of a greedy chat completion."""
     messages = [{"role": "user", "content": question}]
     return {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0, **more}

@@ -1,4 +1,4 @@
-"""A real S3 server on this machine, behind a door that can be shut: to programs inside, that is a server that dies and returns."""
+"""Runs a real S3 server on this machine behind a proxy that can be shut, which looks to clients like a server outage."""
 
 import json
 import os
@@ -22,12 +22,12 @@ START_SECONDS = 120
 
 
 class Door:
-    """Hands connections on to a server, while it is open. Shut, it refuses new ones and cuts those that there are."""
+    """Proxies connections to a server while open. When shut, it refuses new connections and cuts existing ones."""
 
     def __init__(self, target):
         self.target, self.port = target, free_port()
         self.cut_after = None
-        """Bytes after which the door shuts by itself."""
+        """Bytes after which the door shuts automatically."""
         self._pairs, self._listener = set(), None
         self.open()
 
@@ -39,7 +39,7 @@ class Door:
     def shut(self):
         listener, self._listener = self._listener, None
         if listener:
-            # Alone, closing leaves a thread that waits in `accept`.
+            # `close` alone would leave a thread that waits in `accept`.
             listener.shutdown(socket.SHUT_RDWR)
             listener.close()
         for pair in list(self._pairs):
@@ -77,14 +77,14 @@ class Door:
 
 
 class ObjectStore:
-    """Moto's server, as a process of its own, with a bucket."""
+    """Moto's server in a separate process, with a bucket."""
 
     def __init__(self, port, bucket):
         self.port, self.bucket, self.door = port, bucket, Door(port)
 
     @property
     def environment(self):
-        """What every process needs to reach it."""
+        """Environment variables with which a process reaches the server."""
         return {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.door.port}",
             "AWS_REGION": REGION,
@@ -105,16 +105,16 @@ class ObjectStore:
         pafs.copy_files(str(path), f"{self.bucket}/{to}", destination_filesystem=fs)
 
     def sizes(self, prefix=""):
-        """Bytes of every object below a prefix, by its key."""
+        """Returns the bytes of every object below a prefix, by key."""
         return {entry["Key"]: entry["Size"] for entry in self._entries(prefix)}
 
     def versions(self, prefix=""):
-        """What tells the present content of every object below a prefix from any other, by its key."""
+        """Returns an identifier of the current content of every object below a prefix, by key."""
         return {entry["Key"]: (entry["LastModified"], entry["ETag"]) for entry in self._entries(prefix)}
 
     def _entries(self, prefix):
         pages = self._client("s3").get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
-        # Folders are objects too, empty ones.
+        # Folders are empty objects.
         return [entry for page in pages for entry in page.get("Contents", ()) if not entry["Key"].endswith("/")]
 
     def remove(self, key):
@@ -128,7 +128,7 @@ class ObjectStore:
 
     @contextmanager
     def asking_for_keys(self):
-        """Within, only the keys that are given here open it: an id and a secret."""
+        """Requires, within the body, the yielded key id and secret."""
         iam = self._client("iam")
         iam.create_user(UserName="user")
         rule = {"Effect": "Allow", "Action": "s3:*", "Resource": "*"}
@@ -157,7 +157,7 @@ class ObjectStore:
 
 @contextmanager
 def object_store(bucket="bucket"):
-    """An S3 server with a bucket, until the body ends."""
+    """Runs an S3 server with a bucket until the body ends."""
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with server(command, lambda: _answers(port)):
@@ -169,7 +169,7 @@ def object_store(bucket="bucket"):
 
 @contextmanager
 def server(command, is_up, log=None, **variables):
-    """A process that serves, from when it is up until the body ends."""
+    """Starts a server process, waits until it is up, and ends it with the body."""
     with Path(log or os.devnull).open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | variables)
     try:

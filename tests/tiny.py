@@ -1,4 +1,4 @@
-"""Tiny models of real architectures with random weights, each with a tokenizer of its own kind, for tests of the wiring."""
+"""Builds tiny models of real architectures with random weights and different kinds of tokenizers, for tests of the wiring."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ VICUNA = (
 
 
 def byte_level_tokenizer(vocab_size: int = 400) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with ChatML."""
+    """Returns a byte-level BPE with ChatML's template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -49,7 +49,7 @@ def byte_level_tokenizer(vocab_size: int = 400) -> PreTrainedTokenizerFast:
 
 
 def sentencepiece_tokenizer(vocab_size: int = 460) -> PreTrainedTokenizerFast:
-    """A SentencePiece-style BPE (Metaspace, byte fallback) with Vicuna's template."""
+    """Returns a SentencePiece-style BPE (Metaspace, byte fallback) with Vicuna's template."""
     words = [word for text in TEXT for word in text.replace(" ", " \u2581").split(" ")]
     trained = Tokenizer(models.BPE())
     trained.train_from_iterator(words, trainers.BpeTrainer(vocab_size=vocab_size - 259, special_tokens=[]))

@@ -1,4 +1,4 @@
-"""A real MLflow server on this machine, with a PostgreSQL of its own behind it and its artifacts in an object store."""
+"""Runs a real MLflow server on this machine, with its own PostgreSQL and with artifacts in an object store."""
 
 import glob
 import os
@@ -19,15 +19,15 @@ from tests.object_store import server
 PROGRAMS = sorted(glob.glob("/usr/lib/postgresql/*/bin"))[-1:] or [os.path.dirname(shutil.which("initdb") or "")]
 with_postgres = pytest.mark.skipif(
     not Path(PROGRAMS[0], "initdb").is_file() or find_spec("psycopg") is None,
-    reason="PostgreSQL is not here (Debian: apt-get install postgresql; make setup)",
+    reason="PostgreSQL is not installed (Debian: apt-get install postgresql; make setup)",
 )
 NOBODY = "nobody"
 
 
 @contextmanager
 def postgres():
-    """URI of an empty database, until the body ends."""
-    # It refuses to run as root, and root's temporary folders are closed to others.
+    """Yields the URI of an empty database, which lives until the body ends."""
+    # PostgreSQL refuses to run as root, and other users cannot read root's temporary folders.
     settings = {"user": NOBODY} if os.geteuid() == 0 else {}
     with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
         if settings:
@@ -38,7 +38,7 @@ def postgres():
             subprocess.run([programs / program, *arguments], check=True, capture_output=True, cwd=folder, **settings)
 
         run("initdb", "-D", data, "-U", "mlflow", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C")
-        # Reached through a socket in its own folder: no port to collide with.
+        # Uses a socket in its own folder, so that no port can collide.
         options = f"-k {folder} -c listen_addresses='' -c fsync=off"
         run("pg_ctl", "-D", data, "-o", options, "-l", f"{folder}/log", "-w", "start")
         try:
@@ -50,18 +50,18 @@ def postgres():
 
 @contextmanager
 def tracking_server(store, log):
-    """URI of an MLflow server that keeps artifacts in a bucket under `mlflow/`, until the body ends."""
+    """Yields the URI of an MLflow server that stores artifacts in a bucket under `mlflow/`, until the body ends."""
     port = free_port()
     with postgres() as database:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
         command += ["--workers", "1", "--backend-store-uri", database, "--artifacts-destination", store.uri("mlflow")]
         variables = store.environment | {"MLFLOW_S3_ENDPOINT_URL": store.environment["AWS_ENDPOINT_URL"]}
         variables |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        with server(command, lambda: _is_well(port), log, **variables):
+        with server(command, lambda: _is_healthy(port), log, **variables):
             yield f"http://127.0.0.1:{port}"
 
 
-def _is_well(port):
+def _is_healthy(port):
     with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
         return answer.status == 200
     return False

@@ -1,6 +1,6 @@
-"""A Ray cluster on this machine whose nodes, processes each, come and go by Ray's own autoscaler.
+"""Starts a Ray cluster on this machine whose nodes are processes that Ray's autoscaler adds and removes.
 
-`ray.cluster_utils.AutoscalingCluster` does the same from a file that is not in Ray's wheel, and stops every Ray of the machine.
+`ray.cluster_utils.AutoscalingCluster` does the same, but needs a file missing from Ray's wheel, and stops every Ray on the machine.
 """
 
 import functools
@@ -30,22 +30,22 @@ AUTOSCALER_ENVIRONMENT = {
     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
 }
 NODE_MEMORY_BYTES = 1 << 30
-"""Of every node, as Ray counts it: the groups of KubeRay's manifests have some, too."""
+"""Memory of every node, as Ray counts it: the groups of KubeRay's manifests declare memory too."""
 
 
 @dataclass(frozen=True)
 class NodeGroup:
-    """Nodes of one kind, of which there are none until some are wanted."""
+    """Nodes of one kind, started on demand from zero."""
 
     name: str
     num_cpus: int
-    """Of a node; Ray counts with it, whatever this machine has."""
+    """CPUs that Ray assumes per node, whatever this machine has."""
     max_nodes: int
     accelerator: str | None = None
-    """Made up: an accelerator's name, as pools ask for it in `accelerator_type`."""
+    """Name of a simulated accelerator, as pools request it in `accelerator_type`."""
 
     def resources(self) -> dict[str, int]:
-        """What a node of it offers."""
+        """Returns the resources of one node."""
         own = {f"accelerator_type:{self.accelerator}": 1} if self.accelerator else {}
         return {"CPU": self.num_cpus, "memory": NODE_MEMORY_BYTES} | own
 
@@ -56,7 +56,7 @@ GROUPS = (
     NodeGroup("rewards", num_cpus=1, max_nodes=2, accelerator="L4"),
     NodeGroup("train", num_cpus=6, max_nodes=1, accelerator="H100"),
 )
-"""Named as those of KubeRay's manifests, and smaller; as there, `train` has room for what no other group has."""
+"""Groups named as in KubeRay's manifests, but smaller; as there, training fits only on `train`."""
 
 _RayParams = parameter.RayParams
 
@@ -66,7 +66,7 @@ def _with_memory(**params: Any) -> Any:
 
 
 class LocalNodes(FakeMultiNodeProvider):
-    """Ray's own nodes that are processes, which it makes without memory: the autoscaler would count on what they lack."""
+    """Ray's process nodes, with memory: Ray starts them without any, but its autoscaler counts on it."""
 
     @functools.wraps(FakeMultiNodeProvider._create_node_with_resources_and_labels)
     def _create_node_with_resources_and_labels(self, *args: Any, **kwargs: Any) -> None:
@@ -76,12 +76,12 @@ class LocalNodes(FakeMultiNodeProvider):
 
 @contextmanager
 def autoscaling_cluster(groups: Sequence[NodeGroup], idle_seconds: float) -> Iterator[str]:
-    """A head without CPUs, and nodes of these groups as they are wanted; a node that is idle for so long goes.
+    """Runs a head without CPUs, and nodes of these groups on demand; nodes idle for `idle_seconds` are removed.
 
-    It asks for the token of this process, if there is one (RAY_AUTH_MODE, RAY_AUTH_TOKEN, which Ray reads when it is imported).
+    It requires this process's token, if there is one (RAY_AUTH_MODE, RAY_AUTH_TOKEN, which Ray reads when it is imported).
 
     Yields:
-        Its address.
+        The cluster's address.
 
     Raises:
         ProfuserError: the head did not start.
@@ -93,7 +93,7 @@ def autoscaling_cluster(groups: Sequence[NodeGroup], idle_seconds: float) -> Ite
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(_config(groups, idle_seconds, port), file)
         file.flush()
-        # The nodes are processes below the head's, and end with it.
+        # The nodes are child processes of the head and end with it.
         head = NodeProcess([*options, f"--autoscaling-config={file.name}"], os.environ | AUTOSCALER_ENVIRONMENT)
         try:
             head.wait_started()
@@ -108,7 +108,7 @@ def _config(groups: Sequence[NodeGroup], idle_seconds: float, gcs: int) -> dict[
         limits = {"min_workers": 0, "max_workers": group.max_nodes}
         types[group.name] = {"resources": group.resources(), "node_config": {}, **limits}
     provider = {
-        # Not `fakemultinode`, which wants the missing file too.
+        # Not `fakemultinode`, which needs the missing file too.
         "type": "external",
         "module": f"{LocalNodes.__module__}.{LocalNodes.__name__}",
         "gcs_address": f"{get_node_ip_address()}:{gcs}",

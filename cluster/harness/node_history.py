@@ -1,4 +1,4 @@
-"""The nodes of a cluster over the time of a run: watched, as a table, as a picture, and as a bill."""
+"""Records a cluster's nodes during a run, as a table, a plot and a bill."""
 
 import json
 import threading
@@ -22,23 +22,23 @@ SAMPLE_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Sample:
-    """What was there at one moment."""
+    """State of the cluster at one moment."""
 
     seconds: float
-    """Since the run began."""
+    """Seconds since the run began."""
     nodes: Mapping[str, int]
-    """By group; the head is not among them."""
+    """Number of nodes by group, without the head."""
     stages: tuple[str, ...]
-    """Parts of the pipeline that were at work."""
+    """Parts of the pipeline that were running."""
 
 
 class NodeWatch:
-    """Samples a cluster's nodes and a run's stages in a thread, from when it is made until `end`.
+    """Samples a cluster's nodes and a run's stages in a thread, from construction until `end`.
 
     Args:
-        address: of the cluster.
+        address: address of the cluster.
         groups: names of its node groups.
-        summary: the run's `summary.json`, which may not be there yet.
+        summary: the run's `summary.json`, which may not exist yet.
     """
 
     def __init__(self, address: str, groups: Sequence[str], summary: Path):
@@ -50,11 +50,11 @@ class NodeWatch:
         self._thread.start()
 
     def seconds(self) -> float:
-        """Since it was made."""
+        """Returns the seconds since construction."""
         return time.monotonic() - self._began
 
     def end(self) -> list[Sample]:
-        """Stops it; all samples."""
+        """Stops sampling and returns all samples."""
         self._ended.set()
         self._thread.join()
         return self.samples
@@ -82,12 +82,12 @@ class NodeWatch:
 
 
 def rows(samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """The samples as rows of a table."""
+    """Returns the samples as rows of a table."""
     return [{"seconds": round(each.seconds, 1), **each.nodes, "stages": " ".join(each.stages)} for each in samples]
 
 
 def stage_times(samples: Sequence[Sample]) -> dict[str, tuple[float, float]]:
-    """From when to when each stage was at work, in seconds; all its parts are one."""
+    """Returns when each stage began and ended, in seconds, over all its parts."""
     out: dict[str, tuple[float, float]] = {}
     for sample, following in pairwise(samples):
         for stage in {part.split("/")[0] for part in sample.stages}:
@@ -97,30 +97,30 @@ def stage_times(samples: Sequence[Sample]) -> dict[str, tuple[float, float]]:
 
 @dataclass(frozen=True)
 class GroupBill:
-    """What a group of nodes costs in a run, with autoscaling and without."""
+    """Cost of a group of nodes in a run, with and without autoscaling."""
 
     group: str
     most_nodes: int
-    """At one time: what a cluster of a fixed size holds."""
+    """Peak number of concurrent nodes: the size of a fixed cluster."""
     price_per_node_hour: float
     node_seconds: float
-    """As it was: until the last node was gone, idle time included."""
+    """Actual node-seconds until the last node was removed, including idle time."""
     fixed_node_seconds: float
-    """Of as many nodes as there ever were, from the run's first second to its last."""
+    """Node-seconds of the peak number of nodes, from the run's first second to its last."""
 
     @property
     def cost(self) -> float:
-        """With autoscaling."""
+        """Cost with autoscaling."""
         return self.node_seconds / 3600 * self.price_per_node_hour
 
     @property
     def fixed_cost(self) -> float:
-        """Without."""
+        """Cost at a fixed size."""
         return self.fixed_node_seconds / 3600 * self.price_per_node_hour
 
 
 def bill(samples: Sequence[Sample], run_seconds: float, prices: Mapping[str, float]) -> list[GroupBill]:
-    """Every priced group; one that the samples do not know is the head, which is there from the run's begin to its end."""
+    """Returns the bill of every priced group; a group missing from the samples is the head, which exists for the whole run."""
     out = []
     for group, price in prices.items():
         counts = [sample.nodes.get(group, 0) for sample in samples]
@@ -136,7 +136,7 @@ def bill(samples: Sequence[Sample], run_seconds: float, prices: Mapping[str, flo
 
 
 def node_plot(samples: Sequence[Sample], idle_seconds: float, theme: Theme = LIGHT) -> Figure:
-    """A panel of nodes over time for each group, with the stages as bands behind."""
+    """Plots each group's nodes over time in a panel, with the stages as bands behind."""
     groups = list(samples[0].nodes)
     with styled(theme):
         figure = new_figure(1.0 + 0.72 * len(groups))
@@ -145,7 +145,7 @@ def node_plot(samples: Sequence[Sample], idle_seconds: float, theme: Theme = LIG
             _panel(axes, samples, group, colour)
             _bands(axes, stage_times(samples), theme)
         _name_bands(panels[0], stage_times(samples))
-        panels[-1].set_xlabel(f"seconds since the run began; idle nodes go after {idle_seconds:g} s")
+        panels[-1].set_xlabel(f"seconds since the run began; idle nodes are removed after {idle_seconds:g} s")
         figure.suptitle("Nodes by group, without the head", fontsize=10)
     return figure
 

@@ -1,4 +1,4 @@
-"""A Ray cluster on this machine, a tree of processes per node: a head without CPUs, and nodes that can be killed as machines."""
+"""Starts a Ray cluster on this machine, one process tree per node: a head without CPUs, and nodes that can be killed."""
 
 import os
 import shutil
@@ -23,17 +23,17 @@ from profuser.errors import ProfuserError
 RAY = str(Path(sys.executable).parent / "ray")
 START_SECONDS = 90.0
 STARTED = b"Ray runtime started."
-"""`ray start` says it once the node is one of the cluster's."""
+"""Line that `ray start` prints once the node has joined the cluster."""
 OBJECT_STORE_BYTES = 200_000_000
-"""Of every node; by default Ray would take a third of the machine's memory for each."""
+"""Object store of every node; by default Ray would reserve a third of the machine's memory for each."""
 
 
 class NodeProcess:
-    """A node: `ray start --block`, and all that is below it."""
+    """A node: `ray start --block` and its child processes."""
 
     def __init__(self, options: list[str], environment: Mapping[str, str]):
         common = ["--block", "--disable-usage-stats", f"--object-store-memory={OBJECT_STORE_BYTES}"]
-        # Nodes of one machine: each asks the kernel for its ports.
+        # All nodes share a machine: each gets its ports from the kernel.
         common += [f"--dashboard-agent-listen-port={free_port()}", "--min-worker-port=0", "--max-worker-port=0"]
         self.output = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `kill`)
         self.root = psutil.Popen(
@@ -45,41 +45,41 @@ class NodeProcess:
         )
 
     def wait_started(self) -> None:
-        """Waits until it has joined the cluster, or made one.
+        """Waits until the node has joined or created the cluster.
 
         Raises:
-            ProfuserError: it ended, or took longer than `START_SECONDS`; with its last words.
+            ProfuserError: it exited, or took longer than `START_SECONDS`; the message has its last output line.
         """
         deadline = time.monotonic() + START_SECONDS
-        # Not `read`: the node writes where the file that both share stands.
-        while STARTED not in (said := os.pread(self.output.fileno(), os.fstat(self.output.fileno()).st_size, 0)):
+        # Not `read`: that would move the file position, which the node shares.
+        while STARTED not in (output := os.pread(self.output.fileno(), os.fstat(self.output.fileno()).st_size, 0)):
             ended = self.root.poll() is not None
             if ended or time.monotonic() > deadline:
                 how = "ended at its start" if ended else f"did not start within {START_SECONDS:.0f} s"
-                last = (said.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+                last = (output.decode(errors="replace").strip().splitlines() or ["no output"])[-1]
                 raise ProfuserError(f"Ray: a node {how}: {last}")
             time.sleep(0.1)
 
     def processes(self) -> list[psutil.Process]:
-        """All of this node that live, itself among them."""
+        """Returns the node's live processes, including the root."""
         with suppress(psutil.NoSuchProcess):
             return [self.root, *self.root.children(recursive=True)]
         return []
 
     def kill(self) -> None:
-        """Ends all of it on the spot, as if the machine were gone."""
+        """Kills all of its processes at once, as if the machine were lost."""
         _kill(self.processes())
         self.root.wait()
         self.output.close()
 
 
 class LocalCluster:
-    """The cluster; within a `with` it runs.
+    """A cluster that runs within a `with`.
 
     Args:
         num_nodes: nodes besides the head.
-        num_cpus: of each of them; Ray counts with it, whatever this machine has.
-        environment: of all nodes.
+        num_cpus: CPUs that Ray assumes per node, whatever this machine has.
+        environment: environment variables of all nodes.
 
     Raises:
         ProfuserError: the nodes did not start.
@@ -93,14 +93,14 @@ class LocalCluster:
         self._numbers = count(1)
 
     def __enter__(self) -> "LocalCluster":
-        # A short path: sockets lie below it. Of its own: a Ray that is started beside it would not take this one for its.
+        # Short, because sockets are created below it. Separate, so that another Ray on this machine does not use this cluster.
         self.folder = tempfile.mkdtemp(prefix="ray-")
         ports = [f"--port={self.address.split(':')[1]}", f"--dashboard-port={self.dashboard.split(':')[2]}"]
         ports += [f"--ray-client-server-port={free_port()}"]
         head = ["--head", "--num-cpus=0", f"--temp-dir={self.folder}/0", *ports]
         self.head = NodeProcess(head, self.environment)
         try:
-            # A node that comes before the head has registered itself ends at once.
+            # A node that starts before the head has registered itself exits at once.
             self._wait_for_head()
             for _ in range(self.num_nodes):
                 self.add_node()
@@ -119,21 +119,21 @@ class LocalCluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def add_node(self) -> None:
-        """Starts another node, and does not wait for it."""
+        """Starts another node without waiting for it."""
         options = [f"--address={self.address}", f"--num-cpus={self.num_cpus}"]
-        # A folder of its own, as on a machine of its own: in one that they share, nodes that start at the same moment choose the
-        # same names for their sockets, and die of it.
+        # A separate folder, as on a separate machine: in a shared one, nodes that start at the same moment choose the
+        # same socket names, and crash.
         options.append(f"--temp-dir={self.folder}/{next(self._numbers)}")
         self.nodes.append(NodeProcess(options, self.environment))
 
     def lose_node(self, node: NodeProcess) -> None:
-        """Kills a node; another takes its place."""
+        """Kills a node and starts a replacement."""
         self.nodes.remove(node)
         node.kill()
         self.add_node()
 
     def processes(self) -> list[psutil.Process]:
-        """All of all nodes, the head's among them."""
+        """Returns the processes of all nodes, including the head."""
         return [process for node in [self.head, *self.nodes] for process in node.processes()]
 
     def _wait_for_head(self) -> None:
@@ -149,14 +149,14 @@ def _answers(url: str) -> bool:
     try:
         urllib.request.urlopen(f"{url}/api/version", timeout=5)
     except urllib.error.HTTPError:
-        return True  # it asks for the token
+        return True  # the server is up and requires the token
     except OSError:
         return False
     return True
 
 
 def free_ports(count: int) -> list[int]:
-    """As many ports that nobody listens on, each another."""
+    """Returns `count` different ports on which nothing listens."""
     with ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
@@ -165,7 +165,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Returns a port on which nothing listens."""
     return free_ports(1)[0]
 
 

@@ -1,4 +1,4 @@
-"""Whether two runs of one recipe have made the same: row by row, and weight by weight."""
+"""Compares the results of two runs of one recipe, row by row and weight by weight."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,26 +12,26 @@ from profuser.run.stages import STAGES
 
 FLOATS = ("logprobs", "nats", "advantages", "score", "scores", "metrics")
 CANDIDATES = "topk_ids"
-"""Of nearly the same probability: they may change places."""
+"""Columns of candidates; those of nearly equal probability may swap, so they are not compared."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far the second of two artifacts is from the first."""
+    """Differences between two artifacts."""
 
     name: str
     num_rows: int
-    """Of the first."""
+    """Number of rows of the first."""
     num_missing: int
-    """Rows that the second lacks, has besides, or has more than once."""
+    """Rows that are missing from the second, extra in it, or duplicated in it."""
     num_unlike: int
     """Rows whose texts, choices or other exact columns differ."""
     largest: float
-    """Difference of two numbers of rows that are alike: log-probabilities, advantages, scores; of weights for a model."""
+    """Largest difference of numbers in matching rows (log-probabilities, advantages, scores), or of a model's weights."""
 
 
 def differences(first: FusionRun, second: FusionRun) -> Iterator[Difference]:
-    """Every artifact that has rows, then the fused model.
+    """Yields the difference of every artifact that has rows, then of the fused model.
 
     Raises:
         FileNotFoundError: one of them is not finished.
@@ -44,7 +44,7 @@ def differences(first: FusionRun, second: FusionRun) -> Iterator[Difference]:
 
 
 def table_difference(first: Artifact, second: Artifact) -> Difference:
-    """Of two artifacts with rows."""
+    """Compares two artifacts with rows."""
     mine, other = _rows(first), _rows(second)
     shared = mine.keys() & other.keys()
     missing = len(mine.keys() ^ other.keys()) + sum(len(rows) != 1 for rows in other.values())
@@ -57,7 +57,7 @@ def table_difference(first: Artifact, second: Artifact) -> Difference:
 
 
 def _rows(artifact: Artifact) -> dict[tuple, list[dict]]:
-    """By row id, and by what else tells rows of one id apart."""
+    """Returns the rows by id and the other columns that identify a row."""
     out: dict[tuple, list[dict]] = {}
     for row in (row for table in artifact.tables() for row in table.to_pylist()):
         key = tuple(row.get(name) for name in ("row_id", "mode", "model", "item_id", "task", "file", "line"))
@@ -66,7 +66,7 @@ def _rows(artifact: Artifact) -> dict[tuple, list[dict]]:
 
 
 def _gap(mine: dict, other: dict) -> float | None:
-    """Largest difference of two rows' numbers; None where something exact differs."""
+    """Returns the largest difference of two rows' numbers; None where an exact column differs."""
     largest = 0.0
     for name, value in mine.items():
         if name.endswith(CANDIDATES):
@@ -75,8 +75,8 @@ def _gap(mine: dict, other: dict) -> float | None:
             pair = np.atleast_1d(np.array(value, float)), np.atleast_1d(np.array(other[name], float))
             if pair[0].shape != pair[1].shape or (np.isnan(pair[0]) != np.isnan(pair[1])).any():
                 return None
-            apart = pair[0] != pair[1]  # of what is equal, some is infinite
-            largest = max(largest, float(np.nanmax(np.abs(pair[0][apart] - pair[1][apart]), initial=0.0)))
+            unequal = pair[0] != pair[1]  # equal values may be infinite
+            largest = max(largest, float(np.nanmax(np.abs(pair[0][unequal] - pair[1][unequal]), initial=0.0)))
         elif value != other[name]:
             return None
     return largest

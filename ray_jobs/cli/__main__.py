@@ -1,4 +1,4 @@
-"""`python -m ray_jobs.cli`: the `profuser` command."""
+"""Entry point of `python -m ray_jobs.cli`, the `profuser` command."""
 
 from ray_jobs.cli.app import main
 

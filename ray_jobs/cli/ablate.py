@@ -1,4 +1,4 @@
-"""`profuser lab ablate`: the base and all arms in one process, run by run, then the table."""
+"""Implements `profuser lab ablate`: runs the base and all arms in one process, one run after another, then writes the table."""
 
 import os
 import tempfile
@@ -22,11 +22,11 @@ DPI = 200
 
 
 def run_ablation(ablation: Ablation) -> None:
-    """Runs whatever is not done of the base and of the arms, and writes the table; an arm that fails does not stop the others.
+    """Runs what is unfinished of the base and the arms, then writes the table. A failing arm does not stop the others.
 
     Raises:
-        UserError: an input is missing, or something was made under other settings; said before anything starts.
-        ProfuserError: the base failed, or, once all others are done, some arms did.
+        UserError: an input is missing, or an artifact was made under other settings; raised before anything starts.
+        ProfuserError: the base failed; or some arms failed, raised once all others are done.
     """
     start = time.monotonic()
     ablation.base.check_inputs()
@@ -42,14 +42,14 @@ def run_ablation(ablation: Ablation) -> None:
                         failed[each.recipe.name] = error
     write_table(ablation)
     print_table(ablation)
-    print_line(f"{format_clock(time.monotonic() - start)} this time")
+    print_line(f"this invocation took {format_clock(time.monotonic() - start)}")
     if failed:
-        told = "; ".join(f"{name}: {error}" for name, error in failed.items())
-        raise ProfuserError(f"{len(failed)} of {len(ablation.runs)} runs failed and are not in the table; {told}")
+        errors = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        raise ProfuserError(f"{len(failed)} of {len(ablation.runs)} runs failed and are not in the table; {errors}")
 
 
 def run_base(ablation: Ablation) -> None:
-    """The teachers' pass, and what is measured of the target and the sources."""
+    """Runs the base up to `select`, and evaluates the target and the sources."""
     from ray_jobs.stages.benchmarks import benchmarks
     from ray_jobs.stages.evaluate import evaluate
 
@@ -66,7 +66,7 @@ def run_base(ablation: Ablation) -> None:
 
 
 def print_plan(ablation: Ablation) -> None:
-    """Prints the runs, what is done, and an estimate of the time left; starts nothing."""
+    """Prints the runs, their state and an estimate of the time left, without starting anything."""
     ablation.base.check_inputs()
     ablation.check()
     shared = [artifact.is_complete() for artifact in ablation.shared.values()]
@@ -78,12 +78,12 @@ def print_plan(ablation: Ablation) -> None:
         table.add_row(each.recipe.name, each.state)
     console.print(table)
     left = time_left(ablation)
-    unknown = f", without stages that are not finished anywhere yet ({', '.join(left.unknown)})" if left.unknown else ""
-    print_line(f"left: about {format_clock(left.seconds)} of stage time{unknown}")
+    unknown = f", excluding stages that no run has finished yet ({', '.join(left.unknown)})" if left.unknown else ""
+    print_line(f"time left: about {format_clock(left.seconds)} of stage time{unknown}")
 
 
 def write_table(ablation: Ablation) -> None:
-    """Writes `table.csv`, `table.md`, `table.json` and `ablation.png` of what is finished."""
+    """Writes `table.csv`, `table.md`, `table.json` and `ablation.png` for the finished runs."""
     results, made = gather_results(ablation), what_it_cost(ablation, machine())
     folder, name = ablation.folder, ablation.folder.uri.rpartition("/")[2]
     folder.write_bytes("table.csv", csv_text(flat_rows(results)).encode())
@@ -96,7 +96,7 @@ def write_table(ablation: Ablation) -> None:
 
 
 def print_table(ablation: Ablation) -> None:
-    """Prints a table per metric, what it cost, and where it lies."""
+    """Prints one table per metric, the cost, and the path of the written table."""
     results = gather_results(ablation)
     for table in render(results):
         console.print(table)
@@ -106,7 +106,7 @@ def print_table(ablation: Ablation) -> None:
 
 
 def machine() -> str:
-    """What the driver runs on: cores, memory, GPUs."""
+    """Returns a description of the driver's machine: cores, memory, GPUs."""
     import torch
 
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
@@ -121,16 +121,16 @@ def _is_measured(ablation: Ablation) -> bool:
 def _announce(ablation: Ablation, each: ArmRun, number: int) -> None:
     left = time_left(ablation)
     about = (
-        "time left not known yet" if left.unknown else f"about {format_clock(left.seconds)} of stage time left in all"
+        "time left unknown so far" if left.unknown else f"about {format_clock(left.seconds)} of stage time left in all"
     )
     print_line(f"\nrun {number} of {len(ablation.runs)}: {each.recipe.name} ({each.state}); {about}")
 
 
 def _try(each: ArmRun) -> str | None:
-    """Runs an arm; its error, where it fails."""
+    """Runs an arm; returns its error, or None on success."""
     try:
         run_pipeline(each.recipe)
     except ProfuserError as error:
-        print_line(f"{each.recipe.name} failed: {error}; the next ones go on")
+        print_line(f"{each.recipe.name} failed: {error}; continuing with the next run")
         return str(error)
     return None

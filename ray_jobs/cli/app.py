@@ -1,4 +1,4 @@
-"""The command line. Exit codes: 0 done, 1 the run failed, 2 the user's mistake (one line, no traceback)."""
+"""Defines the `profuser` command line. Exit codes: 0 done, 1 the run failed, 2 user error (one line, no traceback)."""
 
 import json
 import sys
@@ -15,33 +15,35 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 DEMO_QUESTION = "Put the letters h b a i in alphabetical order."
 
 app = typer.Typer(
-    help="Fuse several large language models into one: each example taught by the better of them.",
-    epilog="Start with `profuser demo`, then `profuser plan RECIPE` and `profuser run RECIPE`.",
+    help="Fuse several large language models into one. On each example, the best source model is the teacher.",
+    epilog="First steps: `profuser demo`, then `profuser plan RECIPE` and `profuser run RECIPE`.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-lab_app = typer.Typer(help="The laboratory: tiny models and a corpus in which fusion can be seen on two CPU cores.")
+lab_app = typer.Typer(help="Build and use the laboratory. Its tiny models show fusion at work on two CPU cores.")
 app.add_typer(lab_app, name="lab", no_args_is_help=True)
 
-RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
+RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a shipped recipe, such as demo.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY.PATH=VALUE", help="Override a setting; list items by number or name. Repeatable."
+        "--set",
+        metavar="KEY.PATH=VALUE",
+        help="Override a recipe setting, e.g. fuse.beta=0.5. Address list items by number or name. Repeatable.",
     ),
 ]
 Arm = Annotated[
     str | None,
-    typer.Option("--arm", metavar="NAME", help="Run the recipe as this arm of an experiment: a schedule, a baseline."),
+    typer.Option("--arm", metavar="NAME", help="Apply an experiment arm (a schedule or baseline), e.g. sft-gt."),
 ]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or its folder.")]
-Storage = Annotated[str, typer.Option(help="Folder or URI that holds the runs.")]
+Storage = Annotated[str, typer.Option(help="Folder or URI where the runs are stored.")]
 
 
 def load(recipe: str, settings: list[str] | None, arm: str | None = None):
-    """A recipe by path or by the name of a shipped one, as it is or as an arm of it."""
+    """Loads a recipe by path or shipped name, with an arm applied where one is given."""
     from profuser.recipe import find_arm, load_recipe
 
     return load_recipe(recipe, settings or (), RECIPES, None if arm is None else find_arm(arm, RECIPES))
@@ -55,25 +57,28 @@ def run(
     redo: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="STAGE", help="Delete a stage's results, and all that follow from them, and do them again."
+            metavar="STAGE", help="Delete the results of this and all later stages, then rebuild them. Repeatable."
         ),
     ] = None,
     until: Annotated[
-        str, typer.Option(metavar="STAGE", help="Stop after this stage; a later run goes on from there.")
+        str, typer.Option(metavar="STAGE", help="Stop after this stage. A later run continues from there.")
     ] = "report",
     only: Annotated[
         str | None,
-        typer.Option(metavar="STAGE[/PART]", help="This stage alone (fuse), or a part of it (collect/NAME)."),
+        typer.Option(metavar="STAGE[/PART]", help="Run only this stage (fuse) or this part of one (collect/NAME)."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the recipe, the corpus and the models; start nothing.")
+        bool, typer.Option("--dry-run", help="Check recipe, corpus, models and tokenizers without starting anything.")
     ] = False,
 ) -> None:
-    """Run a fusion, or what is left of it."""
+    """Run a fusion from corpus to report.
+
+    Finished stages are skipped: run the same command again to continue after an interruption.
+    """
     from profuser.run.stages import STAGES
 
     if only and until != STAGES[-1]:
-        raise UserError("--only, --until: give one of them")
+        raise UserError("--only, --until: give only one of them")
     loaded = load(recipe, settings, arm)
     if dry_run:
         from ray_jobs.cli.dry_run import check_recipe
@@ -89,15 +94,15 @@ def run(
         print_report(done)
     else:
         option = "--only" if only else "--until"
-        print_line(f"stopped after {only or until}; without {option} it goes on")
+        print_line(f"stopped after {only or until}; run without {option} to continue")
 
 
 @app.command()
 def demo(
     settings: Settings = None,
-    question: Annotated[str, typer.Option(help="What the served model is asked at the end.")] = DEMO_QUESTION,
+    question: Annotated[str, typer.Option(help="Prompt for the served model at the end.")] = DEMO_QUESTION,
 ) -> None:
-    """Run the main job in the laboratory, and ask the served model a question."""
+    """Run the demo fusion and query the result. Fuses three tiny models, then serves the fused one."""
     from ray_jobs.cli.demo import run_demo
 
     run_demo(load("demo", settings), question)
@@ -111,11 +116,11 @@ def plan(
     num_probed: Annotated[
         int | None,
         typer.Option(
-            "--probe", metavar="N", help="Start every source, put N rows to it, and extrapolate with error bars."
+            "--probe", metavar="N", help="Run N corpus rows through every source and extrapolate, with error bars."
         ),
     ] = None,
 ) -> None:
-    """Print stages, rows, estimated tokens, disk and devices, without starting anything; with --probe, from a measurement."""
+    """Estimate the cost of a run. Prints stages, rows, tokens, disk and devices; starts nothing without --probe."""
     from ray_jobs.cli.plan import print_plan, print_probe
 
     loaded = load(recipe, settings, arm)
@@ -127,7 +132,7 @@ def plan(
 
 @app.command()
 def doctor(storage: Storage = "runs") -> None:
-    """Say what this machine can do (GPU, memory, vLLM, Ray, storage) and what is missing."""
+    """Check this machine. Reports GPU, memory, vLLM, Ray and storage, what is missing and how to fix it."""
     from ray_jobs.cli.doctor import examine
 
     raise typer.Exit(0 if examine(storage) else 1)
@@ -137,9 +142,9 @@ def doctor(storage: Storage = "runs") -> None:
 def status(
     name: RunName,
     storage: Storage = "runs",
-    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the run's summary.json.")] = False,
 ) -> None:
-    """Show how far a run is."""
+    """Show the progress of a run. Prints the state of every stage, and the driver that is working on it."""
     from ray_jobs.cli.status import print_status, read_summary
 
     summary = read_summary(name, storage)
@@ -151,7 +156,7 @@ def status(
 
 @app.command()
 def report(name: RunName, storage: Storage = "runs") -> None:
-    """Print a finished run's tables, and write its report anew."""
+    """Print a finished run's results. Also rewrites its report."""
     from profuser.artifacts.lock import RunLock
     from profuser.run.finding import find_run
     from ray_jobs.stages.report import print_report, write_run_report
@@ -164,14 +169,14 @@ def report(name: RunName, storage: Storage = "runs") -> None:
 
 @app.command()
 def compare(
-    names: Annotated[list[str], typer.Argument(metavar="RUN...")],
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names of runs, or their folders.")],
     storage: Storage = "runs",
     group_seeds: Annotated[
-        bool, typer.Option("--group-seeds", help="Take runs that differ in nothing but fuse.seed as one.")
+        bool, typer.Option("--group-seeds", help="Pool runs that differ only in fuse.seed.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it for a program.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
-    """Compare the results of runs with their target and with the first of them, and show in what their recipes differ."""
+    """Compare several runs, each with its target and with the first run. Also prints how their recipes differ."""
     from ray_jobs.cli.compare import print_comparison
 
     print_comparison(names, storage, group_seeds, as_json)
@@ -181,9 +186,9 @@ def compare(
 def evaluate(
     name: RunName,
     storage: Storage = "runs",
-    redo: Annotated[bool, typer.Option("--redo", help="Measure anew.")] = False,
+    redo: Annotated[bool, typer.Option("--redo", help="Delete the measurements and repeat them.")] = False,
 ) -> None:
-    """Measure a run's models on its held-out rows, where that is not done yet."""
+    """Evaluate a run's models on its held-out rows. Skips models that are evaluated already."""
     from profuser.run.finding import find_run
     from ray_jobs.pipeline.pipeline import run_pipeline
     from ray_jobs.stages.report import print_report
@@ -194,39 +199,39 @@ def evaluate(
 @app.command()
 def serve(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN...]", help="Runs whose fused models to host.")
+        list[str] | None, typer.Argument(metavar="[RUN...]", help="Runs whose fused models are served.")
     ] = None,
     storage: Storage = "runs",
     beside: Annotated[
         list[str] | None,
         typer.Option(
-            "--with", metavar="NAME", help="Also the first run's target, a source by name, or all. Repeatable."
+            "--with", metavar="NAME", help="Also serve from the first run: target, a source or all. Repeatable."
         ),
     ] = None,
     models: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", metavar="NAME=LOCATION", help="A folder, URI, Hub name or models:/NAME@ALIAS. Repeatable."
+            "--model", metavar="NAME=LOCATION", help="Serve a folder, URI, Hub name or models:/NAME@ALIAS. Repeatable."
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
-    served_name: Annotated[str | None, typer.Option("--name", help="Of the first model; by default the run's.")] = None,
+    served_name: Annotated[str | None, typer.Option("--name", help="First model's name; by default the run's.")] = None,
     keys: Annotated[
-        Path | None, typer.Option(help="YAML list of API keys; or PROFUSER_API_KEYS has them, with commas between.")
+        Path | None, typer.Option(help="YAML file listing API keys. Default: PROFUSER_API_KEYS, comma-separated.")
     ] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Ask for no key; clients on this machine only.")] = False,
-    min_replicas: Annotated[int, typer.Option(min=0, help="Fewest copies of each model; 0: only while asked.")] = 1,
-    max_replicas: Annotated[int, typer.Option(min=1, help="Most copies of each model.")] = 1,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Require no key; accept only local clients.")] = False,
+    min_replicas: Annotated[int, typer.Option(min=0, help="Minimum replicas per model; 0: none while idle.")] = 1,
+    max_replicas: Annotated[int, typer.Option(min=1, help="Maximum replicas per model.")] = 1,
     num_gpus: Annotated[
         float | None,
-        typer.Option(min=0, help="GPUs of a copy; by default what its parallelism needs, where there are any."),
+        typer.Option(min=0, help="GPUs per replica. Default: what its parallelism needs, 0 without GPUs."),
     ] = None,
     write_config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Start nothing: write a file for `serve deploy` and KubeRay.")
+        Path | None, typer.Option(metavar="FILE", help="Only write a config file for `serve deploy` and KubeRay.")
     ] = None,
 ) -> None:
-    """Host fused models, and others beside them, behind an OpenAI API with a playground, until Ctrl-C."""
+    """Serve models behind an OpenAI-compatible API. Includes a playground web page; runs until Ctrl-C."""
     from ray_jobs.runtime.cluster import connected
     from ray_jobs.serving.app import check_serving, serve_file, start_server, wait_until_interrupted
     from ray_jobs.serving.models import serve_config
@@ -237,7 +242,7 @@ def serve(
     arguments = (names or (), storage, beside or (), models or (), served_name, replicas, settings)
     if write_config:
         write_config.write_text(serve_file(serve_config(*arguments), host, port))
-        print_line(f"written to {write_config}; serve deploy {write_config}")
+        print_line(f"written to {write_config}; deploy it with: serve deploy {write_config}")
         return
     with connected():
         config = serve_config(*arguments)
@@ -250,19 +255,19 @@ def serve(
 
 @lab_app.command("build")
 def lab_build(
-    output: Annotated[Path, typer.Argument(help="Folder to make.")] = Path("lab"),
+    output: Annotated[Path, typer.Argument(help="Folder to create.")] = Path("lab"),
     corpus: Annotated[
-        str | None, typer.Option(help="Instead of the skills: make tiny sources from this instruction corpus.")
+        str | None, typer.Option(help="Train tiny sources on this instruction corpus instead of the six skills.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all random choices.")] = 0,
     skip_rows: Annotated[
-        int, typer.Option(min=0, help="With --corpus: leave its first rows to a run with so many corpus.max_rows.")
+        int, typer.Option(min=0, help="With --corpus: skip its first rows, which a run with corpus.max_rows uses.")
     ] = 0,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a finished laboratory in that folder.")
+        bool, typer.Option("--overwrite", help="Replace a finished laboratory in this folder.")
     ] = False,
 ) -> None:
-    """Make the laboratory's models: three specialists and three reward models, of your corpus or of the six skills."""
+    """Build the laboratory's models. Trains three specialists and three reward models, on the six skills or on your corpus."""
     from ray_jobs.cli.lab import build
 
     build(output, corpus, seed, skip_rows, overwrite)
@@ -270,10 +275,10 @@ def lab_build(
 
 @lab_app.command("twins")
 def lab_twins(
-    output: Annotated[Path, typer.Argument(help="Folder to make.")] = Path("twins"),
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    output: Annotated[Path, typer.Argument(help="Folder to create.")] = Path("twins"),
+    seed: Annotated[int, typer.Option(help="Seed of all random choices.")] = 0,
 ) -> None:
-    """Make the laboratory once more, with the other specialists' skills in Llamas too: for `lab ablate --arms homogeneous`."""
+    """Build a laboratory with two more Llamas. They hold the skills of mpt and neox, for `lab ablate --arms homogeneous`."""
     from profuser.lab.twins import build_twins
 
     build_twins(output, seed, progress=lambda text: print_line(text))
@@ -282,24 +287,24 @@ def lab_twins(
 
 @lab_app.command("ablate")
 def lab_ablate(
-    recipe: Annotated[str, typer.Option(help="A YAML file, or the name of a shipped recipe.")] = "demo",
+    recipe: Annotated[str, typer.Option(help="Base recipe: a YAML file, or the name of a shipped one.")] = "demo",
     arms: Annotated[
         list[str] | None,
-        typer.Option(
-            help="schedules, ablations, search, all, or arms by name, with commas between. By default schedules."
-        ),
+        typer.Option(help="Comma-separated arms, or a group: schedules, ablations, search, all. Default: schedules."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How often every arm is trained.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds with which every arm is trained.")] = 3,
     settings: Settings = None,
     storage: Annotated[
-        str | None, typer.Option(help="Folder or URI that holds the runs; by default the recipe's.")
+        str | None, typer.Option(help="Folder or URI where the runs are stored; by default the recipe's.")
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="List the runs, what is done, and how long the rest may take; start nothing."),
+        typer.Option(
+            "--dry-run", help="List the runs, their state and the estimated time left, without starting anything."
+        ),
     ] = False,
 ) -> None:
-    """Train all arms of an experiment over one teachers' pass, and compare them in a table; run again to continue."""
+    """Train and compare the arms of an ablation. All arms share one base run; run again to continue."""
     from profuser.ablation.arms import SCHEDULES, find_arms, plan_ablation
     from ray_jobs.cli.ablate import print_plan, run_ablation
 
@@ -313,12 +318,12 @@ def lab_ablate(
 
 
 def main() -> None:
-    """The `profuser` command."""
+    """Runs the `profuser` command."""
     run_app(app, "profuser")
 
 
 def run_app(app: typer.Typer, name: str) -> None:
-    """A command under this name, as the shell calls it: an error of ours is one line and an exit code."""
+    """Runs a command under this name; a ProfuserError becomes one line on stderr and an exit code."""
     try:
         app(prog_name=name)
     except UserError as error:
@@ -327,7 +332,7 @@ def run_app(app: typer.Typer, name: str) -> None:
         _fail(error, 1)
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
-            print("profuser: interrupted; what is finished stays, run again to continue", file=sys.stderr)
+            print("profuser: interrupted; finished work is kept, run again to continue", file=sys.stderr)
         raise
 
 

@@ -1,4 +1,4 @@
-"""`profuser compare`: results of several runs side by side, which differences are more than noise, and how the recipes differ."""
+"""Implements `profuser compare`: results of several runs, which differences exceed noise, and how the recipes differ."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -36,26 +36,26 @@ NOTE = (
 
 @dataclass(frozen=True)
 class RunComparison:
-    """What several runs have in common to be measured by, and how they come out."""
+    """Results of several runs on the metrics and items that they share."""
 
     runs: Mapping[str, FusionRun]
     groups: Mapping[str, Sequence[str]]
-    """Names of the runs of each arm; without grouping every run is one of its own."""
+    """Names of the runs of each arm; without grouping, every run is its own arm."""
     metrics: Sequence[Metric]
     contrasts: Sequence[Contrast]
     judged: Mapping[str, JudgedWinRate]
-    """By run, its fused model against its target."""
+    """Win rate of each run's fused model against its target."""
 
     @property
     def settings(self) -> dict[str, dict[str, str]]:
-        """Settings in which the recipes differ: `{setting: {run: value}}`."""
+        """Settings that differ between the recipes: `{setting: {run: value}}`."""
         trees = {name: flatten(identity(run.recipe)) for name, run in self.runs.items()}
         keys = sorted({key for tree in trees.values() for key in tree} - {"name"})
         values = {key: {name: str(tree.get(key, "")) for name, tree in trees.items()} for key in keys}
         return {key: row for key, row in values.items() if len(set(row.values())) > 1}
 
     def as_json(self) -> dict[str, Any]:
-        """All of it for programs: shares are 0 to 1."""
+        """Returns everything as JSON-compatible data; shares are 0 to 1."""
         return {
             "groups": {name: list(names) for name, names in self.groups.items()},
             "metrics": {
@@ -72,14 +72,14 @@ class RunComparison:
 
 
 def compare_runs(names: Sequence[str], storage: str, group_seeds: bool = False) -> RunComparison:
-    """Target and fused model of each run, on what all of them were measured on.
+    """Compares target and fused model of each run, on the items that all of them were measured on.
 
     Every fused model is compared with its target and with that of the first run named.
 
     Args:
-        names: of runs.
-        storage: where they are.
-        group_seeds: take runs of one arm with several `fuse.seed` as one.
+        names: names of the runs.
+        storage: folder or URI where they are stored.
+        group_seeds: pool the runs of one arm that differ only in `fuse.seed`.
 
     Raises:
         UserError: there is no such run, or two runs of an arm have the same seed.
@@ -90,7 +90,7 @@ def compare_runs(names: Sequence[str], storage: str, group_seeds: bool = False) 
     fused = [_fused(arm) for arm in groups]
     pairs = [(_fused(arm), targets[arm]) for arm in groups] + [(name, fused[0]) for name in fused[1:]]
     heldout = {name: [table for table, _ in seeds] for name, seeds in models.items()}
-    # A run that is not evaluated yet takes nothing from the others.
+    # A run that is not evaluated yet must not reduce the items of the others.
     metrics = heldout_metrics({name: tables for name, tables in heldout.items() if tables})
     metrics += benchmark_metrics({name: [tables for _, tables in seeds] for name, seeds in models.items()})
     judged = {name: judged_win_rates(run).get(MAJORITY, {}).get(TARGET) for name, run in runs.items()}
@@ -110,7 +110,7 @@ Seed = tuple[pa.Table, Mapping[str, pa.Table]]
 def _models(
     runs: Mapping[str, FusionRun], groups: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, str], dict[str, list[Seed]]]:
-    """What each arm's target is called, and the results of all models; targets that are one model are named and read once."""
+    """Returns the name of each arm's target and the results of all models; a target shared by arms is named and read once."""
     marks = {arm: runs[names[0]].evaluate(TARGET).fingerprint for arm, names in groups.items()}
     firsts = {mark: arm for arm, mark in reversed(marks.items())}
     targets = {arm: TARGET if len(firsts) == 1 else f"{firsts[mark]}/{TARGET}" for arm, mark in marks.items()}
@@ -124,7 +124,7 @@ def _fused(arm: str) -> str:
 
 
 def _seeds(runs: Sequence[FusionRun], model: str) -> list[Seed]:
-    """Results of a model of each run that has been evaluated."""
+    """Returns a model's results in each run that has evaluated it."""
     out: list[Seed] = []
     for run in runs:
         artifact = run.evaluate(model)
@@ -203,7 +203,7 @@ def _title(metric: str) -> str:
 
 
 def _value(metric: str, value: float, sign: bool = False) -> str:
-    """Bits per byte, or a share in percent; a difference of shares in points of percent."""
+    """Formats bits per byte, a share in percent, or a difference of shares in percentage points."""
     if metric == BITS_PER_BYTE:
         return f"{value:+.3f}" if sign else f"{value:.3f}"
     return f"{100 * value:+.1f} points" if sign else f"{100 * value:.1f} %"

@@ -1,4 +1,4 @@
-"""`profuser demo`: the main job in the laboratory, then one question to the served model."""
+"""Implements `profuser demo`: fuses the laboratory's models, then asks the served result one question."""
 
 import socket
 import time
@@ -18,10 +18,10 @@ from ray_jobs.stages.report import print_report
 def run_demo(recipe: Recipe, question: str) -> None:
     """Runs the demo recipe, prints its table, serves the fused model and prints its answer.
 
-    Serving starts when the model is fused, so that it has loaded when the last stage is done.
+    Serving starts as soon as the model is fused, so that it is loaded when the last stage ends.
     """
     start = time.monotonic()
-    # Ray ends first: if the server is still starting, it then fails at once.
+    # Ray is shut down first: a server that is still starting then fails at once.
     with ThreadPoolExecutor(1) as beside, connected():
         serving: list[Future[str]] = []
 
@@ -45,6 +45,6 @@ def _serve(run: FusionRun, name: str) -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # For one question: no key, and nobody on another machine is answered.
+    # No key for a single question, so only clients on this machine may connect.
     served = ServeConfig(models=(fused_model(run, name),), insecure=True)
     return start_server(served, "127.0.0.1", port)

@@ -1,4 +1,4 @@
-"""`profuser doctor`: what this machine can do, and what is missing."""
+"""Implements `profuser doctor`: reports what this machine can do and what is missing."""
 
 import os
 import platform
@@ -16,12 +16,12 @@ GIB = 1 << 30
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at."""
+    """Result of one check."""
 
     what: str
     good: bool
     text: str
-    """What was found and, where it is not good, how to mend it."""
+    """Result of the check and, where it is not good, how to fix it."""
 
 
 def examine(storage: str) -> bool:
@@ -37,7 +37,7 @@ def examine(storage: str) -> bool:
 def _findings(storage: str) -> Iterator[Finding]:
     yield Finding("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     cores = os.cpu_count() or 1
-    note = f"; Ray is told of {MIN_LOGICAL_CPUS}" if cores < MIN_LOGICAL_CPUS else ""
+    note = f"; Ray is started with {MIN_LOGICAL_CPUS} logical CPUs" if cores < MIN_LOGICAL_CPUS else ""
     yield Finding("cpu", True, f"{cores} cores{note}")
     yield _memory()
     yield from _torch()

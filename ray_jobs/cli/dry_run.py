@@ -1,4 +1,4 @@
-"""`profuser run --dry-run`: checks what can be known before anything is started."""
+"""Implements `profuser run --dry-run`: checks everything that can be checked before starting."""
 
 from rich.table import Table
 
@@ -18,20 +18,20 @@ RULE_TITLES = {
 
 
 def check_recipe(recipe: Recipe, name: str) -> None:
-    """Checks a recipe, its corpus, models and benchmarks, and prints how each vocabulary reaches the target's."""
+    """Checks a recipe, its corpus, models and benchmarks, and prints how each vocabulary maps to the target's."""
     run = FusionRun(recipe)
     run.check_inputs()
     check_target(run)
     print_pairs(run)
     if measured := ", ".join(benchmark.name for benchmark in recipe.evaluate.benchmarks):
-        print_line(f"benchmarks: {measured}; their data are there")
-    print_line(f"recipe {name}: valid; corpus and models are there")
+        print_line(f"benchmarks: {measured}; their data are available")
+    print_line(f"recipe {name}: valid; corpus and models are available")
 
 
 def print_pairs(run: FusionRun) -> None:
-    """Prints for each source how its vocabulary reaches the target's."""
+    """Prints how each source's vocabulary maps to the target's."""
     pairs = read_tokenizer_pairs(run)
-    table = Table("source", *RULE_TITLES.values(), title=f"tokens by their way to {run.recipe.target.model}")
+    table = Table("source", *RULE_TITLES.values(), title=f"tokens by how they map to {run.recipe.target.model}")
     for source, projection in zip(run.recipe.sources, pairs.projections, strict=True):
         counts = projection.counts()
         table.add_row(source.name, *(f"{counts[rule]:,}" for rule in RULE_TITLES))

@@ -1,4 +1,4 @@
-"""`profuser lab build`: makes a laboratory from the six skills, or from any instruction corpus."""
+"""Implements `profuser lab build`: builds a laboratory from the six skills or from an instruction corpus."""
 
 from pathlib import Path
 
@@ -9,24 +9,24 @@ from ray_jobs.runtime.progress import print_line
 
 
 def build(output: Path, corpus: str | None, seed: int, skip_rows: int, overwrite: bool) -> None:
-    """Builds into a folder and says how to use it."""
+    """Builds a laboratory in a folder and prints how to use it."""
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         print_line(text)
 
     if corpus is None:
         if skip_rows:
             raise UserError("--skip-rows: needs --corpus")
-        build_lab(output, seed=seed, overwrite=overwrite, progress=say)
+        build_lab(output, seed=seed, overwrite=overwrite, progress=log)
     else:
         build_sources_from_corpus(
-            read_prompts_and_responses(corpus, skip_rows), output, seed=seed, overwrite=overwrite, progress=say
+            read_prompts_and_responses(corpus, skip_rows), output, seed=seed, overwrite=overwrite, progress=log
         )
-    say(f"laboratory: {output}; use it with profuser run RECIPE --set lab={output}")
+    log(f"laboratory: {output}; use it with profuser run RECIPE --set lab={output}")
 
 
 def read_prompts_and_responses(location: str, skip_rows: int) -> list[tuple[str, str]]:
-    """Instruction and response of the usable rows of a corpus after the first ones; the turns of a prompt joined by blank lines."""
+    """Returns prompt and response of a corpus's usable rows after the skipped ones; a prompt's turns are joined by blank lines."""
     summary, rows = RowCounts(), []
     for row in prepare_rows(read_corpus(location)):
         summary.add(row)

@@ -1,8 +1,8 @@
-"""`profuser plan`: stages, rows, estimated tokens, disk and devices of a recipe, without starting anything.
+"""Implements `profuser plan`: prints stages, rows, estimated tokens, disk and devices without starting anything.
 
-Rough on purpose: tokens from bytes, disk from the codec's measured size. It reads the corpus, and of a model only its config; the
-memory of training is exact to some per cent (`profuser.training.memory`).
-With `--probe` the sources are started and measured instead (`probe`).
+The plan is rough on purpose: tokens come from bytes, disk from the codec's measured size. It reads the corpus, and only the config
+of a model; the memory of training is exact to some per cent (`profuser.training.memory`).
+With `--probe` the sources are started and measured instead (`ray_jobs.cli.probe`).
 """
 
 from rich.table import Table
@@ -24,11 +24,11 @@ MAX_ROWS_READ = 20_000
 
 
 UNKNOWN_SIZE = CorpusSize(50_000, 100, 200, False)
-"""What is assumed of a corpus that cannot be read: that of Alpaca, about."""
+"""Size assumed for a corpus that cannot be read: roughly Alpaca's."""
 
 
 def measure(run: FusionRun) -> CorpusSize:
-    """Reads the corpus, or its first rows, and estimates tokens from bytes."""
+    """Reads the corpus, or its first `MAX_ROWS_READ` rows, and estimates tokens from bytes."""
     config = run.recipe.corpus
     rows, prompt, response, more = 0, 0, 0, False
     limit = min(config.max_rows or MAX_ROWS_READ, MAX_ROWS_READ)
@@ -48,7 +48,7 @@ def measure(run: FusionRun) -> CorpusSize:
 
 
 def print_plan(recipe: Recipe) -> None:
-    """Prints the plan; a corpus or model that is not here is said so, and planned for as far as that goes."""
+    """Prints the plan. A corpus or model that is not available locally is reported, and planned as far as possible."""
     run = FusionRun(recipe)
     run.check_lab()
     for setting, config in run.models().items():
@@ -56,7 +56,7 @@ def print_plan(recipe: Recipe) -> None:
         if ref.is_local:
             ref.config(setting)
         else:
-            print_line(f"{setting}: {ref.path} comes from the Hub when the run starts")
+            print_line(f"{setting}: {ref.path} is downloaded from the Hub when the run starts")
     try:
         size = measure(run)
     except UserError as error:
@@ -80,14 +80,14 @@ def print_plan(recipe: Recipe) -> None:
 
 
 def print_memory(run: FusionRun) -> None:
-    """Prints what training will hold in each device's memory; no more than a line where the target's config is not here."""
+    """Prints the memory per device that training needs, or one line where the target's config is not available locally."""
     from huggingface_hub import try_to_load_from_cache
 
     recipe, ref = run.recipe, run.model(run.recipe.target)
     if not ref.is_local and not isinstance(try_to_load_from_cache(ref.path, "config.json", revision=ref.revision), str):
-        print_line(f"fuse: memory per device is planned once {ref.path} is here")
+        print_line(f"fuse: memory per device can be planned once {ref.path} has been downloaded")
         return
-    # All else is there at once; these take seconds.
+    # Imported late: these take seconds.
     from transformers import AutoConfig
 
     from profuser.report.tables.memory import memory_table, memory_words
@@ -108,7 +108,7 @@ def print_memory(run: FusionRun) -> None:
 
 
 def print_probe(recipe: Recipe, num_rows: int) -> None:
-    """Probes the sources with so many rows, and prints what the whole corpus will take of them."""
+    """Probes the sources with `num_rows` rows, and prints the extrapolated cost of the whole corpus."""
     from profuser.report.tables.plan import plan_table, plan_words
     from ray_jobs.cli.probe import probe
 
@@ -117,4 +117,4 @@ def print_probe(recipe: Recipe, num_rows: int) -> None:
     console.print(plan_table(found))
     for sentence in plan_words(found):
         print_line(sentence)
-    print_line(f"plan: {run.folder.path(PLAN)}; the finished run's report says how far off it was")
+    print_line(f"plan: {run.folder.path(PLAN)}; the finished run's report compares it with what was measured")

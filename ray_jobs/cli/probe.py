@@ -1,6 +1,6 @@
-"""`profuser plan --probe N`: puts N rows of the corpus to every source, with the engine and devices of the run, and extrapolates.
+"""Implements `profuser plan --probe N`: runs N corpus rows through every source on the run's engine and devices, and extrapolates.
 
-Nothing of it reaches the run's artifacts: what is written, to be weighed, lies in temporary folders.
+A probe does not touch the run's artifacts: it writes to temporary folders, only to measure sizes.
 """
 
 import math
@@ -45,32 +45,32 @@ from ray_jobs.runtime.progress import print_line
 from ray_jobs.runtime.shards import Draining
 
 FULL_BATCHES = 4
-"""So many times the requests that an engine runs at once: after that, how its batch fills and drains weighs little."""
+"""Multiple of an engine's concurrent requests above which filling and draining its batch hardly affects the measured speed."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Rows of the corpus, and what they were drawn from."""
+    """Rows drawn from the corpus, and the size of that corpus."""
 
     rows: pa.Table
     num_rows: int
-    """Of the whole corpus, without those that are held out."""
+    """Number of rows of the whole corpus, without the held-out ones."""
     num_shards: int
 
 
 def probe(run: FusionRun, num_rows: int) -> ProbedPlan:
-    """Probes every source, as many at one time as the run would collect, and keeps the plan in the run's folder.
+    """Probes every source, as many concurrently as the run would collect, and writes the plan to the run's folder.
 
     Args:
-        run: whose settings, seed and devices are taken.
-        num_rows: rows to probe; all of a corpus that has fewer.
+        run: the run whose settings, seed and devices are used.
+        num_rows: number of rows to probe; a smaller corpus is probed whole.
 
     Raises:
-        UserError: `num_rows` is less than 1; what stops a run before it starts; or a source takes none of the rows.
-        EngineError: an engine cannot load its model, or died.
+        UserError: `num_rows` is less than 1; a check that a run makes before it starts fails; or a source refuses all rows.
+        EngineError: an engine cannot load its model, or dies.
     """
     if num_rows < 1:
-        raise UserError(f"--probe {num_rows}: give the number of rows to put to every source, at least 1")
+        raise UserError(f"--probe {num_rows}: give the number of rows to run through every source, at least 1")
     check_storage(run.recipe.storage)
     run.check_inputs()
     run.folder.check_writable()
@@ -88,7 +88,7 @@ def probe(run: FusionRun, num_rows: int) -> ProbedPlan:
 
 
 def draw(run: FusionRun, num_rows: int) -> Drawn:
-    """Rows of those that the run would collect, at random under its seed, none twice: corpora are often sorted."""
+    """Draws rows that the run would collect, at random under its seed and without replacement: corpora are often sorted."""
     with _corpus(run) as corpus:
         sizes = [len(table) for table in corpus.tables(["row_id"])]
         total = sum(sizes)
@@ -104,7 +104,7 @@ def draw(run: FusionRun, num_rows: int) -> Drawn:
 
 @contextmanager
 def _corpus(run: FusionRun) -> Iterator[Artifact]:
-    """The rows that the run collects: its own where they are prepared, else prepared in a temporary folder."""
+    """Yields the rows that the run collects: the run's own where prepared, else prepared in a temporary folder."""
     if run.corpus().is_complete():
         yield run.corpus()
         return
@@ -115,10 +115,10 @@ def _corpus(run: FusionRun) -> Iterator[Artifact]:
 
 
 def _probe_source(run: FusionRun, source: SourceConfig, rows: pa.Table, probes: dict[str, Probe], _: Draining) -> None:
-    """Runs one source's probe on its devices, in a process of its own."""
+    """Runs one source's probe on its devices, in a separate process."""
     pool, num_gpus = source.pool, gpus_for(source)
     check_fits(f"collect/{source.name}", pool.num_cpus, num_gpus)
-    # A process that is kept would leave the next source's engine too little memory.
+    # A reused worker process would leave the next source's engine too little memory.
     task: Any = ray.remote(max_calls=1, max_retries=0)(_measure)
     resources: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": num_gpus}
     if pool.accelerator_type:
@@ -138,15 +138,15 @@ def _probe_source(run: FusionRun, source: SourceConfig, rows: pa.Table, probes: 
 
 
 def _measure(model: ReadModel, rows: pa.Table, how: Reading, *more: Any) -> tuple[Probe, float]:
-    """The probe, and the seconds since the engine was ready for it."""
+    """Returns the probe, and the seconds since the engine was ready for it."""
     source = model.load()
-    source.read(rows.slice(0, 1), how)  # What only a first request costs is part of the start.
+    source.read(rows.slice(0, 1), how)  # The extra cost of a first request counts as start-up.
     ready = time.monotonic()
     return probe_rows(source, rows, how, *more), time.monotonic() - ready
 
 
 def make_plan(run: FusionRun, drawn: Drawn, probes: dict[str, Probe]) -> ProbedPlan:
-    """Extrapolates what was measured to all rows of the run."""
+    """Extrapolates the measurements to all rows of the run."""
     recipe = run.recipe
     costs: list[tuple[Artifact, Cost]] = []
     disks: dict[str, list[Cost]] = {"eager": [], "lazy": []}
@@ -187,7 +187,7 @@ def _setting(run: FusionRun, source: SourceConfig, drawn: Drawn) -> Setting:
 
 
 def _queue_notes(run: FusionRun, num_probed: int, num_rows: int) -> tuple[str, ...]:
-    """Says which engines had too little to do at once to be as fast as in the run, and how many rows would tell."""
+    """Names the engines that had too few requests to reach the run's speed, and how many rows would be enough."""
     per_row = 1 + run.recipe.collect.samples_per_source
     wanted = {s.name: math.ceil(FULL_BATCHES * s.engine.max_num_seqs / per_row) for s in run.recipe.sources}
     idle = [name for name, rows in wanted.items() if num_probed < min(rows, num_rows)]
@@ -195,6 +195,6 @@ def _queue_notes(run: FusionRun, num_probed: int, num_rows: int) -> tuple[str, .
         return ()
     enough = min(num_rows, max(wanted[name] for name in idle))
     return (
-        f"{num_probed:,} rows at once do not fill the engine of {', '.join(idle)} for long: its time and money come out too high; "
-        f"--probe {enough} would tell better",
+        f"{num_probed:,} rows at once do not fill the engine of {', '.join(idle)} for long: its time and cost are overestimated; "
+        f"--probe {enough} would be more accurate",
     )

@@ -1,4 +1,4 @@
-"""`python -m ray_jobs STAGE RECIPE`: each stage as a job of its own, for `ray job submit`."""
+"""Defines `python -m ray_jobs STAGE RECIPE`: each stage as a separate job, for `ray job submit`."""
 
 from typing import Annotated
 
@@ -12,7 +12,7 @@ from ray_jobs.cli.app import Arm, RecipePath, Settings, run, run_app
 def stage_app() -> typer.Typer:
     """Returns a command for every stage, and `run` for all of them."""
     app = typer.Typer(
-        help="Run one stage of a fusion; what it reads must be finished. `run` runs all of them, as `profuser run` does.",
+        help="Run one stage of a fusion. Its inputs must be finished. `run` runs all stages, like `profuser run`.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -30,10 +30,10 @@ def main() -> None:
 
 
 def _command(stage: Stage):
-    """`profuser run RECIPE --only STAGE` as a command of its own."""
+    """Returns `profuser run RECIPE --only STAGE` as a command."""
     kind = stage.part_option
-    one_part = typer.Option(f"--{kind or 'part'}", metavar="NAME", hidden=kind is None, help=f"Only this {kind}.")
-    again = typer.Option("--redo", help="Delete its results, and all that follow from them, and do it again.")
+    one_part = typer.Option(f"--{kind or 'part'}", metavar="NAME", hidden=kind is None, help=f"Run only this {kind}.")
+    again = typer.Option("--redo", help="Delete its results and those of all later stages, then run it again.")
 
     def command(
         recipe: RecipePath,
@@ -45,5 +45,5 @@ def _command(stage: Stage):
         only = f"{stage.name}/{part}" if part else stage.name
         run(recipe, settings, arm, [stage.name] if redo else None, only=only)
 
-    command.__doc__ = f"Run the stage {stage.name}, or what is left of it."
+    command.__doc__ = f"Run the stage {stage.name}. Skips its finished parts."
     return command

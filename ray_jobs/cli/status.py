@@ -1,4 +1,4 @@
-"""`profuser status`: how far a run is, from its summary and the shards that are there, and which driver is at work on it."""
+"""Implements `profuser status`: a run's progress, from its summary and written shards, and the driver that works on it."""
 
 from typing import Any
 
@@ -13,10 +13,10 @@ from ray_jobs.runtime.progress import console, format_clock, print_line
 
 
 def read_summary(name: str, storage: str) -> dict[str, Any]:
-    """A run's summary.
+    """Returns a run's summary.
 
-    An unfinished stage gets the number of shards that it has written. A run that is held gets its driver: host, pid, since when,
-    its last sign of life, and whether it is seen to be gone (None: it is not on this machine).
+    An unfinished stage gets the number of shards that it has written. A locked run gets its driver: host, pid, start time,
+    last heartbeat, and whether its process is gone (None: it is not on this machine).
     """
     run = find_run(name, storage)
     if not run.folder.exists(SUMMARY):
@@ -44,6 +44,6 @@ def print_status(summary: dict[str, Any]) -> None:
     driver = summary.get("driver")
     if driver:
         who = f"driver: host {driver['host']}, pid {driver['pid']}, since {driver['since']}"
-        last = f"last sign of life {driver['last_sign']}"
-        state = "gone; profuser run goes on from here" if driver["gone"] else last
+        last = f"last heartbeat {driver['last_sign']}"
+        state = "gone; profuser run continues from here" if driver["gone"] else last
         print_line(f"{who}; {state}")

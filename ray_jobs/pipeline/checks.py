@@ -1,4 +1,4 @@
-"""What is checked before a run makes anything, and what stages and parts are called."""
+"""Checks that run before a run makes anything, and names of stages and parts."""
 
 import os
 from collections.abc import Sequence
@@ -11,52 +11,50 @@ from profuser.run.stages import STAGES, stage_name
 from profuser.storage.folder import Folder
 
 JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""What Ray sets in the environment of a submitted job."""
+"""Environment variable that Ray sets in a submitted job."""
 
 
 def is_part(name: str, of: str) -> bool:
-    """Whether an artifact is this one, or belongs to this stage or part: `benchmarks/fused/mmlu` to `benchmarks/fused`."""
+    """Returns whether `name` is `of` or belongs to it, as `benchmarks/fused/mmlu` belongs to `benchmarks/fused`."""
     return f"{name}/".startswith(f"{of}/")
 
 
 def stage_index(name: str, option: str) -> int:
-    """Where a stage stands in the order; UserError that names the option where there is no such stage."""
+    """Returns a stage's place in the order; raises UserError that names the option where there is no such stage."""
     if name not in STAGES:
         raise UserError(f"{option} {name}: no such stage; there are: {', '.join(STAGES)}")
     return STAGES.index(name)
 
 
 def check_storage(storage: str) -> None:
-    """Raises UserError where an object store cannot be written, or a job on a cluster would write into its own working
-    directory, which Ray deletes.
-    """
+    """Raises UserError if an object store is not writable, or a Ray job would write to its working directory, which Ray deletes."""
     if JOB_MARK in os.environ and "://" not in storage and not Path(storage).expanduser().is_absolute():
         raise UserError(
-            f"storage: {storage!r} is relative, and the working directory of a Ray job is deleted after it; "
+            f"storage: {storage!r} is relative, but Ray deletes a job's working directory when the job ends; "
             "give a folder that all nodes share, or a URI: --set storage=/shared/runs"
         )
     folder = Folder.at(storage)
-    # Before the corpus and models, which may lie there too.
+    # Before the corpus and models, which may be stored there too.
     if not folder.is_local:
         folder.check_writable()
 
 
 def check_only(names: Sequence[str], only: str, redo: Sequence[str]) -> None:
-    """Raises UserError where a run makes no such stage or part (`names`), or where more would be deleted than is made again."""
+    """Raises UserError where a run has no such stage or part (`names`), or where more would be deleted than is rebuilt."""
     stage = stage_name(only)
     stage_index(stage, "--only")
     parts = [name for name in names if stage_name(name) == stage]
     if not parts:
-        raise UserError(f"--only {only}: this recipe asks for no {stage}")
+        raise UserError(f"--only {only}: this recipe has no {stage}")
     if not any(is_part(name, only) for name in parts):
         raise UserError(f"--only {only}: no such part; there are: {', '.join(parts)}")
     for name in redo:
         if name != only:
-            raise UserError(f"--redo {name}: with --only {only} it would be deleted and not made again")
+            raise UserError(f"--redo {name}: with --only {only} it would be deleted but not rebuilt")
 
 
 def check_inputs_finished(run: FusionRun, only: str, chosen: Sequence[Artifact]) -> None:
-    """Raises UserError where something that a stage's or part's artifacts stand on, near or far, is not finished."""
+    """Raises UserError where a direct or indirect input of a stage's or part's artifacts is not finished."""
     there = {artifact.stage: artifact for artifact in run.all_artifacts()}
     needed: set[str] = set()
     left = [name for artifact in chosen for name in artifact.inputs]
@@ -68,30 +66,30 @@ def check_inputs_finished(run: FusionRun, only: str, chosen: Sequence[Artifact])
     missing = [name for name, artifact in there.items() if name in needed and artifact.manifest() is None]
     if missing:
         raise UserError(
-            f"{only} needs what is not finished: {', '.join(missing)}; begin with the stage {stage_name(missing[0])}"
+            f"{only} needs unfinished inputs: {', '.join(missing)}; begin with the stage {stage_name(missing[0])}"
         )
 
 
 def check_fits_recipe(run: FusionRun) -> None:
-    """Raises UserError where something that was made no longer fits the recipe, and names what else it touches."""
+    """Raises UserError where a finished artifact no longer fits the recipe, and names the later stages that it affects."""
     for index, stage in enumerate(STAGES):
         for artifact in run.artifacts(stage):
             try:
                 artifact.is_complete()
             except UserError as error:
                 after = ", ".join(STAGES[index + 1 :])
-                raise UserError(f"{error}{f'; it touches {after} too' if after else ''}") from None
+                raise UserError(f"{error}{f'; it affects {after} too' if after else ''}") from None
 
 
 def check_tokenizers(run: FusionRun) -> None:
-    """Raises UserError where a source's tokenizer cannot be aligned with the target's: before anything is collected."""
+    """Raises UserError where a source's tokenizer cannot be aligned with the target's; runs before anything is collected."""
     from profuser.run.tokenizers import read_tokenizer_pairs
 
     read_tokenizer_pairs(run)
 
 
 def check_target(run: FusionRun) -> None:
-    """Raises UserError where the target cannot be trained as the recipe says: before anything is collected."""
+    """Raises UserError where the target cannot be trained as the recipe says; runs before anything is collected."""
     from profuser.training.target import check_trainable
 
     check_trainable(run.model(run.recipe.target).local(weights=False), run.recipe.target.revision, run.recipe.fuse)

@@ -1,4 +1,4 @@
-"""The main job: all stages in order, each skipped where its artifact is finished and still fits."""
+"""Runs all stages in order, skipping those whose artifact is finished and still fits the recipe."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -43,18 +43,18 @@ def run_pipeline(
     only: str | None = None,
     after_stage: Callable[[str, FusionRun], None] = lambda stage, run: None,
 ) -> FusionRun:
-    """Runs whatever of a fusion is not done yet.
+    """Runs the unfinished parts of a fusion.
 
     Args:
         recipe: what to run.
-        redo: stages whose artifacts are deleted first, with all that follows from them.
-        until: last stage to run; a later call goes on from there.
-        only: run this stage (`fuse`) or this part of one (`collect/llama`) alone; what it stands on must be finished.
+        redo: stages whose artifacts are deleted first, with those of all later stages.
+        until: last stage to run; a later call continues from there.
+        only: the only stage (`fuse`) or part (`collect/llama`) to run; its inputs must be finished.
         after_stage: called when all parts of a stage are finished.
 
     Raises:
-        UserError: an input is missing, a stage has no such name, a tokenizer cannot be aligned, the recipe no longer fits
-            what was made, the storage cannot be written, or another driver is at work on the run.
+        UserError: an input is missing, there is no such stage, a tokenizer cannot be aligned, the recipe no longer fits
+            its artifacts, the storage cannot be written, or another driver is working on the run.
         ProfuserError: a stage failed, or another driver has taken the run over.
     """
     run = FusionRun(recipe)
@@ -125,7 +125,7 @@ def _job(stage: Stage) -> Callable[..., Manifest]:
 
 
 def _call(job: Callable[..., Manifest], run: FusionRun, part: Part, **offered: Any) -> Manifest:
-    """Calls the function of a stage with what it takes of `handle` (the MLflow run of its part) and `draining`."""
+    """Calls a stage's function with those of `handle` (the MLflow run of its part) and `draining` that it takes."""
     return job(
         run, *part.arguments, **{name: value for name, value in offered.items() if name in signature(job).parameters}
     )
@@ -137,7 +137,7 @@ def _run_part(
     part: Part,
     draining: Draining,
 ) -> None:
-    """Makes one part of a stage, unless it is there."""
+    """Makes one part of a stage, unless it is finished."""
     artifact, stage = part.artifact, stage_of(part.name)
     manifest = artifact.manifest()
     if manifest is not None:
@@ -151,7 +151,7 @@ def _run_part(
         except BaseException:
             summary.stage(artifact.stage, "failed")
             raise
-        # Names of their own: at one of training's curves, a last value without a step would be drawn as its first.
+        # Separate names: under the name of a training curve, a value without a step would be drawn as its first point.
         results = manifest.counts | manifest.metrics | {"seconds": manifest.seconds}
         handle.log_metrics({f"stage/{key}": value for key, value in results.items()})
     if artifact.stage == "prepare/train":
@@ -163,13 +163,13 @@ def _run_part(
 
 
 def delete_stages(run: FusionRun, redo: Sequence[str]) -> None:
-    """Deletes the artifacts of these stages and of all that follow; the only place where finished work is taken away."""
+    """Deletes the artifacts of these stages and of all later ones; the only place where finished work is deleted."""
     for stage in redo:
         stage_index(stage, "--redo")
         for artifact in run.artifacts(stage):
             if not artifact.folder.uri.startswith(f"{run.folder.uri}/"):
                 raise UserError(
-                    f"--redo {stage}: {artifact.folder.uri} is another run's, which this one reuses; redo it there"
+                    f"--redo {stage}: {artifact.folder.uri} belongs to another run, which this one reuses; redo it there"
                 )
     if redo:
         for stage in STAGES[min(stage_index(name, "--redo") for name in redo) :]:

@@ -1,4 +1,4 @@
-"""`summary.json`: how far a run is."""
+"""Writes `summary.json`, the progress of a run."""
 
 import threading
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ SUMMARY = "summary.json"
 
 
 class RunSummary:
-    """`summary.json`: the state of every stage, for people and programs that watch a run."""
+    """State of every stage, written to `summary.json` for people and programs that monitor a run."""
 
     def __init__(self, run: FusionRun, lock: RunLock, artifacts: Iterable[Artifact]):
         self.run, self.lock, self.writing = run, lock, threading.Lock()
@@ -34,21 +34,21 @@ class RunSummary:
             self._write(state)
 
     def is_finished(self) -> bool:
-        """Whether every stage is."""
+        """Returns whether every stage is finished."""
         return all(entry["state"] == "finished" for entry in self.content["stages"].values())
 
     def end(self, state: str) -> None:
-        """Sets the state of the run: `finished`, `stopped` (with stages left, as asked) or `failed`."""
+        """Sets the state of the run: `finished`, `stopped` (with stages left, as requested) or `failed`."""
         self.content["state"] = state
         self._write(state)
 
     def _write(self, state: str) -> None:
-        # Every stage begins and ends here: a driver that was taken for dead meanwhile goes no further.
+        # Every stage begins and ends here: a driver that was declared dead in the meantime stops here.
         if state != "failed":
             self.lock.check()
             self.run.folder.write_json(SUMMARY, self.content)
             return
-        # What failed may be the storage: then that is the error to show, and there was enough waiting.
+        # The storage itself may have failed: then the first error is the one to show, without another retry.
         with suppress(StorageError):
             self.lock.check(retry_seconds=0.0)
             self.run.folder.without_retry().write_json(SUMMARY, self.content)

@@ -1,4 +1,4 @@
-"""The one place that connects to Ray, and what the cluster offers."""
+"""Connects to Ray, in this one place, and queries the cluster's resources."""
 
 import logging
 import os
@@ -20,14 +20,14 @@ from profuser.recipe.rewards import RewardConfig
 from ray_jobs.runtime.environment import ENVIRONMENT, set_defaults
 
 MIN_LOGICAL_CPUS = 4
-"""A machine with fewer cores declares so many: otherwise a stage's workers leave none for the tasks that feed them."""
+"""Minimum CPUs declared to Ray: on fewer, a stage's workers leave none for the tasks that feed them."""
 
 LOG_LEVELS = {
     "ray.data._internal.execution": logging.WARNING,
     "ray.data._internal.progress": logging.ERROR,
-    # Stages of several sources log at one time.
+    # Several sources log concurrently.
     "ray.data._internal.logging": logging.WARNING,
-    # What an actor raises is raised here too: Ray's own account of it would only come before.
+    # An actor's error is raised in the driver too: Ray's log of it would only repeat it.
     "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
     "ray.data.exceptions": logging.CRITICAL,
     "ray.serve": logging.ERROR,
@@ -37,17 +37,17 @@ LOG_LEVELS = {
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Joins the cluster that RAY_ADDRESS (or the job) names, or starts one on this machine and stops it at the end."""
+    """Joins the cluster that RAY_ADDRESS (or the job) names, or starts one on this machine and stops it on exit."""
     if ray.is_initialized():
         yield
         return
     set_defaults()
     for name, level in LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)
-    # What workers print stays in Ray's own log files: here it would bury the progress lines.
+    # Workers' output stays in Ray's log files: on the driver's output it would hide the progress lines.
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": False}
     if "RAY_ADDRESS" in os.environ:
-        # The nodes were started without them.
+        # The nodes were started without these variables.
         options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
     else:
         options |= {"address": "local", "num_cpus": max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)}
@@ -66,7 +66,7 @@ def connected() -> Iterator[None]:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM (`ray job stop`, a preempted pod) unwinds the driver as Ctrl-C does; Ray's own handler would abort it on the spot."""
+    """Makes SIGTERM (`ray job stop`, a preempted pod) unwind the driver like Ctrl-C; Ray's own handler would abort it at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -83,7 +83,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def _muted_stderr() -> Iterator[None]:
-    """Nothing on file descriptor 2 within: Ray's C++ part announces there, past Python, at which level it logs."""
+    """Redirects file descriptor 2 to nowhere: Ray's C++ part prints its log level there, bypassing Python."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
@@ -96,35 +96,35 @@ def _muted_stderr() -> Iterator[None]:
 
 
 def total_gpus() -> float:
-    """GPUs of the whole cluster."""
+    """Returns the number of GPUs of the whole cluster."""
     return ray.cluster_resources().get("GPU", 0.0)
 
 
 def gpus_for(model: ModelConfig | RewardConfig) -> float:
-    """Returns the GPUs of one actor: as its pool requests, else what its parallelism needs where there are GPUs."""
+    """Returns the GPUs of one actor: what its pool requests, else what its parallelism needs if the cluster has GPUs."""
     if model.pool.num_gpus is not None:
         return model.pool.num_gpus
     return float(model.num_devices) if total_gpus() else 0.0
 
 
 def resources_of(pool: PoolConfig, num_gpus: float) -> dict[str, Any]:
-    """What one actor or task of a pool asks Ray for."""
-    asked: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": num_gpus}
-    return asked | ({"accelerator_type": pool.accelerator_type} if pool.accelerator_type else {})
+    """Returns the resources that one actor or task of a pool requests from Ray."""
+    requested: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": num_gpus}
+    return requested | ({"accelerator_type": pool.accelerator_type} if pool.accelerator_type else {})
 
 
 def beside_the_driver() -> NodeAffinitySchedulingStrategy:
-    """Puts a task or an actor on the driver's node: any other may go while a stage goes on."""
+    """Returns a strategy that pins a task or actor to the driver's node: any other node may disappear during a stage."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def may_bring_nodes() -> bool:
-    """Whether this is a cluster, which may bring nodes where some are wanted, and not one machine alone."""
+    """Returns whether this is a cluster, which may add nodes on demand, rather than a single machine."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def check_fits(what: str, num_cpus: float, num_gpus: float, count: int = 1) -> None:
-    """Raises UserError where a cluster that does not autoscale can never place this, instead of waiting for ever."""
+    """Raises UserError where a cluster that does not autoscale can never schedule this, instead of waiting forever."""
     if may_bring_nodes():
         return
     have = ray.cluster_resources()
@@ -137,7 +137,7 @@ def check_fits(what: str, num_cpus: float, num_gpus: float, count: int = 1) -> N
 
 
 def own_cause(error: RayTaskError) -> BaseException:
-    """The error that a task or actor raised, where it is one of ours; else the wrapped one with its remote traceback."""
+    """Returns the ProfuserError that a task or actor raised; any other error is returned wrapped, with its remote traceback."""
     cause: BaseException | None = error
     while cause is not None:
         inner = getattr(cause, "cause", None)

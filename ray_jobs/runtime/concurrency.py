@@ -1,4 +1,4 @@
-"""Jobs of one stage in threads of the driver: as many at one time as there is room for, the next beginning while one drains."""
+"""Runs the jobs of one stage in driver threads: as many concurrently as fit, and the next one starts while one drains."""
 
 import ctypes
 import threading
@@ -14,18 +14,18 @@ from ray_jobs.runtime.cluster import gpus_for, total_gpus
 from ray_jobs.runtime.shards import Draining
 
 END_SECONDS = 20.0
-"""How long an interrupted job may take to let go."""
+"""Seconds that an interrupted job may take to end."""
 Work = Callable[[Draining], None]
-"""Does a job; calls what it is given once nothing of it is left to begin."""
+"""Runs a job; it calls its argument once all of its work has been started."""
 
 
 def run_concurrently(works: Sequence[Work], at_once: int) -> None:
-    """Does all jobs, begun in order, at most `at_once` of them at one time; one that drains makes room for the next.
+    """Runs all jobs, started in order, at most `at_once` concurrently; a draining job makes room for the next.
 
-    The first that fails, or an interruption of the driver, ends the others too. A single job is done in the driver's own thread.
+    The first failure, or an interruption of the driver, ends the other jobs too. A single job runs in the driver's own thread.
 
     Raises:
-        Exception: whatever a job raised first.
+        Exception: the first error that a job raised.
     """
     if len(works) == 1:
         works[0](lambda: None)
@@ -48,48 +48,48 @@ def run_concurrently(works: Sequence[Work], at_once: int) -> None:
 
 @dataclass
 class _Turns:
-    """Places for those that may run at one time."""
+    """Slots of the jobs that may run concurrently."""
 
     room: threading.Semaphore
     ended: bool = False
 
     def end(self, count: int) -> None:
-        """Lets all that wait go, without a turn."""
+        """Releases all waiting jobs without running them."""
         self.ended = True
         self.room.release(count)
 
 
 class _Job(threading.Thread):
-    """A job that waits for its turn; it takes its place once, and gives it up once."""
+    """A job that waits for a slot; it acquires the slot once and releases it once."""
 
     def __init__(self, work: Work, turns: _Turns):
         super().__init__(daemon=True)
         self.work, self.turns = work, turns
         self.future: Future[None] = Future()
-        self._given_up = self._running = False
+        self._released = self._running = False
 
     def run(self) -> None:
         self.turns.room.acquire()
         try:
             if not self.turns.ended:
                 self._running = True
-                self.work(self._give_up)
+                self.work(self._release)
             self._running = False
             self.future.set_result(None)
-        except BaseException as error:  # whatever it is, the driver's own thread raises it
+        except BaseException as error:  # any error: the driver's own thread raises it
             self._running = False
             self.future.set_exception(error)
         finally:
-            self._give_up()
+            self._release()
 
     def interrupt(self) -> None:
-        """Interrupts it where it is at work, as Ctrl-C would, so that it lets go of its actors before Ray is disconnected."""
+        """Interrupts a running job as Ctrl-C would, so that it releases its actors before Ray is disconnected."""
         if self._running and self.ident is not None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(SystemExit))
 
-    def _give_up(self) -> None:
-        if not self._given_up:
-            self._given_up = True
+    def _release(self) -> None:
+        if not self._released:
+            self._released = True
             self.turns.room.release()
 
 
@@ -106,9 +106,9 @@ def concurrent_parts(kind: str, run: FusionRun) -> int:
 
 
 def concurrent_sources(recipe: Recipe) -> int:
-    """How many sources the cluster has room for at one time, at least one.
+    """Returns how many sources fit on the cluster concurrently, at least one.
 
-    With GPUs, as many as their pools' first actors fit on them; without, one per node, since an engine on CPUs takes all cores.
+    With GPUs, as many as have pools whose minimum actors fit on them; without, one per node, since a CPU engine takes all cores.
     """
     if recipe.collect.sources_at_once:
         return recipe.collect.sources_at_once
@@ -132,11 +132,11 @@ def concurrent_rewards(recipe: Recipe) -> int:
 
 
 def concurrent_models(run: FusionRun) -> int:
-    """Returns how many evaluated models the cluster has room for, at least one: on GPUs by what each needs, else one per node."""
+    """Returns how many evaluated models fit on the cluster, at least one: on GPUs by what each needs, else one per node."""
     needs = [gpus_for(config) for config in map(run.evaluated_config, run.evaluated())]
     return max(1, int(total_gpus() // max(needs))) if max(needs) else max(1, nodes_with_cpus())
 
 
 def nodes_with_cpus() -> int:
-    """Nodes of the cluster that have CPUs to give."""
+    """Returns the number of live nodes that have CPUs."""
     return sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())

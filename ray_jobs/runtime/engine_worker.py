@@ -1,4 +1,4 @@
-"""Actors with one engine: what `collect`, `signals` and `evaluate` have in common."""
+"""Defines the actors that hold one engine, shared by `collect`, `signals` and `evaluate`."""
 
 import os
 import sys
@@ -21,12 +21,12 @@ from ray_jobs.runtime.stage_metrics import EngineMetrics
 
 NOTES = "attempts"
 ENGINE_DEAD = 70
-"""Exit code of an actor whose engine died: Ray starts a new one."""
+"""Exit code of an actor whose engine died; Ray restarts the actor."""
 
 
 @dataclass(frozen=True)
 class ReadModel:
-    """A model that reads and answers rows, before its engine is loaded."""
+    """A model that reads and answers rows; its engine is not loaded yet."""
 
     path: str
     """Folder, URI or Hub name."""
@@ -34,7 +34,7 @@ class ReadModel:
     template: TemplateConfig
 
     def load(self) -> SourceReader:
-        """Loads the engine, with the end-of-turn token of the template as a stop."""
+        """Loads the engine, with the template's end-of-turn token as a stop token."""
         from transformers import AutoTokenizer
 
         from profuser.corpus import end_token_id
@@ -49,8 +49,8 @@ class EngineWorker(ABC):
     """An actor with one engine.
 
     Args:
-        source: artifact of corpus rows.
-        output: artifact that is made, shard by shard.
+        source: artifact with the corpus rows.
+        output: artifact that is written, shard by shard.
         model: the model that reads the rows.
     """
 
@@ -61,22 +61,22 @@ class EngineWorker(ABC):
         self.guard = CrashGuard(output.folder / NOTES)
 
     def process(self, shard: int) -> dict[str, float]:
-        """Makes and writes one shard. Rows that crash the engine are found and left out, with the reason."""
+        """Makes and writes one shard. Rows that crash the engine are found and refused with the reason."""
         rows = self.source.read_shard(shard)
         with _engine_alive(self.output, shard), self.guard.shard(shard, rows.num_rows) as attempt:
             return self.make(shard, rows, attempt)
 
     @abstractmethod
     def make(self, shard: int, rows: pa.Table, attempt: Attempt) -> dict[str, float]:
-        """Does with a shard's rows what the stage does, in an attempt that knows which of them must not reach the engine."""
+        """Processes a shard's rows; `attempt` keeps rows that crash the engine away from it."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is made of a model's held-out rows."""
+    """Evaluation of a model on the held-out rows."""
 
     source: Artifact
-    """The held-out rows."""
+    """Artifact with the held-out rows."""
     output: Artifact
     config: EvaluateConfig
     seed: int
@@ -91,7 +91,7 @@ class Evaluation:
         return counts
 
     def process(self, reader: SourceReader, shard: int) -> dict[str, float]:
-        """The same, with the shard read here and rows that crash the engine left out."""
+        """Reads, evaluates and writes one shard; rows that crash the engine are refused."""
         rows = self.source.read_shard(shard)
         guard = CrashGuard(self.output.folder / NOTES)
         with _engine_alive(self.output, shard), guard.shard(shard, rows.num_rows) as attempt:
@@ -100,7 +100,7 @@ class Evaluation:
 
 @contextmanager
 def _engine_alive(output: Artifact, shard: int) -> Iterator[None]:
-    """Ends the process where its engine has died: its state is lost, and that of the other shards in flight with it."""
+    """Exits the process if its engine has died: its state is lost, with that of the other shards in flight."""
     try:
         yield
     except EngineDeadError as error:
@@ -109,7 +109,7 @@ def _engine_alive(output: Artifact, shard: int) -> Iterator[None]:
 
 
 def read_guarded(reader: SourceReader, rows: pa.Table, how: Reading, attempt: Attempt) -> list[RowSignals]:
-    """What a source says of all rows; one that crashes the engine is refused with the reason."""
+    """Returns a source's signals for all rows; a row that crashes the engine is refused with the reason."""
     results, guilty = attempt.run(lambda places: reader.read(rows.take(places), how))
     for place, words in sorted(guilty.items()):
         row = rows.slice(place, 1).to_pylist()[0]

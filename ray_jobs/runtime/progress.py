@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines in a log; with counts, rate and time left."""
+"""Shows the progress of long work, as bars on a terminal and plain lines in a log, with counts, rate and time left."""
 
 import sys
 import threading
@@ -13,12 +13,12 @@ LINE_EVERY_SECONDS = 10.0
 
 
 def print_line(text: str) -> None:
-    """Prints a line as it is: square brackets in it are no markup."""
+    """Prints a line verbatim: square brackets are not interpreted as markup."""
     console.print(text, markup=False)
 
 
 class _Bars:
-    """The bars of all counters that are at work: a terminal has one live display."""
+    """Bars of all active counters: a terminal has one live display."""
 
     def __init__(self):
         self.lock = threading.Lock()
@@ -26,7 +26,7 @@ class _Bars:
         self.users = 0
 
     def join(self) -> Progress:
-        """The display, started by the first counter."""
+        """Returns the display; the first counter starts it."""
         with self.lock:
             if self.progress is None:
                 rate = TextColumn("{task.fields[rate]}")
@@ -37,7 +37,7 @@ class _Bars:
             return self.progress
 
     def leave(self) -> None:
-        """Ends the display with the last counter; its bars stay on the screen."""
+        """Ends the display with the last counter; the bars stay on the screen."""
         with self.lock:
             self.users -= 1
             if self.users == 0 and self.progress is not None:
@@ -49,13 +49,13 @@ _bars = _Bars()
 
 
 class Counter:
-    """Counts units of work towards a total. Several may count at one time.
+    """Counts units of work towards a total. Several counters may be active concurrently.
 
     Args:
-        title: what is being done, e.g. `collect/llama`.
-        total: units in all.
-        unit: what is counted, e.g. `rows`.
-        done: units that an earlier attempt has done.
+        title: name of the work, e.g. `collect/llama`.
+        total: total number of units.
+        unit: name of the unit, e.g. `rows`.
+        done: number of units that earlier attempts did.
     """
 
     def __init__(self, title: str, total: int, unit: str, done: int = 0):
@@ -82,7 +82,7 @@ class Counter:
         self.reach(self.done + count)
 
     def reach(self, done: int, note: str = "") -> None:
-        """Sets how many units are done; `note` stands at the end of a line."""
+        """Sets how many units are done; `note` is appended to the line."""
         if done == self.done:
             return
         self.done = done
@@ -105,7 +105,7 @@ class Counter:
 
 
 def format_clock(seconds: float) -> str:
-    """Seconds as `m:ss` or `h:mm:ss`."""
+    """Formats seconds as `m:ss` or `h:mm:ss`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,7 +1,7 @@
-"""Shards through an actor pool: what collect, rewards, select and evaluate have in common.
+"""Processes shards in an actor pool, for collect, rewards, select and evaluate.
 
-Ray Data streams shard numbers, one per block, through a pool of actors. An actor reads its inputs, and writes its shard itself:
-only counts come back to the driver. A shard is done when its file is there, so a second attempt does what is left.
+Ray Data streams shard numbers, one per block, through a pool of actors. An actor reads its inputs and writes its shard itself;
+only counts return to the driver. A shard is done when its file exists, so a second attempt does only the missing ones.
 """
 
 import time
@@ -22,34 +22,34 @@ from ray_jobs.runtime.stage_metrics import ShardMetrics, reported_counts
 from ray_jobs.runtime.stalls import StallWatch, describe_workers
 
 Draining = Callable[[], None]
-"""Called when the last shards of a stage are being worked on: what comes next may begin to load."""
+"""Called when the last shards of a stage are in progress, so that the next job may start loading."""
 
 
 class ShardWorker(Protocol):
-    """What an actor of the pool does. Made once per actor, with heavy things loaded in the constructor."""
+    """Work of an actor of the pool. Constructed once per actor; the constructor loads models."""
 
     def process(self, shard: int) -> dict[str, float]:
-        """Makes and writes one shard; returns its counts, `rows` among them."""
+        """Makes and writes one shard; returns its counts, including `rows`."""
         ...
 
 
 class Rider(NamedTuple):
-    """Shards of another artifact, which the actors make after their own while their models are loaded."""
+    """Shards of another artifact that the actors make after their own, while their models are loaded."""
 
     source: Artifact
-    """The artifact whose shards it follows one by one."""
+    """Artifact whose shards it follows one to one."""
     artifact: Artifact
     method: str
-    """Of the worker, as `ShardWorker.process`."""
+    """Name of the worker's method, with the signature of `ShardWorker.process`."""
 
     def left(self) -> list[dict[str, Any]]:
-        """Shards that are not there yet, as rows for the actors."""
+        """Returns the missing shards, as rows for the actors."""
         finished = self.artifact.finished_shards()
         return [{"shard": s, "method": self.method} for s in self.source.shards() if s not in finished]
 
 
 class _Actor:
-    """Adapts a worker to Ray Data's batches, and notes how long it holds its devices."""
+    """Adapts a worker to Ray Data's batches, and records how long it holds its devices."""
 
     def __init__(self, make: Callable[[], ShardWorker], held: dict[str, Any]):
         self.clock = DeviceClock(**held)
@@ -57,7 +57,7 @@ class _Actor:
         try:
             self.worker = make()
         except ProfuserError as error:
-            # Raised in `__call__`: a constructor that fails is retried by Ray, and its message is lost.
+            # Raised in `__call__`: Ray retries a failing constructor and loses its message.
             self.failure = error
         self.clock.note()
 
@@ -80,20 +80,20 @@ def run_shards(
     draining: Draining | None = None,
     riders: Sequence[Rider] = (),
 ) -> tuple[list[Mapping[str, float]], float]:
-    """Makes all shards of an artifact that are not there yet.
+    """Makes all missing shards of an artifact.
 
     Args:
-        artifact: what is made.
-        source: the artifact whose shards it follows one by one.
-        worker: makes the worker of an actor, there: a class, or `partial` of one with its arguments.
+        artifact: artifact to make.
+        source: artifact whose shards it follows one to one.
+        worker: called in each actor to construct its worker: a class, or a `partial` of one.
         pool: size of the pool and CPUs of an actor.
         num_gpus: GPUs of an actor.
-        in_flight: shards that an actor works on at one time, in as many threads.
-        draining: called once, when no shard is left that an actor has not begun.
-        riders: other artifacts that the actors work on, if any of the artifact's own shards is left. Their stages finish them.
+        in_flight: shards that an actor works on concurrently, in as many threads.
+        draining: called once, when actors have started all shards.
+        riders: other artifacts that the actors work on if any shard of the artifact is missing. Their own stages finish them.
 
     Returns:
-        Counts of every shard, and the seconds that this attempt took.
+        Counts of every shard, and the seconds taken by this attempt.
     """
     start, began = time.monotonic(), time.time()
     finished = artifact.finished_shards()
@@ -120,7 +120,7 @@ def run_shards(
     finished = artifact.finished_shards()
     missing = [shard for shard in wanted if shard not in finished]
     if missing:
-        raise ProfuserError(f"{artifact.stage}: shards {missing[:5]} were not written; run again to do what is left")
+        raise ProfuserError(f"{artifact.stage}: shards {missing[:5]} were not written; run again to make them")
     return list(finished.values()), time.monotonic() - start
 
 
@@ -140,7 +140,7 @@ def _dataset(
         fn_constructor_args=arguments,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
-            # A pool grows into nodes that are there; on a cluster, actors that wait for a node are what brings it.
+            # A pool only grows into existing nodes; on a cluster, pending actors are what makes it add nodes.
             min_size=most if may_bring_nodes() else pool.min_actors,
             max_size=most,
             max_tasks_in_flight_per_actor=2 * in_flight,
@@ -158,7 +158,7 @@ def _stream(
     num_unbegun: int,
     draining: Draining | None,
 ) -> None:
-    """Counts shards as they are done; `num_unbegun` of them are more than the actors have in flight."""
+    """Counts finished shards; `num_unbegun` is how many shards exceed what the actors hold in flight."""
     try:
         for done, row in enumerate(rows, 1):
             counter.add(int(row["rows"]))
@@ -170,7 +170,7 @@ def _stream(
 
 
 def finish(artifact: Artifact, counts: list[Mapping[str, float]], seconds: float, **metrics: float) -> Manifest:
-    """Writes the manifest, with the time of earlier attempts added to the `seconds` of this one, and says what the stage did."""
+    """Writes the manifest and prints the stage's counts; the time of earlier attempts is added to this one's `seconds`."""
     spent = stage_time(artifact, seconds)
     manifest = artifact.finish(counts, spent.seconds, metrics, spent.device_seconds)
     clear_notes(artifact)

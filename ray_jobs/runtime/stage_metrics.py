@@ -1,8 +1,8 @@
-"""What a run tells Prometheus, through the agent that Ray has on every node. All names of ours are here but the gateway's.
+"""Prometheus metrics of a run, exported by Ray's agent on every node. Defines all ProFuser metrics except the gateway's.
 
-Ray puts `ray_` before each name. A counter stays as long as its node; a gauge is gone 20 s after it was set last, and one that is
-not finite is not reported at all. So what holds for long is set again with every heartbeat of the run's lock (`refresh`), and is
-gone soon after a driver that died. Where nobody scrapes, this costs 2 microseconds a call, per shard and per update.
+Ray prefixes each name with `ray_`. A counter lives as long as its node; a gauge expires 20 s after it was last set, and one that is
+not finite is not exported at all. So long-lived gauges are set again with every heartbeat of the run's lock (`refresh`), and
+expire soon after a driver dies. If nothing scrapes them, this costs 2 microseconds a call, per shard and per update.
 """
 
 import math
@@ -17,53 +17,55 @@ from profuser.artifacts.artifact import Artifact
 from profuser.artifacts.schemas import MODES
 
 LABELS = ("run", "stage", "part")
-"""Of every metric: `part` is a source, a reward, an evaluated model; empty where a stage has none."""
+"""Labels of every metric. `part` is a source, a reward or an evaluated model; empty where a stage has none."""
 
 ROWS_DONE = Counter("profuser_rows_done_total", "Rows of finished shards.", LABELS)
-ROWS_QUARANTINED = Counter(
-    "profuser_rows_quarantined_total", "Rows that were refused, by a source or for good.", LABELS
+ROWS_QUARANTINED = Counter("profuser_rows_quarantined_total", "Rows refused by a source or quarantined.", LABELS)
+TOKENS_READ = Counter(
+    "profuser_tokens_read_total", "Response tokens that a source read teacher-forced or generated.", LABELS
 )
-TOKENS_READ = Counter("profuser_tokens_read_total", "Response tokens that a source forced or generated.", LABELS)
 STAGES_ENDED = Counter(
-    "profuser_stages_ended_total", "Stages that have finished, failed or been stopped.", (*LABELS, "state")
+    "profuser_stages_ended_total", "Stages that finished, failed or were stopped.", (*LABELS, "state")
 )
-STEPS = Counter("profuser_steps_total", "Updates of the target, skipped ones among them.", LABELS)
+STEPS = Counter("profuser_steps_total", "Updates of the target, including skipped ones.", LABELS)
 STEPS_SKIPPED = Counter("profuser_steps_skipped_total", "Updates whose gradient was not finite.", LABELS)
-TOKENS_TRAINED = Counter("profuser_tokens_trained_total", "Response tokens that were learnt from.", LABELS)
+TOKENS_TRAINED = Counter("profuser_tokens_trained_total", "Response tokens trained on.", LABELS)
 
-STAGE_RUNNING = Gauge("profuser_stage_running", "1 while a stage is at work.", LABELS)
+STAGE_RUNNING = Gauge("profuser_stage_running", "1 while a stage is running.", LABELS)
 PROGRESS = Gauge(
-    "profuser_progress_timestamp_seconds", "When the last shard or update was done, or its stage begun.", LABELS
+    "profuser_progress_timestamp_seconds",
+    "Time at which the last shard or update was done, or the stage started.",
+    LABELS,
 )
 SHARDS_LEFT = Gauge("profuser_shards_left", "Shards that are not done yet.", LABELS)
 ROWS_LEFT = Gauge("profuser_rows_left", "Rows that are not done yet.", LABELS)
 ENGINE_REQUESTS = Gauge("profuser_engine_requests", "Requests in an engine: running or waiting.", (*LABELS, "state"))
-LOSS = Gauge("profuser_loss_nats", "Of the last update, per response token.", (*LABELS, "loss"))
-WEIGHT = Gauge("profuser_schedule_weight", "Of a mode in the last update.", (*LABELS, "mode"))
+LOSS = Gauge("profuser_loss_nats", "Loss of the last update, per response token.", (*LABELS, "loss"))
+WEIGHT = Gauge("profuser_schedule_weight", "Weight of a mode in the last update.", (*LABELS, "mode"))
 OF_AN_UPDATE = {
     "step": Gauge("profuser_step", "Number of the last update, from 0.", LABELS),
-    "num_steps": Gauge("profuser_steps_planned", "Updates in all.", LABELS),
-    "learning_rate": Gauge("profuser_learning_rate", "Of the last update.", LABELS),
-    "grad_norm": Gauge("profuser_gradient_norm", "Before clipping.", LABELS),
-    "heldout_bits_per_byte": Gauge("profuser_heldout_bits_per_byte", "Of the rows that are kept apart.", LABELS),
+    "num_steps": Gauge("profuser_steps_planned", "Total number of updates.", LABELS),
+    "learning_rate": Gauge("profuser_learning_rate", "Learning rate of the last update.", LABELS),
+    "grad_norm": Gauge("profuser_gradient_norm", "Gradient norm of the last update, before clipping.", LABELS),
+    "heldout_bits_per_byte": Gauge("profuser_heldout_bits_per_byte", "Bits per byte on the validation rows.", LABELS),
 }
-"""By their names in a trainer's record."""
+"""Gauges of the last update, by their names in a trainer's record."""
 
 ENGINE_SECONDS = 1.0
-"""An engine tells its queue that often."""
+"""Interval at which an engine reports its queue."""
 Tags = dict[str, str]
 _kept: dict[tuple[Gauge, tuple[tuple[str, str], ...]], float] = {}
 
 
 def tags_of(artifact: Artifact) -> Tags:
-    """The labels of what an artifact's stage tells."""
+    """Returns the labels of an artifact's stage."""
     run = artifact.folder.uri.removesuffix(f"/{artifact.stage}").rpartition("/")[2]
     stage, _, part = artifact.stage.partition("/")
     return {"run": run, "stage": stage, "part": part}
 
 
 def refresh() -> None:
-    """Sets anew what holds until it is changed; to be called at least every 20 s."""
+    """Sets the long-lived gauges again; must be called at least every 20 s."""
     for (gauge, tags), value in _kept.copy().items():
         gauge.set(value, dict(tags))
 
@@ -75,7 +77,7 @@ def _keep(gauge: Gauge, value: float, tags: Tags) -> None:
 
 @contextmanager
 def at_work(artifact: Artifact) -> Iterator[None]:
-    """A stage is at work while the body runs; then it has finished, failed, or was stopped: by a signal, or as another failed."""
+    """Reports a stage as running while the body runs, then as finished, failed or stopped (by a signal or another's failure)."""
     tags, state = tags_of(artifact), "failed"
     _keep(STAGE_RUNNING, 1.0, tags)
     try:
@@ -92,18 +94,18 @@ def at_work(artifact: Artifact) -> Iterator[None]:
 
 
 def reported_counts(counts: Mapping[str, float]) -> dict[str, float]:
-    """Of a shard's counts what `ShardMetrics.done` tells: the same names whatever the stage."""
+    """Returns the counts of a shard that `ShardMetrics.done` reports, under the same names for every stage."""
     tokens = counts.get("training_tokens", 0) + counts.get("inference_tokens", 0)
     return {"rows": counts["rows"], "refused": counts.get("refused", 0), "tokens": tokens}
 
 
 class ShardMetrics:
-    """Of a stage's attempt to do what is left.
+    """Metrics of one attempt at a stage's missing shards.
 
     Args:
-        artifact: what is made.
-        num_shards: how many shards of it are left.
-        num_rows: how many rows.
+        artifact: artifact that is made.
+        num_shards: number of missing shards.
+        num_rows: number of rows in them.
     """
 
     def __init__(self, artifact: Artifact, num_shards: int, num_rows: int):
@@ -111,7 +113,7 @@ class ShardMetrics:
         self._left()
 
     def done(self, counts: Mapping[str, float]) -> None:
-        """A shard is done; `counts` as `reported_counts` gives them."""
+        """Records a finished shard; `counts` come from `reported_counts`."""
         for counter, name in ((ROWS_DONE, "rows"), (ROWS_QUARANTINED, "refused"), (TOKENS_READ, "tokens")):
             _add(counter, counts[name], self.tags)
         self.num_shards -= 1
@@ -125,19 +127,19 @@ class ShardMetrics:
 
 
 def count_rows(kept: Artifact, num_rows: float, num_quarantined: float = 0.0) -> None:
-    """Rows of a stage that is not done shard by shard."""
+    """Counts the rows of a stage that is not done shard by shard."""
     _add(ROWS_DONE, num_rows, tags_of(kept))
     _add(ROWS_QUARANTINED, num_quarantined, tags_of(kept))
 
 
 class EngineMetrics:
-    """Of an engine: tells its queue once in a while, and when it gets something to do or runs dry."""
+    """Metrics of an engine: reports its queue periodically, and when it becomes busy or idle."""
 
     def __init__(self, artifact: Artifact):
         self.tags, self.next, self.busy = tags_of(artifact), 0.0, False
 
     def __call__(self, engine: Any, num_requests: int) -> None:
-        """Called after each step, with the requests that have no response yet."""
+        """Called after each engine step, with the number of requests that have no response yet."""
         now = time.monotonic()
         if now < self.next and self.busy == bool(num_requests):
             return
@@ -148,14 +150,14 @@ class EngineMetrics:
 
 
 class TrainingMetrics:
-    """Of the updates of the target. The driver tells them: a worker that ends takes what it has not reported yet along."""
+    """Metrics of the target's updates. The driver reports them: a worker that ends loses what it has not exported yet."""
 
     def __init__(self, artifact: Artifact):
         self.tags = tags_of(artifact)
         _keep(PROGRESS, time.time(), self.tags)
 
     def update(self, record: Mapping[str, float]) -> None:
-        """An update is done: what the trainer has recorded of it."""
+        """Records a finished update from the trainer's record."""
         STEPS.inc(1.0, self.tags)
         if math.isfinite(record["grad_norm"]):
             _add(TOKENS_TRAINED, record["tokens"], self.tags)
@@ -173,6 +175,6 @@ class TrainingMetrics:
 
 
 def _add(counter: Counter, number: float, tags: Tags) -> None:
-    # Ray refuses to add nothing.
+    # Ray rejects an increment of 0.
     if number:
         counter.inc(number, tags)

@@ -1,4 +1,4 @@
-"""Says what a stage waits for while nothing of it gets done: places in the cluster, models that load, work that takes long."""
+"""Reports what a stalled stage waits for: cluster resources, models that load, or slow work."""
 
 import threading
 import time
@@ -16,22 +16,22 @@ from ray_jobs.runtime.progress import format_clock, print_line
 
 Item = TypeVar("Item")
 FIRST_SECONDS = 60.0
-"""Without anything done for so long, a stage says why."""
+"""Seconds without progress after which a stage reports why."""
 
 
 class StallWatch:
-    """Within a `with`: prints a line when nothing was done for a minute, or twice as long as ever before; then ever more rarely.
+    """Within `with`, prints a line after a minute without progress, or twice the longest wait so far; then at doubling intervals.
 
     Args:
-        title: what is being done, e.g. `collect/llama`.
-        why: says what it waits for.
+        title: name of the work, e.g. `collect/llama`.
+        why: returns what it waits for.
     """
 
     def __init__(self, title: str, why: Callable[[], str]):
         self.title, self.why = title, why
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name=f"stalls of {title}", daemon=True)
-        self._since, self._longest, self._patience = time.monotonic(), 0.0, FIRST_SECONDS
+        self._since, self._longest, self._report_after = time.monotonic(), 0.0, FIRST_SECONDS
 
     def __enter__(self) -> "StallWatch":
         self._thread.start()
@@ -40,31 +40,31 @@ class StallWatch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Not joined: it may be asking a cluster that no longer answers.
+        # Not joined: the thread may be querying a cluster that no longer answers.
         self._ended.set()
 
     def moved(self) -> None:
-        """Something was done."""
+        """Records progress."""
         now = time.monotonic()
         self._longest = max(self._longest, now - self._since)
-        self._since, self._patience = now, max(FIRST_SECONDS, 2 * self._longest)
+        self._since, self._report_after = now, max(FIRST_SECONDS, 2 * self._longest)
 
     def over(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The same items; with each, something was done."""
+        """Yields the same items; records progress with each."""
         for item in items:
             self.moved()
             yield item
 
     def check(self) -> None:
-        """Prints the line where it is due."""
+        """Prints the line if it is due."""
         still = time.monotonic() - self._since
-        if still < self._patience:
+        if still < self._report_after:
             return
-        self._patience *= 2
+        self._report_after *= 2
         try:
             why = self.why()
         except (RayError, StorageError, OSError, ValueError) as error:
-            why = f"why cannot be told ({' '.join(str(error).split())[:100]})"
+            why = f"cause unknown ({' '.join(str(error).split())[:100]})"
         if not self._ended.is_set():
             print_line(f"{self.title}: nothing done for {format_clock(still)}; {why}")
 
@@ -74,23 +74,23 @@ class StallWatch:
 
 
 def describe_workers(artifact: Artifact, began: float, resources: dict[str, float], what: str) -> Callable[[], str]:
-    """What is known of the processes that hold devices for a stage.
+    """Returns a function that describes the processes that hold devices for a stage.
 
     Args:
-        artifact: what the stage makes.
-        began: when this attempt at it began, in seconds since the epoch.
-        resources: what each process asks the cluster for.
-        what: the processes, in the plural, e.g. `actors`.
+        artifact: artifact that the stage makes.
+        began: start of this attempt, in seconds since the epoch.
+        resources: resources that each process requests from the cluster.
+        what: name of the processes in the plural, e.g. `actors`.
     """
-    asked = {name: number for name, number in resources.items() if number}
+    requested = {name: number for name, number in resources.items() if number}
 
     def why() -> str:
         placed, loaded = num_holders(artifact, began)
         if placed:
-            return f"{what} that have got their place: {placed}, that have loaded: {loaded}"
+            return f"{placed} {what} scheduled, {loaded} loaded"
         have, free = ray.cluster_resources(), ray.available_resources()
-        need = ", ".join(f"{number:g} {name}" for name, number in asked.items())
-        room = ", ".join(f"{free.get(name, 0):g} of {have.get(name, 0):g} {name}" for name in asked)
-        return f"no {what} have got their place yet: each wants {need}; free in the cluster: {room}"
+        need = ", ".join(f"{number:g} {name}" for name, number in requested.items())
+        room = ", ".join(f"{free.get(name, 0):g} of {have.get(name, 0):g} {name}" for name in requested)
+        return f"no {what} scheduled yet: each needs {need}; free in the cluster: {room}"
 
     return why

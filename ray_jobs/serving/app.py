@@ -1,7 +1,7 @@
-"""Serving: models of finished runs behind the OpenAI API, on Ray Serve.
+"""Serves models of finished runs behind an OpenAI-compatible API, on Ray Serve.
 
-One application is the gateway (keys, limits, the playground), and one each model, whose replicas hold vLLM's engine.
-`build_gateway` and `build_model` are also what a Serve config file imports: `serve deploy`, KubeRay's RayService.
+One application is the gateway (keys, limits, the playground). Each model is another one, whose replicas hold vLLM's engine.
+A Serve config file imports `build_gateway` and `build_model` too: for `serve deploy` and KubeRay's RayService.
 """
 
 import json
@@ -31,7 +31,7 @@ REQUEST_TIMEOUT_SECONDS = 300.0
 
 
 def serve_file(config: ServeConfig, host: str, port: int) -> str:
-    """A Serve config file with all applications, for `serve deploy` and KubeRay's `serveConfigV2`."""
+    """Returns a Serve config file with all applications, for `serve deploy` and KubeRay's `serveConfigV2`."""
     applications = [_application(app_name(model.name), None, build_model, model) for model in config.models]
     applications.append(_application(APP, "/", build_gateway, config.gateway))
     options = {"host": host, "port": port}
@@ -46,23 +46,23 @@ def _application(name: str, route: str | None, build: Callable[..., Any], config
 
 
 def check_serving(config: ServeConfig, host: str) -> None:
-    """Raises UserError where a folder is no model, there is no key, or an open server would be reached from elsewhere."""
+    """Raises UserError where a folder is not a model, there is no key, or a server without keys could be reached from elsewhere."""
     for model in config.models:
         check_model(model.model)
     if config.insecure and host not in LOOPBACK:
-        raise UserError(f"serve: --insecure answers without a key, so it listens on 127.0.0.1 only, not on {host}")
+        raise UserError(f"serve: --insecure requires no key, so it listens on 127.0.0.1 only, not on {host}")
     if not config.insecure:
         KeyRing(Path(config.keys_file).expanduser() if config.keys_file else None, config.limits)
 
 
 def start_server(config: ServeConfig, host: str, port: int) -> str:
-    """Starts serving on the connected cluster; the gateway listens on this machine, and every model has answered once.
+    """Starts serving on the connected cluster and returns once every model has answered; the gateway listens on this machine.
 
     Returns:
         The API's base URL, `http://host:port/v1`.
 
     Raises:
-        UserError: see `check_serving`; or the port is taken.
+        UserError: see `check_serving`; or the port is in use.
         EngineError: a model does not start; the message names it.
     """
     check_serving(config, host)
@@ -77,26 +77,26 @@ def start_server(config: ServeConfig, host: str, port: int) -> str:
 
 
 def deploy(config: ServeConfig, host: str, port: int) -> None:
-    """Starts or changes what is served, and waits until it is; models that are no longer in it are taken away.
+    """Starts or updates the served models and waits for them; models that are no longer in the config are deleted.
 
-    A replica whose model and engine settings are the same stays.
+    Replicas whose model and engine settings are unchanged are kept.
 
     Raises:
         RuntimeError: an application does not start.
     """
     targets = [serve.RunTarget(build_model(model), app_name(model.name), None) for model in config.models]
     serve.run_many([*targets, serve.RunTarget(build_listening_gateway(config.gateway, host, port), APP, None)])
-    for name in _ours() - {APP, *(target.name for target in targets)}:
+    for name in _our_applications() - {APP, *(target.name for target in targets)}:
         serve.delete(name)
 
 
-def _ours() -> set[str]:
+def _our_applications() -> set[str]:
     return {name for name in serve.status().applications if name == APP or name.startswith(f"{APP}-")}
 
 
 def _why(error: RuntimeError) -> str:
-    """The last line of what the first deployment that failed has to say."""
-    for name in sorted(_ours()):
+    """Returns the last line of the first failed deployment's message."""
+    for name in sorted(_our_applications()):
         for deployment in serve.status().applications[name].deployments.values():
             if lines := [line.strip() for line in deployment.message.splitlines() if line.strip()]:
                 return lines[-1][:300]
@@ -104,16 +104,16 @@ def _why(error: RuntimeError) -> str:
 
 
 def stop_server() -> None:
-    """Stops the gateway, which finishes what it has taken, then the models; on a cluster that lives on, and hosts no other
-    application, Ray Serve as well."""
-    for name in sorted(_ours()):
+    """Stops the gateway, which finishes its open requests, then the models; on a permanent cluster that hosts no other
+    application, also Ray Serve."""
+    for name in sorted(_our_applications()):
         serve.delete(name)
     if "RAY_ADDRESS" in os.environ and not serve.status().applications:
         serve.shutdown()
 
 
 def ask(base_url: str, model: str, prompt: str, max_tokens: int = 64) -> str:
-    """One greedy chat completion over HTTP, of a server that asks for no key."""
+    """Returns a greedy chat completion over HTTP, from a server that requires no key."""
     messages = [{"role": "user", "content": prompt}]
     body = {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
     kind = {"Content-Type": "application/json"}

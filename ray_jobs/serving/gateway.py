@@ -1,4 +1,4 @@
-"""The gateway as a Ray Serve deployment: it hands requests to the replicas of their models, and to others when those die."""
+"""Runs the gateway as a Ray Serve deployment: it routes requests to their model's replicas, and to another when a replica dies."""
 
 import asyncio
 import json
@@ -23,30 +23,30 @@ from profuser.serving.requests import ApiRequest
 from ray_jobs.serving.model import app_name
 
 MAX_ONGOING = 10_000
-"""Requests at one replica of the gateway: keys and models have their own limits."""
+"""Concurrent requests at one gateway replica; keys and models have their own limits."""
 TOKENIZE = "/tokenize"
 EVENTS = "text/event-stream"
 
 
 class Replicas:
-    """Puts requests to the models' replicas through Serve's handles; see `profuser.serving.gateway.Backend`."""
+    """Sends requests to the models' replicas through Serve's handles; see `profuser.serving.gateway.Backend`."""
 
     def __init__(self, max_attempts: int):
         self.max_attempts = max_attempts
         self.handles: dict[str, DeploymentHandle] = {}
 
     def _handle(self, model: str) -> DeploymentHandle:
-        """Of the model's application, which may have come after this gateway.
+        """Returns the handle of the model's application, which may have started after this gateway.
 
         Raises:
-            ApiError: 503, it is not there.
+            ApiError: 503, the application does not exist.
         """
         if model not in self.handles:
             try:
-                # A model answers in bytes: gRPC carries them as they are.
+                # A model answers in bytes: gRPC transmits them without serialization.
                 self.handles[model] = serve.get_app_handle(app_name(model)).options(response_serialization="noop")
             except RayServeException:
-                raise ApiError(503, f"The model {model!r} is not there yet.", "not_ready", retry_after=10) from None
+                raise ApiError(503, f"The model {model!r} is not available yet.", "not_ready", retry_after=10) from None
         return self.handles[model]
 
     async def whole(self, request: ApiRequest, request_id: str) -> tuple[Head, bytes]:
@@ -54,7 +54,7 @@ class Replicas:
         return await self._whole(request.model, request.path, request.body, request_id)
 
     async def stream(self, request: ApiRequest, request_id: str) -> AsyncGenerator[Head | bytes, None]:
-        """See `Backend.stream`. What can be repeated goes on where it broke off."""
+        """See `Backend.stream`. A repeatable request continues where its stream broke off."""
         replay = Replay(request.repeatable)
         sent: Head | None = None
         for _ in range(self.max_attempts):
@@ -112,14 +112,14 @@ class Replicas:
         except BackPressureError:
             raise overloaded(request.model) from None
         except (GeneratorExit, asyncio.CancelledError):
-            # The client left. A request that was refused meanwhile raises that again.
+            # The client disconnected. A request that was refused in the meantime raises its refusal again.
             with suppress(RayServeException):
                 pieces.cancel()
             raise
 
 
 def gateway_app(config: GatewayConfig) -> Starlette:
-    """The ASGI application before Ray Serve's replicas."""
+    """Returns the gateway's ASGI application."""
     file = Path(config.keys_file).expanduser() if config.keys_file else None
     keys = None if config.insecure else KeyRing(file, config.limits)
     return Gateway(config, Replicas(config.max_attempts), keys).app()
@@ -134,16 +134,16 @@ class ServeGateway:
         self.asgi = gateway_app(config)
 
     def __serve_build_asgi_app__(self) -> Any:
-        """The application, for Ray Serve."""
+        """Returns the application, for Ray Serve."""
         return self.asgi
 
 
 def build_gateway(config: GatewayConfig) -> serve.Application:
-    """The gateway's application, behind Ray Serve's proxies."""
+    """Returns the gateway's application, behind Ray Serve's proxies."""
     gateway: Any = ServeGateway
     seconds = config.graceful_shutdown_seconds
     return gateway.options(
         num_replicas=config.num_gateways,
         graceful_shutdown_timeout_s=seconds,
-        logging_config={"enable_access_log": False},  # it has its own
+        logging_config={"enable_access_log": False},  # the gateway has its own
     ).bind(config)

@@ -1,6 +1,6 @@
-"""The gateway with a listener of its own, on the node where serving was started: no proxy of Ray's stands before it.
+"""Runs the gateway with its own listener, on the node where serving was started, without Ray Serve's proxy.
 
-A proxy would take some milliseconds of processor time from each request, most of them for the calls by which it hands it over.
+A proxy would cost some milliseconds of CPU time per request, mostly for the calls by which it forwards the request.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ KEEP_ALIVE_SECONDS = 90
 
 @serve.deployment(name="Gateway")
 class ListeningGateway:
-    """One replica of the gateway; those of one node share its port."""
+    """One replica of the gateway; replicas on one node share the port."""
 
     def __init__(self, host: str, port: int):
         self.listening = socket.create_server((host, port), backlog=2048, reuse_port=True)
@@ -36,7 +36,7 @@ class ListeningGateway:
         self.serving: asyncio.Task[None] | None = None
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
-        """Serves by these settings from the next request on; requests at work end by those that they began with."""
+        """Applies new settings from the next request on; running requests keep the settings that they started with."""
         self.app = gateway_app(GatewayConfig.model_validate(config))
         if self.serving is None:
             self.serving = asyncio.create_task(self.server.serve([self.listening]))
@@ -45,19 +45,19 @@ class ListeningGateway:
         await self.app(scope, receive, send)
 
     def check_health(self) -> None:
-        """Raises where it no longer listens, so that Ray Serve replaces the replica."""
+        """Raises if the server no longer listens, so that Ray Serve replaces the replica."""
         if self.serving and self.serving.done():
             raise RuntimeError("the gateway no longer listens")
 
     async def __del__(self) -> None:
-        """Takes no more, and finishes what it has taken, for as long as Ray Serve waits."""
+        """Accepts no more requests, and finishes the open ones for as long as Ray Serve waits."""
         self.server.should_exit = True
         if self.serving:
             await self.serving
 
 
 def build_listening_gateway(config: GatewayConfig, host: str, port: int) -> serve.Application:
-    """The gateway's application, listening on the driver's node."""
+    """Returns the gateway's application, listening on the driver's node."""
     gateway: Any = ListeningGateway
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     return gateway.options(
@@ -65,7 +65,7 @@ def build_listening_gateway(config: GatewayConfig, host: str, port: int) -> serv
         graceful_shutdown_timeout_s=config.graceful_shutdown_seconds,
         ray_actor_options={"num_cpus": 0, "label_selector": here},
         user_config=config.model_dump(mode="json"),
-        # With a version that stays, new settings reach a gateway in place; else Serve would close its port and start another.
+        # With a constant version, Serve applies new settings in place; else it would close the port and start another replica.
         version="1",
         _internal=True,
     ).bind(host, port)

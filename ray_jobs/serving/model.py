@@ -1,8 +1,7 @@
-"""A replica of a served model: vLLM's own asynchronous engine and vLLM's own OpenAI application, called in the same process.
+"""Defines a replica of a served model: vLLM's asynchronous engine and vLLM's OpenAI application, in one process.
 
-Templates, sampling parameters, streaming, usage and the checks of a request are vLLM's; special tokens that messages spell are
-text. `ray.serve.llm` is not used: with this pair
-of versions it loses its model after a first request.
+vLLM handles templates, sampling parameters, streaming, usage and request checks; special tokens spelled in messages are read as
+text. `ray.serve.llm` is not used: with this pair of versions it loses its model after a first request.
 """
 
 import hashlib
@@ -18,19 +17,19 @@ from profuser.serving.options import ServedModel
 from profuser.serving.requests import text_as_text
 
 APP = "profuser"
-"""Name of the application with the gateway; those of the models begin with it."""
+"""Name of the gateway's application; also the prefix of the models' application names."""
 ENGINE_DEAD = 70
-"""Exit code of a replica whose engine died: its requests are put to another, and Ray Serve starts a new one."""
+"""Exit code of a replica whose engine died: its requests move to another, and Ray Serve starts a new one."""
 
 
 @serve.deployment
 class Model:
-    """One replica. It is ready when it has answered once."""
+    """One replica; it is ready once it has answered a request."""
 
     async def __init__(self, options: ServedModel):
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        # By itself vLLM binds every engine of a machine to the same cores; Ray says how many threads each may have.
+        # By default vLLM binds every engine of a machine to the same cores; Ray sets how many threads each may use.
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(options.kv_cache_gib)))
         import torch
@@ -45,11 +44,11 @@ class Model:
 
         flags = vllm_flags(options, local_model(options.model), torch.cuda.is_available())
         arguments: Any = make_arg_parser(FlexibleArgumentParser()).parse_args(flags)
-        # The engine's queue, cache and speed are told by Ray's agent on every node, for Prometheus.
+        # Ray's agent on every node exports the engine's queue, cache and speed to Prometheus.
         loggers: Any = [RayPrometheusStatLogger]
         self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(arguments), stat_loggers=loggers)
         tokenizer = self.engine.renderer.get_tokenizer()
-        # Mistral's own tokenizers read text as text, and take no arguments for a template.
+        # Mistral's own tokenizers read special tokens as text, and accept no template arguments.
         self.prepare = bytes if is_mistral_tokenizer(tokenizer) else text_as_text
         tasks = await self.engine.get_supported_tasks()
         self.app = build_app(arguments, tasks, self.engine.model_config)
@@ -58,24 +57,24 @@ class Model:
             pass
 
     async def whole(self, path: str, body: bytes, request_id: str) -> bytes:
-        """What vLLM's application answers to a POST of a JSON body: a line with the head, and the body."""
+        """Returns the answer of vLLM's application to a POST of a JSON body: a line with the head, then the body."""
         head, *parts = [piece async for piece in self.stream(path, body, request_id)]
         return b"".join([head, b"\n", *parts])
 
     async def stream(self, path: str, body: bytes, request_id: str) -> AsyncGenerator[bytes, None]:
-        """The same piece by piece. A client that leaves frees its place in the engine."""
+        """Yields the same answer in pieces. A client that disconnects frees its slot in the engine."""
         async for piece in call(self.app, path, self.prepare(body), {"x-request-id": request_id}):
             if self.engine.errored:
                 os._exit(ENGINE_DEAD)
             yield piece.encode() if isinstance(piece, Head) else piece
 
     async def check_health(self) -> None:
-        """Raises where the engine has died, so that Ray Serve replaces the replica."""
+        """Raises if the engine has died, so that Ray Serve replaces the replica."""
         await self.engine.check_health()
 
 
 def vllm_flags(options: ServedModel, path: str, on_gpu: bool) -> list[str]:
-    """The options as flags of `vllm serve`."""
+    """Returns the options as flags of `vllm serve`."""
     dtype = "float32" if options.dtype == "auto" and not on_gpu else options.dtype
     flags = ["--model", path, "--served-model-name", options.name, "--dtype", dtype]
     flags += ["--tensor-parallel-size", str(options.tensor_parallel_size)]
@@ -87,15 +86,15 @@ def vllm_flags(options: ServedModel, path: str, on_gpu: bool) -> list[str]:
 
 
 def app_name(model: str) -> str:
-    """Of the Serve application that a model is: each has its own, so that models come, go and change one by one.
+    """Returns the name of a model's Serve application: each model has its own, so that models are added and changed one by one.
 
-    (In one application, Ray Serve 2.59 does not survive that a deployment with autoscaling is taken out of it.)
+    (Ray Serve 2.59 does not survive the removal of an autoscaling deployment from a shared application.)
     """
     return f"{APP}-{model.replace('/', '-')}"
 
 
 def build_model(options: ServedModel) -> serve.Application:
-    """A model's application."""
+    """Returns a model's application."""
     replicas: dict[str, Any] = {"num_replicas": options.num_replicas}
     if options.num_replicas is None:
         replicas = {
@@ -112,7 +111,7 @@ def build_model(options: ServedModel) -> serve.Application:
         max_ongoing_requests=options.max_ongoing_requests,
         max_queued_requests=options.max_queued_requests,
         graceful_shutdown_timeout_s=options.graceful_shutdown_seconds,
-        # Replicas stay while what their engine is made of does; by itself Serve would start others with every `serve.run`.
+        # Replicas are kept while their engine's settings are unchanged; by default Serve replaces them on every `serve.run`.
         version=hashlib.sha256(repr(engine).encode()).hexdigest(),
         _internal=True,
         **replicas,

@@ -1,4 +1,4 @@
-"""What `profuser serve` puts behind the API: the models of finished runs, and others by name."""
+"""Resolves the models that `profuser serve` serves: those of finished runs, and others by name."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,12 +18,12 @@ TARGET = "target"
 
 
 def fused_model(run: FusionRun, name: str, **settings: Any) -> ServedModel:
-    """The fused model of a finished run, with the engine settings of its target."""
+    """Returns the fused model of a finished run, with its target's engine settings."""
     return _served(name, finished_model(run), run.recipe.target, settings)
 
 
 def compared_models(run: FusionRun, names: Sequence[str], taken: Sequence[str], **settings: Any) -> list[ServedModel]:
-    """The target before fusion, and sources, by name; a source that is the target is served once."""
+    """Returns the target before fusion, and sources, by name; a source that is the target is served once."""
     recipe = run.recipe
     known: dict[str, ModelConfig] = {TARGET: recipe.target, **{source.name: source for source in recipe.sources}}
     missing = [name for name in names if name not in known]
@@ -39,7 +39,7 @@ def compared_models(run: FusionRun, names: Sequence[str], taken: Sequence[str], 
 
 
 def named_model(text: str, storage: str, **settings: Any) -> ServedModel:
-    """`NAME=LOCATION`: a folder, a URI, a Hub name or `models:/NAME@ALIAS`."""
+    """Returns the model of `NAME=LOCATION`: a folder, a URI, a Hub name or `models:/NAME@ALIAS`."""
     name, equals, location = text.partition("=")
     if not (equals and name and location):
         raise UserError(f"--model {text}: write NAME=LOCATION, for example champion=models:/fused@champion")
@@ -56,16 +56,16 @@ def serve_config(
     replicas: dict[str, Any],
     settings: dict[str, Any],
 ) -> ServeConfig:
-    """The application of the command line's arguments.
+    """Returns the serve config for the command line's arguments.
 
     Args:
-        runs: whose fused models are served.
-        storage: where they lie.
-        beside: models of the first run besides its fused one, by name; `all` of them.
-        models: others, `NAME=LOCATION`.
-        name: of the first fused model in the API; by default the run's.
-        replicas: how many replicas every model has.
-        settings: of the application.
+        runs: runs whose fused models are served.
+        storage: folder or URI where they are stored.
+        beside: further models of the first run, by name; or `all`.
+        models: further models, `NAME=LOCATION`.
+        name: name of the first fused model in the API; by default the run's.
+        replicas: settings of every model's replicas.
+        settings: settings of the gateway.
     """
     found = [find_run(run, storage) for run in runs]
     titles = [name or run.recipe.name if place == 0 else run.recipe.name for place, run in enumerate(found)]
@@ -82,7 +82,7 @@ def serve_config(
 
 
 def _gpus() -> float:
-    """Of the cluster; of this machine where a file is written and nothing started."""
+    """Returns the GPUs of the cluster, or of this machine where only a config file is written."""
     import torch
 
     return total_gpus() if ray.is_initialized() else float(torch.cuda.device_count())

@@ -1,4 +1,4 @@
-"""Stage `benchmarks`, once per model and benchmark: a Ray task loads the model, asks it, and writes what came of every item."""
+"""Stage `benchmarks`, once per model and benchmark: a Ray task loads the model, runs the benchmark and writes a row per item."""
 
 import time
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ from ray_jobs.runtime.progress import print_line
 from ray_jobs.runtime.shards import finish
 
 MAX_RETRIES = 2
-"""Of a task whose process or node dies."""
+"""Retries of a task whose process or node dies."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What a task needs to measure one model on one benchmark."""
+    """Arguments of a task that measures one model on one benchmark."""
 
     output: Artifact
     path: str
@@ -38,11 +38,11 @@ class _Part:
     pack: Pack | None
     num_devices: float
     began: float
-    """Of this attempt, in seconds since the epoch."""
+    """Start of this attempt, in seconds since the epoch."""
 
 
 def _measure(part: _Part) -> None:
-    """Runs in a process of its own, which ends with it and lets go of its device."""
+    """Runs in a separate process, which exits afterwards and so releases its device."""
     from profuser.evaluation.benchmarks.models import load_lm
     from profuser.evaluation.benchmarks.runs import run_benchmark
     from profuser.evaluation.benchmarks.tasks import load_benchmark
@@ -59,7 +59,7 @@ def _measure(part: _Part) -> None:
 
 
 def benchmarks(run: FusionRun, name: str, config: BenchmarkConfig) -> Manifest:
-    """Runs the stage for one model (`target`, `fused`, or a source's name) and one benchmark."""
+    """Runs the stage for one model (`target`, `fused` or a source's name) and one benchmark."""
     start, began = time.monotonic(), time.time()
     output = run.benchmark(name, config)
     if not output.finished_shards():
@@ -78,19 +78,19 @@ def benchmarks(run: FusionRun, name: str, config: BenchmarkConfig) -> Manifest:
     table = pa.concat_tables(output.tables())
     found = {"score": benchmark_score(table), "standard_error": standard_error(table), "items": float(table.num_rows)}
     manifest = finish(output, counts, time.monotonic() - start, **found | metric_means(table))
-    _say(output.stage, manifest, sum_counts(counts))
+    _print_score(output.stage, manifest, sum_counts(counts))
     return manifest
 
 
-def _say(stage: str, manifest: Manifest, counts: dict[str, float]) -> None:
+def _print_score(stage: str, manifest: Manifest, counts: dict[str, float]) -> None:
     score, error = 100 * manifest.metrics["score"], 100 * manifest.metrics["standard_error"]
-    cut = f"; {counts['truncated']:,.0f} prompts were longer than its context, and cut" if counts["truncated"] else ""
+    cut = f"; {counts['truncated']:,.0f} prompts exceeded its context and were truncated" if counts["truncated"] else ""
     print_line(f"{stage}: {score:.1f} +/- {error:.1f} %{cut}")
 
 
 def _wait(stage: str, task: ray.ObjectRef) -> None:
     try:
-        # In short waits: a thread that is interrupted notices it between them.
+        # Short waits: an interruption of the thread takes effect between them.
         while not ray.wait([task], timeout=1.0)[0]:
             continue
         ray.get(task)
@@ -98,7 +98,7 @@ def _wait(stage: str, task: ray.ObjectRef) -> None:
         raise own_cause(error) from None
     except RayError as error:
         reason = one_line(error)
-        raise ProfuserError(f"{stage}: its process died: {reason}; run again to try anew") from None
+        raise ProfuserError(f"{stage}: its process died: {reason}; run again to retry") from None
     except BaseException:
         ray.cancel(task, force=True)
         raise

@@ -17,7 +17,7 @@ from ray_jobs.runtime.shards import Draining, Rider, finish, run_shards
 
 
 class CollectWorker(EngineWorker):
-    """Turns corpus shards into shards of signals, and held-out shards into those of the model's evaluation."""
+    """Turns corpus shards into shards of signals, and held-out shards into shards of the model's evaluation."""
 
     def __init__(
         self,
@@ -44,10 +44,10 @@ class CollectWorker(EngineWorker):
 
 
 def collect(run: FusionRun, source: SourceConfig, draining: Draining | None = None) -> Manifest:
-    """Runs the stage for one source; `draining` is called when its last rows are in the engines.
+    """Runs the stage for one source; calls `draining` when its last rows are in the engines.
 
-    Where the source is evaluated too, its engine also reads the held-out rows, after the others: `evaluate` then finds their
-    shards, and loads no engine for them.
+    If the source is also evaluated, its engine reads the held-out rows after the others: `evaluate` then finds their
+    shards and loads no engine for them.
     """
     output = run.collect(source)
     evaluation = evaluation_beside(run, source)
@@ -66,7 +66,7 @@ def collect(run: FusionRun, source: SourceConfig, draining: Draining | None = No
 
 
 def evaluation_beside(run: FusionRun, source: SourceConfig) -> Evaluation | None:
-    """Returns the evaluation of a source that its collecting engine can make: the engines' settings must be equal."""
+    """Returns the evaluation that a source's collecting engine can also make, or None: the engine settings must be equal."""
     name = TARGET if run.recipe.is_target(source) else source.name
     if name not in run.evaluated() or run.evaluate(name).manifest() is not None:
         return None

@@ -1,6 +1,6 @@
 """Stage `evaluate`, once per model: bits per byte and exact match on the held-out rows.
 
-Those of a source were mostly made with its signals (`collect`): then their shards are there, and no engine is loaded.
+A source's shards are usually written by `collect` already; then no engine is loaded.
 """
 
 from functools import partial

@@ -1,4 +1,4 @@
-"""Stage `fuse`: Ray Train runs the training loop on sharded workers; the result is a Hugging Face folder."""
+"""Stage `fuse`: Ray Train runs the training loop on sharded workers; the result is a Hugging Face model folder."""
 
 import json
 import time
@@ -29,7 +29,7 @@ def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
     """Runs the stage; a second attempt continues from the last checkpoint.
 
     Raises:
-        TrainingError: training failed more often than `fuse.workers.max_failures` allows.
+        TrainingError: training failed more than `fuse.workers.max_failures` times.
         SystemExit: SIGTERM came; a checkpoint was written.
     """
     start, began = time.monotonic(), time.time()
@@ -58,7 +58,7 @@ def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
         scaling_config=scaling,
         torch_config=torch_config,
         run_config=RunConfig(
-            # Of this fingerprint: a run that is redone under other settings does not resume from foreign checkpoints.
+            # Named by fingerprint: a run redone under other settings must not resume from foreign checkpoints.
             name=f"train-{output.fingerprint}",
             storage_path=output.folder.uri,
             failure_config=FailureConfig(max_failures=recipe.fuse.workers.max_failures),
@@ -73,7 +73,7 @@ def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
     history = _read_history(output)
     if len(history) < plan.num_steps:
         raise SystemExit(143)
-    # Where the workers could not.
+    # Logs the steps that the workers could not log.
     handle.log_missing(history, STEP_METRIC)
     counts = {"steps": len(history), "tokens": sum(int(step["tokens"]) for step in history)}
     last = {k: v for k, v in history[-1].items() if k.endswith("_nats") or k.startswith(HELDOUT)}
@@ -94,7 +94,7 @@ def _scaling(config: FuseConfig) -> tuple[ScalingConfig, TorchConfig]:
 
 
 def _kept(config: FuseConfig, plan: UpdatePlan) -> CheckpointConfig:
-    """By held-out bits per byte where they are measured; Ray Train keeps the last one besides."""
+    """Keeps the best checkpoints by held-out bits per byte where measured; Ray Train also keeps the last one."""
     if len(plan.apart) == 0:
         return CheckpointConfig(num_to_keep=config.keep_checkpoints)
     return CheckpointConfig(
@@ -115,7 +115,7 @@ def _index_facts(plan: UpdatePlan) -> dict[str, float]:
 
 
 def _own_failure(error: BaseException) -> ProfuserError:
-    """One of our errors from the workers, as it was raised; else a line with the remedy."""
+    """Returns the ProfuserError that a worker raised; for any other error, a TrainingError with the remedy."""
     for failure in getattr(error, "worker_failures", {}).values():
         inner: BaseException | None = failure
         while inner is not None:

@@ -14,7 +14,7 @@ from ray_jobs.runtime.shards import Draining, finish, run_shards
 
 
 class JudgeWorker:
-    """One reward model or verifier; turns held-out shards of all models' answers into shards of scores."""
+    """One reward model or verifier; turns shards of all models' held-out answers into shards of scores."""
 
     def __init__(
         self,
@@ -44,9 +44,9 @@ def judge(run: FusionRun, reward: RewardConfig, draining: Draining) -> Manifest:
     """Runs the stage for one reward; its metrics are the win rates of the fused model under that reward alone.
 
     Args:
-        run: the run, evaluated.
-        reward: who judges.
-        draining: called when the last rows are being scored, so that the next judge may load.
+        run: the evaluated run.
+        reward: the judge.
+        draining: called when the last rows are being scored, so that the next judge may start loading.
     """
     output = run.judge(reward)
     evaluated = {name: run.evaluate(name) for name in run.evaluated()}

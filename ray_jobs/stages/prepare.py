@@ -1,4 +1,4 @@
-"""Stage `prepare`: reads the corpus, refuses what cannot be used, and writes train and held-out shards."""
+"""Stage `prepare`: reads the corpus, quarantines unusable rows, and writes train and held-out shards."""
 
 import time
 
@@ -14,7 +14,7 @@ from ray_jobs.runtime.stage_metrics import count_rows
 
 
 def prepare(run: FusionRun) -> Manifest:
-    """Runs the stage, on the driver's machine: a corpus given by path lies there."""
+    """Runs the stage on the driver's machine, where a corpus given by path is stored."""
     start = time.monotonic()
     task = ray.remote(num_cpus=0)(write_corpus).options(scheduling_strategy=beside_the_driver())
     recipe, artifacts = run.recipe, (run.corpus(), run.heldout(), run.quarantine())
@@ -24,7 +24,7 @@ def prepare(run: FusionRun) -> Manifest:
         raise own_cause(error) from None
     seconds = time.monotonic() - start
     count_rows(artifacts[0], counts[0]["rows"], counts[2]["rows"])
-    # The whole time is the corpus's: it is measured once.
+    # The time is measured once, and recorded for the corpus artifact.
     for artifact, count in zip(artifacts[1:], counts[1:], strict=True):
         finish(artifact, [count], 0.0)
     return finish(artifacts[0], [counts[0]], seconds)

@@ -1,4 +1,4 @@
-"""Stage `report`: gathers what a run has made into tables, plots and one page, and gives the fused model its card."""
+"""Stage `report`: gathers a run's results into tables, plots and one page, and writes the fused model's card."""
 
 import json
 import tempfile
@@ -34,7 +34,7 @@ NUM_SAMPLES = 8
 MAX_QUARANTINED = 200
 PAGE = "index.html"
 NEEDED = STAGES[: STAGES.index("evaluate") + 1]
-"""Without these there is nothing to tell; benchmarks and judges are told of as far as they are finished."""
+"""Stages that a report requires; benchmarks and judges are included as far as they are finished."""
 
 
 def report(run: FusionRun, handle: RunHandle) -> Manifest:
@@ -45,7 +45,7 @@ def report(run: FusionRun, handle: RunHandle) -> Manifest:
 
 
 def write_run_report(run: FusionRun, handle: RunHandle | None = None) -> None:
-    """Writes the report and the model card; also logs the files to MLflow where a run is given."""
+    """Writes the report and the model card; also logs the files to MLflow if a handle is given."""
     facts = gather(run)
     output = run.report().folder
     with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +58,7 @@ def write_run_report(run: FusionRun, handle: RunHandle | None = None) -> None:
 
 
 def print_report(run: FusionRun) -> None:
-    """Prints who won where, how the judges voted, the held-out scores of all models, and where the page is."""
+    """Prints who won where, how the judges voted, the held-out scores of all models, and the page's path."""
     facts = gather(run)
     for table in (who_wins_table, win_rates_table, judges_table, agreement_table):
         console.print(table(facts))
@@ -75,7 +75,7 @@ def print_report(run: FusionRun) -> None:
 
 
 def gather(run: FusionRun) -> RunFacts:
-    """Everything that the report shows, read from a run's artifacts.
+    """Reads everything that the report shows from a run's artifacts.
 
     Raises:
         UserError: the run is not finished up to evaluation.
@@ -114,7 +114,7 @@ def gather(run: FusionRun) -> RunFacts:
 
 
 def plan_errors(run: FusionRun) -> list[PlanError]:
-    """The plan of a run that was probed, against its manifests and files; a stage planned under other settings is left out."""
+    """Compares a probed run's plan with its manifests and files; a stage planned under other settings is left out."""
     plan = read_plan(run.folder)
     fingerprints = {stage.stage: stage.fingerprint for stage in plan.stages} if plan else {}
     measured: dict[str, dict[str, float]] = {}
@@ -135,7 +135,7 @@ def _selection(run: FusionRun) -> SelectionFacts:
 
 
 def _vote_agreement(selected: Artifact) -> float | None:
-    """Of the votes cast, the share that went to the winner; None without votes."""
+    """Returns the share of the votes that went to the winner; None without votes."""
     won = cast = 0.0
     for table in selected.tables(["mode", "advantages"]):
         for row in table.to_pylist():
@@ -145,10 +145,10 @@ def _vote_agreement(selected: Artifact) -> float | None:
 
 
 def _stages(run: FusionRun) -> Iterator[StageFact]:
-    """Every finished part of the pipeline but the report itself, with the price of its devices."""
+    """Yields every finished part of the pipeline except the report itself, with the price of its devices."""
     plan = run.recipe.plan
     for part in (part for stage in STAGES[:-1] for part in REGISTRY[stage].parts(run)):
-        # Training's workers name no accelerator.
+        # Training workers name no accelerator.
         price = plan.price(part.pool) if part.pool else plan.price_per_device_hour
         for artifact in part.make():
             manifest = artifact.manifest()
@@ -176,13 +176,13 @@ def _rows(artifact: Artifact, limit: int) -> list[dict[str, Any]]:
 
 
 def _reasons(quarantine: Artifact) -> dict[str, int]:
-    """Refused rows by reason, the most frequent first."""
+    """Returns the number of quarantined rows per reason, the most frequent first."""
     found = Counter(reason for table in quarantine.tables(["reason"]) for reason in table["reason"].to_pylist())
     return dict(found.most_common())
 
 
 def _samples(run: FusionRun, tables: dict[str, pa.Table]) -> list[dict[str, Any]]:
-    """Some held-out prompts with every model's answer, spread over the categories."""
+    """Returns some held-out prompts with every model's answer, spread over the categories."""
     answers, correct = (
         {name: dict(zip(t["row_id"].to_pylist(), t[c].to_pylist(), strict=True)) for name, t in tables.items()}
         for c in ("prediction", "correct")

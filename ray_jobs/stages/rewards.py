@@ -1,4 +1,4 @@
-"""Stage `rewards`, once per reward: scores every source's answer to every row. Cached, so changing the vote reruns no model."""
+"""Stage `rewards`, once per reward: scores every source's answers to every row. Cached: changing the vote reruns no model."""
 
 import math
 from functools import partial
@@ -17,7 +17,7 @@ from ray_jobs.runtime.shards import Draining, finish, run_shards
 
 
 class RewardWorker:
-    """One reward model or verifier; turns shards of answers into shards of scores, one per answer, NaN where there is none."""
+    """One reward model or verifier; turns shards of answers into shards of scores, one per answer, NaN for a missing answer."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class RewardWorker:
 
 
 def rewards(run: FusionRun, reward: RewardConfig, draining: Draining | None = None) -> Manifest:
-    """Runs the stage for one reward; `draining` is called when its last shards are being scored."""
+    """Runs the stage for one reward; calls `draining` when its last shards are being scored."""
     output = run.rewards(reward)
     worker = partial(
         RewardWorker,

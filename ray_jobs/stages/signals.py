@@ -1,8 +1,8 @@
-"""Stage `signals`, once per source, where signals are lazy: goes back to the chosen teachers for their distributions.
+"""Stage `signals`, once per source, where signals are lazy: collects the distributions of the chosen teachers.
 
-The choice of teachers needs no distributions, only cross-entropies, answers and votes. So each source is put, a second time,
-the responses alone that it was chosen to teach: a share of 1/M of the disk, for one teacher-forced pass over them. With
-`select.condition: exact` it is also asked for the next token after each candidate that is used up inside a token.
+The choice of teachers needs no distributions, only cross-entropies, answers and votes. So each source reads a second time
+only the responses that it was chosen to teach: 1/M of the disk space, for one teacher-forced pass over them. With
+`select.condition: exact` it also predicts the next token after each candidate that is used up inside a token.
 """
 
 from functools import partial
@@ -52,10 +52,10 @@ class SignalsWorker(EngineWorker):
         self.teacher = self.chooser.names.index(name)
         self.rules = AlignmentRules.only(recipe.select.alignment_rules)
         self.target: Target | None = ray.get(target) if target else None
-        """Where the steps after used-up candidates are wanted."""
+        """Set where the steps after used-up candidates are needed."""
 
     def make(self, shard: int, rows: pa.Table, attempt: Attempt) -> dict[str, float]:
-        """Teacher-forces what the source was chosen to teach in one shard."""
+        """Teacher-forces the responses of one shard that the source was chosen to teach."""
         collected = [artifact.read_shard(shard, list(LIGHT_COLUMNS)) for artifact in self.collected]
         rewards = [artifact.read_shard(shard) for artifact in self.rewards]
         choices, _ = self.chooser.choose(rows, collected, rewards)
@@ -82,7 +82,7 @@ class SignalsWorker(EngineWorker):
     def _steps(
         self, rows: pa.Table, records: list[dict], choices: list[Choice], responses: list[Response]
     ) -> NextSteps:
-        """What the source says after the candidates that are used up where the target's tokens begin inside its own."""
+        """Returns the source's predictions after the candidates that are used up where target tokens begin inside its own."""
         assert self.target is not None
         found, target_ids = as_signals(responses), response_ids(self.target.encode(rows.to_pylist(), choices))
         texts = [choice.response.encode() for choice in choices]

@@ -1,4 +1,4 @@
-"""How the driver of a stage and its training workers talk: progress one way, the wish to stop the other."""
+"""Connects the driver and the training workers: progress one way, the stop request the other."""
 
 import signal
 import threading
@@ -18,7 +18,7 @@ POLL_SECONDS = 1.0
 
 
 class _Board:
-    """Holds how far the first worker is, and whether training shall stop."""
+    """Actor that holds the first worker's progress and the stop request."""
 
     def __init__(self):
         self.plan: tuple[int, int, str] | None = None
@@ -30,59 +30,59 @@ class _Board:
         self.plan = (step, num_steps, words)
 
     def post(self, record: dict[str, float]) -> None:
-        """Puts up what an update did."""
+        """Adds the record of an update."""
         self.unread.append(record)
 
     def read(self) -> tuple[tuple[int, int, str] | None, list[dict[str, float]]]:
-        """The plan, None before there is one, and the updates since the last reading."""
+        """Returns the plan (None before `begin`) and the records since the last read."""
         records, self.unread = self.unread, []
         return self.plan, records
 
     def stop(self) -> None:
-        """Asks for a checkpoint and an end."""
+        """Requests a checkpoint and the end of training."""
         self.stopping = True
 
     def is_stopping(self) -> bool:
-        """Whether it was asked for."""
+        """Returns whether a stop was requested."""
         return self.stopping
 
 
 class StopRequest:
-    """Asks a board whether to stop without ever waiting for the answer."""
+    """Asks a board whether to stop, without waiting for the answer."""
 
     def __init__(self, board: Any):
         self.board = board
-        self._asked = board.is_stopping.remote()
+        self._pending = board.is_stopping.remote()
 
     def __call__(self) -> bool:
-        """The newest answer that is there."""
-        if not ray.wait([self._asked], timeout=0)[0]:
+        """Returns the newest answer that has arrived."""
+        if not ray.wait([self._pending], timeout=0)[0]:
             return False
-        answer: Any = ray.get(self._asked)
-        self._asked = self.board.is_stopping.remote()
+        answer: Any = ray.get(self._pending)
+        self._pending = self.board.is_stopping.remote()
         return answer
 
 
 class Watch:
-    """Shows and tells Prometheus what stands on a board while training runs, and hands on SIGTERM as the wish to stop.
+    """Prints a board's progress and exports it to Prometheus while training runs; turns SIGTERM into a stop request.
 
     Args:
-        artifact: what training makes.
-        why: says what training waits for, where it does not begin.
+        artifact: artifact that training makes.
+        why: returns what training waits for while it has not begun.
     """
 
     def __init__(self, artifact: Artifact, why: Callable[[], str]) -> None:
         self.why = why
         self.metrics = TrainingMetrics(artifact)
-        # Beside the driver: another node may go while training goes on.
+        # On the driver's node: any other node may disappear during training.
         self.board = ray.remote(num_cpus=0)(_Board).options(scheduling_strategy=beside_the_driver()).remote()
         self.stopped = False
-        """Whether SIGTERM came."""
+        """Whether SIGTERM was received."""
         self._ended = threading.Event()
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Within the body, the first SIGTERM asks for a checkpoint; a second one ends the driver at once."""
+        """Makes the first SIGTERM in the body request a checkpoint, and a second one end the driver at once."""
         watcher = threading.Thread(target=self._watch, daemon=True)
         watcher.start()
         in_main = threading.current_thread() is threading.main_thread()
@@ -104,10 +104,10 @@ class Watch:
         with ExitStack() as stack:
             counter: Counter | None = None
             stalls = stack.enter_context(StallWatch("fuse", self.why))
-            ended = told = False
+            ended = sent = False
             while not ended:
                 ended = self._ended.wait(POLL_SECONDS)
-                told = self._tell(told)
+                sent = self._send_stop(sent)
                 plan, records = ray.get(self.board.read.remote())
                 if plan is not None:
                     stalls.moved()
@@ -117,15 +117,15 @@ class Watch:
                 for record in records:
                     self.metrics.update(record)
                 if counter and records:
-                    counter.reach(int(records[-1]["step"]) + 1, _words(records[-1]))
+                    counter.reach(int(records[-1]["step"]) + 1, _describe(records[-1]))
 
-    def _tell(self, told: bool) -> bool:
-        if self.stopped and not told:
+    def _send_stop(self, sent: bool) -> bool:
+        if self.stopped and not sent:
             self.board.stop.remote()
         return self.stopped
 
 
-def _words(record: dict[str, float]) -> str:
+def _describe(record: dict[str, float]) -> str:
     losses = " ".join(f"{key[:-5]} {value:.3f}" for key, value in record.items() if key.endswith("_nats"))
     skipped = f", {record['skipped_steps']:.0f} skipped" if record["skipped_steps"] else ""
     return f"{losses} nats/token, {record['tokens_per_second']:,.0f} tokens/s{skipped}"

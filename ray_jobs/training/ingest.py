@@ -1,8 +1,8 @@
-"""The select artifact through Ray Data to each training worker: its own micro-batches, in order, from any place on.
+"""Streams the select artifact through Ray Data to each training worker: its own micro-batches, in order, from any position.
 
-A task reads the shards of one shuffled window and packs this worker's share of its updates; while the model trains on one window,
-the next is read. What a worker gets follows from the plan and the place alone, so that a restart, with as many workers or others,
-goes on at the next row. (Ray Train's own split of a Dataset gives rows to whoever asks first, and drops the remainder.)
+A task reads the shards of one shuffled window and packs this worker's share of its updates; while the model trains on one
+window, the next is read. A worker's data depend only on the plan and the position, so a restart, with any number of workers,
+continues at the next row. (Ray Train's own split of a Dataset gives rows to the first worker that asks, and drops the remainder.)
 """
 
 from collections.abc import Iterator
@@ -20,13 +20,13 @@ from profuser.training.examples import ExampleReader
 from profuser.training.step import PackedExamples
 
 BLOCK_BYTES = 4 << 20
-"""A task hands on micro-batches as soon as they are so many bytes, not at its end."""
+"""Size at which a task emits its micro-batches, instead of at its end."""
 PREFETCHED_BLOCKS = 2
 
 
 @dataclass(frozen=True)
 class Ingest:
-    """How one worker reads its share."""
+    """Reads one worker's share of the updates."""
 
     plan: Any
     """Reference to the UpdatePlan."""
@@ -36,9 +36,9 @@ class Ingest:
     pad_id: int
 
     def __call__(self, trainer: Any) -> Iterator[tuple[Update, list[PackedExamples]]]:
-        """The updates that are left of a trainer's plan, with this worker's micro-batches."""
+        """Yields the remaining updates of a trainer's plan, with this worker's micro-batches."""
         place = (trainer.plan, trainer.schedule, trainer.step, trainer.cursor)
-        # Only where each window begins: the updates themselves are worked out again where they are wanted.
+        # Only the start of each window: the updates themselves are recomputed where they are needed.
         begins = [(window[0].step, window[0].cursor) for window in windows_from(*place)]
         rows = _rows(self._dataset(begins, trainer.schedule))
         for window in windows_from(*place):
@@ -62,7 +62,7 @@ class Ingest:
             fn_args=(self, schedule),
             batch_size=1,
             batch_format="pyarrow",
-            # The reading takes little beside a step, and reserved CPUs may all be the workers' own.
+            # Reading takes little CPU compared with a step, and the workers may have reserved all CPUs.
             num_cpus=0,
             concurrency=1,
             scheduling_strategy=here,
@@ -80,7 +80,7 @@ def _read_window(batch: pa.Table, ingest: Ingest, schedule: Schedule) -> Iterato
 
 
 def _rows(dataset: ray.data.Dataset) -> Iterator[tuple[int, pa.Table, int]]:
-    """Step, micro-batch, and how many micro-batches the step has."""
+    """Yields step, micro-batch, and the step's number of micro-batches."""
     blocks: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCHED_BLOCKS)
     for block in blocks:
         for row in range(len(block)):

@@ -1,4 +1,4 @@
-"""What every worker of stage `fuse` does: brings the target up, continues where the last checkpoint is, trains, exports."""
+"""Runs on every worker of stage `fuse`: loads the target, resumes from the last checkpoint, trains, exports."""
 
 import json
 import tempfile
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 WORST = 1.0e9
 STEP_METRIC = "learning_rate"
-"""Logged with every step: it says how far MLflow has heard."""
+"""Metric logged with every step; its last step in MLflow marks how far logging got."""
 
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """What the driver tells every worker."""
+    """Arguments that the driver sends to every worker."""
 
     recipe: Recipe
     plan: Any
@@ -43,15 +43,15 @@ class WorkerTask:
     """The target's folder or URI, or its name on the Hub."""
     output: Artifact
     began: float
-    """When this attempt at the stage began, in seconds since the epoch."""
+    """Start of this attempt at the stage, in seconds since the epoch."""
     num_devices: float
-    """GPUs that a worker holds, or CPUs where it has none."""
+    """Number of GPUs that a worker holds, or of CPUs if it has none."""
     handle: RunHandle
     board: Any
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Runs on every worker of Ray Train."""
+    """Trains and exports; runs on every worker of Ray Train."""
     from profuser.training.export import export
     from profuser.training.loop import Hooks
 
@@ -74,12 +74,12 @@ def train_worker(config: dict[str, Any]) -> None:
             if first:
                 (task.output.folder / MODEL).upload(Path(folder))
     clock.note()
-    # The other workers wait for the first one to have written.
+    # The other workers wait until the first one has written the model.
     _barrier()
 
 
 def make_trainer(task: WorkerTask) -> tuple["Trainer", Ingest]:
-    """This worker's trainer, at the place of the last checkpoint where there is one, and what feeds it."""
+    """Returns this worker's trainer, restored from the last checkpoint if there is one, and its ingest."""
     from profuser.training.batches import read_packs
     from profuser.training.checkpoint import load_checkpoint
     from profuser.training.checks import check_vocabulary
@@ -107,7 +107,7 @@ def make_trainer(task: WorkerTask) -> tuple["Trainer", Ingest]:
 
 
 class Saver:
-    """Hands checkpoints to Ray Train, which makes each visible once all workers' parts are there."""
+    """Passes checkpoints to Ray Train, which publishes each once all workers' parts are written."""
 
     def __init__(self, task: WorkerTask, first: bool, clock: DeviceClock):
         from profuser.training.checkpoint import Checkpointer
@@ -117,14 +117,14 @@ class Saver:
         self._waits: Callable[[], None] = lambda: None
 
     def __call__(self, trainer: "Trainer") -> None:
-        """Begins to write a checkpoint; training goes on meanwhile."""
+        """Starts writing a checkpoint; training continues meanwhile."""
         folder = tempfile.mkdtemp(prefix="profuser-checkpoint-")
         wait = self._waits = self.checkpointer.save(trainer, Path(folder))
         storage: Any = ray.train.get_context().get_storage()
 
         def upload(checkpoint: Checkpoint, name: str) -> Checkpoint:
             wait()
-            # Ray Train copies once: a store that is away would cost the steps since the checkpoint before.
+            # Ray Train copies only once: an unavailable store would cost the steps since the previous checkpoint.
             where = self.task.output.folder / name
             return with_retry(where.uri, lambda: storage.persist_current_checkpoint(checkpoint, name), RETRY_SECONDS)
 
@@ -141,24 +141,24 @@ class Saver:
         self.clock.note()
 
     def wait(self) -> None:
-        """Returns when the last checkpoint is written."""
+        """Waits until the last checkpoint is written."""
         self._waits()
 
 
 class Notice:
-    """Whether Ray has just announced that a worker's node will go (a spot instance, a drained node)."""
+    """Detects that Ray has announced the loss of a worker's node (a spot instance, a drained node)."""
 
     def __init__(self) -> None:
-        self.heard: Any = None
+        self.announced: Any = None
 
     def __call__(self) -> bool:
-        """Once for each announcement; the workers wait for one another."""
-        before, self.heard = self.heard, ray.train.get_preemption_info()
-        return self.heard is not None and self.heard != before
+        """Returns True once per announcement; the workers wait for one another."""
+        before, self.announced = self.announced, ray.train.get_preemption_info()
+        return self.announced is not None and self.announced != before
 
 
 def _scored(record: "Record") -> "Record":
-    """A checkpoint out of turn has no held-out score: it counts as the worst. (Ray Train's record of them loses an infinity.)"""
+    """Scores a checkpoint outside the schedule, which has no held-out score, as worst. (Ray Train's record loses an infinity.)"""
     from profuser.training.loop import HELDOUT
 
     return {HELDOUT: WORST} | record
@@ -186,12 +186,12 @@ class Logger:
 
     def __init__(self, task: WorkerTask, active: bool):
         self.handle, self.board, self.active = task.handle, task.board, active
-        self.is_heard = active and task.handle.is_here()
-        self.logged = task.handle.last_step(STEP_METRIC) if self.is_heard else -1
+        self.is_reachable = active and task.handle.is_here()
+        self.logged = task.handle.last_step(STEP_METRIC) if self.is_reachable else -1
 
     def __call__(self, record: "Record") -> None:
-        """What a restarted run repeats was logged before."""
+        """Logs a record, unless an earlier attempt logged its step."""
         if self.active:
-            if self.is_heard and record["step"] > self.logged:
+            if self.is_reachable and record["step"] > self.logged:
                 self.handle.log_metrics(record, int(record["step"]))
             self.board.post.remote(record)

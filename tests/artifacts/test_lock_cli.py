@@ -80,12 +80,12 @@ def test_the_status_of_a_run_names_its_driver(run, profuser):
     with RunLock(run) as lock:
         code, out, _ = profuser("status", "small", *storage(run))
         assert code == 0
-        assert f"driver: {lock.own}; last sign of life" in out
+        assert f"driver: {lock.own}; last heartbeat" in out
         code, out, _ = profuser("status", "small", "--json", *storage(run))
         driver = json.loads(out)["driver"]
         assert (driver["pid"], driver["gone"]) == (lock.own.pid, False)
     run.write_bytes(LOCK, replace(Holder.new(), process_start="1").data())
-    assert "gone; profuser run goes on from here" in profuser("status", "small", *storage(run))[1]
+    assert "gone; profuser run continues from here" in profuser("status", "small", *storage(run))[1]
     run.remove(LOCK)
     assert "driver" not in profuser("status", "small", *storage(run))[1]
 

@@ -1,6 +1,6 @@
-"""`make bench`: runs every benchmark in one process, prints a table, and writes `benchmarks.json`.
+"""Implements `make bench`: runs every benchmark in one process, prints tables, and writes `benchmarks.json`.
 
-`python -m tests.benchmarks losses` runs one of them alone, and writes nothing. `python -m tests.benchmarks gpu`: `make bench-gpu`.
+`python -m tests.benchmarks losses` runs only one and writes nothing. `python -m tests.benchmarks gpu` is `make bench-gpu`.
 `python -m tests.benchmarks peers` compares alignment with other methods on released models (`peers/run.py`).
 """
 
@@ -37,7 +37,7 @@ def main(chosen: list[str]) -> None:
         console.print(f"written to {OUTPUT}", highlight=False)
     short = [row.name for row in rows if row.reached is False]
     if short:
-        console.print(f"short of their reach: {len(short)}: {'; '.join(short)}", style="red", highlight=False)
+        console.print(f"{len(short)} missed their target: {'; '.join(short)}", style="red", highlight=False)
 
 
 def main_gpu(options: list[str]) -> None:
@@ -71,7 +71,7 @@ def main_peers(options: list[str]) -> None:
 
 
 def table(title: str, rows: list[Any]) -> Any:
-    """Rows as a table; one that falls short of its reach is marked."""
+    """Returns rows as a table; rows that miss their target are marked."""
     from rich.table import Table
 
     found = Table("", "value", "baseline", "ratio", "reach", title=title, title_justify="left")

@@ -34,7 +34,7 @@ def run() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         Folder.at(folder).write_table("shard", table)
         on_disk = len(Folder.at(folder).read_bytes("shard"))
-    # Ids of 4 bytes and log-probabilities of 4, as arrays come from an engine.
+    # 4 bytes per id and 4 per log-probability, as in an engine's arrays.
     plain = 8.0 * K
     return [
         Row("codec, in memory, against int32 and float32", table.nbytes / num, "bytes/token", plain, "<= 44"),

@@ -27,7 +27,7 @@ SHAPE = {
     "num_attention_heads": 4,
     "vocab_size": 4096,
 }
-"""Of a model whose engine reads and writes some thousand tokens/s here, as one of 7B does on a GPU: what our stage adds is weighed
+"""Shape of a model whose engine processes some thousand tokens/s here, like a 7B on a GPU: the stage's overhead is measured
 against that. A tiny model's engine reads 40,000 tokens/s, and is measured too."""
 LONG, SHORT = "Sort the letters a u and say 0. The answer is 42, and 42. " * 8, "No."
 KINDS = {
@@ -36,11 +36,11 @@ KINDS = {
     "generation of a tiny model": {"response": SHORT, "max_tokens": 96, "shape": {}, "repeats": 1, "reach": ""},
     "teacher forcing of a tiny model": {"response": LONG, "max_tokens": 1, "shape": {}, "repeats": 1, "reach": ""},
 }
-"""A model of random weights seldom ends a turn: it generates answers of a real length."""
+"""A model with random weights rarely ends a turn, so its answers have a realistic length."""
 
 
 class TimedWorker(CollectWorker):
-    """Feeds the bare engine with all requests of the stage at once, before the stage and after it, and notes when shards end."""
+    """Feeds all requests of the stage to the bare engine, before and after the stage, and records when shards end."""
 
     def __init__(self, *arguments, notes: str):
         super().__init__(*arguments)
@@ -50,7 +50,7 @@ class TimedWorker(CollectWorker):
         self.bare = [self._bare()]
 
     def _requests(self) -> list[Request]:
-        """What the stage will ask, taken from its own reader."""
+        """Returns the stage's requests, taken from its own reader."""
         asked: list[Request] = []
         loop, self.reader.loop = self.reader.loop, _Listener(asked)
         for shard in self.source.shards():
@@ -62,7 +62,7 @@ class TimedWorker(CollectWorker):
         return asked
 
     def _bare(self) -> tuple[float, int]:
-        """Seconds of vLLM's own `generate` over all requests, and the response tokens."""
+        """Returns the seconds of vLLM's own `generate` over all requests, and the response tokens."""
         from vllm import TokensPrompt
 
         engine = self.reader.engine
@@ -90,7 +90,7 @@ class TimedWorker(CollectWorker):
 
 
 class _Listener:
-    """Takes requests and answers none."""
+    """Engine that collects requests and answers none."""
 
     def __init__(self, asked: list[Request]):
         self.asked = asked
@@ -101,7 +101,7 @@ class _Listener:
 
 
 class NotingWorker(CollectWorker):
-    """Notes when its first shard began and when its last one ended."""
+    """Records when its first shard began and its last one ended."""
 
     def __init__(self, *arguments, notes: str):
         super().__init__(*arguments)
@@ -142,7 +142,7 @@ def run_stage(run: FusionRun, index: int, worker: type, notes: Path, draining=No
 
 
 def middle_of(kind: dict) -> tuple[dict[str, float], list[float]]:
-    """The run with the middle ratio, of as many as the kind says, and all ratios: one alone differs by a tenth from the next."""
+    """Returns the run with the median ratio, of as many as `kind` requests, and all ratios: single runs differ by a tenth."""
     found = sorted((through_the_stage(kind) for _ in range(kind["repeats"])), key=_ratio)
     return found[len(found) // 2], [_ratio(each) for each in found]
 
@@ -159,7 +159,7 @@ def through_the_stage(kind: dict) -> dict[str, float]:
 
 
 def from_source_to_source() -> tuple[float, float]:
-    """Seconds between the first engine's last shard and the second's first one, and of an engine's own start-up (the first's)."""
+    """Returns the seconds between the first engine's last shard and the second's first, and of the first engine's start-up."""
     with tempfile.TemporaryDirectory() as folder:
         run = make_run(Path(folder), KINDS["generation of a tiny model"], 2)
         notes = [Path(folder) / f"notes{number}.json" for number in range(2)]
@@ -174,7 +174,7 @@ def from_source_to_source() -> tuple[float, float]:
 
 
 def run() -> list[Row]:
-    assert ENVIRONMENT  # imported before vLLM: it sets what vLLM reads
+    assert ENVIRONMENT  # imported before vLLM: it sets variables that vLLM reads
     out = []
     with connected():
         for name, kind in KINDS.items():

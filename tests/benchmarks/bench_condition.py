@@ -1,4 +1,4 @@
-"""Total variation of CONDITION from the exact distribution, found by walking through what a trigram source goes on with."""
+"""Total variation of CONDITION from the exact distribution, found by walking through a trigram source's continuations."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
@@ -22,13 +22,13 @@ from tests.real_tokenizers import sentencepiece, tekken
 
 NUM_ROWS = 60
 LEAST_MASS = 5e-4
-"""Of a continuation, relative to all that begin with the consumed bytes: a lesser one is not walked."""
+"""Smallest probability of a continuation that is walked, relative to all that begin with the consumed bytes."""
 LOOKAHEAD = 2
-"""Source tokens beyond the consumed bytes, after which the target's next token is taken as settled."""
+"""Source tokens beyond the consumed bytes after which the target's next token counts as settled."""
 
 
 class Trigrams:
-    """A source: frequencies of trigrams, bigrams and tokens, interpolated (Witten-Bell), and squared to be as sure as a model."""
+    """A source: frequencies of trigrams, bigrams and tokens, interpolated (Witten-Bell), and squared to be as peaked as a model."""
 
     def __init__(self, tokens: TokenBytes, rows: Ragged) -> None:
         self.end, self.size = tokens.end_ids[0], tokens.vocab_size
@@ -40,7 +40,7 @@ class Trigrams:
                     self.counts[tuple(ids[place - order : place])][ids[place]] += 1
 
     def distribution(self, history: list[int]) -> np.ndarray:
-        """Probabilities of the next token over the whole vocabulary."""
+        """Returns the probabilities of the next token over the whole vocabulary."""
         ids, left, out = [self.end, self.end, *history], 1.0, np.zeros(self.size)
         for order in (2, 1, 0):
             found = self.counts.get(tuple(ids[len(ids) - order :]))
@@ -52,7 +52,7 @@ class Trigrams:
         return out**2 / (out**2).sum()
 
     def top(self, histories: list[list[int]]) -> TopK:
-        """The K most probable tokens after each history."""
+        """Returns the K most probable tokens after each history."""
         ids, logprobs = np.zeros((len(histories), K), np.int32), np.zeros((len(histories), K))
         for place, history in enumerate(histories):
             full = self.distribution(history)
@@ -71,7 +71,7 @@ class Walker:
     target: Side
 
     def exact(self, history: list[int], consumed: bytes, emitted: list[int]) -> dict[int, float]:
-        """After source tokens and the first bytes of the next; `emitted` are the target's tokens of all these bytes."""
+        """Walks on after source tokens and the first bytes of the next; `emitted` are the target's tokens of all these bytes."""
         before, found = self.source.tokens.spell(np.array(history, dtype=int)), Counter[int]()
         first = self.model.distribution(history)
         least = LEAST_MASS * first[self.fitting(consumed)].sum()
@@ -93,11 +93,11 @@ class Walker:
         return {goal: mass / total for goal, mass in found.items()}
 
     def fitting(self, left: bytes) -> np.ndarray:
-        """Source tokens that agree with bytes: they begin with them, or with a part of them."""
+        """Returns the source tokens that agree with bytes: they begin with them, or with a part of them."""
         return _fitting(self.source.tokens, left)
 
     def next_target(self, text: bytes, emitted: list[int]) -> int | None:
-        """The target's token after those that it has emitted; None where it would have emitted others, or bytes are cut."""
+        """Returns the target's token after the emitted ones; None where it would have emitted others, or bytes are cut."""
         try:
             ids = self.target.tokenizer.encode(text.decode(), add_special_tokens=False)
         except UnicodeDecodeError:
@@ -113,7 +113,7 @@ def _fitting(tokens: TokenBytes, left: bytes) -> np.ndarray:
 
 
 def total_variation(carried: TransportedRows, place: int, wanted: dict[int, float]) -> float:
-    """Half the sum of absolute differences, the tail against nothing."""
+    """Returns half the sum of absolute differences; the tail is compared with zero."""
     topk = carried.topk.topk
     got = dict(zip(topk.ids[place].tolist(), np.exp(topk.logprobs[place]).tolist(), strict=True))
     tail = max(0.0, 1 - sum(got.values()))
@@ -163,6 +163,6 @@ def run() -> list[Row]:
 
 
 def _same_bytes(tokens: TokenBytes, actual: np.ndarray, consumed: np.ndarray) -> np.ndarray:
-    """The token that spells the consumed bytes of each realised one; -1 where there is none."""
+    """Returns the token that spells the consumed bytes of each realised one; -1 where there is none."""
     pairs = zip(actual.tolist(), consumed.tolist(), strict=True)
     return np.array([tokens.id_of.get((tokens[index] or b"")[:num], -1) for index, num in pairs])

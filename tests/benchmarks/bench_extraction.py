@@ -1,6 +1,6 @@
 """Teacher forcing with top-10 by one vLLM engine of a laboratory source, into arrays: our extraction, and from nested dicts.
 
-`python -m tests.benchmarks.bench_extraction` is the process of its own in which both ways run, on one core.
+`python -m tests.benchmarks.bench_extraction` is the separate process in which both ways run, on one core.
 """
 
 import json
@@ -28,7 +28,7 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def flat(engine: VllmEngine, requests: Sequence[Request]) -> list[Arrays]:
-    """As `collect` does it."""
+    """Extracts into arrays, as `collect` does."""
     for number, request in enumerate(requests):
         engine.add(number, request)
     found: dict[int, Any] = {}
@@ -39,7 +39,7 @@ def flat(engine: VllmEngine, requests: Sequence[Request]) -> list[Arrays]:
 
 
 def nested(engine: VllmEngine, requests: Sequence[Request]) -> list[Arrays]:
-    """As vLLM's documentation has it: `generate`, and a loop over what it returns."""
+    """Extracts as in vLLM's documentation: `generate`, and a loop over its results."""
     from vllm import SamplingParams, TokensPrompt
 
     prompts = [TokensPrompt(prompt_token_ids=request.prompt_ids + (request.response_ids or [])) for request in requests]
@@ -61,7 +61,7 @@ def _from_dicts(ids: list[int], positions: Sequence[Any]) -> Arrays:
 
 
 def measure() -> dict[str, float]:
-    """Seconds of each way."""
+    """Returns the seconds of each way."""
     path = str(assets_path() / "sources" / "llama")
     engine = VllmEngine(path, None, EngineConfig(kind="vllm", max_model_len=256, max_num_seqs=64))
     requests = make_requests(engine.tokenizer)
@@ -70,7 +70,7 @@ def measure() -> dict[str, float]:
 
 
 def make_requests(tokenizer: Any) -> list[Request]:
-    """The laboratory's rows end to end, cut into prompts and responses of equal length."""
+    """Returns the laboratory's rows, concatenated and cut into prompts and responses of equal length."""
     rows = prepare_rows(read_corpus(str(assets_path() / "corpus" / "train.jsonl.gz")))
     length, ids = PROMPT_TOKENS + RESPONSE_TOKENS, []
     while len(ids) < NUM_REQUESTS * length:
@@ -81,7 +81,7 @@ def make_requests(tokenizer: Any) -> list[Request]:
 
 
 def check_same(ours: list[Arrays], theirs: list[Arrays]) -> None:
-    """Both ways give the same numbers; candidates of equal probability may change places."""
+    """Asserts that both ways give the same numbers; candidates of equal probability may swap."""
     for mine, other in zip(ours, theirs, strict=True):
         for number in (0, 2):
             np.testing.assert_allclose(mine[number], other[number], atol=1e-3)
@@ -90,7 +90,7 @@ def check_same(ours: list[Arrays], theirs: list[Arrays]) -> None:
 
 def run() -> list[Row]:
     command = [sys.executable, "-m", "tests.benchmarks.bench_extraction"]
-    # Before the last line, vLLM may have put some of its own.
+    # vLLM may have printed lines before the last one.
     done = subprocess.run(command, env=os.environ | ONE_CORE, stdout=subprocess.PIPE, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     rate = {way: NUM_REQUESTS * RESPONSE_TOKENS / seconds for way, seconds in found.items()}

@@ -31,7 +31,7 @@ from tests.training.made import stream_from
 V, NUM_ROWS, ROWS_PER_SHARD = 4096, 768, 64
 MAX_TOKENS, BATCH_TOKENS, NUM_STEPS = 512, 2048, 12
 STEP_TOKENS = 8192
-"""Of the updates that are timed one by one: 80 examples, so that padding is what it is on average. (In one of 2,048 tokens, 22
+"""Tokens of the updates that are timed one by one: 80 examples, for average padding. (In an update of 2,048 tokens, 22
 examples, the longest has 223 tokens, and padding costs a third less than in the whole table.)"""
 SHAPE = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 2, "num_attention_heads": 12}
 
@@ -57,7 +57,7 @@ def target() -> LlamaForCausalLM:
 
 
 class Sft:
-    """Plain SFT as one writes it by hand: the model's own loss, AdamW, clipping."""
+    """Plain hand-written SFT: the model's own loss, AdamW, clipping."""
 
     def __init__(self):
         self.model = target()
@@ -108,7 +108,7 @@ def _steps() -> list[Row]:
 
 
 def _stage(tables: dict[int, pa.Table]) -> Row:
-    """Both loops in one worker of Ray Train, by hand before and after the stage's own."""
+    """Runs both loops in one Ray Train worker: the hand-written one before and after the stage's."""
     with tempfile.TemporaryDirectory() as place, connected():
         folder = Path(place)
         target().save_pretrained(folder / "target")
@@ -174,7 +174,7 @@ def _worker(work: dict) -> None:
 
 
 def _by_hand(sft: Sft, kept: list) -> float:
-    """Tokens per second over all updates but the first."""
+    """Returns the tokens per second over all updates but the first."""
     sft.step(kept[0][1])
     start = time.perf_counter()
     for _, batches in kept[1:]:

@@ -11,7 +11,7 @@ BETA, CHUNK = 0.11, 512
 
 
 def dense(hidden, weight, targets, ids, logprobs, share):
-    """The published way: targets of the size of the logits, two losses with a weight per token, autograd through both."""
+    """Computes the published loss: targets of the size of the logits, two losses with a weight per token, autograd through both."""
     teacher = torch.zeros(N, V).scatter_(1, ids, logprobs.exp())
     logits = hidden @ weight.T
     ce = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
@@ -20,7 +20,7 @@ def dense(hidden, weight, targets, ids, logprobs, share):
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """Cross-entropy alone, in chunks, with the gradient in the forward pass: what any fusion must pay at least."""
+    """Cross-entropy alone, in chunks, with the gradient in the forward pass: the minimum cost of any fusion."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets):

@@ -1,4 +1,4 @@
-"""Prepare, collect (two sources that only pretend), rewards and select over a million synthetic rows, on a Ray of this machine."""
+"""Prepare, collect (two fake sources), rewards and select over a million synthetic rows, on a local Ray cluster."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from tests.benchmarks.measure import Row
 SMALL, LARGE = 100_000, 1_000_000
 MB = 1_000_000
 WORKERS = ("write_corpus", "MapWorker")
-"""What Ray calls the processes that do a stage's work."""
+"""Ray's titles of the processes that do a stage's work."""
 
 
 def run(small_rows: int = SMALL, large_rows: int = LARGE) -> list[Row]:
@@ -18,14 +18,14 @@ def run(small_rows: int = SMALL, large_rows: int = LARGE) -> list[Row]:
 
 
 def run_once(num_rows: int) -> dict:
-    """The figures of one run, in a process of its own: a second one in the same would find everything warm."""
+    """Returns the figures of one run, in a separate process: a second run in the same one would start warm."""
     command = [sys.executable, "-m", "tests.benchmarks.scale_run", str(num_rows)]
-    # Before the last line, Ray may have put warnings of its own.
+    # Ray may have printed warnings before the last line.
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.splitlines()[-1])
 
 
 def times(small: dict, large: dict) -> list[Row]:
-    """Wall time of every stage and of all, and processor time of all, which others on the machine disturb less."""
+    """Returns wall time per stage and in total, and total CPU time, which depends less on other load."""
     growth = large["rows"] / small["rows"]
     out = []
     for before, after in zip(stages(small), stages(large), strict=True):
@@ -44,7 +44,7 @@ def stages(figures: dict) -> list[dict]:
 
 
 def memory(small: dict, large: dict) -> list[Row]:
-    """Growth after a stage's first tenth, and peak: of the driver, and of the worker with most of each; both of both runs."""
+    """Returns memory growth after a stage's first tenth, and peak: of the driver and the largest worker, in both runs."""
     out = []
     for title, names in (("driver", ("driver",)), ("the worker with most", WORKERS)):
         for figure, reach in (("growth", "< 300"), ("peak", "")):

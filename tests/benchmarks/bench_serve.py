@@ -1,7 +1,7 @@
-"""Gateway and replicas against vLLM's own OpenAI server: requests/s, time to the first token, and a replica that is killed.
+"""Gateway and replicas against vLLM's own OpenAI server: requests/s, time to the first token, and a killed replica.
 
-Once as `profuser serve` starts them, where the gateway listens itself; once behind HAProxy, as on Kubernetes; and once behind Ray
-Serve's own proxy, as a `serve deploy` without HAProxy does it.
+Measured three times: as `profuser serve` starts them, with the gateway's own listener; behind HAProxy, as on Kubernetes; behind Ray
+Serve's own proxy, as with `serve deploy` without HAProxy.
 """
 
 import asyncio
@@ -39,13 +39,13 @@ SHAPE = {
     "num_attention_heads": 4,
     "vocab_size": 4096,
 }
-"""Of a model of random weights whose tokens take some milliseconds, as those of one of 7B do on a GPU."""
+"""Shape of a model with random weights that takes some milliseconds per token, like a 7B on a GPU."""
 ROUNDS = 9
 NUM_KILLED = 2000
 NO_PROXY = "no proxy"
 PROXIES = {
     NO_PROXY: {},
-    # Without the second, more files than a user may have open here.
+    # Without the second, it exceeds the limit of open files.
     "HAProxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_MAXCONN": "4000"},
     "Ray's proxy": {},
 }
@@ -54,13 +54,13 @@ BARE, OURS = 8311, 8312
 
 
 def requests(number: int, stream: bool = False, tokens: int = NUM_TOKENS, model: str = NAME) -> list[dict]:
-    """Questions that differ; every answer has all its tokens."""
+    """Returns different questions; every answer has exactly `tokens` tokens."""
     settings = {"stream": stream, "ignore_eos": True}
     return [chat(model, f"Sort the letters {n % NUM_LETTERS}.", tokens, **settings) for n in range(number)]
 
 
 def rate(url: str, concurrency: int) -> float:
-    """Requests per second."""
+    """Returns requests per second."""
     bodies = requests(max(12, 6 * concurrency))
     start = time.perf_counter()
     answers = asyncio.run(load(url, bodies, concurrency))
@@ -70,16 +70,16 @@ def rate(url: str, concurrency: int) -> float:
 
 
 def first_token(url: str) -> float:
-    """Milliseconds to the first token, the median of requests one after another."""
+    """Returns the milliseconds to the first token, the median over sequential requests."""
     answers = asyncio.run(load(url, requests(40, stream=True, tokens=8), 1))
     return 1000 * statistics.median(answer.first_seconds for answer in answers)
 
 
 def bare_server(path: str, options: ServeConfig, port: int) -> subprocess.Popen:
-    """vLLM's own, with the same engine options."""
+    """Starts vLLM's own server, with the same engine options."""
     flags = vllm_flags(options.models[0], path, on_gpu=False)
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--port", str(port), "--host", "127.0.0.1"]
-    # As Ray sets it for a replica of one CPU.
+    # Ray's setting for a replica of one CPU.
     variables = {"OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}
     variables |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     command += [*flags, "--disable-uvicorn-access-log"]
@@ -87,7 +87,7 @@ def bare_server(path: str, options: ServeConfig, port: int) -> subprocess.Popen:
 
 
 def wait_for(url: str) -> None:
-    """Until it answers."""
+    """Waits until the server answers."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         try:
@@ -99,7 +99,7 @@ def wait_for(url: str) -> None:
 
 
 def in_turns(ours: str, bare: str, measure: Callable[[str], float]) -> list[tuple[float, float]]:
-    """What both give, round by round."""
+    """Returns the measurements of both, round by round."""
     pairs = []
     for number in range(ROUNDS):
         order = (ours, bare) if number % 2 else (bare, ours)
@@ -109,7 +109,7 @@ def in_turns(ours: str, bare: str, measure: Callable[[str], float]) -> list[tupl
 
 
 def side_by_side(bare: str, ours: str, proxy: str) -> list[Row]:
-    """Both servers are up; they are asked in turns, and each as often first."""
+    """Measures both running servers in turns, each first equally often."""
     out = []
     for concurrency in (1, 8, 32):
         pairs = in_turns(ours, bare, partial(rate, concurrency=concurrency))
@@ -125,12 +125,12 @@ def side_by_side(bare: str, ours: str, proxy: str) -> list[Row]:
 
 
 def kill_a_replica() -> None:
-    """SIGKILL, as a node that goes away."""
+    """Sends SIGKILL, as if its node was lost."""
     os.kill(replica_pids(NAME)[0], signal.SIGKILL)
 
 
 def killed(url: str, expected: list[str], proxy: str) -> Row:
-    """Requests of which every second is streamed, while one of two replicas is killed."""
+    """Measures requests, every second one streamed, while one of two replicas is killed."""
     bodies = [body | {"stream": bool(n % 2)} for n, body in enumerate(requests(NUM_KILLED, tokens=16))]
 
     def on_done(number: int) -> None:
@@ -143,19 +143,19 @@ def killed(url: str, expected: list[str], proxy: str) -> Row:
 
 
 def is_right(answer: Answer, expected: str) -> bool:
-    """Whole, and as the engine alone says it."""
+    """Returns whether an answer is complete and equal to the bare engine's."""
     return answer.status == 200 and answer.error is None and answer.text == expected
 
 
 def behind_a_proxy(config: ServeConfig) -> None:
-    """Starts or changes what a Serve config file would have."""
+    """Starts or updates serving as from a Serve config file."""
     (model,) = config.models
     applications = [(build_model(model), app_name(model.name), None), (build_gateway(config.gateway), APP, "/")]
     serve.run_many([serve.RunTarget(*application) for application in applications])
 
 
 def behind(proxy: str) -> list[Row]:
-    """All rows behind one proxy, or none, in a process that has its variables from the start."""
+    """Returns all rows behind one proxy, or none, from a process started with its variables."""
     started = partial(deploy, host="127.0.0.1", port=OURS) if proxy == NO_PROXY else behind_a_proxy
     bare_url, url = (f"http://127.0.0.1:{port}/v1" for port in (BARE, OURS))
     with tempfile.TemporaryDirectory() as folder, connected():
@@ -177,7 +177,7 @@ def behind(proxy: str) -> list[Row]:
 
 
 def made(folder: str, num_replicas: int) -> tuple[ServeConfig, str]:
-    """What is served, and the model's folder."""
+    """Returns the serve config and the model's folder."""
     path = tiny.llama(Path(folder) / "model", seed=0, **SHAPE)
     model = {"name": NAME, "model": path, "num_cpus": 1, "max_model_len": 256, "num_replicas": num_replicas}
     return ServeConfig.parse({"models": [model], "insecure": True}, "the benchmark"), path

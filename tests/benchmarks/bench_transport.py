@@ -1,4 +1,4 @@
-"""Top-10 and top-64 distributions of a byte-level BPE of 50,000 tokens brought to a SentencePiece BPE of 32,000, on one core."""
+"""Transport of top-10 and top-64 from a byte-level BPE of 50,000 tokens to a SentencePiece BPE of 32,000, on one core."""
 
 from profuser.alignment.token_bytes import TokenBytes
 from profuser.alignment.transport import transport_rows
@@ -12,7 +12,7 @@ LONG_TOKENS, MANY = 2048, 64
 
 
 def long_rows(texts: list[str], side: Side) -> list[str]:
-    """The same answers, put together until a row has `LONG_TOKENS` tokens of a side or somewhat less."""
+    """Returns the same answers, joined into rows of at most about `LONG_TOKENS` tokens of a side."""
     out, row, length = [], [], 0
     for text in texts:
         size = len(side.tokenizer.encode(text, add_special_tokens=False))
@@ -25,10 +25,10 @@ def long_rows(texts: list[str], side: Side) -> list[str]:
 
 
 def published_seconds(texts: list[str], source: Side, target: Side, projection: VocabProjection) -> tuple[float, int]:
-    """Seconds of the published way over these rows, and their target tokens."""
+    """Returns the seconds of the published method over these rows, and their target tokens."""
     mapping = {index: goal for index, goal in enumerate(projection.whole.tolist()) if goal >= 0}
     source_ids, target_ids = source.encode(texts), target.encode(texts)
-    said = signals(source_ids)
+    given = signals(source_ids)
     start = 0
     seconds = 0.0
     for row in range(len(texts)):
@@ -36,7 +36,7 @@ def published_seconds(texts: list[str], source: Side, target: Side, projection: 
         part = slice(start, start + len(ids))
         start += len(ids)
         pieces = [side.tokenizer.convert_ids_to_tokens(i) for side, i in ((source, ids), (target, goals))]
-        tables = said.topk.ids[part].tolist(), said.topk.logprobs[part].tolist()
+        tables = given.topk.ids[part].tolist(), given.topk.logprobs[part].tolist()
         seconds += once(lambda p=pieces, t=tables, g=goals: published.carry(*p, *t, mapping, g))
     return seconds, len(target_ids.values)
 
@@ -49,10 +49,10 @@ def run() -> list[Row]:
     texts = {"short": short, "long": long_rows(short, target)}
     sizes, ways = {}, {}
     for name, rows in texts.items():
-        said, goals, raw = signals(source.encode(rows)), target.encode(rows), [text.encode() for text in rows]
+        given, goals, raw = signals(source.encode(rows)), target.encode(rows), [text.encode() for text in rows]
         sizes[name] = len(goals.values)
-        ways[name] = lambda s=said, g=goals, r=raw: transport_rows(s, g, r, projection)
-    # Drawn with replacement, nearly every position has candidates that meet: as it is with so many of a real source's.
+        ways[name] = lambda s=given, g=goals, r=raw: transport_rows(s, g, r, projection)
+    # Drawn with replacement, nearly every position has candidates that merge, as with that many candidates of a real source.
     many, raw = signals(source.encode(short), MANY), [text.encode() for text in short]
     goals = target.encode(short)
     sizes["many"], ways["many"] = len(goals.values), lambda: transport_rows(many, goals, raw, projection)

@@ -1,4 +1,4 @@
-"""Training examples with the lengths of Alpaca, as the select artifact holds them, and updates made of them."""
+"""Makes training examples with Alpaca's lengths, in the select artifact's schema, and updates of them."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ BOTH = ({"until": 1.0, "inference": 1.0, "training": 1.0},)
 
 
 def table(shard: int, num_rows: int, max_tokens: int, vocab_size: int) -> pa.Table:
-    """Examples of both modes: log-normal, prompts of 31 tokens in the middle, responses of 42, some very long."""
+    """Returns examples of both modes: log-normal lengths, median 31 prompt and 42 response tokens, some very long."""
     rng = np.random.default_rng(shard)
     records = []
     for row in range(num_rows):
@@ -49,8 +49,8 @@ class Updates:
 
     Args:
         config: batch and packing.
-        num_rows: in one shard; enough for the update.
-        vocab_size: of the target.
+        num_rows: number of rows, in one shard; enough for the update.
+        vocab_size: size of the target's vocabulary.
     """
 
     def __init__(self, config: FuseConfig, num_rows: int, vocab_size: int):

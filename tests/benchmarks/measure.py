@@ -1,4 +1,4 @@
-"""Figures of one run, side by side: times by turns, so that the machine's noise falls on all alike, and peak memory."""
+"""Measures several ways in one run: times taken in turns, so that noise affects all equally, and peak memory."""
 
 import re
 import statistics
@@ -18,15 +18,15 @@ class Row:
     value: float
     unit: str
     baseline: float | None = None
-    """The same figure of what it is held against, which the name says."""
+    """The same figure of the baseline, which the name states."""
     reach: str = ""
-    """What the project asks of it."""
+    """Target of the ratio or value."""
 
     @property
     def reached(self) -> bool | None:
-        """Whether the figure is what is asked of it; None where nothing is, or there is nothing to hold it against.
+        """Returns whether the figure meets its target; None without a target or a baseline.
 
-        `<= 1.1 x` is asked of the ratio, `>= 250,000` of the value, and so is every other unit; `0.9 to 1.1 x` asks for a range.
+        `<= 1.1 x` is a target of the ratio; `>= 250,000`, like every other unit, of the value; `0.9 to 1.1 x` is a range.
         """
         asked = REACH.fullmatch(self.reach)
         figure = self.ratio if asked and asked["times"] else self.value
@@ -43,7 +43,7 @@ class Row:
 
 
 def by_turns(ways: Mapping[str, Callable[[], object]], rounds: int = 5) -> dict[str, float]:
-    """Median seconds of each way; each runs once before to warm up."""
+    """Returns the median seconds of each way, after one warm-up run."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
@@ -55,15 +55,15 @@ def by_turns(ways: Mapping[str, Callable[[], object]], rounds: int = 5) -> dict[
 
 
 def once(way: Callable[[], object]) -> float:
-    """Seconds of a single run."""
+    """Returns the seconds of a single run."""
     start = time.perf_counter()
     way()
     return time.perf_counter() - start
 
 
 def peak_bytes(way: Callable[[], object]) -> int:
-    """How far the process's resident memory rises above where it stands now (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to the present size
+    """Returns how far the process's resident memory rises above its current size (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current size
     before = _status("VmRSS")
     way()
     return _status("VmHWM") - before

@@ -1,4 +1,4 @@
-"""Memory and processor time of this process and of all below it, sampled while something runs."""
+"""Samples the memory and CPU time of this process and its children while something runs."""
 
 import threading
 import time
@@ -12,13 +12,13 @@ WARM_UP = 0.1
 
 @dataclass
 class Series:
-    """One process over a stage, under one title."""
+    """Samples of one process during a stage, under one title."""
 
     name: str
     bytes: list[int] = field(default_factory=list)
-    """Resident memory, sample by sample."""
+    """Resident memory per sample."""
     cpu_seconds: float = 0.0
-    """Processor time that it has taken up to its last sample, from its first on or from its birth."""
+    """CPU time up to its last sample, from its first sample or its start."""
 
     @property
     def peak(self) -> int:
@@ -26,7 +26,7 @@ class Series:
 
     @property
     def growth(self) -> int:
-        """The highest after the first tenth of the samples, above where that tenth ends."""
+        """Peak after the first tenth of the samples, above the value at the end of that tenth."""
         warm = int(WARM_UP * len(self.bytes))
         return max(self.bytes[warm:]) - self.bytes[warm]
 
@@ -34,7 +34,7 @@ class Series:
 class Sampler:
     """Samples within a `with` block; then `series` has one entry per process.
 
-    Ray's workers are told apart by their titles, which name what they run; `driver` is this process.
+    Ray's workers are identified by their titles, which name what they run; `driver` is this process.
     """
 
     def __init__(self):

@@ -1,4 +1,4 @@
-"""A source without a model: answers and distributions out of a hat, in the shape that a real engine gives, as fast as can be."""
+"""A fake source without a model: random answers and distributions in a real engine's format, as fast as possible."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ NUM_ANSWERS, POOL_TOKENS, LONGEST = 16, 4096, 64
 
 
 class PretendingEngine:
-    """Stands in for `load_engine`: a model's tokenizer and vocabulary, and nothing else of it."""
+    """Stands in for `load_engine`, with only a model's tokenizer and vocabulary."""
 
     def __init__(self, path: str, revision: str | None, config: Any, end_ids: list[int]):
         from transformers import AutoConfig, AutoTokenizer
@@ -51,7 +51,7 @@ class PretendingEngine:
 
 
 class PretendingWorker(CollectWorker):
-    """The actor of `collect`, with that engine."""
+    """The actor of `collect`, with the fake engine."""
 
     def __init__(self, **arguments: Any):
         ray_jobs.runtime.engine_worker.load_engine = PretendingEngine

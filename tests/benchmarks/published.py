@@ -1,4 +1,4 @@
-"""Alignment as FuseLLM's paper describes it, written from there as a baseline: dynamic programming over edit distances.
+"""Alignment as described in FuseLLM's paper, as a baseline: dynamic programming over edit distances.
 
 Every pair of tokens costs its edit distance, the cheapest monotone path pairs the positions, and where a position has one
 partner its candidates are looked up one by one in the vocabulary mapping. Slow by construction: S x T distances for a row.
@@ -8,7 +8,7 @@ from rapidfuzz.distance import Levenshtein
 
 
 def align(source: list[str], target: list[str]) -> list[list[int]]:
-    """Source positions that the cheapest monotone path pairs with each target position."""
+    """Returns the source positions that the cheapest monotone path pairs with each target position."""
     rows, columns = len(source), len(target)
     cost = [[0.0] * columns for _ in range(rows)]
     for s in range(rows):
@@ -37,7 +37,7 @@ def carry(
     mapping: dict[int, int],
     target_ids: list[int],
 ) -> list[dict[int, float]]:
-    """Candidates per target position: those of its only partner, the first of several that meet; else the realised token."""
+    """Returns each target position's candidates: its only partner's, the first of coinciding ones; else the realised token."""
     out = []
     for position, partners in enumerate(align(source, target)):
         if len(partners) != 1:
@@ -53,5 +53,5 @@ def carry(
 
 
 def nearest(text: str, vocabulary: list[str]) -> str:
-    """The piece at the smallest edit distance, one distance after another."""
+    """Returns the piece at the smallest edit distance, by linear search."""
     return min(vocabulary, key=lambda piece: Levenshtein.distance(text, piece))

@@ -1,4 +1,4 @@
-"""One run of prepare, collect, rewards and select over so many synthetic rows, in a process of its own; prints its figures as JSON.
+"""Runs prepare, collect, rewards and select over ROWS synthetic rows, in a separate process; prints the figures as JSON.
 
 `python -m tests.benchmarks.scale_run ROWS`
 """
@@ -76,6 +76,6 @@ def main(num_rows: int) -> None:
 
 
 if __name__ == "__main__":
-    # Standard output has the result alone.
+    # Standard output has only the result.
     ray_jobs.runtime.progress.console.file = sys.stderr
     main(int(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""Texts and made-up signals over them, for benchmarks of transport."""
+"""Makes texts and synthetic signals over them, for benchmarks of transport."""
 
 import json
 from pathlib import Path
@@ -25,14 +25,14 @@ class Side(NamedTuple):
 
 
 def responses() -> list[str]:
-    """Returns answers of Alpaca where its file is there, else those of the laboratory."""
+    """Returns Alpaca's answers if its file exists, else the laboratory's."""
     if ALPACA.exists():
         return [text for row in json.loads(ALPACA.read_text())[:4000] if (text := row["output"].strip())]
     return [row.response for row in draw_rows("train", 4000, seed=0)]
 
 
 def signals(ids: Ragged, k: int = K) -> SourceSignals:
-    """K candidates drawn by how often the tokens occur, the realised one first or second: as a fair model's are."""
+    """Draws K candidates by token frequency, the realised one first or second, as for a fair model."""
     rng = np.random.default_rng(0)
     num = len(ids.values)
     scores = rng.gumbel(size=(num, k)) * 2

@@ -1,4 +1,4 @@
-"""The command line: help that teaches, light imports, and a user's mistake as one line with exit code 2."""
+"""The command line: its help, its light imports, and user errors reported in one line with exit code 2."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ def recipe(tmp_path, model):
 
 
 def profuser(monkeypatch, capsys, *arguments):
-    """Exit code, standard output and standard error of the command."""
+    """Returns exit code, standard output and standard error of the command."""
     monkeypatch.setattr(sys, "argv", ["profuser", *arguments])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -52,7 +52,7 @@ def test_help_lists_every_verb(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_explains_itself(monkeypatch, capsys, verb):
+def test_every_verb_has_help(monkeypatch, capsys, verb):
     code, out, _ = profuser(monkeypatch, capsys, verb, "--help")
     assert code == 0
     assert "Usage: profuser" in out
@@ -77,9 +77,7 @@ def test_help_and_plan_load_nothing_heavy():
         (["lab=nowhere", "target.model=lab://sources/llama"], "lab: 'nowhere' contains no lab"),
     ],
 )
-def test_a_mistake_in_the_recipe_is_one_line_and_exit_2(
-    monkeypatch, capsys, recipe, tmp_path, verb, settings, expected
-):
+def test_a_recipe_error_is_one_line_and_exit_2(monkeypatch, capsys, recipe, tmp_path, verb, settings, expected):
     overrides = [part for setting in settings for part in ("--set", setting)]
     code, out, err = profuser(monkeypatch, capsys, verb, recipe, *overrides)
     assert (code, out) == (2, "")
@@ -88,7 +86,7 @@ def test_a_mistake_in_the_recipe_is_one_line_and_exit_2(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_corpus_without_a_usable_row_stops_the_plan(monkeypatch, capsys, recipe, tmp_path):
+def test_plan_rejects_a_corpus_without_usable_rows(monkeypatch, capsys, recipe, tmp_path):
     (tmp_path / "data.jsonl").write_text('{"a": 1}\nnot json\n')
     code, _, err = profuser(monkeypatch, capsys, "plan", recipe)
     assert code == 2
@@ -105,7 +103,7 @@ def test_a_corpus_without_a_usable_row_stops_the_plan(monkeypatch, capsys, recip
         (("compare", "nobody"), "run 'nobody' not found"),
     ],
 )
-def test_an_unknown_name_says_what_there_is(monkeypatch, capsys, tmp_path, arguments, expected):
+def test_an_unknown_name_is_reported_in_one_line(monkeypatch, capsys, tmp_path, arguments, expected):
     monkeypatch.chdir(tmp_path)
     code, _, err = profuser(monkeypatch, capsys, *arguments)
     assert code == 2
@@ -113,13 +111,13 @@ def test_an_unknown_name_says_what_there_is(monkeypatch, capsys, tmp_path, argum
     assert err.count("\n") == 1
 
 
-def test_an_unknown_option_is_the_users_mistake(monkeypatch, capsys):
+def test_an_unknown_option_is_a_user_error(monkeypatch, capsys):
     code, _, err = profuser(monkeypatch, capsys, "run", "demo", "--bogus")
     assert code == 2
     assert "No such option" in err
 
 
-def test_a_dry_run_checks_and_starts_nothing(monkeypatch, capsys, recipe, tmp_path):
+def test_a_dry_run_validates_without_starting_anything(monkeypatch, capsys, recipe, tmp_path):
     code, out, _ = profuser(monkeypatch, capsys, "run", recipe, "--dry-run")
     assert code == 0
     assert "valid" in out
@@ -132,7 +130,7 @@ def test_the_plan_counts_rows_updates_and_all_stages(monkeypatch, capsys, recipe
     assert "30 rows" in out
     for stage in ("prepare/train", "collect/a", "collect/b", "rewards/match", "select", "fuse", "evaluate/fused"):
         assert stage in out
-    # 20 rows of some 5 tokens, in both modes, twice.
+    # 20 rows of about 5 tokens, in both modes, twice.
     assert "about 7 updates of 64 tokens" in out
 
 
@@ -151,7 +149,7 @@ def test_an_arm_has_its_own_name_and_schedule(monkeypatch, capsys, recipe):
 
 
 @pytest.mark.parametrize("verb", ["run", "plan"])
-def test_a_misspelt_arm_is_one_line_with_those_that_there_are(monkeypatch, capsys, recipe, tmp_path, verb):
+def test_a_misspelt_arm_is_reported_with_the_existing_arms(monkeypatch, capsys, recipe, tmp_path, verb):
     code, out, err = profuser(monkeypatch, capsys, verb, recipe, "--arm", "revesed")
     assert (code, out) == (2, "")
     assert err.startswith("profuser: --arm revesed: no such arm; there are: average-teacher, competence,")
@@ -160,21 +158,21 @@ def test_a_misspelt_arm_is_one_line_with_those_that_there_are(monkeypatch, capsy
 
 
 @pytest.mark.parametrize("num_rows", ["0", "-3"])
-def test_a_probe_of_no_rows_is_the_users_mistake(monkeypatch, capsys, recipe, tmp_path, num_rows):
+def test_a_probe_of_no_rows_is_a_user_error(monkeypatch, capsys, recipe, tmp_path, num_rows):
     code, out, err = profuser(monkeypatch, capsys, "plan", recipe, "--probe", num_rows)
     assert (code, out) == (2, "")
-    assert err == f"profuser: --probe {num_rows}: give the number of rows to put to every source, at least 1\n"
+    assert err == f"profuser: --probe {num_rows}: give the number of rows to run through every source, at least 1\n"
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("option", ["--until", "--redo"])
-def test_an_unknown_stage_is_named_with_those_that_there_are(monkeypatch, capsys, recipe, option):
+def test_an_unknown_stage_is_reported_with_the_existing_stages(monkeypatch, capsys, recipe, option):
     code, _, err = profuser(monkeypatch, capsys, "run", recipe, option, "colect")
     assert code == 2
     assert err.startswith(f"profuser: {option} colect: no such stage; there are: prepare, collect,")
 
 
-def test_an_error_of_a_run_is_exit_1_and_no_traceback(monkeypatch, capsys, recipe):
+def test_a_failed_run_exits_1_without_traceback(monkeypatch, capsys, recipe):
     from profuser.errors import EngineError
 
     def fail(*_):
@@ -185,7 +183,7 @@ def test_an_error_of_a_run_is_exit_1_and_no_traceback(monkeypatch, capsys, recip
     assert (code, err) == (1, "profuser: collect/a: out of memory; lower engine.max_model_len\n")
 
 
-def test_an_interrupted_run_says_how_to_go_on(monkeypatch, capsys, recipe):
+def test_an_interrupted_run_prints_how_to_continue(monkeypatch, capsys, recipe):
     def interrupt(*_):
         raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""Validation as the API server does it with a custom resource definition, but with unknown fields refused instead of dropped."""
+"""Validates like the API server with a custom resource definition, but refuses unknown fields instead of dropping them."""
 
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ FILES = {"RayCluster": "rayclusters", "RayJob": "rayjobs", "RayService": "rayser
 
 
 def strict(schema: Any, top: bool = True) -> Any:
-    """A CRD's schema as JSON schema: an object has the fields that it lists and no others.
+    """Converts a CRD's schema to JSON schema; an object may have only the fields that it lists.
 
     Only the document's own `metadata` stays open: its schema is Kubernetes' and not in the CRD.
     """
@@ -41,7 +41,7 @@ def strict(schema: Any, top: bool = True) -> Any:
 
 
 def _one_of_each_key(validator: Any, keys: list[str], items: Any, schema: Any):
-    """`x-kubernetes-list-map-keys`: no two items of a list share their key."""
+    """Validates `x-kubernetes-list-map-keys`: no two items of a list share their key."""
     seen = [tuple(item.get(key) for key in keys) for item in items if isinstance(item, dict)]
     for key in {key for key in seen if seen.count(key) > 1}:
         yield ValidationError(f"{key} is there twice")
@@ -52,7 +52,7 @@ Validator = extend(Draft202012Validator, {"x-kubernetes-list-map-keys": _one_of_
 
 @cache
 def validator(kind: str) -> Any:
-    """The strict validator of a kind of `ray.io/v1`; skips the test where the definitions are not there."""
+    """Returns the strict validator of a kind of `ray.io/v1`; skips the test if the definitions are missing."""
     file = CRDS / f"ray.io_{FILES[kind]}.yaml"
     if not Path(file).is_file():
         pytest.skip(f"{file} is not there")
@@ -62,5 +62,5 @@ def validator(kind: str) -> Any:
 
 
 def faults(document: dict[str, Any]) -> list[str]:
-    """What the schema has against a document, each with its path."""
+    """Returns the schema's errors in a document, each with its path."""
     return [f"{error.json_path}: {error.message[:300]}" for error in validator(document["kind"]).iter_errors(document)]

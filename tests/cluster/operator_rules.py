@@ -1,6 +1,6 @@
-"""What KubeRay 1.7 refuses beyond the schema: its validation.go and the CRDs' own expressions, one rule a function.
+"""Rules of KubeRay 1.7 beyond the schema, from its validation.go and the CRDs' own expressions, one function per rule.
 
-A rule gets a RayCluster, RayJob or RayService that fits the schema, and yields what the operator would have against it.
+A rule gets a RayCluster, RayJob or RayService that fits the schema, and yields the operator's objections.
 """
 
 import re
@@ -30,22 +30,22 @@ def _head_env(spec: Document) -> dict[str, Any]:
 
 
 def names(document: Document) -> Faults:
-    """A name from which Services of at most 63 characters can be made."""
+    """Requires a name from which Services of at most 63 characters can be derived."""
     name = document["metadata"]["name"]
     if len(name) > MAX_NAME[document["kind"]] or not DNS_LABEL.fullmatch(name):
         yield f"{name}: at most {MAX_NAME[document['kind']]} characters, a DNS label that begins with a letter"
 
 
 def resources_once(document: Document) -> Faults:
-    """Resources either in `resources` or in `rayStartParams`."""
+    """Requires resources in either `resources` or `rayStartParams`."""
     for group in groups(document):
-        said = {"num-cpus", "num-gpus", "memory", "resources"} & group.get("rayStartParams", {}).keys()
-        if said and group.get("resources"):
-            yield f"{_name(group)}: both resources and rayStartParams {sorted(said)}"
+        declared = {"num-cpus", "num-gpus", "memory", "resources"} & group.get("rayStartParams", {}).keys()
+        if declared and group.get("resources"):
+            yield f"{_name(group)}: both resources and rayStartParams {sorted(declared)}"
 
 
 def labels(document: Document) -> Faults:
-    """Ray's labels in `labels`, in Kubernetes' syntax."""
+    """Requires Ray's labels in `labels`, in Kubernetes' syntax."""
     for group in groups(document):
         if "labels" in group.get("rayStartParams", {}):
             yield f"{_name(group)}: rayStartParams.labels"
@@ -55,14 +55,14 @@ def labels(document: Document) -> Faults:
 
 
 def containers(document: Document) -> Faults:
-    """At least one container in every group."""
+    """Requires at least one container in every group."""
     for group in groups(document):
         if not group["template"]["spec"]["containers"]:
             yield f"{_name(group)}: no container"
 
 
 def gcs_fault_tolerance(document: Document) -> Faults:
-    """Redis is named in `gcsFaultToleranceOptions` alone."""
+    """Requires Redis to be named only in `gcsFaultToleranceOptions`."""
     spec, notes = cluster_spec(document), document["metadata"].get("annotations", {})
     options = spec.get("gcsFaultToleranceOptions")
     start, env = spec["headGroupSpec"].get("rayStartParams", {}), _head_env(spec)
@@ -80,7 +80,7 @@ def gcs_fault_tolerance(document: Document) -> Faults:
 
 
 def autoscaler(document: Document) -> Faults:
-    """Version 2 restarts no pod; its version is said once; a group that scales is not suspended."""
+    """Requires no pod restarts under version 2, the version declared once, and no suspended group that scales."""
     spec = cluster_spec(document)
     switch = _head_env(spec).get("RAY_enable_autoscaler_v2", {}).get("value")
     if not spec.get("enableInTreeAutoscaling"):
@@ -98,7 +98,7 @@ def autoscaler(document: Document) -> Faults:
 
 
 def authentication(document: Document) -> Faults:
-    """Tokens need a Ray that knows them."""
+    """Requires a Ray version that supports tokens."""
     spec = cluster_spec(document)
     if spec.get("authOptions", {}).get("mode") == "token":
         numbers = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", spec.get("rayVersion", ""))
@@ -107,7 +107,7 @@ def authentication(document: Document) -> Faults:
 
 
 def managed(document: Document) -> Faults:
-    """Who may manage it; children have no upgrade strategy of their own."""
+    """Requires a known manager, and no upgrade strategy in children."""
     for spec in (document["spec"], cluster_spec(document)):
         if spec.get("managedBy", "ray.io/kuberay-operator") not in (
             "ray.io/kuberay-operator",
@@ -119,7 +119,7 @@ def managed(document: Document) -> Faults:
 
 
 def job_limits(document: Document) -> Faults:
-    """Deadlines above zero, retries not below, an environment that is YAML."""
+    """Requires deadlines above zero, non-negative retries, and an environment in YAML."""
     spec = document["spec"]
     for field in ("activeDeadlineSeconds", "preRunningDeadlineSeconds"):
         if spec.get(field, 1) <= 0:
@@ -133,7 +133,7 @@ def job_limits(document: Document) -> Faults:
 
 
 def job_clean_up(document: Document) -> Faults:
-    """One way of cleaning up, in an order that can be."""
+    """Requires one way of cleaning up, in a possible order."""
     spec = document["spec"]
     shutdown, strategy = spec.get("shutdownAfterJobFinishes", False), spec.get("deletionStrategy")
     if spec.get("ttlSecondsAfterFinished", 0) > 0 and not shutdown:
@@ -166,7 +166,7 @@ def job_clean_up(document: Document) -> Faults:
 
 
 def job_submission(document: Document) -> Faults:
-    """What does not go together with a way of submitting."""
+    """Refuses fields that conflict with the way of submitting."""
     spec, mode = document["spec"], document["spec"].get("submissionMode", "K8sJobMode")
     if "clusterSelector" in spec and (spec.get("suspend") or spec.get("backoffLimit", 0) > 0 or mode == "SidecarMode"):
         yield "clusterSelector with suspend, backoffLimit or SidecarMode"
@@ -179,7 +179,7 @@ def job_submission(document: Document) -> Faults:
 
 
 def service_upgrade(document: Document) -> Faults:
-    """A known upgrade strategy with what it needs."""
+    """Requires a known upgrade strategy with its options."""
     spec = document["spec"]
     kind = spec.get("upgradeStrategy", {}).get("type", "NewCluster")
     if kind not in UPGRADES:
@@ -210,6 +210,6 @@ RULES: dict[str, tuple[Callable[[Document], Faults], ...]] = {
 
 
 def refused(document: Document) -> dict[str, list[str]]:
-    """What each rule has against a document, by the rule's name; only those that have something."""
+    """Returns the violations in a document by rule name, without rules that have none."""
     found = {rule.__name__: list(rule(document)) for rule in RULES[document["kind"]]}
     return {name: faults for name, faults in found.items() if faults}

@@ -25,14 +25,14 @@ WORDS = {"and", "or", "unless", "bool"}
 
 
 def names(expression: str) -> set[str]:
-    """Metrics that a query reads."""
+    """Returns the metrics that a query reads."""
     for pattern in NOT_NAMES:
         expression = re.sub(pattern, " ", expression)
     return set(re.findall(r"\b[a-zA-Z_:][\w:]*", expression)) - WORDS
 
 
 def queries(*rows: str) -> list[str]:
-    """Of the panels below these rows of the dashboard, or of all; Grafana's variables are filled in."""
+    """Returns the queries of the panels below these dashboard rows, or of all, with Grafana's variables filled in."""
     found, row = [], ""
     for panel in DASHBOARD["panels"]:
         row = panel["title"] if panel["type"] == "row" else row

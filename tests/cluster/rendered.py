@@ -1,4 +1,4 @@
-"""The manifests as `kubectl apply -k` would send them, and what is common to look at in them."""
+"""Renders the manifests as `kubectl apply -k` would send them, and finds common parts in them."""
 
 import pickle
 import re
@@ -33,47 +33,47 @@ def _rendered(overlay: str) -> bytes:
 
 
 def render(overlay: str) -> list[Document]:
-    """An overlay's documents, anew for each caller: tests may change them."""
+    """Returns an overlay's documents, a fresh copy for each caller: tests may change them."""
     return pickle.loads(_rendered(overlay))
 
 
 def of_kind(documents: list[Document], *kinds: str) -> list[Document]:
-    """The documents of these kinds."""
+    """Returns the documents of these kinds."""
     return [document for document in documents if document["kind"] in kinds]
 
 
 def cluster_spec(document: Document) -> Document:
-    """The cluster inside a RayCluster, RayJob or RayService."""
+    """Returns the cluster spec inside a RayCluster, RayJob or RayService."""
     inner = {"RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}.get(document["kind"])
     return document["spec"][inner] if inner else document["spec"]
 
 
 def groups(document: Document) -> list[Document]:
-    """The head and the worker groups of a Ray document."""
+    """Returns the head and worker groups of a Ray document."""
     spec = cluster_spec(document)
     return [spec["headGroupSpec"], *spec.get("workerGroupSpecs", [])]
 
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod template, and where it stands."""
+    """A pod template and its location in the documents."""
 
     where: str
     template: Document
 
     @property
     def spec(self) -> Document:
-        """What runs in it."""
+        """The pod's spec."""
         return self.template["spec"]
 
     @property
     def labels(self) -> dict[str, str]:
-        """By which others find it."""
+        """The pod's labels."""
         return self.template["metadata"]["labels"]
 
 
 def pods(documents: list[Document]) -> Iterator[Pod]:
-    """All pods that come of these documents."""
+    """Yields all pods that these documents create."""
     for document in documents:
         name = f"{document['kind']} {document['metadata']['name']}"
         if document["kind"] in RAY_KINDS:
@@ -86,12 +86,12 @@ def pods(documents: list[Document]) -> Iterator[Pod]:
 
 
 def containers(pod: Pod) -> list[Document]:
-    """All containers of a pod."""
+    """Returns all containers of a pod."""
     return [*pod.spec.get("initContainers", []), *pod.spec["containers"]]
 
 
 def found(pattern: str, text: str) -> str:
-    """The first group of a pattern that must be in a text."""
+    """Returns the first group of a pattern that must match in a text."""
     match = re.search(pattern, text)
     assert match, f"{pattern!r} is not in {text[:200]!r}"
     return match[1]

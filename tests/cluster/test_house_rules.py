@@ -1,4 +1,4 @@
-"""What we ask of every manifest, whatever Kubernetes would accept: rights, limits, secrets, names that lead somewhere."""
+"""Our own rules for every manifest, stricter than Kubernetes: rights, limits, secrets, and references that resolve."""
 
 import re
 import tomllib
@@ -51,7 +51,7 @@ def test_documents_are_of_known_kinds_once_each_and_in_the_namespace(overlay):
 
 
 @every_overlay
-def test_pods_run_without_rights_on_a_root_that_they_cannot_write(overlay):
+def test_pods_run_unprivileged_on_a_read_only_root(overlay):
     documents = render(overlay)
     (ray,) = of_kind(documents, *RAY_KINDS)
     autoscaler = cluster_spec(ray).get("autoscalerOptions")
@@ -70,7 +70,7 @@ def test_pods_run_without_rights_on_a_root_that_they_cannot_write(overlay):
 
 
 @every_overlay
-def test_ray_can_write_where_it_does(overlay):
+def test_ray_can_write_its_folders(overlay):
     documents = render(overlay)
     for pod in pods(documents):
         scratch = {volume["name"] for volume in pod.spec.get("volumes", []) if "emptyDir" in volume}
@@ -86,7 +86,7 @@ def test_ray_can_write_where_it_does(overlay):
 
 
 @every_overlay
-def test_every_container_has_limits_and_every_group_memory(overlay):
+def test_every_container_has_limits_and_every_group_has_memory(overlay):
     documents = render(overlay)
     for pod in pods(documents):
         for container in containers(pod):
@@ -110,7 +110,7 @@ def test_one_image_of_this_version_and_for_this_hardware(overlay):
     tags = {match["tag"] for image in images if (match := OURS.fullmatch(image))}
     on_gpus = any("nvidia.com/gpu" in c["resources"]["limits"] for pod in pods(documents) for c in containers(pod))
     assert tags == {f"{__version__}-{'gpu' if on_gpus else 'cpu'}"}
-    assert all(re.search(r":\d[\w.-]+$", image) for image in images), "a version, and not latest"
+    assert all(re.search(r":\d[\w.-]+$", image) for image in images), "expected a version, not latest"
 
 
 @every_overlay
@@ -123,7 +123,7 @@ def test_ray_is_the_pinned_one(overlay):
 
 
 def literal_secrets(node: Any) -> list[str]:
-    """Variables with a secret's name and a value in clear, in all of a document."""
+    """Returns the variables with a secret's name and a plain-text value anywhere in a document."""
     if isinstance(node, dict):
         own = [node["name"]] if isinstance(node.get("value"), str) and SECRET_NAME.search(str(node.get("name"))) else []
         return own + [name for value in node.values() for name in literal_secrets(value)]
@@ -131,7 +131,7 @@ def literal_secrets(node: Any) -> list[str]:
 
 
 def secret_names(node: Any) -> set[str]:
-    """Names of the Secrets that documents read."""
+    """Returns the names of the Secrets that documents read."""
     if isinstance(node, dict):
         own = {node[key]["name"] for key in ("secretRef", "secretKeyRef") if key in node}
         return own.union(*map(secret_names, node.values()))
@@ -139,7 +139,7 @@ def secret_names(node: Any) -> set[str]:
 
 
 @every_overlay
-def test_no_secret_is_in_clear_and_those_that_are_needed_are_explained(overlay):
+def test_no_secret_is_in_plain_text_and_the_readme_creates_each(overlay):
     documents = render(overlay)
     assert literal_secrets(documents) == []
     readme = (KUBERAY / "README.md").read_text()
@@ -147,12 +147,12 @@ def test_no_secret_is_in_clear_and_those_that_are_needed_are_explained(overlay):
         assert f"create secret generic {name}" in readme, name
 
 
-def test_a_secret_in_clear_is_seen():
+def test_a_plain_text_secret_is_detected():
     assert literal_secrets([{"env": [{"name": "HF_TOKEN", "value": "hf_x"}]}]) == ["HF_TOKEN"]
 
 
 @every_overlay
-def test_only_the_head_may_ask_the_api_server(overlay):
+def test_only_the_head_has_an_api_server_token(overlay):
     documents = render(overlay)
     accounts = {account["metadata"]["name"]: account for account in of_kind(documents, "ServiceAccount")}
     for pod in pods(documents):
@@ -164,7 +164,7 @@ def test_only_the_head_may_ask_the_api_server(overlay):
 
 
 @every_overlay
-def test_volumes_and_claims_are_there(overlay):
+def test_volumes_and_claims_exist(overlay):
     documents = render(overlay)
     for pod in pods(documents):
         mounted = {mount["name"] for container in containers(pod) for mount in container["volumeMounts"]}
@@ -183,7 +183,7 @@ def test_volumes_and_claims_are_there(overlay):
 
 
 def selectors(documents: list[Document]) -> list[tuple[str, dict[str, str]]]:
-    """Labels by which documents mean pods of their own namespace, each with where it stands."""
+    """Returns the pod selectors of documents, within their namespace, each with its location."""
     found = []
     for document in documents:
         name, spec = f"{document['kind']} {document['metadata']['name']}", document.get("spec", {})
@@ -204,7 +204,7 @@ def selectors(documents: list[Document]) -> list[tuple[str, dict[str, str]]]:
 
 
 @every_overlay
-def test_every_selector_finds_a_pod_and_no_pod_is_outside_of_the_policies(overlay):
+def test_every_selector_finds_a_pod_and_policies_cover_every_pod(overlay):
     documents = render(overlay)
     labels = [pod.labels.items() for pod in pods(documents)]
     for where, selector in selectors(documents):
@@ -216,7 +216,7 @@ def test_every_selector_finds_a_pod_and_no_pod_is_outside_of_the_policies(overla
 
 
 @every_overlay
-def test_disruption_budgets_are_such_as_hold_for_a_custom_resources_pods(overlay):
+def test_disruption_budgets_are_valid_for_pods_of_a_custom_resource(overlay):
     budgets = of_kind(render(overlay), "PodDisruptionBudget")
     assert {budget["metadata"]["name"] for budget in budgets} >= {"profuser-head"}
     for budget in budgets:

@@ -1,4 +1,4 @@
-"""The images, as far as they can be tested without a Docker daemon: linted, and every step's input held against the project."""
+"""The images, tested without a Docker daemon: linted, and every step's inputs checked against the project."""
 
 import re
 import shlex
@@ -21,20 +21,20 @@ both = pytest.mark.parametrize("build", DOCKERFILES)
 
 
 def instructions(build: str) -> list[tuple[str, str]]:
-    """The instructions of a Dockerfile in order, continued lines joined, comments left out."""
+    """Returns the instructions of a Dockerfile in order, with continued lines joined and comments removed."""
     lines = [line for line in DOCKERFILES[build].read_text().splitlines() if not line.startswith("#")]
     text = "\n".join(lines).replace("\\\n", " ")
     return [(word, rest) for line in text.splitlines() if line for word, _, rest in [line.partition(" ")]]
 
 
 def copied(build: str) -> list[str]:
-    """What the image takes from the repository."""
+    """Returns the paths that the image copies from the repository."""
     copies = [shlex.split(rest) for word, rest in instructions(build) if word == "COPY"]
     return [name for words in copies if not words[0].startswith("--from") for name in words[:-1]]
 
 
 @both
-def test_hadolint_has_nothing_against_it(build):
+def test_hadolint_reports_nothing(build):
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
     if hadolint is None:
         pytest.skip("hadolint is not installed")
@@ -43,7 +43,7 @@ def test_hadolint_has_nothing_against_it(build):
 
 
 @both
-def test_what_is_copied_is_there_and_not_ignored(build):
+def test_copied_paths_exist_and_are_not_ignored(build):
     patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     assert patterns[0] == "*"
     for name in copied(build):
@@ -51,13 +51,13 @@ def test_what_is_copied_is_there_and_not_ignored(build):
         assert f"!{name}" in patterns, name
 
 
-def test_nothing_comes_into_the_context_that_no_image_takes():
+def test_the_build_context_has_only_what_the_images_copy():
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert kept == {name for build in DOCKERFILES for name in copied(build)}
 
 
 @both
-def test_the_layer_of_dependencies_is_the_lock_of_the_build(build):
+def test_the_dependency_layer_installs_the_lock_of_the_build(build):
     words = instructions(build)
     (layer,) = [place for place, (word, rest) in enumerate(words) if word == "RUN" and "locks/install.py" in rest]
     before = {name for word, rest in words[:layer] if word == "COPY" for name in shlex.split(rest)[:-1]}
@@ -76,13 +76,13 @@ def test_the_image_installs_as_make_does(build):
 
 @both
 def test_the_image_has_compiled_modules(build):
-    # User 1000 cannot write them, and uv writes none unless it is asked to.
+    # User 1000 cannot write them, and uv writes none by default.
     environment = " ".join(rest for word, rest in instructions(build) if word == "ENV")
     assert "UV_COMPILE_BYTECODE=1" in environment
 
 
 @pytest.mark.parametrize("arguments", [[], ["tpu"], ["cpu", "dev"]])
-def test_an_unknown_build_is_answered_with_the_usage(arguments):
+def test_an_unknown_build_prints_the_usage(arguments):
     script = [sys.executable, str(ROOT / "locks" / "install.py"), *arguments]
     done = subprocess.run(script, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
@@ -104,7 +104,7 @@ def test_the_image_runs_the_command_as_the_manifests_user(build):
 
 
 @both
-def test_bases_are_of_one_version_that_the_project_supports(build):
+def test_base_images_share_one_supported_version(build):
     bases = {rest.split()[0] for word, rest in instructions(build) if word == "FROM"}
     (base,) = bases
     version = found(r"^python:(\d+\.\d+)\.\d+-slim-\w+$", base).split(".")
@@ -113,7 +113,7 @@ def test_bases_are_of_one_version_that_the_project_supports(build):
 
 
 @both
-def test_ray_serve_runs_as_it_does_under_a_driver_of_ours(build):
+def test_the_image_sets_ray_serves_variables_like_our_driver(build):
     pairs = [word.partition("=") for name, rest in instructions(build) if name == "ENV" for word in shlex.split(rest)]
     given = {name: value for name, _, value in pairs}
     assert {

@@ -1,4 +1,4 @@
-"""Every overlay against KubeRay's definitions and the operator's own rules; and that these checks see what is wrong."""
+"""Every overlay against KubeRay's definitions and the operator's rules, and that these checks detect errors."""
 
 import copy
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from tests.cluster.operator_rules import refused
 from tests.cluster.rendered import OVERLAYS, RAY_KINDS, Document, cluster_spec, of_kind, render
 
 HOME = {"RayCluster": "interactive", "RayJob": "fusion", "RayService": "serve"}
-"""An overlay that has a document of the kind."""
+"""An overlay with a document of each kind."""
 
 
 def ray_document(kind: str) -> Document:
@@ -29,7 +29,7 @@ def test_every_ray_document_fits_its_definition_and_the_operators_rules(overlay)
 
 
 def put(path: str, value: object) -> Callable[[Document], None]:
-    """A change: sets what a dotted path names; `cluster` stands for the cluster's specification."""
+    """Returns a change that sets the value at a dotted path; `cluster` stands for the cluster's spec."""
 
     def change(document: Document) -> None:
         node: Any = document
@@ -44,7 +44,7 @@ def put(path: str, value: object) -> Callable[[Document], None]:
 
 
 def add_env(name: str, value: str) -> Callable[[Document], None]:
-    """A change: one more variable of the head."""
+    """Returns a change that adds an environment variable to the head."""
 
     def change(document: Document) -> None:
         head = cluster_spec(document)["headGroupSpec"]["template"]["spec"]["containers"][0]
@@ -77,7 +77,7 @@ def test_a_wrong_or_unknown_field_is_refused(kind, change):
 
 
 def several(*changes: Callable[[Document], None]) -> Callable[[Document], None]:
-    """All of these changes."""
+    """Returns a change that makes all of these changes."""
 
     def change(document: Document) -> None:
         for each in changes:
@@ -158,7 +158,7 @@ BAD_FOR_THE_OPERATOR = [
 
 
 @pytest.mark.parametrize(("rule", "kind", "change"), BAD_FOR_THE_OPERATOR)
-def test_what_the_operator_refuses_is_seen(rule, kind, change):
+def test_every_operator_rule_detects_its_violation(rule, kind, change):
     document = ray_document(kind)
     change(document)
     assert list(refused(document)) == [rule]

@@ -1,4 +1,4 @@
-"""Alerts and dashboard: they ask for what there is, promtool takes them, and Kubernetes gets the same ones."""
+"""Alerts and dashboard: they query existing metrics, promtool accepts them, and Kubernetes gets the same ones."""
 
 import json
 import re
@@ -21,16 +21,18 @@ PROMTOOL = shutil.which("promtool")
 OVERLAY = "fusion-monitoring"
 PARTS = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_count", "_sum")}
 
-with_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not here (Debian: apt-get install prometheus)")
+with_promtool = pytest.mark.skipif(
+    PROMTOOL is None, reason="promtool is not installed (Debian: apt-get install prometheus)"
+)
 
 
 def exported(name: str, kind: str) -> set[str]:
-    """The names under which Prometheus finds a metric of a kind."""
+    """Returns the names under which Prometheus sees a metric of a kind."""
     return {name.removesuffix(part) + part for part in PARTS[kind]}
 
 
 def ours() -> set[str]:
-    """What the stages tell."""
+    """Returns the metrics of the stages."""
     found: set[str] = set()
     values = [*vars(ray_jobs.runtime.stage_metrics).values(), *ray_jobs.runtime.stage_metrics.OF_AN_UPDATE.values()]
     for metric in (value for value in values if isinstance(value, Metric)):
@@ -39,13 +41,13 @@ def ours() -> set[str]:
 
 
 def of_the_gateway() -> set[str]:
-    """What the gateway tells at `/metrics`."""
+    """Returns the metrics that the gateway exports at `/metrics`."""
     found = [exported(metric.name, metric.type) for metric in GatewayMetrics().registry.collect()]
     return set().union(*found)
 
 
 def sources(package: str, folder: str) -> str:
-    """All Python of a folder of an installed package."""
+    """Returns all Python source of a folder of an installed package."""
     spec = find_spec(package)
     assert spec
     assert spec.origin
@@ -53,14 +55,14 @@ def sources(package: str, folder: str) -> str:
 
 
 def of_vllm() -> set[str]:
-    """What vLLM's engines tell through Ray, which takes no colon."""
+    """Returns the metrics that vLLM's engines export through Ray, which accepts no colon."""
     text = sources("vllm", "v1/metrics")
     found = re.findall(r'_(counter|gauge|histogram)_cls\(\s*name="vllm:(\w+)"', text)
     return set().union(*(exported(f"ray_vllm_{name}", kind) for kind, name in found))
 
 
 def of_ray() -> set[str]:
-    """What Ray tells of Serve's requests and replicas, of its nodes, and (in C++) of its object store."""
+    """Returns Ray's metrics of Serve's requests and replicas, of its nodes, and (in C++) of its object store."""
     serve = sources("ray", "serve/_private").replace("{protocol_name}", "http")
     found = re.findall(r'(Counter|Gauge|Histogram)\(\s*(?:name=)?f?"(serve_\w+)"', serve)
     found += [("Gauge", name) for name in re.findall(r'"(\w+)": Gauge\(', sources("ray", "dashboard/modules/reporter"))]
@@ -70,17 +72,17 @@ def of_ray() -> set[str]:
 
 
 @pytest.mark.parametrize("expression", [*(alert["expr"] for alert in ALERTS), *queries()])
-def test_every_query_asks_for_metrics_that_somebody_tells(expression):
+def test_every_query_reads_exported_metrics(expression):
     assert names(expression)
     assert names(expression) <= ours() | of_the_gateway() | of_vllm() | of_ray()
 
 
-def test_a_metric_that_nobody_tells_is_seen():
+def test_an_unknown_metric_is_detected():
     assert names('sum by (up) (rate(ray_x_total{a="b", c=~"d"}[5m] offset 1m)) / 2 or vector(0)') == {"ray_x_total"}
     assert not {"ray_profuser_rows_done", "ray_vllm_nothing", "ray_serve_none"} & (ours() | of_vllm() | of_ray())
 
 
-def test_everything_that_the_stages_tell_is_asked_for():
+def test_every_stage_metric_is_queried():
     asked = set().union(*map(names, [*(alert["expr"] for alert in ALERTS), *queries()]))
     assert ours() <= asked
 
@@ -96,7 +98,7 @@ def test_our_names_follow_prometheus_conventions():
         assert set(metric.info["tag_keys"]) >= {"run", "stage", "part"}, name
 
 
-def test_every_alert_says_what_it_is_and_what_to_do():
+def test_every_alert_has_a_summary_a_description_and_an_action():
     titles = [alert["alert"] for alert in ALERTS]
     assert len(titles) == len(set(titles))
     for alert in ALERTS:
@@ -105,7 +107,7 @@ def test_every_alert_says_what_it_is_and_what_to_do():
 
 
 @with_promtool
-def test_promtool_takes_the_rules_and_the_configuration(tmp_path):
+def test_promtool_accepts_the_rules_and_the_configuration(tmp_path):
     for file in ("prometheus.yaml", "alerts.yaml"):
         shutil.copy(MONITORING / file, tmp_path)
     (tmp_path / "api-key").write_text("sk-of-the-api")
@@ -116,7 +118,7 @@ def test_promtool_takes_the_rules_and_the_configuration(tmp_path):
 
 
 @with_promtool
-def test_the_alerts_go_off_when_they_should_and_then_only():
+def test_the_alerts_fire_only_when_they_should():
     file = ROOT / "tests" / "cluster" / "alerts_test.yaml"
     done = subprocess.run([str(PROMTOOL), "test", "rules", str(file)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr + done.stdout
@@ -133,7 +135,7 @@ def test_the_dashboards_queries_are_promql(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_no_panel_lies_on_another_and_each_has_its_unit_and_its_datasource():
+def test_panels_do_not_overlap_and_each_has_a_unit_and_a_datasource():
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(ids) == len(set(ids))
     for panel in PANELS:
@@ -149,7 +151,7 @@ def test_no_panel_lies_on_another_and_each_has_its_unit_and_its_datasource():
     assert max(panel["gridPos"]["x"] + panel["gridPos"]["w"] for panel in DASHBOARD["panels"]) == 24
 
 
-def test_the_dashboard_can_be_put_into_any_grafana():
+def test_the_dashboard_can_be_imported_into_any_grafana():
     assert DASHBOARD.get("id") is None
     assert DASHBOARD["uid"] == "profuser"
     variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
@@ -161,18 +163,20 @@ def test_the_dashboard_can_be_put_into_any_grafana():
 def test_kubernetes_gets_the_same_alerts_and_the_same_dashboard():
     documents = render(OVERLAY)
     (rule,) = of_kind(documents, "PrometheusRule")
-    assert rule["spec"] == RULES, "put alerts.yaml into components/monitoring/rules.yaml anew, as its first line says"
+    assert rule["spec"] == RULES, (
+        "copy alerts.yaml into components/monitoring/rules.yaml, as described in its first line"
+    )
     (board,) = [each for each in of_kind(documents, "ConfigMap") if "grafana_dashboard" in each["metadata"]["labels"]]
     assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert [json.loads(text) for text in board["data"].values()] == [DASHBOARD]
 
 
-def test_prometheus_finds_every_node_and_is_let_in():
+def test_prometheus_finds_and_may_reach_every_node():
     documents = render(OVERLAY)
     (monitor,) = of_kind(documents, "PodMonitor")
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     (ray,) = of_kind(documents, *RAY_KINDS)
-    # KubeRay adds the port `metrics`, 8080, to every head and worker that names none of its own.
+    # KubeRay adds the port `metrics`, 8080, to every head and worker that does not name one.
     assert endpoint["port"] == "metrics"
     for group in groups(ray):
         assert "metrics-export-port" not in group["rayStartParams"]

@@ -1,4 +1,4 @@
-"""Nodes that are processes."""
+"""Nodes that run as processes."""
 
 import os
 
@@ -8,7 +8,7 @@ from cluster.harness.node_processes import NodeProcess
 from profuser.errors import ProfuserError
 
 
-def test_a_node_that_ends_at_once_is_an_error_with_its_last_words():
+def test_a_node_that_exits_at_once_is_an_error_with_its_last_line():
     node = NodeProcess(["--no-such-option"], os.environ)
     with pytest.raises(ProfuserError, match=r"a node ended at its start: .*--no-such-option"):
         node.wait_started()

@@ -1,4 +1,4 @@
-"""Two artifacts held against each other: a row that is lost, doubled or unlike is counted, and numbers are measured."""
+"""Comparison of two artifacts: missing, duplicated and different rows are counted, and numbers are compared."""
 
 import math
 
@@ -25,16 +25,16 @@ def compare(tmp_path):
     return call
 
 
-def test_the_same_rows_in_another_order_are_the_same(compare):
+def test_the_order_of_rows_does_not_matter(compare):
     assert compare(ROWS[::-1]) == Difference("collect/a", 4, 0, 0, 0.0)
 
 
-def test_a_lost_row_a_doubled_one_and_another_text_are_counted(compare):
+def test_a_missing_row_a_duplicate_and_a_changed_text_are_counted(compare):
     found = compare([ROWS[0], ROWS[0], ROWS[1], ROWS[2] | {"text": "another"}])
     assert (found.num_missing, found.num_unlike) == (2, 1)
 
 
-def test_numbers_differ_by_the_largest_of_all(compare):
+def test_the_largest_difference_of_numbers_is_reported(compare):
     found = compare([*ROWS[:3], ROWS[3] | {"logprobs": [-0.75, -math.inf]}])
     assert (found.num_unlike, found.largest) == (0, 0.25)
     assert compare([*ROWS[:3], ROWS[3] | {"logprobs": [-0.5]}]).num_unlike == 1

@@ -1,4 +1,4 @@
-"""That what the manifests start can start: recipes load, every actor finds a group, the service is one that Ray Serve takes."""
+"""The manifests start runnable work: recipes load, every actor fits a group, and Ray Serve accepts the service."""
 
 import shlex
 from decimal import Decimal
@@ -30,7 +30,7 @@ def ray_document(overlay: str) -> Document:
 
 
 def recipe_of(overlay: str, folder) -> Recipe:
-    """The recipe that the overlay's job runs: the file of its ConfigMap, with what the command line sets."""
+    """Returns the recipe of the overlay's job: its ConfigMap's file, with the command line's settings."""
     documents = render(overlay)
     command, verb, file, *options = shlex.split(ray_document(overlay)["spec"]["entrypoint"])
     assert (command, verb) == ("profuser", "run")
@@ -45,7 +45,7 @@ def recipe_of(overlay: str, folder) -> Recipe:
 
 
 def node_types(document: Document) -> dict[str, dict]:
-    """The worker groups as Ray's own autoscaler reads them."""
+    """Returns the worker groups as Ray's autoscaler reads them."""
     inner = {"metadata": {"name": "c", "namespace": "n"}, "spec": cluster_spec(document)}
     types = _derive_autoscaling_config_from_ray_cr(inner)["available_node_types"]
     return {name: kind for name, kind in types.items() if name in group_specs(document)}
@@ -56,13 +56,13 @@ def group_specs(document: Document) -> dict[str, Document]:
 
 
 def demand(pool: PoolConfig) -> dict[str, float]:
-    """What an actor of the pool reserves."""
+    """Returns the resources that an actor of the pool reserves."""
     wanted = {"CPU": pool.num_cpus, "GPU": pool.num_gpus or 0.0}
     return wanted | ({f"{ACCELERATOR}{pool.accelerator_type}": 0.001} if pool.accelerator_type else {})
 
 
 def homes(document: Document, wanted: dict[str, float]) -> set[str]:
-    """The groups with a node that has as much."""
+    """Returns the groups whose nodes have the requested resources."""
     types = node_types(document)
     return {
         name
@@ -72,7 +72,7 @@ def homes(document: Document, wanted: dict[str, float]) -> set[str]:
 
 
 @pytest.mark.parametrize("overlay", [*FUSIONS, "kind"])
-def test_the_job_keeps_its_runs_where_they_outlive_the_cluster(overlay, tmp_path):
+def test_the_jobs_storage_outlives_the_cluster(overlay, tmp_path):
     recipe = recipe_of(overlay, tmp_path)
     assert recipe.storage.startswith(("s3://", "/shared/"))
     head = cluster_spec(ray_document(overlay))["headGroupSpec"]["template"]["spec"]
@@ -88,7 +88,7 @@ def test_rays_autoscaler_reads_memory_and_cpus_in_every_group(overlay):
 
 
 @pytest.mark.parametrize("overlay", FUSIONS)
-def test_every_model_has_its_group_and_training_none_of_the_spot_nodes(overlay, tmp_path):
+def test_every_model_has_its_group_and_training_uses_no_spot_nodes(overlay, tmp_path):
     document, recipe = ray_document(overlay), recipe_of(overlay, tmp_path)
     for model in (*recipe.sources, recipe.target):
         assert homes(document, demand(model.pool)) == {"engines"}
@@ -103,7 +103,7 @@ def test_every_model_has_its_group_and_training_none_of_the_spot_nodes(overlay, 
 
 
 @pytest.mark.parametrize("overlay", FUSIONS)
-def test_the_recipe_names_gpus_that_a_cluster_without_nodes_does_not_show(overlay, tmp_path):
+def test_the_recipe_names_gpus_because_a_cluster_without_nodes_has_none(overlay, tmp_path):
     recipe = recipe_of(overlay, tmp_path)
     assert recipe.fuse.workers.use_gpu
     assert recipe.collect.sources_at_once
@@ -112,7 +112,7 @@ def test_the_recipe_names_gpus_that_a_cluster_without_nodes_does_not_show(overla
 
 
 @pytest.mark.parametrize("overlay", [*FUSIONS, "interactive", *SERVICES])
-def test_spot_nodes_are_for_what_can_be_done_again(overlay):
+def test_only_redoable_work_runs_on_spot_nodes(overlay):
     for name, group in group_specs(ray_document(overlay)).items():
         placed = str({key: group["template"]["spec"].get(key) for key in ("nodeSelector", "affinity")})
         on_spot = any(word in placed for word in SPOT)
@@ -124,18 +124,18 @@ def test_spot_nodes_are_for_what_can_be_done_again(overlay):
             assert group["resources"] == {f"{ACCELERATOR}{group['labels']['ray.io/accelerator-type']}": "1"}
 
 
-def test_the_small_cluster_has_room_for_the_demo(tmp_path):
+def test_the_demo_fits_the_small_cluster(tmp_path):
     document, recipe = ray_document("kind"), recipe_of("kind", tmp_path)
     (cpu,) = node_types(document).values()
     assert "GPU" not in cpu["resources"]
     pools = [*(s.pool for s in recipe.sources), *(r.pool for r in recipe.rewards), recipe.select.pool]
     assert all(homes(document, demand(pool)) == {"cpu"} for pool in pools)
-    # One CPU beside the workers', for the tasks that feed them.
+    # One more CPU than the workers', for the tasks that feed them.
     assert cpu["resources"]["CPU"] * cpu["max_workers"] > recipe.fuse.workers.num_workers * recipe.fuse.workers.num_cpus
 
 
 @pytest.mark.parametrize("overlay", SERVICES)
-def test_the_service_is_one_that_ray_serve_takes(overlay, tmp_path):
+def test_ray_serve_accepts_the_service(overlay, tmp_path):
     document = ray_document(overlay)
     config = ServeDeploySchema.model_validate(yaml.safe_load(document["spec"]["serveConfigV2"]))
     application, gateway = config.applications
@@ -158,7 +158,7 @@ def test_the_service_is_one_that_ray_serve_takes(overlay, tmp_path):
 
 
 @pytest.mark.parametrize("overlay", SERVICES)
-def test_a_node_is_ready_when_the_served_model_has_completed_something(overlay):
+def test_a_node_is_ready_once_the_served_model_has_answered(overlay):
     document = ray_document(overlay)
     application, _ = yaml.safe_load(document["spec"]["serveConfigV2"])["applications"]
     (container,) = group_specs(document)["serve"]["template"]["spec"]["containers"]
@@ -169,7 +169,7 @@ def test_a_node_is_ready_when_the_served_model_has_completed_something(overlay):
     assert f'"Authorization: Bearer ${{{ENVIRONMENT}%%,*}}"' in command
     assert command.endswith("http://127.0.0.1:8000/v1/completions")
     assert float(found(r"-T (\d+)", command)) < probe["timeoutSeconds"]
-    # The operator asks for the application only when the head is ready: there the probe would wait for itself.
+    # The operator deploys the application only when the head is ready: on the head, the probe would wait for itself.
     assert "readinessProbe" not in cluster_spec(document)["headGroupSpec"]["template"]["spec"]["containers"][0]
 
 

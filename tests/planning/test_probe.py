@@ -96,7 +96,7 @@ def test_a_plan_uses_the_pools_of_the_run(tmp_path, corpus, signals):
 
 def test_a_probe_too_small_for_its_engines_adds_a_note(tmp_path, corpus):
     run = make_run(tmp_path / "runs", corpus, pool={"num_gpus": 0})
-    for num_rows, note in ((16, "--probe 32 would tell better"), (32, None)):
+    for num_rows, note in ((16, "--probe 32 would be more accurate"), (32, None)):
         probes = {source.name: made_probe(num_rows) for source in run.recipe.sources}
         notes = make_plan(run, draw(run, num_rows), probes).notes
         assert (not notes) if note is None else note in notes[0]

@@ -1,4 +1,4 @@
-"""A driver of stage `fuse` in a process of its own, to be killed: `python -m tests.ray.fuse_driver STORAGE CORPUS SETTINGS`."""
+"""Runs a driver of stage `fuse` in a separate process, to be killed: `python -m tests.ray.fuse_driver STORAGE CORPUS SETTINGS`."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ SETTINGS = {
 
 
 def run_of(storage, corpus, **settings):
-    """The run whose stage this is."""
+    """Returns the run to which the stage belongs."""
     workers = {"num_workers": 2, "num_cpus": 0.5, **settings.pop("workers", {})}
     fuse_settings = {**SETTINGS, "workers": workers, **settings}
     return make_run(storage, corpus, kind="transformers", fuse=fuse_settings)

@@ -1,4 +1,4 @@
-"""The laboratory's models through single stages, for tests of what can go wrong in them: real Ray, real engines, real signals."""
+"""Runs single stages on the laboratory's models, for fault tests: real Ray, real engines, real signals."""
 
 import gzip
 import os
@@ -29,9 +29,9 @@ def write_corpus(file, num_rows=NUM_ROWS):
 
 
 def make_run(storage, corpus, models=MODELS, kind="transformers", pool=None, **changes):
-    """A run of two sources, judged by a verifier; `changes` are sections of the recipe.
+    """Returns a run of two sources and a verifier; `changes` are sections of the recipe.
 
-    A Transformers engine starts in half the time of vLLM's: `kind="vllm"` is for tests that are about the engine.
+    A Transformers engine starts in half the time of vLLM's: `kind="vllm"` is for tests of the engine.
     """
     engine = {"kind": kind, "dtype": "float32", "max_model_len": 128, "max_num_seqs": 16}
     recipe = {
@@ -60,26 +60,26 @@ def run_until_select(run):
 
 
 def whole(artifact):
-    """All rows of a finished artifact, in order of row id and mode."""
+    """Returns all rows of a finished artifact, ordered by row id and mode."""
     table = pa.concat_tables(artifact.tables())
     keys = [(name, "ascending") for name in ("row_id", "mode") if name in table.column_names]
     return table.sort_by(keys).to_pylist()
 
 
 def check_same(found, wanted):
-    """The same rows with the same responses; log-probabilities may differ as they do between batches of other rows."""
+    """Asserts equal rows and responses; log-probabilities may differ as they do between different batches."""
     assert [row["row_id"] for row in found] == [row["row_id"] for row in wanted]
     for mine, other in zip(found, wanted, strict=True):
         assert mine.keys() == other.keys()
         for name, value in mine.items():
             if name.endswith(("_logprobs", "_nats", "advantages")):
                 np.testing.assert_allclose(np.array(value, dtype=float), np.array(other[name], dtype=float), atol=2e-2)
-            elif "_topk_ids" not in name:  # candidates of nearly the same probability may change places
+            elif "_topk_ids" not in name:  # candidates of nearly equal probability may swap
                 assert value == other[name], name
 
 
 def actors():
-    """Processes of the pools' actors below this one."""
+    """Returns the processes of the pools' actors below this one."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         command = " ".join(process.info["cmdline"] or [])
@@ -89,7 +89,7 @@ def actors():
 
 
 class Meanwhile:
-    """Does something in a thread as soon as a condition holds, while a stage runs."""
+    """Runs an action in a thread as soon as a condition holds, while a stage runs."""
 
     def __init__(self, when, action, timeout=240):
         self.error = None
@@ -98,7 +98,7 @@ class Meanwhile:
     def _watch(self, when, action, deadline):
         while not when():
             if time.monotonic() > deadline:
-                self.error = TimeoutError("the moment never came")
+                self.error = TimeoutError("the condition never held")
                 return
             time.sleep(0.02)
         action()
@@ -117,7 +117,7 @@ def kill_an_actor():
 
 
 class PoisonedWorker(CollectWorker):
-    """An engine that takes its process along as soon as it is given a certain prompt."""
+    """A worker whose engine kills its process, or raises, on a certain prompt."""
 
     def __init__(self, *, poison, fatal, **arguments):
         super().__init__(**arguments)

@@ -1,4 +1,4 @@
-"""The ablation, on tiny models: one teachers' pass for all arms, a failing one stops none, a second call makes nothing."""
+"""Ablation on tiny models: all arms share one base run, a failing arm stops no other, a second call redoes nothing."""
 
 import json
 import subprocess
@@ -47,13 +47,13 @@ def recipe(tmp_path_factory):
 
 
 def ablate(recipe, *arguments):
-    """The command, in a process of its own as users have it: Ray settles once per process how it asks for tokens."""
+    """Runs the command in a separate process, as users do: Ray fixes its token authentication once per process."""
     command = [sys.executable, "-m", "ray_jobs.cli", "lab", "ablate", "--recipe", str(recipe), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def manifests(storage):
-    """When each artifact was finished, by its folder in the storage."""
+    """Returns when each artifact was finished, by its folder in the storage."""
     return {
         str(file.parent.relative_to(storage)): file.stat().st_mtime_ns
         for file in storage.glob("small.*/**/manifest.json")
@@ -64,7 +64,7 @@ def table(storage):
     return json.loads((storage / "small.ablation" / "table.json").read_text())
 
 
-def test_arms_share_one_teachers_pass_one_that_fails_stops_none_and_a_second_call_makes_nothing(recipe):
+def test_arms_share_one_base_a_failing_arm_stops_no_other_and_a_second_call_redoes_nothing(recipe):
     storage = recipe.parent / "runs"
     storage.mkdir()
     (storage / "small.reversed.s0").write_text("a file where the run's folder should be")

@@ -1,4 +1,4 @@
-"""A fusion on a cluster that begins with a head alone: Ray's own autoscaler brings nodes (here processes) and takes them away."""
+"""A fusion on a cluster that starts with only a head: Ray's autoscaler adds nodes (here processes) and removes them."""
 
 import csv
 import json
@@ -19,10 +19,10 @@ NUM_ROWS, NUM_HELDOUT = 120, 12
 
 @pytest.fixture
 def recipe(tmp_path):
-    """The shipped one with two sources, a verifier for a reward model, and a few rows."""
+    """Returns the shipped recipe with two sources, a verifier instead of reward models, and few rows."""
     shipped = yaml.safe_load(RECIPE.read_text())
     pool = next(reward["pool"] for reward in shipped["rewards"])
-    engine = {"kind": "transformers"}  # the quicker to start: the test is about nodes
+    engine = {"kind": "transformers"}  # starts faster; the test is about nodes
     changed = {
         "base": str(RECIPE),
         "name": "tiny",
@@ -41,7 +41,7 @@ def recipe(tmp_path):
 @pytest.mark.vllm
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_each_stage_brings_its_nodes_and_they_go_when_it_ends(recipe, tmp_path):
+def test_nodes_are_added_for_each_stage_and_removed_when_it_ends(recipe, tmp_path):
     output = tmp_path / "out"
     command = [sys.executable, "-m", "cluster.autoscaling", str(recipe), "--output", str(output), "--idle-seconds", "5"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=800)
@@ -88,7 +88,7 @@ HISTORY = [
 ]
 
 
-def test_a_group_is_billed_for_its_node_seconds_and_at_a_fixed_size_for_its_most_nodes_all_the_time():
+def test_autoscaled_cost_counts_node_seconds_and_fixed_cost_the_peak_for_the_whole_time():
     head, engines, train = bill(HISTORY, 90.0, {"head": 1.0, "engines": 36.0, "train": 360.0})
     assert (engines.most_nodes, engines.node_seconds, engines.fixed_node_seconds) == (2, 50.0, 180.0)
     assert (engines.cost, engines.fixed_cost) == pytest.approx((0.5, 1.8))
@@ -96,12 +96,12 @@ def test_a_group_is_billed_for_its_node_seconds_and_at_a_fixed_size_for_its_most
     assert head.node_seconds == head.fixed_node_seconds == 90.0
 
 
-def test_the_parts_of_a_stage_are_one_in_the_picture():
+def test_the_plot_merges_the_parts_of_a_stage():
     assert stage_times(HISTORY) == {"collect": (10.0, 40.0), "fuse": (40.0, 100.0)}
 
 
 @pytest.mark.parametrize("wrong", ["train", "train=much", "train=-1", "gpu=3"])
-def test_a_price_that_is_none_is_one_line(wrong):
+def test_an_invalid_price_is_reported_in_one_line(wrong):
     command = [sys.executable, "-m", "cluster.autoscaling", "--price", wrong]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Benchmarks as Ray tasks: what is kept is what the model scores by itself, a killed process is made good, nothing is redone."""
+"""Benchmarks as Ray tasks: scores equal the model's own, a killed process is retried, and nothing finished is redone."""
 
 import os
 import shutil
@@ -49,7 +49,7 @@ def make(tmp_path):
 
 
 def scored_here(model, config):
-    """The same benchmark in this process, by Transformers."""
+    """Runs the same benchmark in this process, on Transformers."""
     from profuser.evaluation.benchmarks.models import load_lm
     from profuser.evaluation.benchmarks.runs import run_benchmark
     from profuser.evaluation.benchmarks.tasks import load_benchmark
@@ -60,7 +60,7 @@ def scored_here(model, config):
 
 
 def tasks():
-    """Processes of ours that measure."""
+    """Returns our processes that measure."""
     return [
         process
         for process in psutil.Process().children(recursive=True)
@@ -73,7 +73,7 @@ def kill_a_task():
 
 
 @pytest.mark.vllm
-def test_vllm_scores_as_transformers_does_though_its_process_is_killed(make, model):
+def test_vllm_scores_equal_transformers_even_if_its_process_is_killed(make, model):
     run = make(model, "vllm")
     (config,) = run.recipe.evaluate.benchmarks
     assert concurrent_models(run) == 1
@@ -88,7 +88,7 @@ def test_vllm_scores_as_transformers_does_though_its_process_is_killed(make, mod
     assert manifest.device_seconds > 0
     assert read_benchmarks(run)["arc_challenge"]["target"].num_rows == 6
 
-    # A driver that was killed between shard and manifest.
+    # As if the driver was killed between shard and manifest.
     folder = Path(run.benchmark("target", config).folder.uri)
     written = (folder / "shard-00000.parquet").stat().st_mtime_ns
     (folder / "manifest.json").unlink()
@@ -96,7 +96,7 @@ def test_vllm_scores_as_transformers_does_though_its_process_is_killed(make, mod
     assert (folder / "shard-00000.parquet").stat().st_mtime_ns == written
 
 
-def test_a_model_that_cannot_be_loaded_is_named_in_one_line(make, tmp_path, model):
+def test_an_unloadable_model_is_reported_in_one_line(make, tmp_path, model):
     broken = tmp_path / "broken"
     shutil.copytree(model, broken)
     (broken / "model.safetensors").write_bytes(b"no weights")

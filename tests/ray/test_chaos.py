@@ -1,4 +1,4 @@
-"""A short run under `python -m cluster.chaos`: it ends with the model of an undisturbed one, whatever was killed."""
+"""A short run under `python -m cluster.chaos`: it ends with the model of an undisturbed run, whatever was killed."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ SETTINGS = {
 @pytest.mark.vllm
 @pytest.mark.long
 @pytest.mark.timeout(2400)
-def test_a_run_in_which_something_is_killed_every_twenty_seconds_ends_with_the_same_model(tmp_path):
+def test_a_run_with_a_kill_every_twenty_seconds_ends_with_the_same_model(tmp_path):
     command = [sys.executable, "-m", "cluster.chaos", "demo", "--kills", "5", "--output", str(tmp_path)]
     command += [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=2300)
@@ -29,11 +29,11 @@ def test_a_run_in_which_something_is_killed_every_twenty_seconds_ends_with_the_s
     assert done.stdout.endswith("the same model\n")
 
 
-def test_a_folder_with_an_earlier_chaos_is_refused(tmp_path):
+def test_the_output_of_an_earlier_chaos_run_is_refused(tmp_path):
     (tmp_path / "chaos" / "demo").mkdir(parents=True)
     (tmp_path / "chaos" / "demo" / "recipe.yaml").touch()
     command = [sys.executable, "-m", "cluster.chaos", "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "take it away, or give another --output" in done.stderr
+    assert "delete it, or give another --output" in done.stderr
     assert done.stderr.count("\n") == 1

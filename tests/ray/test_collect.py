@@ -1,4 +1,4 @@
-"""Collect and select as a user may set them up: eager or lazy signals, several answers, several nodes, one of which vanishes."""
+"""Collect and select in several set-ups: eager or lazy signals, several answers, several nodes, one of which vanishes."""
 
 import time
 
@@ -33,7 +33,7 @@ def corpus(tmp_path_factory):
     return file
 
 
-def test_lazy_signals_make_the_same_examples_from_less_on_disk(tmp_path, corpus):
+def test_lazy_signals_make_the_same_examples_with_less_disk(tmp_path, corpus):
     with connected():
         runs = {}
         for signals in ("eager", "lazy"):
@@ -44,7 +44,7 @@ def test_lazy_signals_make_the_same_examples_from_less_on_disk(tmp_path, corpus)
     eager, lazy = (stages.whole(run.select()) for run in runs.values())
     stages.check_same(lazy, eager)
     same = np.mean([a["topk_ids"] == b["topk_ids"] for a, b in zip(lazy, eager, strict=True)])
-    assert same > 0.8  # but for candidates of nearly the same probability
+    assert same > 0.8  # except candidates of nearly equal probability
     for run, names in ((runs["eager"], {"collect"}), (runs["lazy"], {"collect", "signals"})):
         teachers = [source.name for source in run.recipe.sources]
         assert {
@@ -55,7 +55,7 @@ def test_lazy_signals_make_the_same_examples_from_less_on_disk(tmp_path, corpus)
     assert sum(kept) == len(lazy)
 
 
-def test_an_exact_condition_asks_for_what_follows_used_up_candidates_and_teaches_it(tmp_path, corpus):
+def test_an_exact_condition_collects_and_teaches_the_steps_after_used_up_candidates(tmp_path, corpus):
     with connected():
         runs = {}
         for condition in ("tail", "exact"):
@@ -88,7 +88,7 @@ def test_an_exact_condition_asks_for_what_follows_used_up_candidates_and_teaches
             spelt = source[row["response_ids"][position]]
             assert spelt.startswith(source[candidate])
             assert len(spelt) > len(source[candidate])
-            # What a source says of any token there, teacher-forced, is the same distribution.
+            # Teacher-forcing any token there gives the same distribution.
             prefix = [*row["response_ids"][:position], candidate, 0]
             (forced,) = reader.force([prompts[row["row_id"]]], [prefix], 6)
             found = np.array(row["step_topk_logprobs"]).reshape(-1, 6)[place]
@@ -107,7 +107,7 @@ def test_an_exact_condition_asks_for_what_follows_used_up_candidates_and_teaches
     np.testing.assert_allclose(*masses["other"], atol=2e-2)
 
 
-def test_held_out_rows_read_with_the_signals_are_evaluated_as_by_an_engine_of_their_own(tmp_path, corpus):
+def test_held_out_rows_read_with_the_signals_score_as_with_a_separate_engine(tmp_path, corpus):
     with connected():
         run = stages.make_run(tmp_path, corpus, kind="vllm")
         prepare(run)
@@ -124,7 +124,7 @@ def test_held_out_rows_read_with_the_signals_are_evaluated_as_by_an_engine_of_th
         assert mine == other
 
 
-def test_several_answers_of_each_source_stand_for_election(tmp_path, corpus):
+def test_votes_cover_several_answers_of_each_source(tmp_path, corpus):
     with connected():
         reward = {"kind": "reward_model", "name": "brisk", "model": "lab://rewards/brisk"}
         run = stages.make_run(tmp_path, corpus, collect=SAMPLED, rewards=[reward])
@@ -147,14 +147,14 @@ def test_several_answers_of_each_source_stand_for_election(tmp_path, corpus):
         assert texts[row["teacher"]][places[row["row_id"]]]["answers"][row["sample"]]
 
 
-def test_samples_that_cannot_differ_are_refused(tmp_path, corpus):
+def test_several_samples_at_temperature_0_are_refused(tmp_path, corpus):
     with pytest.raises(UserError, match=r"samples_per_source is 3, but llama samples at temperature 0"):
         stages.make_run(tmp_path, corpus, collect=SAMPLED | {"generation": {"max_tokens": 24}})
 
 
-def test_a_node_that_vanishes_takes_no_row_with_it(tmp_path, monkeypatch):
+def test_a_vanishing_node_loses_no_row(tmp_path, monkeypatch):
     stages.write_corpus(tmp_path / "more.jsonl", 200)
-    # One actor fits on each of the two nodes beside the head; when one vanishes, the other does what is left.
+    # One actor fits on each of the two worker nodes; when one node vanishes, the other does the rest.
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         doomed = cluster.add_node(num_cpus=1)

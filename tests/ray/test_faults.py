@@ -1,4 +1,4 @@
-"""What dies, vanishes or lies in the middle of a stage: afterwards every row is there once, and as in an undisturbed run."""
+"""Faults in the middle of a stage: afterwards every row exists once, equal to an undisturbed run's."""
 
 import shutil
 import subprocess
@@ -35,7 +35,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, corpus):
-    """A run whose sources were collected, and whose examples were selected, without a fault."""
+    """Returns a run that collected and selected without a fault."""
     run = stages.make_run(tmp_path_factory.mktemp("undisturbed"), corpus, kind="vllm")
     stages.run_until_select(run)
     return run
@@ -49,7 +49,7 @@ def prepared(tmp_path, corpus):
 
 
 def with_engine(run, kind):
-    """The same run on another engine: that is execution, and decides nothing."""
+    """Returns the same run on another engine, which is not part of its identity."""
     return stages.make_run(run.recipe.storage, run.recipe.corpus.path, kind=kind)
 
 
@@ -61,7 +61,7 @@ def expected(undisturbed):
     return stages.whole(undisturbed.collect(llama(undisturbed)))
 
 
-def test_an_engine_actor_that_is_killed_loses_and_doubles_nothing(prepared, undisturbed):
+def test_a_killed_engine_actor_loses_and_duplicates_no_row(prepared, undisturbed):
     output = prepared.collect(llama(prepared))
     with stages.Meanwhile(lambda: len(output.shards()) >= 1, stages.kill_an_actor):
         collect(prepared, llama(prepared))
@@ -70,9 +70,7 @@ def test_an_engine_actor_that_is_killed_loses_and_doubles_nothing(prepared, undi
 
 
 @pytest.mark.parametrize(("fatal", "kind"), [(True, "vllm"), (False, "transformers")], ids=["killed", "exception"])
-def test_a_row_that_crashes_the_engine_is_refused_with_the_reason_and_the_rest_goes_on(
-    prepared, undisturbed, fatal, kind
-):
+def test_a_row_that_crashes_the_engine_is_refused_and_the_others_are_processed(prepared, undisturbed, fatal, kind):
     prepared = with_engine(prepared, kind)
     source = llama(prepared)
     output, corpus = prepared.collect(source), prepared.corpus()
@@ -101,7 +99,7 @@ def test_a_row_that_crashes_the_engine_is_refused_with_the_reason_and_the_rest_g
     assert output.manifest().counts["refused"] == 1
 
 
-def test_a_storage_that_is_read_only_for_a_while_is_waited_for(tmp_path, corpus, undisturbed):
+def test_a_temporarily_read_only_storage_is_retried(tmp_path, corpus, undisturbed):
     folder = tmp_path / "mounted"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "none", str(folder)], capture_output=True).returncode:
@@ -123,7 +121,7 @@ def test_a_storage_that_is_read_only_for_a_while_is_waited_for(tmp_path, corpus,
         subprocess.run(["umount", str(folder)], check=False)
 
 
-def test_a_truncated_shard_is_done_again_and_no_other(prepared, undisturbed):
+def test_only_a_truncated_shard_is_redone(prepared, undisturbed):
     output = prepared.collect(llama(prepared))
     collect(prepared, llama(prepared))
     files = {number: Path(output.folder.path(f"shard-{number:05d}.parquet")) for number in output.shards()}

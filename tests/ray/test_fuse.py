@@ -1,4 +1,4 @@
-"""Stage `fuse` through kills of workers and drivers: the curve and the weights of an undisturbed run, to the bit."""
+"""Stage `fuse` under kills of workers and drivers: curve and weights equal an undisturbed run's bit for bit."""
 
 import json
 import os
@@ -34,7 +34,7 @@ TIMED = {"tokens_per_second", "model_tflops", "memory_gib"}
 
 @pytest.fixture(scope="module")
 def selected(tmp_path_factory):
-    """A storage in which all is done up to `select`."""
+    """Returns a storage whose run is finished up to `select`."""
     folder = tmp_path_factory.mktemp("selected")
     write_corpus(folder / "corpus.jsonl", 80)
     with connected():
@@ -50,7 +50,7 @@ def undisturbed(selected, tmp_path_factory):
 
 
 class Driver:
-    """A driver of the stage in a process of its own."""
+    """A driver of the stage in a separate process."""
 
     def __init__(self, folder, selected, **settings):
         self.storage = storage = folder / "storage"
@@ -67,7 +67,7 @@ class Driver:
         return code
 
     def when_checkpoints(self, number):
-        """Returns as soon as so many checkpoints have been begun since the start."""
+        """Waits until `number` more checkpoints have been started."""
         deadline = time.monotonic() + 200
         before = names(self.storage)
         while len(names(self.storage) - before) < number:
@@ -77,7 +77,7 @@ class Driver:
         return self
 
     def workers(self):
-        """Processes of Ray Train's workers below this driver."""
+        """Returns the processes of Ray Train's workers below this driver."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
 
@@ -96,7 +96,7 @@ def weights(storage):
 
 
 def checkpoint(storage, step, folder):
-    """Model and optimizer in float32, as they were after so many updates."""
+    """Returns model and optimizer in float32, as they were after `step` updates."""
     files = (storage / "tiny" / "fuse").glob("train-*/*/progress.json")
     (place,) = (file.parent for file in files if json.loads(file.read_text())["step"] == step)
     dcp_to_torch_save(place, folder / "whole.pt")
@@ -104,7 +104,7 @@ def checkpoint(storage, step, folder):
 
 
 def leaves(tree):
-    """The tensors of nested mappings, in order."""
+    """Returns the tensors of nested mappings, in order."""
     if isinstance(tree, dict):
         return [leaf for key in sorted(tree, key=str) for leaf in leaves(tree[key])]
     return [tree] if isinstance(tree, torch.Tensor) else []
@@ -122,7 +122,7 @@ def check_same_bits(storage, undisturbed, folder):
 
 
 def check_logged_once(storage):
-    """One MLflow run, each update in it once."""
+    """Asserts that one MLflow run holds each update once."""
     client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
     runs = client.search_runs(
         [client.get_experiment_by_name("profuser").experiment_id], "tags.`profuser.stage` = 'fuse'"
@@ -150,7 +150,7 @@ def test_a_killed_worker_a_preempted_driver_and_a_killed_one_change_no_bit(selec
     check_same_bits(storage, undisturbed, tmp_path)
     check_logged_once(storage)
 
-    # The same half-way place, ended by one worker (there is no room for the second): sums in another order, no other number.
+    # The same half-finished run, completed by one worker (the second does not fit): another order of sums, otherwise equal.
     assert Driver(half, selected, workers={"num_workers": 2, "min_workers": 1, "num_cpus": 3}).wait() == 0
     for mine, other in zip(history(half / "storage"), history(undisturbed), strict=True):
         assert mine == pytest.approx(other, rel=1e-3)
@@ -159,7 +159,7 @@ def test_a_killed_worker_a_preempted_driver_and_a_killed_one_change_no_bit(selec
 def test_checkpoints_are_kept_by_held_out_bits_per_byte_and_the_best_is_exported(selected, tmp_path):
     folder = shutil.copytree(selected, tmp_path / "run")
     storage = folder / "storage"
-    # Learning from the sources' terse answers alone takes the ground truth ever further away.
+    # Training only on the sources' terse answers makes the ground truth ever less likely.
     settings = {
         "export": "best",
         "schedule": [{"until": 1.0, "inference": 1.0, "training": 0.0}],
@@ -178,7 +178,7 @@ def test_checkpoints_are_kept_by_held_out_bits_per_byte_and_the_best_is_exported
     assert all(wanted[f"model.{name}"].to(weight.dtype).equal(weight) for name, weight in weights(storage).items())
 
 
-def test_a_drained_node_leaves_a_checkpoint_and_the_other_goes_on(selected, undisturbed, tmp_path, monkeypatch):
+def test_a_drained_node_leaves_a_checkpoint_and_the_other_continues(selected, undisturbed, tmp_path, monkeypatch):
     storage = shutil.copytree(selected, tmp_path / "run") / "storage"
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
@@ -204,7 +204,7 @@ def test_a_drained_node_leaves_a_checkpoint_and_the_other_goes_on(selected, undi
 
 
 def reclaim(cluster, node):
-    """Announces that a node will go, and takes it away before the time is up, as a cloud does of a spot instance."""
+    """Announces the loss of a node and removes it before the deadline, as a cloud reclaims a spot instance."""
     deadline_ms = int(1000 * (time.time() + 6))
     accepted, why = GcsClient(cluster.address).drain_node(node.node_id, PREEMPTION, "reclaimed", deadline_ms)
     assert accepted, why

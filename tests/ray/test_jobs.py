@@ -1,4 +1,4 @@
-"""Stages and whole runs as jobs, submitted from a machine that has a recipe and a token, on a cluster of several nodes."""
+"""Stages and whole runs as jobs, submitted from a machine with a recipe and a token to a cluster of several nodes."""
 
 import json
 import os
@@ -30,7 +30,7 @@ ENGINES = {
     name: {"kind": kind, "dtype": "float32", "max_model_len": 128, "max_num_seqs": n}
     for name, kind, n in (("llama", "vllm", 64), ("neox", "transformers", 1))
 }
-"""One is slow, so that there is time to stop it."""
+"""One engine is slow, so that there is time to stop it."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def run(folder):
 
 @pytest.fixture(scope="module")
 def token(folder):
-    """A file with the cluster's token."""
+    """Returns a file with the cluster's token."""
     file = folder / "token"
     file.write_text(uuid.uuid4().hex)
     return file
@@ -53,7 +53,7 @@ def token(folder):
 
 @pytest.fixture(scope="module")
 def cluster(token):
-    """A head without CPUs and three nodes, which have the project installed and the token in a file."""
+    """Yields a cluster of a head without CPUs and three nodes, with the project installed and the token in a file."""
     left_out = ("RAY_", "VLLM_", "PROFUSER_", "MLFLOW_", "PYTHON")
     own = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     own |= {"PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
@@ -62,7 +62,7 @@ def cluster(token):
 
 
 class Desk:
-    """Where jobs are submitted from: a home of its own, a working directory with a recipe, and Ray's command."""
+    """Machine that submits jobs: a separate home, a working directory with a recipe, and Ray's command."""
 
     def __init__(self, folder, cluster, token):
         self.home, self.work = folder / "home", folder / "work"
@@ -78,7 +78,7 @@ class Desk:
         return {"args": [str(BIN / "ray"), "job", *arguments], "cwd": self.work, "env": self.environment}
 
     def ray_job(self, *arguments, timeout=400):
-        """Exit code, and all that the command says."""
+        """Returns exit code and output of the command."""
         done = subprocess.run(
             **self.command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout
         )
@@ -86,7 +86,7 @@ class Desk:
 
     @contextmanager
     def following(self, job):
-        """The job's log as it is written; not to its end where the body fails."""
+        """Yields the job's log as it is written; stops following it if the body fails."""
         logs = subprocess.Popen(**self.command("logs", job, "--follow"), stdout=subprocess.PIPE, text=True)
         try:
             yield logs.stdout
@@ -124,10 +124,10 @@ def desk(folder, cluster, token, run):
     return desk
 
 
-def wait_for(condition, what_is_said, timeout=200):
+def wait_for(condition, log, timeout=200):
     deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < deadline, what_is_said()
+        assert time.monotonic() < deadline, log()
         time.sleep(0.1)
 
 
@@ -141,7 +141,7 @@ def row_ids(artifact):
     ]
 
 
-def test_from_the_repository_a_job_takes_no_data_no_models_and_no_environment_along(tmp_path):
+def test_a_job_from_the_repository_uploads_no_data_no_models_and_no_environment(tmp_path):
     excludes = get_runtime_env_default_excludes()
     packaging.create_package(str(PROJECT), tmp_path / "working.zip", include_gitignore=True, excludes=excludes)
     assert (tmp_path / "working.zip").stat().st_size < SMALL_BYTES
@@ -150,41 +150,43 @@ def test_from_the_repository_a_job_takes_no_data_no_models_and_no_environment_al
 
 
 @pytest.mark.parametrize("wrong", [None, "f" * 32])
-def test_without_the_clusters_token_nothing_is_submitted(tmp_path, cluster, wrong):
+def test_a_job_without_the_clusters_token_is_refused(tmp_path, cluster, wrong):
     stranger = Desk(tmp_path / "desk", cluster, wrong)
-    code, said = stranger.submit("profuser", "--help")
+    code, output = stranger.submit("profuser", "--help")
     assert code != 0
-    assert "auth" in said.lower(), said
-    assert "submitted successfully" not in said
+    assert "auth" in output.lower(), output
+    assert "submitted successfully" not in output
 
 
-def test_a_stage_is_submitted_alone_and_refuses_where_it_has_nothing_to_read(desk, run):
-    code, said = desk.submit("python", "-m", "ray_jobs", "prepare", "recipe.yaml")
-    assert code == 0, said
-    assert "stopped after prepare; without --only it goes on" in said
+def test_a_single_stage_is_submitted_and_refuses_unfinished_inputs(desk, run):
+    code, output = desk.submit("python", "-m", "ray_jobs", "prepare", "recipe.yaml")
+    assert code == 0, output
+    assert "stopped after prepare; run without --only to continue" in output
     assert len(row_ids(run / "prepare" / "train")) == NUM_ROWS - NUM_HELDOUT
-    code, said = desk.submit("python", "-m", "ray_jobs", "fuse", "recipe.yaml")
+    code, output = desk.submit("python", "-m", "ray_jobs", "fuse", "recipe.yaml")
     assert code == 1
     needed = "collect/llama, collect/neox, rewards/exact, select"
-    assert f"profuser: fuse needs what is not finished: {needed}; begin with the stage collect" in said
-    assert "exit code 2" in said
-    assert "Traceback" not in said
+    assert f"profuser: fuse needs unfinished inputs: {needed}; begin with the stage collect" in output
+    assert "exit code 2" in output
+    assert "Traceback" not in output
     states = {name: entry["state"] for name, entry in json.loads((run / "summary.json").read_text())["stages"].items()}
     assert states.pop("prepare/train") == "finished"
     assert set(states.values()) == {"waiting"}
 
 
-def test_a_job_that_is_stopped_unwinds_and_one_that_is_submitted_again_goes_on_from_its_shards(desk, run):
+def test_a_stopped_job_unwinds_and_a_resubmitted_one_continues_from_its_shards(desk, run):
     artifact = run / "collect" / "neox"
     collect = ("python", "-m", "ray_jobs", "collect", "recipe.yaml", "--source", "neox")
-    code, said = desk.submit(*collect, options=("--no-wait", "--submission-id", "first", "--runtime-env-json", STOPPED))
-    assert code == 0, said
+    code, output = desk.submit(
+        *collect, options=("--no-wait", "--submission-id", "first", "--runtime-env-json", STOPPED)
+    )
+    assert code == 0, output
     with desk.following("first") as log:
         assert any(line.startswith("run small: ") for line in log)
         assert "RUNNING" in desk.ray_job("status", "first")[1]
         wait_for(lambda: len(shards(artifact)) >= 2, lambda: desk.ray_job("logs", "first")[1])
-        code, said = desk.ray_job("stop", "first")
-        assert code == 0, said
+        code, output = desk.ray_job("stop", "first")
+        assert code == 0, output
         rest = log.read()
     assert "Job 'first' was stopped" in desk.ray_job("status", "first")[1]
     assert "Traceback" not in rest
@@ -195,22 +197,22 @@ def test_a_job_that_is_stopped_unwinds_and_one_that_is_submitted_again_goes_on_f
     assert not list(run.rglob("*.tmp"))
     assert json.loads((run / "summary.json").read_text())["state"] == "failed"
 
-    code, said = desk.submit(*collect)
-    assert code == 0, said
-    (before,) = re.findall(r"collect/neox: ([0-9,]+) of 300 rows were done before", said)
+    code, output = desk.submit(*collect)
+    assert code == 0, output
+    (before,) = re.findall(r"collect/neox: ([0-9,]+) of 300 rows were done before", output)
     assert int(before) == len(kept) * stages.ROWS_PER_SHARD
     assert shards(artifact).items() >= kept.items()
     assert row_ids(artifact) == row_ids(run / "prepare" / "train")
     assert not shards(run / "collect" / "llama")
 
 
-def test_the_whole_run_is_a_job_too_and_ends_with_a_model(desk, run):
+def test_a_whole_run_submitted_as_a_job_ends_with_a_model(desk, run):
     from transformers import AutoModelForCausalLM
 
-    code, said = desk.submit("profuser", "run", "recipe.yaml")
-    assert code == 0, said[-5000:]
-    assert "collect/neox: done before" in said
-    assert "succeeded" in said
-    assert f"report: {run / 'report' / 'index.html'}" in said
+    code, output = desk.submit("profuser", "run", "recipe.yaml")
+    assert code == 0, output[-5000:]
+    assert "collect/neox: done before" in output
+    assert "succeeded" in output
+    assert f"report: {run / 'report' / 'index.html'}" in output
     assert json.loads((run / "summary.json").read_text())["state"] == "finished"
     assert AutoModelForCausalLM.from_pretrained(run / "fuse" / "model").config.architectures == ["LlamaForCausalLM"]

@@ -1,4 +1,4 @@
-"""The main job with everything in a bucket (corpus, models, runs, what MLflow keeps), over a server that dies for a while."""
+"""A run with everything in a bucket (corpus, models, runs, MLflow artifacts), through an outage of the object store."""
 
 import gzip
 import json
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow, pytest.mark.t
 PROFUSER = Path(sys.executable).parent / "profuser"
 NUM_ROWS, NUM_HELDOUT, NUM_STEPS, ROWS_PER_SHARD = 40, 8, 4, 4
 OUTAGE_SECONDS = 15
-"""Longer than Arrow itself tries again."""
+"""Longer than Arrow's own retries."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def store():
 
 @pytest.fixture
 def variables(store, tmp_path, monkeypatch):
-    """What a user would have set up, here and in every process that is started."""
+    """Sets the environment variables of a user's set-up, here and in every started process."""
     with tracking_server(store, tmp_path / "mlflow.log") as tracking:
         own = store.environment | {"MLFLOW_TRACKING_URI": tracking, "XDG_CACHE_HOME": str(tmp_path / "cache")}
         for name, value in own.items():
@@ -50,7 +50,7 @@ def recipe(store, tmp_path):
     with gzip.open(assets_path() / "corpus" / "train.jsonl.gz", "rb") as stream:
         (tmp_path / "data.jsonl").write_bytes(b"".join(next(stream) for _ in range(NUM_ROWS)) + b"not json\n")
     store.put(tmp_path / "data.jsonl", "corpus/data.jsonl")
-    # One of them on vLLM: the other starts sooner.
+    # Only one on vLLM: Transformers starts faster.
     engines = {
         name: {"kind": kind, "dtype": "float32", "max_model_len": 128, "max_num_seqs": 16}
         for name, kind in (("llama", "vllm"), ("neox", "transformers"))
@@ -85,11 +85,11 @@ def run(recipe):
     return done
 
 
-def test_a_run_in_a_bucket_outlives_an_outage_and_ends_with_every_row_once(store, variables, recipe):
+def test_a_run_in_a_bucket_survives_an_outage_and_ends_with_every_row_once(store, variables, recipe):
     def shards():
         return list(store.sizes("runs/away/collect/llama/shard-"))
 
-    def go_away_for_a_while():
+    def interrupt_the_store():
         store.door.shut()
         num_collected.append(len(shards()))
         time.sleep(OUTAGE_SECONDS)
@@ -97,14 +97,14 @@ def test_a_run_in_a_bucket_outlives_an_outage_and_ends_with_every_row_once(store
         store.door.open()
 
     num_collected = []
-    with Meanwhile(shards, go_away_for_a_while, timeout=600):
+    with Meanwhile(shards, interrupt_the_store, timeout=600):
         print(run(recipe).stdout)
     assert num_collected[0] == num_collected[1] < (NUM_ROWS - NUM_HELDOUT) / ROWS_PER_SHARD
     found = find_run("away", store.uri("runs"))
     check_rows(found, store)
     check_model(found)
     check_tracking(found, store, variables["MLFLOW_TRACKING_URI"])
-    check_only_what_belongs_there(store, recipe.parent)
+    check_no_leftovers(store, recipe.parent)
 
     before = store.versions("runs/away/")
     assert "done before" in run(recipe).stdout
@@ -117,7 +117,7 @@ def test_a_run_in_a_bucket_outlives_an_outage_and_ends_with_every_row_once(store
 
 
 def check_rows(found, store):
-    """Every usable row once in every artifact; the broken one in quarantine, under the name that the user gave."""
+    """Asserts that every artifact has each usable row once, and the quarantine the broken one, under the user's path."""
     ids = row_ids(found.corpus())
     assert len(set(ids)) == len(ids) == NUM_ROWS - NUM_HELDOUT
     for artifact in (*found.artifacts("collect"), *found.artifacts("rewards")):
@@ -134,7 +134,7 @@ def row_ids(artifact):
 
 
 def check_model(found):
-    """The fused model is in the bucket, with its card, and what is served is loaded from there."""
+    """Asserts that the fused model and its card are in the bucket, and that serving loads it from there."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from profuser.models.reference import local_model
@@ -152,7 +152,7 @@ def check_model(found):
 
 
 def check_tracking(found, store, uri):
-    """One run with a child per stage on the server, the report among its files in the bucket, and the model registered."""
+    """Asserts that MLflow has one run with a child per stage, the report in the bucket, and the registered model."""
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
@@ -166,7 +166,7 @@ def check_tracking(found, store, uri):
     assert client.get_model_version("fused", "1").source == finished_model(found)
 
 
-def check_only_what_belongs_there(store, here):
-    """Nothing half-written is left in the bucket, and nothing of the run beside the recipe."""
+def check_no_leftovers(store, here):
+    """Asserts that no partial file is left in the bucket, and no file of the run next to the recipe."""
     assert not [key for key in store.sizes("runs/") if key.endswith((".tmp", ".bad"))]
     assert sorted(path.name for path in here.iterdir()) == ["away.yaml", "cache", "data.jsonl", "mlflow.log"]

@@ -1,4 +1,4 @@
-"""`profuser plan --probe`: a plan from some rows is held against the run that follows, and changes nothing in it."""
+"""`profuser plan --probe`: the plan is compared with the run that follows, and does not affect it."""
 
 import json
 import sys
@@ -29,7 +29,7 @@ def corpus(tmp_path):
 
 
 @pytest.mark.vllm
-def test_a_run_takes_about_what_its_probe_foretold(tmp_path, corpus):
+def test_a_run_costs_about_what_its_probe_predicted(tmp_path, corpus):
     run = stages.make_run(tmp_path / "runs", corpus, kind="vllm", plan=PRICE)
     with connected():
         plan = probe(run, 8)
@@ -64,7 +64,7 @@ def test_a_run_takes_about_what_its_probe_foretold(tmp_path, corpus):
     assert plan_errors(other) == []
 
 
-def test_more_rows_than_the_corpus_has_are_all_its_rows(tmp_path, corpus, monkeypatch, capsys):
+def test_a_probe_larger_than_the_corpus_probes_all_rows(tmp_path, corpus, monkeypatch, capsys):
     run = stages.make_run(
         tmp_path / "runs",
         corpus,

@@ -1,4 +1,4 @@
-"""The main job, end to end, on the shipped laboratory: killed in collect, killed in fuse, and ended."""
+"""A run, end to end, on the shipped laboratory: killed in collect, killed in fuse, then finished."""
 
 import gzip
 import json
@@ -33,7 +33,7 @@ BROKEN = (
 
 
 def corpus(file):
-    """A hundred and twenty good rows with ten broken ones among them."""
+    """Writes 120 good rows, with ten broken ones among them."""
     with gzip.open(assets_path() / "corpus" / "train.jsonl.gz", "rt") as stream:
         good = [next(stream).rstrip("\n") for _ in range(NUM_ROWS)]
     for number, line in enumerate(BROKEN):
@@ -62,7 +62,7 @@ def command(storage):
         "fuse.batch_tokens": "1024",
         "fuse.checkpoint_every_steps": "3",
         "evaluate.sources": "false",
-        # One source on vLLM: a Transformers engine starts in half the time.
+        # Only one source on vLLM: a Transformers engine starts in half the time.
         "sources.mpt.engine.kind": "transformers",
         "sources.neox.engine.kind": "transformers",
         "target.engine.kind": "transformers",
@@ -72,7 +72,7 @@ def command(storage):
 
 
 def killed(command, log, when, timeout=300):
-    """Starts the command and kills it, as the kernel would, as soon as `when` is true."""
+    """Starts the command and sends SIGKILL as soon as `when` is true."""
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + timeout
@@ -96,7 +96,7 @@ def row_ids(folder):
     return [row["row_id"] for row in rows(folder)]
 
 
-def test_a_run_that_is_killed_twice_ends_with_every_row_once(storage, command):
+def test_a_run_killed_twice_ends_with_every_row_once(storage, command):
     run = storage / "runs" / "demo"
     collect = run / "collect" / "mpt"
     killed(command, storage / "first.log", lambda: len(shards(collect)) >= 2)
@@ -123,7 +123,7 @@ def test_a_run_that_is_killed_twice_ends_with_every_row_once(storage, command):
 
 
 def check_rows(run):
-    """Every usable row once in every artifact; the ten broken ones in quarantine, with line and reason."""
+    """Asserts that every artifact has each usable row once, and the quarantine the ten broken ones, with line and reason."""
     ids = row_ids(run / "prepare" / "train")
     assert len(set(ids)) == len(ids) == NUM_ROWS - NUM_HELDOUT
     for stage in ("collect/llama", "collect/mpt", "collect/neox", "rewards/brisk", "rewards/candid", "rewards/dapper"):
@@ -135,7 +135,7 @@ def check_rows(run):
 
 
 def check_training(run):
-    """Every update once, in order, the first ones from before the kill."""
+    """Asserts that each update is recorded once, in order, including those from before the kill."""
     history = [json.loads(line) for line in (run / "fuse" / "metrics.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in history] == list(range(NUM_STEPS))
     assert history[0]["weight_training"] == 0
@@ -143,7 +143,7 @@ def check_training(run):
 
 
 def check_results(run):
-    """A model that Transformers takes as it is, a report, a summary, and one MLflow run with a child per stage."""
+    """Asserts that there is a model that Transformers loads, a report, a summary, and one MLflow run with a child per stage."""
     from mlflow import MlflowClient
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -169,7 +169,7 @@ def check_results(run):
 
 
 def check_notebook(run):
-    """The notebook walks through a run of its own, to the words of its report."""
+    """Asserts that the notebook shows this run, up to the headline of its report."""
     notebook = execute("a_run", PROFUSER_RUN=str(run))
     shown = words(notebook)
     assert f"teachers of {NUM_ROWS - NUM_HELDOUT} corpus rows" in shown
@@ -181,7 +181,7 @@ def check_notebook(run):
     assert num_pictures(notebook) == 6
 
 
-def test_a_corpus_without_a_usable_row_stops_the_run_with_one_line(tmp_path, command):
+def test_a_corpus_without_usable_rows_stops_the_run_with_one_line(tmp_path, command):
     (tmp_path / "data.jsonl").write_text('{"a": 1}\nnot json\n')
     settings = ["--set", f"corpus.path={tmp_path / 'data.jsonl'}", "--set", f"storage={tmp_path / 'runs'}"]
     done = subprocess.run([*command, *settings], capture_output=True, text=True, timeout=120)
@@ -190,11 +190,11 @@ def test_a_corpus_without_a_usable_row_stops_the_run_with_one_line(tmp_path, com
     assert done.stderr.count("\n") == 1
 
 
-def test_a_run_stops_after_the_stage_that_it_is_asked_to(tmp_path, command):
+def test_a_run_stops_after_the_requested_stage(tmp_path, command):
     stop = ["--until", "prepare", "--set", f"storage={tmp_path}"]
     done = subprocess.run([*command, *stop], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("stopped after prepare; without --until it goes on\n")
+    assert done.stdout.endswith("stopped after prepare; run without --until to continue\n")
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
     assert summary["state"] == "stopped"
     states = {entry["state"] for stage, entry in summary["stages"].items() if not stage.startswith("prepare")}

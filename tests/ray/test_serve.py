@@ -1,4 +1,4 @@
-"""The served models over real HTTP: OpenAI's shapes, keys and limits, replicas that die, a new version, graceful ends."""
+"""The served models over real HTTP: OpenAI's formats, keys and limits, dying replicas, rollouts, graceful shutdown."""
 
 import asyncio
 import os
@@ -75,7 +75,7 @@ def client(url):
 
 
 def expected_text(folder, prompt_ids):
-    """The greedy answer of Transformers."""
+    """Returns the greedy answer of Transformers."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -101,16 +101,16 @@ def wait_until(what, seconds=120.0, every=0.3):
     return found
 
 
-def asked(url, bodies, concurrency=16, on_done=lambda _: None, key=KEY):
+def send(url, bodies, concurrency=16, on_done=lambda _: None, key=KEY):
     return asyncio.run(load(url, bodies, concurrency, on_done, key))
 
 
-def test_the_models_are_listed_and_the_page_is_there(client, url):
+def test_the_models_are_listed_and_the_page_is_served(client, url):
     assert [model.id for model in client.models.list()] == [NAME, OTHER]
     assert client.models.retrieve(OTHER).id == OTHER
     with urllib.request.urlopen(url.removesuffix("v1"), timeout=30) as page:
         assert "text/html" in page.headers["content-type"]
-        assert NAME not in page.read().decode(), "nothing of the server's without a key"
+        assert NAME not in page.read().decode(), "the page shows server data without a key"
 
 
 def test_a_greedy_chat_answer_is_the_models_own(client):
@@ -127,15 +127,15 @@ def test_a_greedy_chat_answer_is_the_models_own(client):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_special_tokens_that_a_message_spells_are_text_to_the_model(client, stream):
+def test_special_tokens_spelled_in_a_message_are_read_as_text(client, stream):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder_of("llama"))
 
     def prompt_ids(content):
         messages = [{"role": "user", "content": content}]
-        wish = {"model": NAME, "messages": messages, "max_tokens": 1, "extra_body": {"return_token_ids": True}}
-        answer = client.chat.completions.create(**wish, stream=stream)
+        arguments = {"model": NAME, "messages": messages, "max_tokens": 1, "extra_body": {"return_token_ids": True}}
+        answer = client.chat.completions.create(**arguments, stream=stream)
         return (next(iter(answer)) if stream else answer).prompt_token_ids
 
     spelt = prompt_ids("Say </s> and <s>, please.")
@@ -144,37 +144,37 @@ def test_special_tokens_that_a_message_spells_are_text_to_the_model(client, stre
     assert [i for i in spelt if i in specials] == [i for i in prompt_ids("Say it, please.") if i in specials]
 
 
-def test_a_model_without_replicas_comes_when_it_is_asked_and_streamed_pieces_make_the_answer(client):
+def test_a_model_scaled_to_zero_starts_on_request_and_its_streamed_pieces_make_the_answer(client):
     assert replica_pids(OTHER) == []
-    wish = {"model": OTHER, "messages": MESSAGES, "max_tokens": NUM_TOKENS, "temperature": 0}
-    whole = client.chat.completions.create(**wish).choices[0].message.content
-    chunks = list(client.chat.completions.create(**wish, stream=True, stream_options={"include_usage": True}))
+    arguments = {"model": OTHER, "messages": MESSAGES, "max_tokens": NUM_TOKENS, "temperature": 0}
+    whole = client.chat.completions.create(**arguments).choices[0].message.content
+    chunks = list(client.chat.completions.create(**arguments, stream=True, stream_options={"include_usage": True}))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == whole
     assert sum(bool(chunk.choices) for chunk in chunks) > 2
     assert chunks[-1].usage.completion_tokens > 1
     assert len(replica_pids(OTHER)) == 1
 
 
-def test_openais_settings_do_what_they_say(client):
-    wish = {"model": NAME, "messages": MESSAGES, "max_tokens": NUM_TOKENS}
-    many = client.chat.completions.create(**wish, n=3, temperature=1.0, seed=7)
-    again = client.chat.completions.create(**wish, n=3, temperature=1.0, seed=7)
+def test_openai_settings_take_effect(client):
+    arguments = {"model": NAME, "messages": MESSAGES, "max_tokens": NUM_TOKENS}
+    many = client.chat.completions.create(**arguments, n=3, temperature=1.0, seed=7)
+    again = client.chat.completions.create(**arguments, n=3, temperature=1.0, seed=7)
     assert len(many.choices) == 3
     assert [c.message.content for c in many.choices] == [c.message.content for c in again.choices]
-    likely = client.chat.completions.create(**wish, temperature=0, logprobs=True, top_logprobs=2)
+    likely = client.chat.completions.create(**arguments, temperature=0, logprobs=True, top_logprobs=2)
     first = likely.choices[0].logprobs.content[0]
     assert first.logprob == pytest.approx(first.top_logprobs[0].logprob)
     assert len(first.top_logprobs) == 2
     text = likely.choices[0].message.content
-    stopped = client.chat.completions.create(**wish, temperature=0, stop=[text[2:4]])
+    stopped = client.chat.completions.create(**arguments, temperature=0, stop=[text[2:4]])
     assert stopped.choices[0].message.content == text[: text.index(text[2:4])]
     formed = client.chat.completions.create(
-        **wish | {"max_tokens": 60}, temperature=0, response_format={"type": "json_object"}
+        **arguments | {"max_tokens": 60}, temperature=0, response_format={"type": "json_object"}
     )
     assert formed.choices[0].message.content.lstrip().startswith("{")
 
 
-def test_a_completion_has_its_shape_and_log_probabilities(client):
+def test_a_completion_has_its_format_and_log_probabilities(client):
     answer = client.completions.create(model=NAME, prompt="Sort the", max_tokens=5, temperature=0, logprobs=2)
     assert answer.object == "text_completion"
     assert len(answer.choices[0].logprobs.token_logprobs) == 5
@@ -184,9 +184,9 @@ def test_a_completion_has_its_shape_and_log_probabilities(client):
 def test_the_asynchronous_client_streams_too(url):
     async def streamed():
         client = openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0)
-        wish = {"model": NAME, "messages": MESSAGES, "max_tokens": NUM_TOKENS, "temperature": 0}
-        whole = await client.chat.completions.create(**wish)
-        pieces = [chunk async for chunk in await client.chat.completions.create(**wish, stream=True)]
+        arguments = {"model": NAME, "messages": MESSAGES, "max_tokens": NUM_TOKENS, "temperature": 0}
+        whole = await client.chat.completions.create(**arguments)
+        pieces = [chunk async for chunk in await client.chat.completions.create(**arguments, stream=True)]
         return whole.choices[0].message.content, "".join(piece.choices[0].delta.content or "" for piece in pieces)
 
     whole, pieces = asyncio.run(streamed())
@@ -200,55 +200,61 @@ def test_two_hundred_requests_in_a_row_all_succeed(client):
         assert answer.choices[0].text == first
 
 
-def test_what_is_refused_has_its_status_in_openais_format(url, client):
+def test_refused_requests_have_their_status_in_openais_format(url, client):
     small = openai.OpenAI(base_url=url, api_key=SMALL_KEY, max_retries=0)
     nobody = openai.OpenAI(base_url=url, api_key="sk-nobody", max_retries=0)
-    wish = {"model": NAME, "messages": MESSAGES, "max_tokens": 5}
+    arguments = {"model": NAME, "messages": MESSAGES, "max_tokens": 5}
     with pytest.raises(openai.AuthenticationError):
-        nobody.chat.completions.create(**wish)
+        nobody.chat.completions.create(**arguments)
     with pytest.raises(openai.NotFoundError, match="nobody"):
-        client.chat.completions.create(**wish | {"model": "nobody"})
+        client.chat.completions.create(**arguments | {"model": "nobody"})
     with pytest.raises(openai.UnprocessableEntityError, match="40 tokens"):
-        small.chat.completions.create(**wish | {"max_tokens": 40})
+        small.chat.completions.create(**arguments | {"max_tokens": 40})
     long = [{"role": "user", "content": "What is the capital of Morland? " * 9}]
     with pytest.raises(openai.UnprocessableEntityError, match="this key may send 40"):
-        small.chat.completions.create(**wish | {"messages": long})
+        small.chat.completions.create(**arguments | {"messages": long})
     with pytest.raises(openai.APIStatusError, match="larger than 2,000 bytes") as caught:
-        small.chat.completions.create(**wish | {"messages": [{"role": "user", "content": "a" * 3000}]})
+        small.chat.completions.create(**arguments | {"messages": [{"role": "user", "content": "a" * 3000}]})
     assert caught.value.status_code == 413
     with pytest.raises(openai.BadRequestError, match=r"context|length"):
-        client.chat.completions.create(**wish | {"messages": [{"role": "user", "content": "a b c " * 200}]})
+        client.chat.completions.create(**arguments | {"messages": [{"role": "user", "content": "a b c " * 200}]})
     with pytest.raises(openai.BadRequestError, match="max_tokens"):
-        client.chat.completions.create(**wish | {"max_tokens": -3})
+        client.chat.completions.create(**arguments | {"max_tokens": -3})
 
 
-def test_a_key_with_too_many_requests_is_told_to_wait_and_a_client_that_leaves_frees_its_place(url):
+def test_a_key_over_its_limit_gets_429_and_a_disconnecting_client_frees_its_slot(url):
     client = openai.OpenAI(base_url=url, api_key=SMALL_KEY, max_retries=0)
-    wish = {"model": NAME, "messages": MESSAGES, "max_tokens": 30, "temperature": 0, "extra_body": {"ignore_eos": True}}
-    held = [client.chat.completions.create(**wish, stream=True) for _ in range(2)]
+    arguments = {
+        "model": NAME,
+        "messages": MESSAGES,
+        "max_tokens": 30,
+        "temperature": 0,
+        "extra_body": {"ignore_eos": True},
+    }
+    held = [client.chat.completions.create(**arguments, stream=True) for _ in range(2)]
     started = time.monotonic()
-    refused = asked(url, [chat(NAME, QUESTIONS[0], 30) for _ in range(8)], 8, key=SMALL_KEY)
-    # Their answers are short: by now some of the two may have ended, but eight more never fit.
+    refused = send(url, [chat(NAME, QUESTIONS[0], 30) for _ in range(8)], 8, key=SMALL_KEY)
+    # The answers are short: one of the two may have ended by now, but eight more never fit.
     assert 429 in {answer.status for answer in refused}
     assert time.monotonic() - started < 30
     for stream in held:
         stream.close()
-    wait_until(lambda: _succeeds(client, wish), 30)
+    wait_until(lambda: _succeeds(client, arguments), 30)
 
 
-def _succeeds(client, wish):
+def _succeeds(client, arguments):
     try:
-        return client.chat.completions.create(**wish)
+        return client.chat.completions.create(**arguments)
     except openai.RateLimitError as error:
         return error.response.headers["retry-after"] != "1"
 
 
-def test_overload_is_refused_at_once_and_what_is_taken_is_answered(url):
+def test_overload_is_refused_at_once_and_accepted_requests_are_answered(url):
     bodies = [
         chat(OTHER, question, NUM_TOKENS, ignore_eos=True, stream=bool(n % 2)) for n, question in enumerate(QUESTIONS)
     ]
-    asked(url, bodies[:1], 1)  # it is there
-    answers = asked(url, bodies, len(bodies))
+    send(url, bodies[:1], 1)  # the model is loaded
+    answers = send(url, bodies, len(bodies))
     assert {answer.status for answer in answers} == {200, 429}
     refused = [answer for answer in answers if answer.status == 429]
     assert max(answer.seconds for answer in refused) < min(10, max(answer.seconds for answer in answers))
@@ -256,7 +262,7 @@ def test_overload_is_refused_at_once_and_what_is_taken_is_answered(url):
     assert [answer.error for answer in answers] == [None] * len(answers)
 
 
-def test_no_request_of_a_fuzzer_is_the_servers_fault(url, tmp_path):
+def test_no_fuzzed_request_causes_a_server_error(url, tmp_path):
     headers = ["--header", f"Authorization: Bearer {SMALL_KEY}"]
     wanted = ["--checks", "not_a_server_error", "--max-examples", "20", "--generation-deterministic", "--workers", "1"]
     document = url.replace("/v1", "/openapi.json")
@@ -265,7 +271,7 @@ def test_no_request_of_a_fuzzer_is_the_servers_fault(url, tmp_path):
     assert done.returncode == 0, done.stdout[-4000:]
 
 
-def test_keys_come_and_go_without_a_restart(url, keys, client):
+def test_keys_are_added_and_removed_without_a_restart(url, keys, client):
     before = keys.read_text()
     new = openai.OpenAI(base_url=url, api_key="sk-new-of-the-tests-012345", max_retries=0)
     keys.write_text(yaml.safe_dump(["sk-new-of-the-tests-012345"]))
@@ -278,7 +284,7 @@ def test_keys_come_and_go_without_a_restart(url, keys, client):
 
 def test_a_replica_killed_under_load_loses_no_answer(url):
     bodies = [chat(NAME, question, 16, ignore_eos=True) for question in QUESTIONS]
-    alone = [answer.text for answer in asked(url, bodies, 1)]
+    alone = [answer.text for answer in send(url, bodies, 1)]
     wait_until(lambda: len(replica_pids(NAME)) == 2)
     many = [body | {"stream": bool(number % 2)} for number, body in enumerate(bodies * 15)]
     killed = []
@@ -288,14 +294,14 @@ def test_a_replica_killed_under_load_loses_no_answer(url):
             killed.append(replica_pids(NAME)[0])
             os.kill(killed[0], signal.SIGKILL)
 
-    answers = asked(url, many, 24, on_done)
+    answers = send(url, many, 24, on_done)
     assert killed
     assert [(a.status, a.error) for a in answers] == [(200, None)] * len(many)
     assert [a.text for a in answers] == alone * 15
     wait_until(lambda: len(replica_pids(NAME)) == 2 and killed[0] not in replica_pids(NAME))
 
 
-def test_a_gateway_that_is_killed_listens_again(url, client):
+def test_a_killed_gateway_listens_again(url, client):
     (killed,) = gateway_pids(url)
     os.kill(killed, signal.SIGKILL)
     wait_until(lambda: gateway_pids(url) not in ([], [killed]))
@@ -310,8 +316,8 @@ def test_several_gateways_share_the_port(url, settings):
     deploy(ServeConfig.parse(settings | {"num_gateways": 2}, "the tests"), *address)
     assert len(gateway_pids(url)) == 2
     assert first in gateway_pids(url)
-    assert sorted(replica_pids(NAME)) == sorted(replicas), "what has not changed goes on"
-    answers = asked(url, [chat(NAME, question, 4) for question in QUESTIONS], len(QUESTIONS))
+    assert sorted(replica_pids(NAME)) == sorted(replicas), "unchanged replicas were replaced"
+    answers = send(url, [chat(NAME, question, 4) for question in QUESTIONS], len(QUESTIONS))
     assert [(a.status, a.error) for a in answers] == [(200, None)] * len(QUESTIONS)
     deploy(ServeConfig.parse(settings, "the tests"), *address)
     wait_until(lambda: len(gateway_pids(url)) == 1)
@@ -321,17 +327,17 @@ def test_a_new_version_is_rolled_out_without_a_failed_request(url, settings):
     from ray_jobs.serving.app import deploy
 
     bodies = [chat(NAME, question, 8) for question in QUESTIONS]
-    before = asked(url, bodies, 1)
+    before = send(url, bodies, 1)
     newer = ServeConfig.parse(settings | {"models": [model(NAME, "neox", num_replicas=2)]}, "the tests")
     rollout = threading.Thread(target=deploy, args=(newer, "127.0.0.1", port_of(url)))
     rollout.start()
     answers = []
     while rollout.is_alive():
-        answers += asked(url, bodies[:4], 1)
+        answers += send(url, bodies[:4], 1)
         time.sleep(0.2)
-    after = asked(url, bodies, 1)
+    after = send(url, bodies, 1)
     assert [(a.status, a.error) for a in answers + after] == [(200, None)] * len(answers + after)
-    assert len(answers) > len(bodies), "there was load while it was rolled out"
+    assert len(answers) > len(bodies), "there was no load during the rollout"
     assert all(a.text != b.text for a, b in zip(before, after, strict=True))
 
 
@@ -341,13 +347,13 @@ def metrics(url):
         return answer.read().decode()
 
 
-def test_metrics_count_requests_by_model_and_name_of_the_key(url):
+def test_metrics_count_requests_by_model_and_key_name(url):
     text = metrics(url)
     assert f'profuser_requests_total{{key="tests",model="{NAME}",path="/v1/chat/completions",status="200"}}' in text
     assert KEY not in text
 
 
-def test_mistakes_are_said_in_a_line(url, settings, tmp_path):
+def test_user_errors_are_one_line(url, settings, tmp_path):
     from ray_jobs.serving.app import check_serving, start_server
 
     config = ServeConfig.parse(settings, "the tests")
@@ -359,22 +365,20 @@ def test_mistakes_are_said_in_a_line(url, settings, tmp_path):
         )
     with pytest.raises(UserError, match="no API key: set PROFUSER_API_KEYS"):
         check_serving(ServeConfig.parse(settings | {"keys_file": None}, ""), "127.0.0.1")
-    with pytest.raises(
-        UserError, match=r"--insecure answers without a key, so it listens on 127.0.0.1 only, not on 0\.0"
-    ):
+    with pytest.raises(UserError, match=r"--insecure requires no key, so it listens on 127.0.0.1 only, not on 0\.0"):
         check_serving(ServeConfig.parse(settings | {"insecure": True}, ""), "0.0.0.0")
 
 
-def test_a_server_that_stops_finishes_the_answers_at_work_and_takes_no_more(url):
+def test_a_stopping_server_finishes_running_answers_and_accepts_no_more(url):
     from ray_jobs.serving.app import stop_server
 
     bodies = [
         chat(NAME, question, 100, ignore_eos=True, stream=bool(n % 2)) for n, question in enumerate(QUESTIONS[:8])
     ]
     answers = []
-    load = threading.Thread(target=lambda: answers.extend(asked(url, bodies, len(bodies))))
+    load = threading.Thread(target=lambda: answers.extend(send(url, bodies, len(bodies))))
     load.start()
-    # Tiny models answer within a second: a slower look misses the moment.
+    # Tiny models answer within a second: slower polling would miss it.
     wait_until(lambda: f'profuser_requests_in_flight{{key="tests"}} {len(bodies)}.0' in metrics(url), every=0.01)
     stop_server()
     load.join()

@@ -1,4 +1,4 @@
-"""`serve deploy` with the file that `profuser serve --write-config` writes, on a cluster that was started by hand."""
+"""`serve deploy` with the file that `profuser serve --write-config` writes, on a manually started cluster."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ KEY, NAME = "sk-of-the-deployment-0123456789", "lab"
 
 @pytest.fixture
 def cluster():
-    """Environment of a Ray cluster of one node, with its dashboard's address and an API key of the server's."""
+    """Yields the environment of a one-node Ray cluster, with its dashboard's address and an API key of the server."""
     gcs, board, client, agent = free_ports(4)
     variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex, "PROFUSER_API_KEYS": KEY}
     variables |= {"RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{board}", "VLLM_CPU_KVCACHE_SPACE": "1"}
@@ -55,7 +55,7 @@ def _wait_for(url, headers, seconds=240):
         time.sleep(0.5)
 
 
-def test_a_written_file_is_deployed_changed_in_place_and_taken_away(cluster, tmp_path):
+def test_a_written_file_is_deployed_changed_in_place_and_shut_down(cluster, tmp_path):
     def run(program, *arguments):
         command = [str(BIN / program), *map(str, arguments)]
         done = subprocess.run(command, env=cluster, capture_output=True, text=True, timeout=300, cwd=tmp_path)
@@ -70,8 +70,8 @@ def test_a_written_file_is_deployed_changed_in_place_and_taken_away(cluster, tmp
     run("serve", "deploy", file)
     _wait_for(f"http://127.0.0.1:{port}/v1/models", {"Authorization": f"Bearer {KEY}"})
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=KEY)
-    wish = {"model": NAME, "messages": [{"role": "user", "content": "What is 2 plus 3?"}], "max_tokens": 8}
-    assert client.chat.completions.create(**wish).usage.completion_tokens > 0
+    request = {"model": NAME, "messages": [{"role": "user", "content": "What is 2 plus 3?"}], "max_tokens": 8}
+    assert client.chat.completions.create(**request).usage.completion_tokens > 0
     assert len(_engine_workers()) == 2, _engine_workers()
     status = yaml.safe_load(run("serve", "status"))
     assert {application["status"] for application in status["applications"].values()} == {"RUNNING"}
@@ -80,23 +80,23 @@ def test_a_written_file_is_deployed_changed_in_place_and_taken_away(cluster, tmp
     file.write_text(yaml.safe_dump(config))
     run("serve", "deploy", file)
     end = time.monotonic() + 120
-    while _is_answered(client, wish):
+    while _is_answered(client, request):
         assert time.monotonic() < end
         time.sleep(0.5)
-    assert client.chat.completions.create(**wish | {"max_tokens": 4})
+    assert client.chat.completions.create(**request | {"max_tokens": 4})
     run("serve", "shutdown", "--yes")
 
 
 def _engine_workers():
-    """Commands of the processes below the engine's own, which lies below its replica. (vLLM cannot always set their titles.)"""
+    """Returns the commands of the processes below the replica's engine process. (vLLM cannot always set their titles.)"""
     (replica,) = replica_pids(NAME)
     below = [each for engine in psutil.Process(replica).children() for each in engine.children()]
     commands = [" ".join(process.cmdline()) for process in below]
     return [command for command in commands if "resource_tracker" not in command]
 
 
-def _is_answered(client, wish):
+def _is_answered(client, request):
     try:
-        return client.chat.completions.create(**wish)
+        return client.chat.completions.create(**request)
     except openai.UnprocessableEntityError:
         return None

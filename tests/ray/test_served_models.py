@@ -1,4 +1,4 @@
-"""What the command line serves: fused models of finished runs, what stands beside them, and the file for `serve deploy`."""
+"""Models that the command line serves: fused models of finished runs, others beside them, and the file for `serve deploy`."""
 
 import json
 
@@ -20,7 +20,7 @@ NO_REPLICAS: dict = {}
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory):
-    """Two runs with a fused model, and one without."""
+    """Returns a storage of two runs with a fused model and one without."""
     folder = tmp_path_factory.mktemp("runs")
     for name in ("first", "second", "unfinished"):
         run = FusionRun(load_recipe("demo", [f"storage={folder}", f"name={name}"], RECIPES))
@@ -35,7 +35,7 @@ def config(storage, runs, beside=(), models=(), name=None, **settings):
     return serve_config(runs, storage, beside, models, name, NO_REPLICAS, {"insecure": True, **settings})
 
 
-def test_fused_models_come_first_and_their_target_and_sources_beside_them(storage):
+def test_fused_models_come_first_then_target_and_sources(storage):
     found = config(storage, ["first", "second"], ["all"])
     assert [model.name for model in found.models] == ["first", "second", "target", "mpt", "neox"]
     assert found.models[0].model == f"{storage}/first/fuse/model"
@@ -44,7 +44,7 @@ def test_fused_models_come_first_and_their_target_and_sources_beside_them(storag
     assert [model.name for model in config(storage, ["first"], ["neox"], name="mine").models] == ["mine", "neox"]
 
 
-def test_a_file_for_serve_deploy_says_the_same(storage):
+def test_a_file_for_serve_deploy_describes_the_same_models(storage):
     given = config(storage, ["first"], ["mpt"], [f"org/m={storage}/second/fuse/model"], keys_file="/keys.yaml")
     tree = yaml.safe_load(serve_file(given, "0.0.0.0", 8001))
     *models, gateway = ServeDeploySchema.model_validate(tree).applications
@@ -56,7 +56,7 @@ def test_a_file_for_serve_deploy_says_the_same(storage):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ({"runs": ["nobody"]}, "run 'nobody' not found; there are: first, second, unfinished"),
         ({"runs": ["unfinished"]}, "run 'unfinished' has no fused model yet"),
@@ -70,8 +70,8 @@ def test_a_file_for_serve_deploy_says_the_same(storage):
         ({"runs": []}, "name a run, or a model with --model"),
     ],
 )
-def test_mistakes_are_said_in_a_line(storage, arguments, says):
+def test_user_errors_are_one_line(storage, arguments, message):
     with pytest.raises(UserError) as caught:
         config(storage, **arguments)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Time and device time of a stage whose actor is killed, whose driver gives up, and which is run again: all of it is counted."""
+"""Time and device time of a stage whose actor is killed, whose driver fails, and which is rerun: all attempts count."""
 
 import time
 from functools import partial
@@ -25,15 +25,15 @@ NUM_SHARDS, LOAD_SECONDS, SHARD_SECONDS, NUM_CPUS = 6, 1.0, 0.5, 2.0
 
 
 class TimedWorker:
-    """Takes so long to load and so long for each shard; gives up before one of them, once."""
+    """Worker with fixed times to load and per shard; fails once, before shard 4."""
 
-    def __init__(self, output, gave_up):
-        self.output, self.gave_up = output, Path(gave_up)
+    def __init__(self, output, failed_once):
+        self.output, self.failed_once = output, Path(failed_once)
         time.sleep(LOAD_SECONDS)
 
     def process(self, shard):
-        if shard == 4 and not self.gave_up.exists():
-            self.gave_up.touch()
+        if shard == 4 and not self.failed_once.exists():
+            self.failed_once.touch()
             raise EngineError("enough")
         time.sleep(SHARD_SECONDS)
         self.output.write_shard(shard, ROWS, {"rows": 1})
@@ -42,12 +42,12 @@ class TimedWorker:
 
 @pytest.fixture
 def stage(tmp_path):
-    """Arguments of `run_shards`."""
+    """Returns the arguments of `run_shards`."""
     source, output = (Artifact(Folder.at(tmp_path / name), name, QUARANTINE) for name in ("x", "collect/a"))
     for shard in range(NUM_SHARDS):
         source.write_shard(shard, ROWS, {"rows": 1})
     source.finish([{"rows": NUM_SHARDS}], 0.0)
-    worker = partial(TimedWorker, output=output, gave_up=str(tmp_path / "gave_up"))
+    worker = partial(TimedWorker, output=output, failed_once=str(tmp_path / "failed_once"))
     return output, source, worker, PoolConfig(num_cpus=NUM_CPUS), 0.0
 
 
@@ -64,16 +64,16 @@ def test_all_attempts_count(stage):
         counts, seconds = run_shards(*stage)
         manifest = finish(output, counts, seconds)
     assert seconds < manifest.seconds < first_seconds + seconds
-    # The actor that was killed, the one that came after it, and that of the second attempt.
+    # The killed actor, its replacement, and the actor of the second attempt.
     busy = 3 * LOAD_SECONDS + NUM_SHARDS * SHARD_SECONDS
     assert NUM_CPUS * busy <= manifest.device_seconds < NUM_CPUS * (first_seconds + seconds)
     assert manifest.seconds - seconds > 2 * LOAD_SECONDS + 4 * SHARD_SECONDS
     assert sorted(output.folder.names()) == ["manifest.json", *(f"shard-{n:05d}.parquet" for n in range(NUM_SHARDS))]
 
 
-def test_who_waits_for_a_place_says_so(stage, tmp_path, monkeypatch, capsys):
+def test_a_stage_waiting_for_resources_reports_it(stage, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(stalls, "FIRST_SECONDS", 1.0)
-    (tmp_path / "gave_up").touch()
+    (tmp_path / "failed_once").touch()
 
     @ray.remote
     def hold(seconds):
@@ -86,5 +86,5 @@ def test_who_waits_for_a_place_says_so(stage, tmp_path, monkeypatch, capsys):
             time.sleep(0.1)
         run_shards(*stage)
         ray.get(held)
-    said = capsys.readouterr().out
-    assert f"no actors have got their place yet: each wants 2 CPU; free in the cluster: 0 of {have} CPU" in said
+    output = capsys.readouterr().out
+    assert f"no actors scheduled yet: each needs 2 CPU; free in the cluster: 0 of {have} CPU" in output

@@ -1,4 +1,4 @@
-"""A real Prometheus watches a small run on a Ray cluster: the dashboard has something to draw, and counts are the manifests'."""
+"""A real Prometheus monitors a small run on a Ray cluster: every dashboard query has data, and counts equal the manifests'."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tests.ray.test_run import BIN, BROKEN
 PROMETHEUS = shutil.which("prometheus")
 pytestmark = [
     *(pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900)),
-    pytest.mark.skipif(PROMETHEUS is None, reason="prometheus is not here (Debian: apt-get install prometheus)"),
+    pytest.mark.skipif(PROMETHEUS is None, reason="prometheus is not installed (Debian: apt-get install prometheus)"),
 ]
 NUM_STEPS, NUM_BROKEN, NUM_HELDOUT = 12, 2, 4
 FUSE = {
@@ -36,7 +36,7 @@ FUSE = {
 
 
 class Prometheus:
-    """A server that scrapes what Ray's discovery file names, every second; the rules are the shipped ones."""
+    """A server that scrapes the targets of Ray's discovery file every second, with the shipped rules."""
 
     def __init__(self, folder, discovery):
         port = free_port()
@@ -56,11 +56,11 @@ class Prometheus:
             return json.load(answer)["data"]
 
     def over(self, query, begin, end):
-        """What the query gave at any time in between, as a panel would draw it."""
+        """Returns the query's series between two times, as a panel would draw them."""
         return self.get("query_range", query=query, start=begin, end=end, step=1)["result"]
 
     def at(self, query, *labels):
-        """What the query gives now, by these labels."""
+        """Returns the query's current values, by these labels."""
         found = self.get("query", query=query)["result"]
         return {tuple(each["metric"].get(name, "") for name in labels): float(each["value"][1]) for each in found}
 
@@ -77,8 +77,8 @@ def environment():
 
 @pytest.fixture(scope="module")
 def cluster(environment):
-    """A Ray cluster of one node: its address, and the file in which it names what is to be scraped."""
-    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # a short path: sockets lie below it
+    """Yields the address of a one-node Ray cluster and its file of scrape targets."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # a short path, because sockets are created below it
     gcs, *ports = free_ports(5)
     names = ("dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port")
     options = [f"--{name}={port}" for name, port in zip(names, ports, strict=True)]
@@ -95,7 +95,7 @@ def cluster(environment):
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory, cluster, environment):
-    """A run up to the fused model, in a driver of its own, and the Prometheus that has watched it from when to when."""
+    """Yields a run up to the fused model, in a separate driver, its Prometheus, and the start and end of monitoring."""
     folder = tmp_path_factory.mktemp("watched")
     stages.write_corpus(folder / "corpus.jsonl", 100)
     with (folder / "corpus.jsonl").open("a") as corpus:
@@ -113,12 +113,12 @@ def watched(tmp_path_factory, cluster, environment):
 
 
 @pytest.mark.parametrize("query", queries("Fusion", "Engines", "Training"))
-def test_the_dashboard_has_something_to_draw(watched, query):
+def test_every_dashboard_query_has_data(watched, query):
     _, prometheus, begin, end = watched
     assert prometheus.over(query, begin, end), query
 
 
-def test_prometheus_counts_what_the_manifests_count(watched):
+def test_prometheus_counts_equal_the_manifests(watched):
     run, prometheus, *_ = watched
     rows = prometheus.at("sum by (stage, part) (ray_profuser_rows_done_total)", "stage", "part")
     tokens = prometheus.at("sum by (part) (ray_profuser_tokens_read_total)", "part")
@@ -137,7 +137,7 @@ def test_prometheus_counts_what_the_manifests_count(watched):
     assert not [key for key in ended if key[1] == "failed"]
 
 
-def test_prometheus_follows_the_training(watched):
+def test_prometheus_reports_training(watched):
     run, prometheus, begin, end = watched
     (fuse,) = run.artifacts("fuse")
     history = [json.loads(line) for line in fuse.folder.read_bytes("metrics.jsonl").decode().splitlines()]
@@ -149,7 +149,7 @@ def test_prometheus_follows_the_training(watched):
     assert prometheus.at("sum(ray_profuser_tokens_trained_total)") == {(): fuse.manifest().counts["tokens"]}
 
 
-def test_a_finished_run_sets_no_alert_off(watched):
+def test_a_finished_run_fires_no_alert(watched):
     _, prometheus, *_ = watched
     rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
     assert {rule["health"] for rule in rules} == {"ok"}
@@ -157,7 +157,7 @@ def test_a_finished_run_sets_no_alert_off(watched):
     assert firing == []
 
 
-def test_a_run_that_fails_sets_its_alert_off(watched, cluster, environment, tmp_path):
+def test_a_failed_run_fires_its_alert(watched, cluster, environment, tmp_path):
     _, prometheus, *_ = watched
     (tmp_path / "corpus.jsonl").write_text("\n".join(BROKEN) + "\n")
     run = stages.make_run(tmp_path / "runs", tmp_path / "corpus.jsonl", name="broken")
@@ -167,7 +167,7 @@ def test_a_run_that_fails_sets_its_alert_off(watched, cluster, environment, tmp_
 
 
 def drive(run, folder, cluster, environment):
-    """Runs up to the fused model in a driver of its own."""
+    """Runs up to the fused model in a separate driver."""
     (folder / "recipe.yaml").write_text(yaml.safe_dump(run.recipe.model_dump(mode="json")))
     command = [str(BIN / "profuser"), "run", str(folder / "recipe.yaml"), "--until", "fuse"]
     at = environment | {"RAY_ADDRESS": cluster[0]}
@@ -177,5 +177,5 @@ def drive(run, folder, cluster, environment):
 def wait_for(condition, seconds):
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it never came"
+        assert time.monotonic() < deadline, "the condition never held"
         time.sleep(0.2)

@@ -55,7 +55,7 @@ def test_a_runs_own_artifacts_take_precedence_and_other_settings_are_not_reused(
 def test_redoing_another_runs_artifact_is_refused_and_deletes_nothing(make):
     base, arm = make("base"), make("arm", reuse=["base"])
     base.collect(base.recipe.sources[0]).finish([{"rows": 1}], 1.0)
-    with pytest.raises(UserError, match="is another run's"):
+    with pytest.raises(UserError, match="belongs to another run"):
         delete_stages(arm, ["collect"])
     assert base.collect(base.recipe.sources[0]).is_complete()
 

@@ -1,4 +1,4 @@
-"""Jobs in threads: never more than there is room for, begun in order, the next while one drains."""
+"""Jobs in threads: never more than the limit, started in order, the next one while one drains."""
 
 import threading
 import time
@@ -32,7 +32,7 @@ class Log:
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 5])
-def test_never_more_than_there_is_room_for(at_once):
+def test_no_more_jobs_than_the_limit_run_concurrently(at_once):
     log = Log()
     run_concurrently([log.job(n) for n in range(5)], at_once)
     assert log.most == at_once
@@ -40,14 +40,14 @@ def test_never_more_than_there_is_room_for(at_once):
     assert log.running == 0
 
 
-def test_the_next_begins_while_one_drains():
+def test_the_next_job_starts_while_one_drains():
     log = Log()
     run_concurrently([log.job(n, drains=True) for n in range(3)], 1)
     assert log.most >= 2
     assert log.begun == [0, 1, 2]
 
 
-def test_the_first_failure_is_raised_and_nothing_more_begins():
+def test_the_first_failure_is_raised_and_no_further_job_starts():
     log = Log()
     with pytest.raises(ValueError, match="first"):
         run_concurrently([log.job("first", fails=True), *(log.job(n) for n in range(3))], 1)
@@ -55,7 +55,7 @@ def test_the_first_failure_is_raised_and_nothing_more_begins():
     assert len(log.begun) <= 2
 
 
-def test_a_failure_interrupts_what_still_runs():
+def test_a_failure_interrupts_running_jobs():
     ended = threading.Event()
 
     def endless(_):

@@ -228,7 +228,10 @@ def local_model(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("target", "expected"),
-    [(None, "The peak is"), ("nobody/nothing-7b", "memory per device is planned once nobody/nothing-7b is here")],
+    [
+        (None, "The peak is"),
+        ("nobody/nothing-7b", "memory per device can be planned once nobody/nothing-7b has been downloaded"),
+    ],
 )
 def test_the_command_prints_the_plan_if_the_target_is_available(target, expected, local_model, tmp_path, capsys):
     from profuser.recipe.loading import load_recipe

@@ -1,1 +1,1 @@
-"""What the training path and the Transformers engine reach on one GPU, on a machine without Ray, vLLM, MLflow or a network."""
+"""Benchmarks the training path and the Transformers engine on one GPU, on a machine without Ray, vLLM, MLflow or a network."""

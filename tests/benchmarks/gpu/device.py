@@ -1,4 +1,4 @@
-"""The device that is measured: its clock and its memory, and the sizes of what runs on it."""
+"""The measured device: its clock, its memory, and the sizes of the work."""
 
 import gc
 import subprocess
@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 LEFT_OUT: list[str] = []
-"""Ways that this device or this environment cannot run, with the reason."""
+"""Variants that this device or environment cannot run, with the reason."""
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 DTYPE = torch.bfloat16 if GPU else torch.float32
@@ -27,9 +27,9 @@ class Sizes:
     vocab_sizes: tuple[int, ...]
     chunk_tokens: int
     pack_tokens: int
-    """Longest sequence of packed examples, and of a micro-batch."""
+    """Longest sequence of packed examples, and tokens of a micro-batch."""
     targets: Mapping[str, Mapping[str, int]]
-    """Llama configs, by the name that the table gives them."""
+    """Llama configs, by their name in the table."""
     attention: Mapping[str, int]
     engine: Mapping[str, int]
     source: Mapping[str, int]
@@ -84,20 +84,20 @@ TINY = Sizes(
 
 
 def llama(shape: Mapping[str, Any]) -> Any:
-    """A Llama config of a shape."""
+    """Returns a Llama config of a shape."""
     from transformers import LlamaConfig
 
     return LlamaConfig(max_position_embeddings=8192, bos_token_id=1, eos_token_id=2, **shape)
 
 
 def sync() -> None:
-    """Waits until the device has done all that it was given."""
+    """Waits until the device is idle."""
     if GPU:
         torch.cuda.synchronize()
 
 
 def free() -> None:
-    """Frees what nothing refers to any longer."""
+    """Frees unreferenced memory."""
     gc.collect()
     if GPU:
         torch.cuda.empty_cache()
@@ -105,7 +105,7 @@ def free() -> None:
 
 
 def peak_bytes(way: Callable[[], object]) -> int:
-    """Returns how far memory rises while something runs: of the device, or of the process on a CPU."""
+    """Returns the peak growth of memory during a call: of the device, or of the process on a CPU."""
     if not GPU:
         from tests.benchmarks.measure import peak_bytes as of_process
 
@@ -118,7 +118,7 @@ def peak_bytes(way: Callable[[], object]) -> int:
 
 
 def seconds_of(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each way, by turns. One that cannot run here goes to `LEFT_OUT`."""
+    """Returns the median seconds of each way, run in turns. A way that cannot run here is added to `LEFT_OUT`."""
     from tests.benchmarks.measure import by_turns
 
     def whole(way: Callable[[], object]) -> Callable[[], object]:
@@ -137,14 +137,14 @@ def seconds_of(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
 
 
 def reason(error: BaseException) -> str:
-    """An exception in one line."""
+    """Returns an exception in one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """A group of this process alone, as each worker of the stage has one: parameters are sharded over it."""
+    """Creates a process group of only this process, for sharding, as in a worker of the stage."""
     dist.init_process_group("cpu:gloo,cuda:nccl" if GPU else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         yield
@@ -153,7 +153,7 @@ def process_group() -> Iterator[None]:
 
 
 def driver() -> str | None:
-    """Version of the GPU's driver."""
+    """Returns the version of the GPU's driver."""
     try:
         done = subprocess.run(
             ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],

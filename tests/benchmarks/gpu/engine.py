@@ -1,4 +1,4 @@
-"""The Transformers engine against bare calls of the same model, and transport beside a source that a GPU reads quickly."""
+"""The Transformers engine against bare calls of the same model, and transport against the speed of a source on a GPU."""
 
 import tempfile
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ K, ROWS, PROMPT, RESPONSE = 10, 16, 64, 192
 
 
 def saved(shape: Any, folder: str) -> str:
-    """A random Llama in a folder, with a laboratory tokenizer (fewer tokens than logits)."""
+    """Saves a random Llama in a folder, with a laboratory tokenizer (fewer tokens than logits)."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(0)
     with torch.device(DEVICE):
         model = AutoModelForCausalLM.from_config(llama(shape), dtype=DTYPE)
-    # No token ends a turn: all answers are of one length.
+    # No token ends a turn, so all answers have the same length.
     model.generation_config.eos_token_id = None
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(assets_path() / "sources" / "llama").save_pretrained(folder)
@@ -33,7 +33,7 @@ def saved(shape: Any, folder: str) -> str:
 
 
 def engine(sizes: Sizes) -> Iterator[Row]:
-    """Teacher forcing and generation with the top-10, in one batch."""
+    """Measures teacher forcing and generation with the top-10, in one batch."""
     rng = np.random.default_rng(0)
     num_new = RESPONSE if GPU else 8
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +80,7 @@ def engine(sizes: Sizes) -> Iterator[Row]:
 
 
 def transport(sizes: Sizes) -> Iterator[Row]:
-    """Transport on one core against the rate at which a 7B source reads: it must never be what is waited for."""
+    """Measures transport on one core against the reading rate of a 7B source: it must never be the bottleneck."""
     from transformers import AutoModelForCausalLM
 
     with torch.device(DEVICE):
@@ -100,7 +100,7 @@ def transport(sizes: Sizes) -> Iterator[Row]:
 
 
 def _transport_rate() -> tuple[str, float]:
-    """Tokens per second of transport between released tokenizers where they are here, else between laboratory ones."""
+    """Returns tokens per second of transport between released tokenizers if available, else between laboratory ones."""
     from profuser.alignment.token_bytes import TokenBytes
     from profuser.alignment.transport import transport_rows
     from profuser.alignment.vocab_projection import VocabProjection
@@ -118,7 +118,7 @@ def _transport_rate() -> tuple[str, float]:
         name = "laboratory tokenizers"
     source, target = (Side(each, TokenBytes.from_tokenizer(each, len(each))) for each in pair)
     texts = responses()[: 4000 if GPU else 100]
-    said, goals, raw = signals(source.encode(texts)), target.encode(texts), [text.encode() for text in texts]
+    given, goals, raw = signals(source.encode(texts)), target.encode(texts), [text.encode() for text in texts]
     projection = VocabProjection.build(source.tokens, target.tokens)
-    seconds = by_turns({"ours": lambda: transport_rows(said, goals, raw, projection)}, rounds=3)
+    seconds = by_turns({"ours": lambda: transport_rows(given, goals, raw, projection)}, rounds=3)
     return name, len(goals.values) / seconds["ours"]

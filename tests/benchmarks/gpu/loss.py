@@ -14,7 +14,7 @@ K, BETA = 10, 0.11
 
 
 def inputs(sizes: Sizes, vocab_size: int) -> dict[str, torch.Tensor]:
-    """Hidden states, output weight, targets and a teacher's top-k, drawn at random."""
+    """Draws random hidden states, output weight, targets and a teacher's top-k."""
     torch.manual_seed(0)
     num, width = sizes.loss_tokens, sizes.hidden_size
     hidden = torch.randn(num, width, device=DEVICE, dtype=DTYPE).requires_grad_()
@@ -26,7 +26,7 @@ def inputs(sizes: Sizes, vocab_size: int) -> dict[str, torch.Tensor]:
 
 
 def run(sizes: Sizes, vocab_size: int) -> Iterator[Row]:
-    """Rows for one vocabulary."""
+    """Yields the rows for one vocabulary."""
     made = inputs(sizes, vocab_size)
     hidden, weight, targets = made["hidden"], made["weight"], made["targets"]
     num = len(hidden)
@@ -93,7 +93,7 @@ def run(sizes: Sizes, vocab_size: int) -> Iterator[Row]:
 
 
 def _kernels_agree(made: dict[str, torch.Tensor], sizes: Sizes) -> Row:
-    """The kernels' gradient against that of PyTorch's functions in the same type, over one chunk of tokens."""
+    """Compares the kernels' gradient with that of PyTorch's functions in the same type, over one chunk of tokens."""
     part = {name: each.detach()[: sizes.chunk_tokens] for name, each in made.items() if name != "weight"}
     weight = made["weight"].detach()
     share = torch.full((len(part["hidden"]),), 1.0, device=DEVICE)

@@ -1,4 +1,4 @@
-"""The benchmark of one GPU: every group is guarded, and what is measured is written at once."""
+"""Runs the benchmark of one GPU: a failing group stops no other, and every row is written at once."""
 
 import json
 import platform
@@ -23,7 +23,7 @@ OUTPUT = Path("benchmarks-gpu.json")
 
 
 def groups(sizes: Sizes, profiles: dict[str, Any]) -> Mapping[str, Callable[[], Iterator[Row]]]:
-    """What is measured, the most wanted first: a run that is cut keeps what it has."""
+    """Returns the groups, the most important first: an interrupted run keeps its finished rows."""
     found: dict[str, Callable[[], Iterator[Row]]] = {}
     for vocab_size in sizes.vocab_sizes:
         found[f"loss, vocabulary {vocab_size:,}"] = partial(loss.run, sizes, vocab_size)
@@ -36,15 +36,15 @@ def groups(sizes: Sizes, profiles: dict[str, Any]) -> Mapping[str, Callable[[], 
 
 
 def run(show: Callable[[str, list[Row]], None], tiny: bool = False, output: Path = OUTPUT) -> list[str]:
-    """Runs every group, and shows its rows; the file is written with each row.
+    """Runs every group and shows its rows; writes the file after each row.
 
     Args:
-        show: a group's name and rows.
-        tiny: sizes at which all of it runs on a CPU in a minute; its figures say nothing.
+        show: receives a group's name and rows.
+        tiny: use sizes at which everything runs on a CPU in a minute; the figures are meaningless.
         output: the JSON file.
 
     Returns:
-        What could not run, or not to its end, with the reason.
+        Groups that could not run or finish, with the reason.
     """
     sizes = TINY if tiny else FULL
     if not (GPU or tiny):
@@ -58,7 +58,7 @@ def run(show: Callable[[str, list[Row]], None], tiny: bool = False, output: Path
                 rows.append(row)
                 facts["rows"].append(asdict(row) | {"ratio": row.ratio, "group": name})
                 _write(facts, output)
-        # A group that cannot run here must not take the others with it.
+        # A group that cannot run here must not stop the others.
         except Exception as error:
             facts["failed"][name] = reason(error)
             traceback.print_exc(file=sys.stderr)
@@ -71,14 +71,14 @@ def run(show: Callable[[str, list[Row]], None], tiny: bool = False, output: Path
 
 
 def _write(facts: dict[str, Any], output: Path) -> None:
-    """Writes all that there is, whole: a run may be cut at any moment."""
+    """Writes all results atomically: a run may be interrupted at any moment."""
     new = output.with_name(f"{output.name}.new")
     new.write_text(json.dumps(facts, indent=2) + "\n")
     new.replace(output)
 
 
 def machine() -> dict[str, Any]:
-    """Where and of what the figures are."""
+    """Returns the machine and the versions of the measured software."""
     device = torch.cuda.get_device_name(0) if GPU else f"{platform.machine()}, {torch.get_num_threads()} threads"
     return {"commit": commit(), "device": device, "driver": driver(), "python": platform.python_version()} | {
         name: _version(name) for name in ("torch", "triton", "transformers", "liger-kernel")
@@ -86,7 +86,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Commit of the checkout, or of the one in which the wheels were gathered."""
+    """Returns the commit of the checkout, or of the one in which the wheels were gathered."""
     found = git_commit()
     with suppress(OSError):
         found = found or (FOLDER / COMMIT).read_text().strip()

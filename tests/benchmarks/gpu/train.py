@@ -25,13 +25,13 @@ from tests.benchmarks.measure import Row
 UPDATE_PACKS, STEPS = 4, 2
 """Micro-batches of an update, and updates that are timed together."""
 MOST_MEMORY = 0.92
-"""Share of the device's memory that a plan may fill, for what it does not count."""
+"""Share of the device's memory that a plan may fill; the rest is for what it does not count."""
 PRODUCTS = ("gemm", "nvjet", "cutlass", "xmma", "cublas", "matmul", "mm_", "::mm", "addmm", "bmm", "linear")
 ATTENTION = ("flash", "fmha", "attention", "attn")
 
 
 def fuse_config(pack_tokens: int, num_packs: int, checkpointing: str = "none", **settings: Any) -> FuseConfig:
-    """Both modes with equal weights, over full packs."""
+    """Returns a config of both modes with equal weights, over full packs."""
     sizes = {"max_tokens": pack_tokens, "micro_batch_tokens": pack_tokens, "batch_tokens": num_packs * pack_tokens}
     memory = {"activation_checkpointing": checkpointing}
     return FuseConfig.model_validate(
@@ -42,7 +42,7 @@ def fuse_config(pack_tokens: int, num_packs: int, checkpointing: str = "none", *
 
 
 def random_target(model_config: Any, config: FuseConfig) -> FusionModule:
-    """A target as a worker of the stage has it, sharded, with random weights."""
+    """Returns a sharded target with random weights, as in a worker of the stage."""
     module = FusionModule(hollow(model_config, config), config, DEVICE, compute_dtype(config, DEVICE))
     shard(module, config, DEVICE)
     allocate(module)
@@ -54,7 +54,7 @@ def random_target(model_config: Any, config: FuseConfig) -> FusionModule:
 
 
 def lightest(model_config: Any, pack_tokens: int) -> tuple[str, float]:
-    """The first activation checkpointing whose planned memory fits the device, and the planned bytes."""
+    """Returns the first activation checkpointing whose planned memory fits the device, and the planned bytes."""
     available = torch.cuda.get_device_properties(0).total_memory if GPU else math.inf
     planned = math.inf
     for name in ("none", "selective", "full"):
@@ -68,7 +68,7 @@ def lightest(model_config: Any, pack_tokens: int) -> tuple[str, float]:
 
 
 def update(sizes: Sizes, name: str, profiles: dict[str, Any]) -> Iterator[Row]:
-    """Rows of one target; the kernels that take the most time go into `profiles`."""
+    """Yields the rows of one target; adds the kernels that take the most time to `profiles`."""
     model_config = llama(sizes.targets[name])
     checkpointing, planned = lightest(model_config, sizes.pack_tokens)
     config = fuse_config(sizes.pack_tokens, UPDATE_PACKS, checkpointing)
@@ -120,7 +120,7 @@ def _steps(trainer: Trainer, made: Updates) -> None:
 
 
 def _sft(trainer: Trainer, made: Updates) -> None:
-    """The same loop, in which the teacher counts for nothing."""
+    """Runs the same loop without the teacher's loss (beta 0)."""
     beta, trainer.module.beta = trainer.module.beta, 0.0
     try:
         _steps(trainer, made)
@@ -129,7 +129,7 @@ def _sft(trainer: Trainer, made: Updates) -> None:
 
 
 def _bare(trainer: Trainer, made: Updates) -> None:
-    """SFT as one writes it by hand over the same sharded model: loss, clipping, step, and no numbers of it."""
+    """Runs hand-written SFT over the same sharded model: loss, clipping, step, no metrics."""
     module: Any = trainer.module
     for _ in range(STEPS):
         for each in made.packed:
@@ -140,7 +140,7 @@ def _bare(trainer: Trainer, made: Updates) -> None:
 
 
 def _plain_loss(module: FusionModule, batch: MicroBatch) -> torch.Tensor:
-    """Sum of the cross-entropy at response tokens, by Liger's fused kernel where it is installed."""
+    """Returns the sum of the cross-entropy at response tokens, by Liger's fused kernel if installed."""
     hidden = module.hidden(batch.input_ids, batch.position_ids, batch.boundaries).flatten(0, 1)
     hidden = hidden.index_select(0, batch.places)
     weight = module.model.get_output_embeddings().weight
@@ -167,7 +167,7 @@ def _profile(name: str, trainer: Trainer, made: Updates, profiles: dict[str, Any
 
 
 def attention(sizes: Sizes) -> Iterator[Row]:
-    """The kernel against a mask, step by step, and packed examples against padded ones, on one target."""
+    """Measures the kernel against a mask, per step, and packed examples against padded ones, on one target."""
     model_config = llama(sizes.attention)
     config = fuse_config(sizes.pack_tokens, UPDATE_PACKS)
     made = Updates(config, 4 * UPDATE_PACKS * sizes.pack_tokens // 100, model_config.vocab_size)
@@ -201,7 +201,7 @@ def attention(sizes: Sizes) -> Iterator[Row]:
 
 
 def _kernel_agrees() -> Row:
-    """The variable-length kernel against SDPA example by example: grouped heads, a window, gradients of all inputs."""
+    """Compares the variable-length kernel with SDPA per example: grouped heads, a window, gradients of all inputs."""
     torch.manual_seed(0)
     lengths = [5, 130, 1, 64]
     positions = torch.cat([torch.arange(n) for n in lengths])[None].numpy()

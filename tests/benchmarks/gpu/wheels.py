@@ -1,6 +1,6 @@
-"""Packages that a bare machine lacks, gathered as wheels by `make gpu-wheels` and put on the path where the benchmark runs.
+"""Gathers the packages that a bare machine lacks as wheels (`make gpu-wheels`), and puts them on the path for the benchmark.
 
-Only the standard library is used here: the packages are not there yet.
+Uses only the standard library: the packages are not installed yet.
 """
 
 import subprocess
@@ -24,13 +24,13 @@ WANTED = (
     "beartype",
     "mistral-common",
 )
-"""Of the lock, where they are in it. Transformers and tokenizers are newer than those of the bare machine; mistral-common ships
+"""Packages, at the lock's version if any. Transformers and tokenizers are newer than the bare machine's; mistral-common ships
 tokenizers of released models."""
 LARGEST_MIB = 50
 
 
 def gather() -> None:
-    """Downloads the wheels for the bare machine's Python and platform, as pip is configured; an old set is replaced."""
+    """Downloads the wheels for the bare machine's Python and platform, with pip's configuration; replaces an old set."""
     FOLDER.mkdir(exist_ok=True)
     for old in FOLDER.iterdir():
         old.unlink()
@@ -51,14 +51,14 @@ def gather() -> None:
     subprocess.run([*pip, *(f"{name}{version}" for name, version in versions().items())], check=True)
     size = sum(file.stat().st_size for file in FOLDER.iterdir()) / 2**20
     if size > LARGEST_MIB:
-        raise SystemExit(f"{FOLDER}: {size:.0f} MiB, allowed are {LARGEST_MIB}")
+        raise SystemExit(f"{FOLDER}: {size:.0f} MiB, more than the allowed {LARGEST_MIB}")
     commit = subprocess.run(["git", "describe", "--always", "--dirty=+", "--abbrev=12"], capture_output=True, text=True)
     (FOLDER / COMMIT).write_text(commit.stdout)
     print(f"{FOLDER}: {len(list(FOLDER.glob('*.whl')))} wheels for Python {PYTHON}, {size:.0f} MiB")
 
 
 def versions() -> dict[str, str]:
-    """Wanted packages, pinned to what this environment has; what it lacks is taken as the newest."""
+    """Returns the wanted packages, pinned to this environment's versions; missing ones are unpinned."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}
@@ -71,7 +71,7 @@ def versions() -> dict[str, str]:
 
 
 def unpack() -> None:
-    """Puts the gathered packages before all others on the path, if there are any for this Python."""
+    """Puts the gathered packages first on the path, if there are any for this Python."""
     if f"{sys.version_info.major}.{sys.version_info.minor}" != PYTHON or not FOLDER.is_dir():
         return
     site = tempfile.mkdtemp(prefix="gpu-wheels-")

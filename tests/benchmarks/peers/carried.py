@@ -1,15 +1,15 @@
-"""Methods that carry a source's distributions to the target's positions, and what their distributions are worth.
+"""Methods that carry a source's distributions to the target's positions, and the quality of the results.
 
 Legend: T target tokens of an answer, S source tokens, V target vocabulary, K candidates.
 
-A carried distribution names K tokens and leaves the rest as a tail. Two rules say what a token of the tail gets:
+A carried distribution lists K tokens and leaves the rest as a tail. Two rules assign probability to a token of the tail:
 
 - `student`: the tail's mass in the target's own proportions, `p_tail * q(y) / q_tail`. A student that fits `fusion_loss` (tail
-  `bucket`) exactly arrives there, since that loss only moves the tail as a whole.
-- `uniform`: the tail's mass over 65,536 tokens, so 16 bits more whatever the vocabulary. It needs no other model, and so it alone
-  compares with the source's own top-k at its own positions.
+  `bucket`) exactly converges to this, since that loss only moves the tail as a whole.
+- `uniform`: the tail's mass over 65,536 tokens, so 16 bits more for any vocabulary. It needs no other model, so only this rule
+  is comparable with the source's own top-k at its own positions.
 
-A position without a distribution costs what the target itself asks for its token, under both.
+A position without a distribution costs the target's own bits for its token, under both rules.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from tests.benchmarks.peers.models import Model, Reading
 
 TAIL_BITS = 16.0
 LEAST_TAIL = 1e-6
-"""Of a token that is not listed, where the listed masses already make 1 in float32."""
+"""Mass of an unlisted token where the listed masses already sum to 1 in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +41,13 @@ class Carried:
 
     topk: TopK
     taught: Bool[np.ndarray, "T"]
-    """Positions with a distribution of the source's."""
+    """Positions with a distribution from the source."""
     rules: Int[np.ndarray, "T"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Worth:
-    """What a carried distribution says of each of T realised tokens."""
+    """Quality of a carried distribution at each of T realised tokens."""
 
     student_bits: Float[np.ndarray, "T"]
     uniform_bits: Float[np.ndarray, "T"]
@@ -69,9 +69,9 @@ def ours(
     top_k: int,
     steps: NextSteps | None = None,
 ) -> Carried:
-    """`transport`, as `select` calls it; with the steps after used-up candidates as under `select.condition: exact`."""
-    said, goals = signals(source, top_k, steps), Ragged.from_rows([target.ids])
-    rows = transport_rows(said, goals, [answer.encode()], projection, top_k=top_k)
+    """Carries by `transport`, as `select` does; with the steps after used-up candidates as under `select.condition: exact`."""
+    own, goals = signals(source, top_k, steps), Ragged.from_rows([target.ids])
+    rows = transport_rows(own, goals, [answer.encode()], projection, top_k=top_k)
     if rows.refused:
         raise AlignmentError(rows.refused[0])
     found = rows.row(0)
@@ -79,7 +79,7 @@ def ours(
 
 
 class MinEdit:
-    """`vocab_fallback: min_edit`, for the source tokens that occur: the whole vocabulary takes minutes per pair."""
+    """Projection with `vocab_fallback: min_edit`, only for source tokens that occur: all tokens take minutes per pair."""
 
     def __init__(self, source: TokenBytes, target: TokenBytes):
         self.projection = VocabProjection.build(source, target, fallback="tail")
@@ -88,7 +88,7 @@ class MinEdit:
         self.found |= self.projection.whole >= 0
 
     def with_tokens(self, ids: Int[np.ndarray, "..."]) -> VocabProjection:
-        """Returns the projection after it has found the nearest token of these."""
+        """Returns the projection, after finding the nearest tokens of these."""
         missing = np.unique(ids)[~self.found[np.unique(ids)]]
         texts = [self.projection.source[index] or b"" for index in missing.tolist()]
         self.projection.whole[missing] = nearest_tokens(self.projection.target, texts)
@@ -97,9 +97,9 @@ class MinEdit:
 
 
 def fusellm(source: Reading, target: Reading, models: tuple[Model, Model], mapping: VocabProjection) -> Carried:
-    """FuseLLM's method as its paper describes it (`published.py`), tokens compared by their bytes.
+    """Carries by FuseLLM's method as its paper describes it (`published.py`), comparing tokens by their bytes.
 
-    A position without exactly one partner gets mass 1 on the realised token, which is no distribution of the source's.
+    A position without exactly one partner gets mass 1 on the realised token, which is not a distribution of the source.
     """
     topk = source.topk(10)
     pieces = [
@@ -119,7 +119,7 @@ def fusellm(source: Reading, target: Reading, models: tuple[Model, Model], mappi
 
 
 def worth(carried: Carried, target: Reading) -> Worth:
-    """Bits of the realised tokens, and where a step of the loss moves them.
+    """Returns the bits of the realised tokens, and how a step of the loss changes them.
 
     With p completed in the tail as `student`, the gradient of KL in the logits is `q - p`, and a unit step against it changes
     `log q(y)` by `(p_y - q_y) - sum_j q_j (p_j - q_j)` to first order. It is 0 where nothing is listed.
@@ -148,7 +148,7 @@ def worth(carried: Carried, target: Reading) -> Worth:
 
 
 def own_top_k_bits(source: Reading, top_k: int) -> Float[np.ndarray, "S"]:
-    """Bits of the source's own tokens under its own top-k, `uniform` in the tail."""
+    """Returns the bits of the source's own tokens under its own top-k, with a `uniform` tail."""
     topk = source.topk(top_k)
     mass = np.exp(topk.logprobs.astype(np.float64))
     is_own = topk.ids == source.ids[:, None]

@@ -1,10 +1,10 @@
-"""The exact distribution of the target's next token, by walking through what the source could go on with.
+"""Computes the exact distribution of the target's next token, by walking through the source's continuations.
 
-After a history of source tokens, and given the bytes that the target has consumed beyond it, the source defines how its text goes
-on, and so the target's next token: the first of the target's tokenization of that text. The walk expands continuations, the most
-probable first, in batches of equal length. A continuation is settled where no target token begins with all of its text: then
-its first token stands (for BPE almost surely: a merge that comes later could still move its end). What is left when the budget
-is spent, or was too improbable to be followed, is the residual; the exact masses are those of the settled part, normalised.
+After a history of source tokens, and given the bytes that the target has consumed beyond it, the source defines how its text
+continues, and so the target's next token: the first of the target's tokenization of that text. The walk expands continuations, most
+probable first, in batches of equal length. A continuation is settled if no target token begins with all of its text: then
+its first token is final (for BPE almost surely: a later merge could still move its end). The mass left when the budget
+is spent, or too improbable to be followed, is the residual; the exact masses are those of the settled part, normalised.
 
 All spellings of the consumed bytes count, as the source defines them; those that contradict the bytes are ruled out, and so are
 those that the target would not split after these bytes, since it has emitted a token that ends there.
@@ -26,7 +26,7 @@ from profuser.alignment.token_bytes import Role, TokenBytes
 from tests.benchmarks.peers.models import Model, Reading
 
 BATCH, CHILDREN = 16, 256
-"""Continuations of one pass; next tokens of each that are followed."""
+"""Continuations per pass, and next tokens followed for each."""
 
 
 class Node(NamedTuple):
@@ -37,7 +37,7 @@ class Node(NamedTuple):
 
 @dataclass
 class Found:
-    """Masses of the target's next token, and what is not settled; they sum to the mass of the consumed bytes."""
+    """Masses of the target's next token, and unsettled mass; they sum to the mass of the consumed bytes."""
 
     masses: dict[int, float] = field(default_factory=dict)
     dropped: float = 0.0
@@ -78,9 +78,9 @@ class Walk:
             root: the source's probabilities of the next token.
             consumed: bytes that the text is known to begin with.
             continued: token sequences of equal length to the source's probabilities after each.
-            residual: where to stop.
+            residual: unsettled mass at which to stop.
             budget: number of continuations to expand at most.
-            judged: whether what the target would not split after the consumed bytes is ruled out.
+            judged: whether to rule out texts that the target would not split after the consumed bytes.
         """
         found, heap = Found(), []
         self._expand(Node(-1.0, (), b""), root, consumed, found, heap, judged)
@@ -101,7 +101,7 @@ class Walk:
         heap: list[Node],
         judged: bool,
     ) -> None:
-        """Settles or queues what may follow a continuation."""
+        """Settles or queues the tokens that may follow a continuation."""
         mass = row.astype(np.float64) * -node.negative_mass
         due = consumed[len(node.text) :]
         mass = np.where(self._fits(due), mass, 0.0) if due else mass
@@ -131,7 +131,7 @@ class Walk:
             _add(found.masses, int(goal), p)
 
     def _fits(self, due: bytes) -> Bool[np.ndarray, "V"]:
-        """Tokens that begin with the bytes still due, or that these begin with."""
+        """Returns the tokens that begin with the bytes still due, or that these begin with."""
         if due not in self.fitting:
             self.fitting[due] = np.array([bool(p) and (p.startswith(due) or due.startswith(p)) for p in self.pieces])
         return self.fitting[due]
@@ -142,7 +142,7 @@ def _add(masses: dict[int, float], index: int, mass: float) -> None:
 
 
 def _next_batch(heap: list[Node], size: int) -> list[Node]:
-    """The most probable nodes, as far as they are of equal length."""
+    """Returns the most probable nodes of equal length."""
     batch = [heapq.heappop(heap)]
     while heap and len(batch) < size and len(heap[0].tokens) == len(batch[0].tokens):
         batch.append(heapq.heappop(heap))
@@ -150,7 +150,7 @@ def _next_batch(heap: list[Node], size: int) -> list[Node]:
 
 
 class Continuer:
-    """A model's distributions after continuations of an answer's beginning, over one cache of the whole answer."""
+    """Computes a model's distributions after continuations of an answer's prefix, with one cache of the whole answer."""
 
     @torch.inference_mode()
     def __init__(self, model: Model, reading: Reading):
@@ -178,14 +178,14 @@ class Continuer:
 
 
 def distance(ids: Sequence[int], masses: Sequence[float], exact: dict[int, float]) -> float:
-    """Total variation of listed masses from exact ones; the listed ones' tail counts as if all of it were misplaced."""
+    """Returns the total variation of listed masses from exact ones; all of the listed tail counts as misplaced."""
     listed = {index: mass for index, mass in zip(ids, masses, strict=True) if mass > 0}
     differences = sum(abs(listed.get(index, 0.0) - exact.get(index, 0.0)) for index in listed | exact)
     return (differences + max(0.0, 1 - sum(listed.values()))) / 2
 
 
 def bucket_distance(ids: Sequence[int], masses: Sequence[float], exact: dict[int, float]) -> float:
-    """The same over the loss's categories: the listed tokens, and one for all others."""
+    """Returns the same over the loss's categories: the listed tokens, and one for all others."""
     listed = {index: mass for index, mass in zip(ids, masses, strict=True) if mass > 0}
     differences = sum(abs(mass - exact.get(index, 0.0)) for index, mass in listed.items())
     tail = 1 - sum(listed.values()) - (1 - sum(exact.get(index, 0.0) for index in listed))

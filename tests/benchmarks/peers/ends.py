@@ -1,7 +1,7 @@
-"""The end of turn as it is carried: how likely, how calibrated, and what a calibration would gain.
+"""The carried end of turn: its mass, its calibration, and the gain from calibrating it.
 
-At each target position the carried mass of the target's end of turn is a forecast of "the turn ends here". It is held against what
-the target itself gives, and against the answer. A calibration maps the forecast's logit x to `b + x` (shift) or `a x + b`
+At each target position the carried mass of the target's end of turn is a forecast of "the turn ends here". It is compared with what
+the target itself gives, and with the answer. A calibration maps the forecast's logit x to `b + x` (shift) or `a x + b`
 (scale); it is fitted by maximum likelihood on half of the answers and judged on the other half, then the other way round. The
 forecast is taken from 1,024 candidates, so that it is the source's and not the cut's; below `FLOOR` it counts as `FLOOR`.
 
@@ -20,13 +20,13 @@ EDGES = (0.0, 0.001, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 @dataclass
 class Ends:
-    """Forecasts of one pair, answer by answer."""
+    """Forecasts of one pair, per answer."""
 
     carried: list[Float[np.ndarray, "T"]] = field(default_factory=list)
     target: list[Float[np.ndarray, "T"]] = field(default_factory=list)
 
     def add(self, carried: Float[np.ndarray, "T"], target: Float[np.ndarray, "T"]) -> None:
-        """One answer, which ends in its last position."""
+        """Adds an answer, which ends at its last position."""
         self.carried.append(np.clip(carried, FLOOR, 1 - FLOOR))
         self.target.append(np.clip(target, FLOOR, 1 - FLOOR))
 
@@ -39,7 +39,7 @@ class Ends:
         return np.repeat(np.arange(len(self.carried)), [len(row) for row in self.carried])
 
     def reliability(self) -> list[dict[str, float]]:
-        """Positions by carried mass: how many, its mean, the target's mean, and the share that ends there."""
+        """Returns positions by carried mass: their number, its mean, the target's mean, and the share that ends there."""
         carried, target, ended = np.concatenate(self.carried), np.concatenate(self.target), self.ended
         out = []
         for low, high in pairwise(EDGES):
@@ -51,7 +51,7 @@ class Ends:
         return out
 
     def at_ends(self) -> dict[str, float]:
-        """Mean masses where answers end, and there where the target would rather go on; mean difference elsewhere."""
+        """Returns mean masses where answers end, and where the target would rather continue; mean difference elsewhere."""
         carried, target, ended = np.concatenate(self.carried), np.concatenate(self.target), self.ended
         goes_on = ended & (target < 0.5)
         found = {"ends": int(ended.sum()), "ends where the target goes on": int(goes_on.sum())}
@@ -61,7 +61,7 @@ class Ends:
         return found
 
     def bits(self) -> dict[str, Float[np.ndarray, "R"]]:
-        """Bits per answer of "the turn ends here", at all its positions: as carried, calibrated, and by the target itself."""
+        """Returns the bits per answer of "the turn ends here" over its positions: carried, calibrated, and by the target itself."""
         x, ended, row_of = _logit(np.concatenate(self.carried)), self.ended, self.row_of
         forecasts = {"as carried": x, "target": _logit(np.concatenate(self.target))}
         for name, scaled in (("shift", False), ("scale", True)):
@@ -75,7 +75,7 @@ class Ends:
 
 
 def fit(x: Float[np.ndarray, "N"], ended: Bool[np.ndarray, "N"], scaled: bool) -> tuple[float, float]:
-    """Maximum-likelihood `a` and `b` of `P(end) = 1 / (1 + exp(-(a x + b)))` by Newton's method; `a` is 1 unless scaled."""
+    """Fits maximum-likelihood `a` and `b` of `P(end) = 1 / (1 + exp(-(a x + b)))` by Newton's method; `a` is 1 unless scaled."""
     features = np.stack([np.ones_like(x), x], axis=1)[:, : 2 if scaled else 1]
     offset = 0.0 if scaled else x
     weights = np.array([0.0, 1.0])[: features.shape[1]]

@@ -19,7 +19,7 @@ from tests.benchmarks.peers.models import MANY, Model, Reading
 
 RULES = (Rule.PROJECT, Rule.CONDITION, Rule.CHAIN)
 FEW = 10
-"""K of the product; the rules are judged at `MANY`."""
+"""K of the product; the rules are evaluated at `MANY`."""
 RESIDUAL, BUDGET = 0.02, 96
 NEAR = 48
 """Bytes of the answer that show how the target splits a source token."""
@@ -52,7 +52,7 @@ class Exactness:
     def sample(
         self, source: Reading, target: Reading, answer: str, continuer: Continuer, per_rule: int
     ) -> list[Sample]:
-        """Up to `per_rule` random positions of each rule, one of PROJECT's many."""
+        """Samples up to `per_rule` random positions of each rule, and one of PROJECT's many."""
         matches = matched(self.source, self.target, source, target)
         carried = {k: ours(source, target, answer, self.projection, k).topk for k in (MANY, FEW)}
         out = []
@@ -65,7 +65,7 @@ class Exactness:
                 consumed = (self.source.tokens[int(source.ids[s])] or b"")[:num]
                 root = source.logprobs[s].exp().numpy()
                 begin = int(source.spans.starts[s])
-                # Where the target would not split these bytes by themselves, what precedes them matters, and nothing is ruled out.
+                # If the target would not split these bytes on their own, what precedes them matters, and nothing is ruled out.
                 (near,) = token_begins(self.target.tokens, [answer.encode()[begin : begin + NEAR]])
                 judged = bool(near[num])
                 found = self.walk(root, consumed, continuer.after(s), RESIDUAL, BUDGET, judged)
@@ -85,7 +85,7 @@ class Exactness:
         return out
 
     def follow(self, source: Reading, target: Reading, answer: str, continuer: Continuer, top_k: int) -> TopK:
-        """What is carried with the steps after used-up candidates, which the source is asked for one by one."""
+        """Carries with the steps after used-up candidates, for which the source is queried one by one."""
         goals, text = Ragged.from_rows([target.ids]), [answer.encode()]
         sides = self.source.tokens, self.target.tokens
         positions, candidates = find_used_up(signals(source, top_k), goals, text, *sides, AlignmentRules())
@@ -102,10 +102,10 @@ class Exactness:
 
 
 def at(topk: TopK, position: int) -> tuple[list[int], list[float]]:
-    """Ids and masses at one position."""
+    """Returns ids and masses at one position."""
     return topk.ids[position].tolist(), np.exp(topk.logprobs[position]).tolist()
 
 
-def matched(source: Model, target: Model, said: Reading, goal: Reading) -> Matches:
-    sides = [(each.tokens, Ragged.from_rows([read.ids]), read.spans) for each, read in ((source, said), (target, goal))]
+def matched(source: Model, target: Model, own: Reading, goal: Reading) -> Matches:
+    sides = [(each.tokens, Ragged.from_rows([read.ids]), read.spans) for each, read in ((source, own), (target, goal))]
     return match(*sides[0], *sides[1])

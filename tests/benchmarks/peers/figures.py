@@ -1,4 +1,4 @@
-"""Figures with the spread over answers that they come from.
+"""Figures with their spread over answers.
 
 Legend: R answers.
 """
@@ -15,7 +15,7 @@ from tests.benchmarks.measure import Row
 
 @dataclass(frozen=True)
 class Figure(Row):
-    """A figure with the 95 % interval of a bootstrap over answers, and how many things it is of."""
+    """A figure with the 95 % interval of a bootstrap over answers, and its number of items."""
 
     low: float | None = None
     high: float | None = None
@@ -23,7 +23,7 @@ class Figure(Row):
 
 
 def interval(parts: Float[np.ndarray, "R"], wholes: Float[np.ndarray, "R"]) -> tuple[float, float]:
-    """95 % interval of `sum(parts) / sum(wholes)` over resampled answers."""
+    """Returns the 95 % interval of `sum(parts) / sum(wholes)` over resampled answers."""
     chosen = np.random.default_rng(0).integers(0, len(parts), (2000, len(parts)))
     with np.errstate(invalid="ignore", divide="ignore"):
         ratios = parts[chosen].sum(1) / wholes[chosen].sum(1)
@@ -32,7 +32,7 @@ def interval(parts: Float[np.ndarray, "R"], wholes: Float[np.ndarray, "R"]) -> t
 
 
 def ratio(name: str, parts: Any, wholes: Any, unit: str, **more: Any) -> Figure:
-    """The figure `sum(parts) / sum(wholes)` with its interval."""
+    """Returns the figure `sum(parts) / sum(wholes)` with its interval."""
     parts, wholes = np.asarray(parts, dtype=np.float64), np.asarray(wholes, dtype=np.float64)
     low, high = interval(parts, wholes)
     return Figure(

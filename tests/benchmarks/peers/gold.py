@@ -18,11 +18,11 @@ MODES: dict[str, dict[str, Any]] = {
     "as it comes": {},
     "hybrid, bayesian merge": {"uld_use_hybrid_loss": True, "uld_token_merge_strategy": "bayesian"},
 }
-"""Settings of `GOLDConfig` beside `use_uld_loss`; all else as it comes (beta 0.5, temperatures 1, adaptive weights)."""
+"""Settings of `GOLDConfig` in addition to `use_uld_loss`; all others are defaults (beta 0.5, temperatures 1, adaptive weights)."""
 
 
 def version() -> str | None:
-    """TRL's version, None where it is not installed."""
+    """Returns TRL's version, or None if it is not installed."""
     if find_spec("trl") is None:
         return None
     import trl
@@ -50,7 +50,7 @@ class Gold:
         self.loss = ULDLoss(config, student_tokenizer=target.tokenizer, teacher_tokenizer=source.tokenizer)
 
     def __call__(self, logits: Float[Tensor, "T V_t"], source: Reading, target: Reading) -> Float[Tensor, ""]:
-        """The loss of one row; row t of the logits predicts token t.
+        """Returns the loss of one row; row t of the logits predicts token t.
 
         Its sequences are one token of the prompt and then the answer, so that its row t of logits is the same as ours; the
         offsets of the tokens are those of the answer's bytes.

@@ -28,7 +28,7 @@ class Groups:
 
     @classmethod
     def find(cls, source_ends: Int[np.ndarray, "S"], target_ends: Int[np.ndarray, "T"]) -> "Groups":
-        """From the bytes where the tokens of the text end, both rising to the same last one."""
+        """Builds groups from the byte ends of both sides' tokens, which rise to the same last one."""
         common = np.intersect1d(source_ends, target_ends)
         return cls(*(np.append(0, np.searchsorted(ends, common, side="right")) for ends in (source_ends, target_ends)))
 
@@ -40,7 +40,7 @@ class Groups:
         return (np.diff(self.source) == 1) & (np.diff(self.target) == 1)
 
     def some(self, chosen: Bool[np.ndarray, "G"]) -> "Chosen":
-        """Some of the groups, end to end, and the source and target positions of these."""
+        """Returns some of the groups, concatenated, and their source and target positions."""
         bounds, places = [], []
         for side in (self.source, self.target):
             parts = [np.arange(side[g], side[g + 1]) for g in np.flatnonzero(chosen)]
@@ -49,11 +49,11 @@ class Groups:
         return Chosen(Groups(*bounds), *places)
 
     def wanted(self, source: Reading, target: Reading) -> Float[np.ndarray, "G"]:
-        """`log P(g)` of the source less that of the target, in nats."""
+        """Returns `log P(g)` of the source minus that of the target, in nats."""
         return _sums(source.own, self.source) - _sums(target.own, self.target)
 
     def moved(self, step: Float[np.ndarray, "T"]) -> Float[np.ndarray, "G"]:
-        """Change of each group's log-probability from those of its tokens."""
+        """Returns the change of each group's log-probability from those of its tokens."""
         return _sums(step, self.target)
 
 

@@ -1,4 +1,4 @@
-"""The released models, the rows that they read, and what each says of an answer: a whole distribution at every token.
+"""The released models, the rows that they read, and each model's full distribution at every token of an answer.
 
 Legend: S tokens of an answer in a model's own tokenizer (its end of turn included), V vocabulary, K top-k.
 """
@@ -27,9 +27,9 @@ NAMES = ("smollm2", "qwen", "gemma")
 FOLDER = Path(os.environ.get("PROFUSER_PEER_MODELS", "models"))
 DATA = Path(__file__).parents[4] / "shared" / "data"
 MANY = 1024
-"""Candidates that stand for the whole vocabulary, where the cut is not what is asked about."""
+"""Candidates that stand for the whole vocabulary where the top-k cut is not under test."""
 SHORT_BYTES = range(20, 300)
-"""Lengths of the answers of Alpaca that are read: many ends of turn for few tokens."""
+"""Lengths of the Alpaca answers that are read: many ends of turn for few tokens."""
 
 
 class Row(NamedTuple):
@@ -38,13 +38,13 @@ class Row(NamedTuple):
 
 
 def gsm8k(num: int) -> list[Row]:
-    """The first rows of GSM8K's training split, answers as they are."""
+    """Returns the first rows of GSM8K's training split, with unchanged answers."""
     lines = (DATA / "gsm8k_train.jsonl").read_text().splitlines()[:num]
     return [Row(entry["question"], entry["answer"]) for entry in map(json.loads, lines)]
 
 
 def alpaca(num: int) -> list[Row]:
-    """The first rows of Alpaca with a short answer."""
+    """Returns the first rows of Alpaca with a short answer."""
     rows = json.loads((DATA / "alpaca_5000.json").read_text())
     found = [Row("\n".join(filter(None, (r["instruction"], r["input"]))), r["output"].strip()) for r in rows]
     return [row for row in found if len(row.answer.encode()) in SHORT_BYTES][:num]
@@ -52,13 +52,13 @@ def alpaca(num: int) -> list[Row]:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What a model says of one answer, teacher-forced in float32."""
+    """A model's distributions over one answer, teacher-forced in float32."""
 
     prompt_ids: list[int]
     ids: Int[np.ndarray, "S"]
     spans: Spans
     logprobs: Float[Tensor, "S V"]
-    """Natural; row s is the distribution from which token s was drawn."""
+    """Natural log-probabilities; row s is the distribution of token s."""
 
     @cached_property
     def own(self) -> Float[np.ndarray, "S"]:
@@ -67,7 +67,7 @@ class Reading:
 
     @cached_property
     def ends(self) -> Int[np.ndarray, "tokens"]:
-        """Where the answer's tokens end, in bytes; without the end of turn."""
+        """Byte ends of the answer's tokens, without the end of turn."""
         return self.spans.ends[:-1]
 
     @cached_property
@@ -85,12 +85,12 @@ class Reading:
         return TopK(found.indices.int().numpy(), found.values.numpy())
 
     def at(self, places: Int[np.ndarray, "s"]) -> "Reading":
-        """Some of the positions."""
+        """Returns some of the positions."""
         spans = Spans(self.spans.starts[places], self.spans.ends[places], {})
         return Reading(self.prompt_ids, self.ids[places], spans, self.logprobs[places])
 
     def topk(self, k: int) -> TopK:
-        """The k most probable tokens at each position, at most `MANY`."""
+        """Returns the k most probable tokens at each position, at most `MANY`."""
         return TopK(self._best.ids[:, :k], self._best.logprobs[:, :k])
 
 
@@ -113,14 +113,14 @@ class Model:
         return cls(name, tokenizer, tokens, net)
 
     def encode(self, rows: list[Row]) -> list[EncodedExample]:
-        """Prompts and answers under the model's own template."""
+        """Returns prompts and answers under the model's own template."""
         return encode_examples(
             self.tokenizer, [([Message("user", row.question)], row.answer) for row in rows], OwnTemplate()
         )
 
     @torch.inference_mode()
     def read(self, example: EncodedExample, answer: str) -> Reading:
-        """One pass over prompt and answer."""
+        """Runs one pass over prompt and answer."""
         ids = np.array(example.response_ids)
         whole = torch.tensor([example.prompt_ids + example.response_ids[:-1]])
         logprobs = self.net(whole, logits_to_keep=len(ids)).logits[0].log_softmax(-1)

@@ -1,4 +1,4 @@
-"""An ordered pair of models with what is built of it once, and an answer as both sides read it."""
+"""An ordered pair of models with its shared objects, and an answer as read by both sides."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ K = 10
 
 @dataclass(eq=False)
 class Pair:
-    """An ordered pair of models and what is built of it once."""
+    """An ordered pair of models and its shared objects."""
 
     source: Model
     target: Model
@@ -34,7 +34,7 @@ class Pair:
 
     @cached_property
     def gold(self) -> dict[str, gold.Gold] | str:
-        """GOLD's losses, or why there are none."""
+        """GOLD's losses, or the reason why there are none."""
         if gold.version() is None:
             return "TRL is not installed"
         try:
@@ -45,7 +45,7 @@ class Pair:
 
 @dataclass(eq=False)
 class Answer:
-    """One answer as both sides of a pair read it."""
+    """One answer as read by both sides of a pair."""
 
     text: str
     pair: Pair

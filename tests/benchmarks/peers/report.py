@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks.peers.report FILE ...`: the tables of `notebooks/README.md` out of what the benchmark wrote."""
+"""Prints the tables of `notebooks/README.md` from the benchmark's files: `python -m tests.benchmarks.peers.report FILE ...`."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ CARRYING = ("ours", "min_edit", "FuseLLM")
 
 
 class Figures:
-    """Figures of all files by stage and name."""
+    """Figures of all files, by stage and name."""
 
     def __init__(self, reports: Sequence[dict[str, Any]]):
         self.by_name = {
@@ -31,7 +31,7 @@ class Figures:
         return self.by_name.get((stage, name))
 
     def cell(self, stage: str, name: str, digits: int = 3, spread: bool = True) -> str:
-        """The value and its 95 % interval; a dash where it was not measured."""
+        """Returns the value and its 95 % interval; a dash if it was not measured."""
         figure = self.get(stage, name)
         if figure is None:
             return "-"
@@ -47,7 +47,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def tables(found: Figures) -> Iterator[str]:
-    """One Markdown table after another, those without any figure left out."""
+    """Yields the Markdown tables that have figures."""
     makers = {"bits": (bits, widths), "gradients": (gradients,), "exactness": (exactness,), "speed": (speed,)}
     makers |= {"ends": (ends,), "ends, short answers": (ends,)}
     for stage, each in makers.items():

@@ -1,11 +1,11 @@
-"""`python -m tests.benchmarks peers`: ours beside other methods, on three released models and the first rows of GSM8K.
+"""Compares our alignment with other methods, on three released models and the first rows of GSM8K.
 
     python -m tests.benchmarks peers [--models FOLDER] [--only STAGE ...] [--rows 40] [--short-rows 120] [--minutes N]
 
-Stages: `bits` (with what K costs), `gradients`, `exactness`, `ends` (of turn; also on short answers of Alpaca), `speed`.
+Stages: `bits` (with the cost of K), `gradients`, `exactness`, `ends` (of turn; also on short answers of Alpaca), `speed`.
 
-The models' folder (or `PROFUSER_PEER_MODELS`) is what `../shared/models/make_models.py` writes; without it nothing is measured.
-GOLD is TRL's own code, from an environment of its own that sees this one's packages:
+The models' folder (or `PROFUSER_PEER_MODELS`) is written by `../shared/models/make_models.py`; without it nothing is measured.
+GOLD is TRL's own code, from a separate environment that sees this one's packages:
 
     python -m venv peers && ls -d $PWD/.venv/lib/python3*/site-packages > peers/lib/python3.11/site-packages/profuser.pth
     peers/bin/python -m pip install --no-deps trl==1.16.0
@@ -44,7 +44,7 @@ SPEED_TOKENS = 100_000
 
 
 class Speed:
-    """Tokens per second of transport on one core, on these signals, repeated until they are `SPEED_TOKENS`."""
+    """Measures tokens per second of transport on one core, on these signals repeated up to `SPEED_TOKENS`."""
 
     def __init__(self) -> None:
         self.answers: dict[str, list[Answer]] = {}
@@ -66,8 +66,8 @@ class Speed:
         parts = parts * (SPEED_TOKENS // sum(len(part[3]) for part in parts) + 1)
         ids, own, topk, goals, responses = zip(*parts, strict=True)
         flat = TopK(np.concatenate([each.ids for each in topk]), np.concatenate([each.logprobs for each in topk]))
-        said, wanted = SourceSignals(Ragged.from_rows(ids), np.concatenate(own), flat), Ragged.from_rows(goals)
-        way = {"ours": lambda: transport_rows(said, wanted, list(responses), first.pair.projection)}
+        batch, wanted = SourceSignals(Ragged.from_rows(ids), np.concatenate(own), flat), Ragged.from_rows(goals)
+        way = {"ours": lambda: transport_rows(batch, wanted, list(responses), first.pair.projection)}
         rate = len(wanted.values) / by_turns(way)["ours"]
         mapping = first.pair.min_edit.with_tokens(first.source.topk(K).ids)
         models = first.pair.source, first.pair.target
@@ -110,7 +110,9 @@ def parse(options: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=list(STAGES), default=list(STAGES))
     parser.add_argument("--rows", type=int, default=40)
     parser.add_argument("--short-rows", type=int, default=120)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="of either corpus; later rows are left out")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="time limit per corpus; later rows are left out"
+    )
     parser.add_argument("--output", type=Path, default=OUTPUT)
     return parser.parse_args(options)
 
@@ -125,11 +127,11 @@ def measure(
     examples = {name: model.encode(rows) for name, model in models.items()}
     until, num = time.perf_counter() + 60 * minutes, 0
     for number, row in enumerate(rows):
-        said = {name: model.read(examples[name][number], row.answer) for name, model in models.items()}
-        if any(reading.spans.refused for reading in said.values()):
+        readings = {name: model.read(examples[name][number], row.answer) for name, model in models.items()}
+        if any(reading.spans.refused for reading in readings.values()):
             log(f"row {number}: left out, misspelt")
             continue
-        for answer in answers(row.answer, pairs, models, said):
+        for answer in answers(row.answer, pairs, models, readings):
             for stage in stages.values():
                 stage.add(answer)
         num += 1
@@ -140,16 +142,16 @@ def measure(
     return num
 
 
-def answers(text: str, pairs: list[Pair], models: dict[str, Model], said: dict[str, Reading]) -> Iterator[Answer]:
-    """One answer as each pair reads it; pairs of one source share its cache."""
-    continuer = lru_cache(lambda name: Continuer(models[name], said[name]))
+def answers(text: str, pairs: list[Pair], models: dict[str, Model], readings: dict[str, Reading]) -> Iterator[Answer]:
+    """Yields one answer as read by each pair; pairs of one source share its cache."""
+    continuer = lru_cache(lambda name: Continuer(models[name], readings[name]))
     for pair in pairs:
         source, target = pair.source.name, pair.target.name
-        yield Answer(text, pair, said[source], said[target], partial(continuer, source))
+        yield Answer(text, pair, readings[source], readings[target], partial(continuer, source))
 
 
 def write(output: Path, stages: dict[str, Any], found: dict[str, list[Figure]], facts: dict[str, int]) -> None:
-    """Everything as JSON: figures by stage, reliability of ends, and what refused what."""
+    """Writes everything as JSON: figures by stage, reliability of ends, and refusals."""
     entries = {
         name: [asdict(row) | {"ratio": row.ratio, "reached": row.reached} for row in figures]
         for name, figures in found.items()

@@ -1,4 +1,4 @@
-"""What is measured of each answer and ordered pair of models, and the figures that come of it."""
+"""Measurements per answer and ordered pair of models, and the figures computed from them."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -23,11 +23,11 @@ from tests.benchmarks.peers.pairs import Answer, K
 WIDTHS = (5, K, 32, 64, 128)
 PER_RULE = 2
 SINGLE_GROUPS = 8
-"""Groups of one token on each side that an answer's gradients are judged in, at random; all others are."""
+"""Random groups of one token on each side in which an answer's gradients are judged; all other groups are judged."""
 
 
 class Bits:
-    """Bits per byte of the ground truth, coverage, and what K costs."""
+    """Bits per byte of the ground truth, coverage, and the cost of K."""
 
     def __init__(self) -> None:
         self.table = Table()
@@ -38,9 +38,9 @@ class Bits:
         sums |= {"source": -source.own.sum() / np.log(2), "target": -target.own.sum() / np.log(2)}
         carried = answer.all_carried | {f"top-{k}": answer.ours(k) for k in WIDTHS if k != K}
         for name, each in carried.items():
-            said = worth(each, target)
-            sums |= {f"{name} student": said.student_bits.sum(), f"{name} uniform": said.uniform_bits.sum()}
-            sums |= {f"{name} taught": each.taught.sum(), f"{name} in tail": said.in_tail.sum()}
+            value = worth(each, target)
+            sums |= {f"{name} student": value.student_bits.sum(), f"{name} uniform": value.uniform_bits.sum()}
+            sums |= {f"{name} taught": each.taught.sum(), f"{name} in tail": value.in_tail.sum()}
         for k in WIDTHS:
             topk = source.topk(k)
             columns = to_columns(
@@ -98,7 +98,7 @@ class Gradients:
         self.table.add(answer.pair.name, **sums)
 
     def _steps(self, answer: Answer, chosen: Chosen) -> dict[str, Float[np.ndarray, "T"]]:
-        """Changes of the target's tokens by each method; of X-Token's, whose losses add up over groups, at the chosen ones."""
+        """Returns the changes of the target's tokens by each method; X-Token's, a sum over groups, only at the chosen ones."""
         source, target, pair = answer.source, answer.target, answer.pair
         found = {name: worth(each, target).step for name, each in answer.all_carried.items()}
         teacher, kept = source.logprobs[chosen.source], xtoken.most_probable(source.logprobs)
@@ -185,7 +185,7 @@ class Exact:
 
 
 class EndsOfTurn:
-    """The carried end of turn, as `ends.py` defines it."""
+    """The carried end of turn, as defined in `ends.py`."""
 
     def __init__(self) -> None:
         self.ends: dict[str, Ends] = defaultdict(Ends)

@@ -1,6 +1,6 @@
 """NeMo-RL's cross-tokenizer losses (X-Token), from its guide, documentation and source, and the paper's abstract, arXiv:2605.21699.
 
-A sparse matrix W of the student's by the teacher's vocabulary says which teacher tokens a student token stands for: the same bytes
+A sparse matrix W of the student's by the teacher's vocabulary maps each student token to teacher tokens: the same bytes
 with weight 1; else the tokens of its text in the teacher's tokenizer, weights falling tenfold from one to the next; and, in
 the other direction, teacher tokens whose text the student writes in several. The four largest of a row are kept. Over each group of
 bytes (`groups.py`) the positions of either side are averaged, then compared:
@@ -10,8 +10,8 @@ bytes (`groups.py`) the positions of either side are averaged, then compared:
 - `h_kl`: KL between the means of the log-probabilities of tokens that correspond one to one (weight at least 0.6), plus
   the L1 distance of all other probabilities, sorted.
 
-Here, other than there: tokens are compared by bytes (theirs: by a canonical spelling), groups are exact (theirs: found by dynamic
-programming), rows of W sum to 1, a token claimed twice goes to the larger weight, and special tokens but the end of turn have no
+Differences from theirs: tokens are compared by bytes (theirs: by a canonical spelling), groups are exact (theirs: found by dynamic
+programming), rows of W sum to 1, a token claimed twice goes to the larger weight, and special tokens except the end of turn have no
 counterpart. A batch is one row of the corpus, the temperature is 1, and the cross-entropy that is added to both is left out.
 
 Legend: T student and S teacher tokens of a row, V_t and V_s their vocabularies, G groups, K kept tokens.
@@ -35,10 +35,10 @@ TOP_TOKENS = 8192
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """W, and the pairs of it that correspond one to one."""
+    """W, and its pairs that correspond one to one."""
 
     weights: dict[int, dict[int, float]]
-    """Of each student token that has any."""
+    """Entries of each student token that has any."""
     student_common: Int[Tensor, "pairs"]
     teacher_common: Int[Tensor, "pairs"]
 
@@ -61,13 +61,13 @@ class Projection:
 
     @cached_property
     def entries(self) -> tuple[Int[Tensor, "nnz"], Int[Tensor, "nnz"], Float[Tensor, "nnz"]]:
-        """Student token, teacher token and weight of every entry of W."""
+        """Returns student token, teacher token and weight of every entry of W."""
         flat = [(i, j, weight) for i, row in self.weights.items() for j, weight in row.items()]
         i, j, weight = (torch.tensor(each) for each in zip(*flat, strict=True))
         return i, j, weight
 
     def columns(self, kept: Int[Tensor, "K"], num_student: int, num_teacher: int) -> Tensor:
-        """W restricted to some teacher tokens, transposed: sparse, [K, V_t]."""
+        """Returns W restricted to some teacher tokens, transposed: sparse, [K, V_t]."""
         place = torch.full((num_teacher,), -1)
         place[kept] = torch.arange(len(kept))
         i, j, weight = self.entries
@@ -78,13 +78,13 @@ class Projection:
 
 
 def decay(num: int) -> list[float]:
-    """Weights of the pieces of a token, each a tenth of the one before, that sum to 1."""
+    """Returns weights of a token's pieces, each a tenth of the previous one, that sum to 1."""
     weights = np.float64(DECAY) ** np.arange(num)
     return (weights / weights.sum()).tolist()
 
 
 def _spelt(source: TokenBytes, other: TokenBytes, done) -> list[tuple[int, list[int]]]:
-    """Tokens of `source` that are text and not done, with their tokens in the other tokenizer."""
+    """Yields tokens of `source` that are text and not done, with their tokens in the other tokenizer."""
     found = []
     for index in np.flatnonzero(source.lengths).tolist():
         if index not in done:
@@ -105,7 +105,7 @@ def _cut(row: dict[int, float]) -> dict[int, float]:
 
 
 def _one_to_one(weights: dict[int, dict[int, float]], exact: dict[int, int]) -> list[tuple[int, int]]:
-    """The exact pairs, and each other student token with its heaviest teacher token where that weighs enough; a teacher token
+    """Returns the exact pairs, and each other student token with its heaviest teacher token if that weighs enough; a teacher token
     goes to the exact claim, else to the heaviest.
     """
     claims: dict[int, tuple[float, int]] = {j: (1.0, i) for i, j in exact.items()}
@@ -117,7 +117,7 @@ def _one_to_one(weights: dict[int, dict[int, float]], exact: dict[int, int]) -> 
 
 
 def means(values: Float[Tensor, "T V"], bounds: Int[np.ndarray, "G+1"]) -> Float[Tensor, "G V"]:
-    """Mean over the positions of each group."""
+    """Returns the mean over the positions of each group."""
     sizes = torch.from_numpy(np.diff(bounds))
     owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
     used = values[int(bounds[0]) : int(bounds[-1])]
@@ -126,7 +126,7 @@ def means(values: Float[Tensor, "T V"], bounds: Int[np.ndarray, "G+1"]) -> Float
 
 
 def most_probable(teacher: Float[Tensor, "S V_s"]) -> Int[Tensor, "K"]:
-    """The teacher's tokens that are the most probable anywhere in a batch."""
+    """Returns the teacher's tokens that are the most probable anywhere in a batch."""
     return teacher.max(0).values.topk(min(TOP_TOKENS, teacher.shape[1])).indices
 
 
