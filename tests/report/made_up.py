@@ -93,7 +93,7 @@ def evaluate_tables(num_rows: int = 60, gain: float = 0.3) -> dict[str, pa.Table
 
 
 def benchmark_tables(num_items: int = 200) -> dict[str, dict[str, pa.Table]]:
-    """Returns tables in which the fused model is far better on `arc_challenge` and equal on `gsm8k`, which `mpt` has not finished."""
+    """Returns tables with the fused model far better on `arc_challenge` and equal on `gsm8k`, which `mpt` has not finished."""
     draw = random.Random(3)
     out: dict[str, dict[str, pa.Table]] = {}
     for name, gain in (("arc_challenge", 0.3), ("gsm8k", 0.0)):
