@@ -36,13 +36,13 @@ async def call(app: Any, path: str, body: bytes, headers: Mapping[str, str]) -> 
         The head, then the body in pieces: everything that is ready when a piece is requested comes as one.
     """
     messages: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-    gone = asyncio.Event()
+    disconnected = asyncio.Event()
     parts = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def receive() -> dict[str, Any]:
         if (part := next(parts, None)) is not None:
             return part
-        await gone.wait()
+        await disconnected.wait()
         return {"type": "http.disconnect"}
 
     task = asyncio.ensure_future(app(_scope(path, body, headers), receive, messages.put))
@@ -52,7 +52,7 @@ async def call(app: Any, path: str, body: bytes, headers: Mapping[str, str]) -> 
             yield piece
         await task  # raises the application's error
     finally:
-        gone.set()
+        disconnected.set()
         if not task.done():
             asyncio.get_running_loop().call_later(GRACE_SECONDS, task.cancel)
 

@@ -126,11 +126,7 @@ class Gateway:
             # Also the address in `Host`: a foreign page can make its own name point to this machine.
             hosts = {request.client.host if request.client else None, request.url.hostname}
             if not hosts <= LOOPBACK:
-                raise ApiError(
-                    403,
-                    "This server requires no keys, so it only answers clients on the same machine.",
-                    "loopback_only",
-                )
+                raise ApiError(403, "A server without keys only answers clients on its own machine.", "loopback_only")
             return Client("insecure", self.config.limits)
         client = self.keys.find(request.headers.get("authorization"))
         if client is None:

@@ -17,11 +17,7 @@ class GatewayMetrics:
             registry=self.registry,
         )
         self.seconds = Histogram(
-            "profuser_request_seconds",
-            "Duration of whole requests.",
-            ("model",),
-            buckets=SECONDS,
-            registry=self.registry,
+            "profuser_request_seconds", "Request duration.", ("model",), buckets=SECONDS, registry=self.registry
         )
         self.first = Histogram(
             "profuser_first_piece_seconds",

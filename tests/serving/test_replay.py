@@ -56,8 +56,8 @@ def streams(draw, answer: Answer) -> bytes:
     for index, (text, end) in enumerate(zip(answer.texts, answer.ends, strict=True)):
         cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=4)))
         parts = [text[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-        apart = (draw(st.booleans()), draw(st.booleans()))
-        parts = [""] * apart[0] + parts + [None] * apart[1]
+        separate = (draw(st.booleans()), draw(st.booleans()))
+        parts = [""] * separate[0] + parts + [None] * separate[1]
         chat = answer.is_chat
         last = len(parts) - 1
         choices.append(
