@@ -1,7 +1,7 @@
-"""The arms of an ablation, and the runs that they are: names, recipes, what is done, how long the rest may take. Starts nothing.
+"""Plans the arms of an ablation and their runs: names, recipes, progress, and an estimate of the time left. Starts nothing.
 
 Run `{name}.base` holds the teachers' pass and the scores of target and sources; `{name}.{arm}.s{seed}` is one arm trained with
-one seed, and uses of the base's artifacts whatever fits it. Each is an ordinary run.
+one seed, and reuses those of the base's artifacts that fit it. Each is an ordinary run.
 """
 
 from collections.abc import Sequence
@@ -21,52 +21,52 @@ from profuser.run.stages import FUSED, STAGES
 from profuser.storage.folder import Folder
 
 ABLATIONS = "ablations"
-"""Folder, among the arms, of those that change one thing of the progressive arm."""
+"""Subfolder of the arms: those that change one thing in the progressive arm."""
 SEARCH = "search"
-"""Folder, among the ablations, of those that may be better than the paper's recipe."""
+"""Subfolder of the ablations: those that may be better than the paper's recipe."""
 TWINS = "twins"
-"""Folder, among the ablations, of those that need sources that do not ship."""
+"""Subfolder of the ablations: those that need sources that do not ship."""
 SCHEDULES, ALL = "schedules", "all"
 PROGRESSIVE, SFT_GT = "progressive", "sft-gt"
-"""The arms that all others are held against."""
+"""Reference arms, which all others are compared with."""
 MEASURED = ("evaluate", "benchmarks")
-"""Stages of one part, or several, per model."""
+"""Stages with one or more parts per model."""
 NAMED = ("sources", "rewards")
-"""Lists of which an ablation may pick some by name."""
+"""Lists from which an ablation may select items by name."""
 UNLESS_ASKED = {"evaluate": {"judged": False}}
-"""Under the recipe: the table shows no win rates, and to judge every arm's answers takes longer than to evaluate it."""
+"""Defaults below the recipe: the table shows no win rates, and judging an arm's answers takes longer than evaluating it."""
 LONGEST_NAME = 40
-"""Of the recipe: the runs' names are longer by arm and seed."""
+"""Maximum length of the recipe's name; the runs' names add arm and seed."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """An arm by its file."""
+    """An arm, identified by its file."""
 
     file: Path
 
     @property
     def name(self) -> str:
-        """What it is called in runs, tables and plots."""
+        """Name in runs, tables and plots."""
         return self.file.stem
 
     @property
     def is_ablation(self) -> bool:
-        """Whether it is the progressive arm with one thing changed, not a schedule of its own."""
+        """Whether it is the progressive arm with one change, not a separate schedule."""
         return ABLATIONS in (self.file.parent.name, self.file.parent.parent.name)
 
     @property
     def about(self) -> str:
-        """What its file says of it at the top."""
+        """Description from the comments of its file."""
         lines = self.file.read_text(encoding="utf-8").splitlines()
         return " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
 
 
 def find_arms(wanted: Sequence[str], shipped: Path) -> list[Arm]:
-    """The arms of groups (`schedules`, `ablations`, `search`, `all` of them) and names, each once; those held against others first.
+    """Returns the arms of groups (`schedules`, `ablations`, `search`, `all`) and names, without duplicates, references first.
 
     Args:
-        wanted: groups and names, each item one or several with commas between.
+        wanted: groups and names; an item may hold several, separated by commas.
         shipped: folder of the shipped recipes.
 
     Raises:
@@ -89,7 +89,7 @@ def find_arms(wanted: Sequence[str], shipped: Path) -> list[Arm]:
     found: list[Arm] = []
     for name in names:
         if name not in known:
-            raise UserError(f"--arms {name}: no such arm or group; there are: {', '.join([*groups, *by_name])}")
+            raise UserError(f"--arms {name}: no such arm or group; available: {', '.join([*groups, *by_name])}")
         found += [arm for arm in known[name] if arm not in found]
     if not found:
         raise UserError(f"--arms: name at least one arm, or a group: {', '.join(groups)}")
@@ -106,12 +106,12 @@ class ArmRun:
 
     @cached_property
     def run(self) -> FusionRun:
-        """The run and where its artifacts lie."""
+        """Run with the locations of its artifacts."""
         return FusionRun(self.recipe)
 
     @cached_property
     def parts(self) -> dict[str, Artifact]:
-        """Every artifact by its stage; what another run had finished by now lies there."""
+        """Every artifact by its stage; those that another run has finished are located in that run."""
         return {artifact.stage: artifact for stage in STAGES for artifact in self.run.artifacts(stage)}
 
     @property
@@ -122,7 +122,7 @@ class ArmRun:
         return "begun" if self.run.folder.exists() else "waiting"
 
     def manifest(self, stage: str) -> Manifest | None:
-        """Of a stage that this run has made itself, under these settings."""
+        """Returns the manifest of a stage that this run produced itself, with these settings; else None."""
         found = read_manifest(self.run.folder / stage)
         return found if found and found.fingerprint == self.parts[stage].fingerprint else None
 
@@ -132,50 +132,50 @@ class Ablation:
     """All runs of an experiment."""
 
     base: FusionRun
-    """Done until `select`; also measures the target and the sources."""
+    """Run of all stages until `select`; also measures the target and the sources."""
     runs: tuple[ArmRun, ...]
-    """Seed by seed, so that a whole table of one seed is there early."""
+    """Runs seed by seed, so that a complete table of one seed is available early."""
 
     @property
     def folder(self) -> Folder:
-        """`{storage}/{name}.ablation`, for the tables."""
+        """Folder of the tables, `{storage}/{name}.ablation`."""
         storage, name = self.base.recipe.storage, self.base.recipe.name.removesuffix(".base")
         return Folder.at(storage) / f"{name}.ablation"
 
     @property
     def arms(self) -> list[Arm]:
-        """Each arm once, in order."""
+        """Arms in order, without duplicates."""
         return list(dict.fromkeys(each.arm for each in self.runs))
 
     def finished(self) -> list[ArmRun]:
-        """The runs that are done."""
+        """Returns the finished runs."""
         return [each for each in self.runs if each.state == "finished"]
 
     @cached_property
     def shared(self) -> dict[str, Artifact]:
-        """What the base makes, by stage: all until `select`, and what is measured of every model but a fused one."""
+        """Artifacts of the base by stage: all until `select`, and the measurements of every model but the fused one."""
         parts = [artifact for stage in STAGES[: STAGES.index("fuse")] for artifact in self.base.artifacts(stage)]
         measured = [artifact for stage in MEASURED for artifact in self.base.artifacts(stage)]
         parts += [artifact for artifact in measured if artifact.stage.split("/")[1] != FUSED]
         return {artifact.stage: artifact for artifact in parts}
 
     def check(self) -> None:
-        """Raises UserError where something was made under other settings; it says which."""
+        """Raises UserError if an artifact was made with other settings, naming the setting."""
         for artifact in (*self.shared.values(), *(a for each in self.runs for a in each.parts.values())):
             artifact.is_complete()
 
 
 @dataclass(frozen=True)
 class TimeLeft:
-    """An estimate from what is finished: every missing artifact takes as long as the finished ones of its stage on average."""
+    """Estimate of the time left: every missing artifact takes the mean time of the finished ones of its stage."""
 
     seconds: float
     unknown: tuple[str, ...]
-    """Stages of which none is finished yet: their time is not in it."""
+    """Stages without a finished artifact; their time is not included."""
 
 
 def time_left(ablation: Ablation) -> TimeLeft:
-    """Stage time of all that is not done; starting Ray, engines' processes and MLflow come on top."""
+    """Estimates the stage time of all missing artifacts, without the start of Ray, engine processes and MLflow."""
     folders = [ablation.base.folder, *(each.run.folder for each in ablation.runs)]
     stages = dict.fromkeys([*ablation.shared, *(stage for each in ablation.runs for stage in each.parts)])
     made = [manifest for folder in folders for stage in stages if (manifest := read_manifest(folder / stage))]
@@ -191,13 +191,13 @@ def time_left(ablation: Ablation) -> TimeLeft:
 
 
 def plan_ablation(recipe: str, settings: Sequence[str], arms: Sequence[Arm], num_seeds: int, shipped: Path) -> Ablation:
-    """The runs of an ablation.
+    """Plans the runs of an ablation.
 
     Args:
         recipe: path or shipped name.
-        settings: `key.path=value`, for all arms; what an arm itself says goes over them.
-        arms: which.
-        num_seeds: of every arm; they are 0, 1, ... and decide training alone.
+        settings: `key.path=value`, for all arms; an arm's own settings override them.
+        arms: to run.
+        num_seeds: seeds of every arm, 0, 1, ...; they affect training only.
         shipped: folder of the shipped recipes.
 
     Raises:
@@ -216,33 +216,33 @@ def plan_ablation(recipe: str, settings: Sequence[str], arms: Sequence[Arm], num
             name, first = f"{plain.name}.{arm.name}.s{seed}", f"{plain.name}.{arm.name}.s0"
             own = parse_recipe(arm_tree(tree, arm, shipped), f"{file} --arms {arm.name}")
             own = own.model_copy(update={"fuse": own.fuse.model_copy(update={"seed": seed})})
-            # What an arm does not share with the base, its seeds share.
+            # Artifacts that an arm does not share with the base are shared by its seeds.
             reuse = (base.name, *([first] if seed else []), *plain.reuse)
             runs.append(ArmRun(arm, seed, _named(own, name, reuse)))
     return Ablation(FusionRun(base), tuple(runs))
 
 
 def arm_tree(tree: dict[str, Any], arm: Arm, shipped: Path) -> dict[str, Any]:
-    """The settings of an arm over a recipe's; an ablation lies over the progressive arm, and may pick sources and rewards by name.
+    """Merges an arm's settings over a recipe's; those of an ablation go over the progressive arm and may pick sources and rewards.
 
     Raises:
-        UserError: the recipe has no source or reward of a name that the arm picks.
+        UserError: the recipe has no source or reward with a name that the arm picks.
     """
-    says = read_tree(arm.file)
+    own = read_tree(arm.file)
     if arm.is_ablation:
         tree = merge(tree, read_tree(shipped / ARMS / f"{PROGRESSIVE}.yaml"))
     for key in NAMED:
-        if key in says:
-            says[key] = _picked(tree.get(key, []), says[key], f"--arms {arm.name}: {key}")
-    return merge(tree, says)
+        if key in own:
+            own[key] = _picked(tree.get(key, []), own[key], f"--arms {arm.name}: {key}")
+    return merge(tree, own)
 
 
 def _picked(items: list[dict[str, Any]], wanted: list[Any], where: str) -> list[Any]:
-    """The items of these names; what is no name is an item itself."""
+    """Resolves names to items; an entry that is not a name is an item itself."""
     known = {item["name"]: item for item in items}
     missing = [name for name in wanted if isinstance(name, str) and name not in known]
     if missing:
-        raise UserError(f"{where}: the recipe has none called {missing[0]!r}; there are: {', '.join(known)}")
+        raise UserError(f"{where}: the recipe has none named {missing[0]!r}; available: {', '.join(known)}")
     return [known[item] if isinstance(item, str) else item for item in wanted]
 
 

@@ -1,4 +1,4 @@
-"""The ablation as a picture: both metrics of every arm, the seeds as small dots, the mean as a large one."""
+"""Plots an ablation: both metrics of every arm, the seeds as small dots and their mean as a large one."""
 
 from typing import Any
 
@@ -15,13 +15,13 @@ MARKERS = {"model": "s", "oracle": "D", "schedule": "o", "ablation": "^"}
 
 
 def sign(kind: str, theme: Theme) -> dict[str, Any]:
-    """How a model or an arm of a kind is drawn."""
+    """Returns the marker style of a kind of model or arm."""
     colours = {"model": theme.text, "oracle": theme.text, "schedule": theme.models[FUSED], "ablation": theme.others[0]}
     return {"marker": MARKERS[kind], "color": colours[kind], "zorder": 3}
 
 
 def ablation_plot(results: Results, theme: Theme = LIGHT) -> Figure:
-    """A panel per metric and a line per model or arm; the arms that others are held against as vertical lines."""
+    """Plots a panel per metric and a row per model or arm, with the reference arms as vertical lines."""
     with styled(theme):
         figure = new_figure(1.5 + 2 * (0.55 + 0.21 * len(results.measured)))
         panels: Any = figure.subplots(2, 1)

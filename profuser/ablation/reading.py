@@ -1,4 +1,4 @@
-"""Reads the `table.json` of an ablation: rows for tables, and two pictures that its own does not have."""
+"""Reads the `table.json` of an ablation: rows for tables, and two plots in addition to its own."""
 
 import json
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ from profuser.run.stages import FUSED
 
 TABLE = "table.json"
 FILLED = ("better", "worse")
-"""Verdicts that are drawn as full dots; the others are hollow."""
+"""Verdicts drawn as filled dots; the others are hollow."""
 
 
 @dataclass(frozen=True)
 class AblationTable:
-    """What `profuser lab ablate` wrote."""
+    """Result written by `profuser lab ablate`."""
 
     content: Mapping[str, Any]
 
@@ -33,17 +33,17 @@ class AblationTable:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """A model or an arm each, as `ablation_table.as_json` wrote it."""
+        """Rows of a model or an arm each, as written by `table.as_json`."""
         return self.content["rows"]
 
     @property
     def references(self) -> list[str]:
-        """The arms that the others are held against."""
-        there = {row["name"] for row in self.rows}
-        return [name for name in REFERENCES if name in there]
+        """Reference arms, which the others are compared with."""
+        names = {row["name"] for row in self.rows}
+        return [name for name in REFERENCES if name in names]
 
     def arms(self) -> list[dict[str, Any]]:
-        """What was trained: a row per arm."""
+        """Returns a row per trained arm."""
         return [
             {
                 "arm": row["name"],
@@ -57,11 +57,11 @@ class AblationTable:
         ]
 
     def scores(self) -> list[dict[str, Any]]:
-        """A row per model or arm: the mean of its seeds in both metrics, with the smallest and the largest."""
+        """Returns a row per model or arm: the mean of its seeds in both metrics, with minimum and maximum."""
         return [{"arm": row["name"]} | {m.title: _with_range(row, m) for m in METRICS} for row in self.rows]
 
     def differences(self, reference: str, metric: Metric) -> list[dict[str, Any]]:
-        """A row per other model or arm: its value less the reference's, with the 95 % interval, p and verdict.
+        """Returns a row per other model or arm: its value minus the reference's, with the 95 % interval, p and verdict.
 
         A row whose updates or tokens differ from the reference's has no numbers.
         """
@@ -80,15 +80,15 @@ def _with_range(row: Mapping[str, Any], metric: Metric) -> str:
 
 
 def differences_plot(table: AblationTable, reference: str, theme: Theme = LIGHT) -> Figure:
-    """Every model and arm less one arm in both metrics, with 95 % intervals; hollow where the verdict is none."""
+    """Plots every model and arm minus one arm in both metrics, with 95 % intervals; hollow if neither better nor worse."""
     with styled(theme):
         figure = new_figure(1.4 + 2 * (0.5 + 0.2 * (len(table.rows) - 1)))
         figure.set_figwidth(6.4)
         panels: Any = figure.subplots(2, 1)
         for axes, metric in zip(panels, METRICS, strict=True):
             _differences(axes, table, reference, metric, theme)
-        figure.suptitle(f"Less {reference}, n = {table.content['num_rows']:,} held-out rows")
-        figure.supxlabel("full dots: better or worse after Holm's correction; lines: 95 % intervals", fontsize=8.5)
+        figure.suptitle(f"Minus {reference}, n = {table.content['num_rows']:,} held-out rows")
+        figure.supxlabel("filled dots: better or worse after Holm's correction; lines: 95 % intervals", fontsize=8.5)
     return figure
 
 
@@ -111,7 +111,7 @@ def _differences(axes: Axes, table: AblationTable, reference: str, metric: Metri
 
 
 def both_metrics_plot(table: AblationTable, theme: Theme = LIGHT) -> Figure:
-    """Both metrics against each other, a large sign per model or arm and a small one per seed: better is up and to the left."""
+    """Plots both metrics against each other, a large marker per model or arm and a small one per seed; better is up and left."""
     across, up = METRICS
     with styled(theme):
         figure = new_figure(max(4.0, 1.2 + 0.24 * len(table.rows)))
@@ -131,7 +131,7 @@ def both_metrics_plot(table: AblationTable, theme: Theme = LIGHT) -> Figure:
 
 
 def _names(axes: Axes, table: AblationTable, theme: Theme) -> None:
-    """Names in a column beside the picture, each with a line to its sign: dots may lie too near each other for names."""
+    """Writes the names in a column beside the plot, each with a line to its marker: the dots may be too close for labels."""
     across, up = (metric.key for metric in METRICS)
     ordered = sorted(table.rows, key=lambda row: (-row[up], -row[across]))
     for place, row in enumerate(ordered):

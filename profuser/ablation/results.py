@@ -1,4 +1,4 @@
-"""What an ablation measured: every model and arm on the same held-out rows, and how it compares with the arms held against it.
+"""Gathers the results of an ablation: every model and arm on the same held-out rows, compared with the reference arms.
 
 Legend: S seeds of an arm, N held-out rows that no model refused.
 """
@@ -24,7 +24,7 @@ TARGET_TITLE = "target before"
 REFERENCES = (SFT_GT, PROGRESSIVE)
 UNMATCHED, NOT_AFTER_HOLM = "not step-matched", "not after Holm"
 TOKENS_TOLERANCE = 0.05
-"""An update holds `fuse.batch_tokens` less what the next row would have taken: arms differ by that much in their tokens."""
+"""Tolerated relative difference in tokens: an update stops before the row that would exceed `fuse.batch_tokens`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,20 +35,20 @@ class Measured:
     kind: str
     """`model`, `oracle`, `schedule` or `ablation`."""
     bits: Float[np.ndarray, "S N"]
-    """Of the ground-truth response."""
+    """Bits of the ground-truth response."""
     correct: Bool[np.ndarray, "S N"]
     updates: tuple[int, ...] = ()
-    """Of each seed; none where nothing was trained."""
+    """Updates of each seed; empty if nothing was trained."""
     tokens: tuple[int, ...] = ()
-    """Prompt and response tokens of all updates, of each seed."""
+    """Prompt and response tokens over all updates, of each seed."""
     about: str = ""
 
     def values(self, metric: Metric) -> Float[np.ndarray, "S N"]:
-        """Numerators of a metric per row, in its unit."""
+        """Returns the numerators of a metric per row, in its unit."""
         return self.bits if metric is BITS_PER_BYTE else 100.0 * self.correct
 
     def trained_as_long_as(self, other: "Measured") -> bool:
-        """Whether all seeds of both made as many updates, of nearly as many tokens; a model that was not trained matches all."""
+        """Whether all seeds of both made equally many updates on about as many tokens; an untrained model matches all."""
         if not (self.updates and other.updates):
             return True
         mine, others = np.array(self.tokens), np.array(other.tokens)
@@ -58,57 +58,57 @@ class Measured:
 
 @dataclass(frozen=True)
 class ArmDifference:
-    """A row of the table against an arm, in one metric: this row's value less the other's."""
+    """Difference between a row of the table and a reference arm in one metric: the row's value minus the arm's."""
 
     difference: float
     low: float
     high: float
     p_value: float
     p_holm: float
-    """Adjusted for all comparisons with the same arm in the same metric."""
+    """P-value adjusted for all comparisons with the same arm in the same metric."""
     verdict: str
-    """`better`, `worse`, `within noise`, or `not after Holm`: its own interval excludes 0, as one of so many may by chance."""
+    """`better`, `worse`, `within noise`, or `not after Holm`: the interval alone excludes 0, but not after the correction."""
 
     @classmethod
     def of(cls, found: items.Contrast) -> "ArmDifference":
-        """As `contrasts` finds it; noise that only Holm's correction makes of a difference is called so."""
-        by_itself, verdict = found.difference.verdict(larger_is_better=found.larger_is_better), found.verdict
+        """Converts a contrast; if only Holm's correction turned the difference into noise, the verdict is `not after Holm`."""
+        alone, verdict = found.difference.verdict(larger_is_better=found.larger_is_better), found.verdict
         numbers = (found.difference.value, found.difference.low, found.difference.high)
-        return cls(*numbers, found.p_value, found.adjusted_p_value, verdict if by_itself == verdict else NOT_AFTER_HOLM)
+        return cls(*numbers, found.p_value, found.adjusted_p_value, verdict if alone == verdict else NOT_AFTER_HOLM)
 
     def text(self, metric: Metric) -> str:
-        """`-0.012 [-0.020, -0.004] better`."""
+        """Formats the difference: `-0.012 [-0.020, -0.004] better`."""
         low, high = (metric.text(bound, sign=True) for bound in (self.low, self.high))
         return f"{metric.text(self.difference, sign=True)} [{low}, {high}] {self.verdict}"
 
 
 @dataclass(frozen=True)
 class Results:
-    """All that the table shows."""
+    """Everything that the table shows."""
 
     measured: tuple[Measured, ...]
     num_bytes: Int[np.ndarray, "N"]
     comparisons: Mapping[tuple[str, str, str], ArmDifference | None]
-    """By metric, row and reference; None where the numbers of updates or tokens differ."""
+    """Difference by metric, row and reference; None if the numbers of updates or tokens differ."""
 
     @property
     def num_rows(self) -> int:
-        """N."""
+        """Number of rows, N."""
         return len(self.num_bytes)
 
     @property
     def references(self) -> list[str]:
-        """The arms held against all others, as far as they are done."""
+        """Finished reference arms."""
         return [name for name in REFERENCES if any(each.name == name for each in self.measured)]
 
     def per_seed(self, each: Measured, metric: Metric) -> Float[np.ndarray, "S"]:
-        """A metric of each seed, over all rows."""
+        """Returns a metric of each seed, over all rows."""
         weight = self.num_bytes if metric is BITS_PER_BYTE else np.ones(self.num_rows)
         return each.values(metric).sum(axis=1) / weight.sum()
 
 
 def gather_results(ablation: Ablation) -> Results:
-    """Reads what the base and the finished arms measured, and compares.
+    """Reads the measurements of the base and the finished arms, and compares them.
 
     Raises:
         UserError: the base has not measured target and sources yet, or no row is common to all models.
@@ -125,7 +125,7 @@ def gather_results(ablation: Ablation) -> Results:
     }
     scored = items.heldout_metrics(tables)
     if not scored:
-        raise UserError("there is no held-out row that every model could take")
+        raise UserError("every held-out row was refused by some model")
     bits, correct = ({name: found.values[name] for name in tables} for found in scored)
     out = [Measured(name, "model", bits[name], correct[name] == 1) for name in map(_title, models)]
     out += _oracle(ablation.base, dict(zip(models, out, strict=True)))
@@ -141,7 +141,7 @@ def gather_results(ablation: Ablation) -> Results:
 def compare_all(
     measured: Sequence[Measured], num_bytes: Int[np.ndarray, "N"]
 ) -> dict[tuple[str, str, str], ArmDifference | None]:
-    """Every row against each reference in each metric: paired bootstrap, verdicts after Holm's correction."""
+    """Compares every row with each reference in each metric: paired bootstrap, verdicts after Holm's correction."""
     out: dict[tuple[str, str, str], ArmDifference | None] = {}
     for metric in METRICS:
         weight = num_bytes.astype(np.float64) if metric is BITS_PER_BYTE else None
@@ -161,12 +161,12 @@ def _whole(artifact: Artifact) -> pa.Table:
 
 
 def _title(model: str) -> str:
-    """What a model of the base is called in the table."""
+    """Returns the table's name of a model of the base."""
     return TARGET_TITLE if model == TARGET else model
 
 
 def _oracle(base: FusionRun, models: Mapping[str, Measured]) -> list[Measured]:
-    """For every row the source that is best at it, as only its ground truth tells: what a perfect choice among them would give."""
+    """Returns the best source per row given the ground truth: the result of a perfect choice among the sources."""
     names = [TARGET if base.recipe.is_target(source) else source.name for source in base.recipe.sources]
     sources = [models[name] for name in names if name in models]
     if len(sources) < 2:
@@ -177,6 +177,6 @@ def _oracle(base: FusionRun, models: Mapping[str, Measured]) -> list[Measured]:
 
 
 def _trained(fuse: Artifact) -> tuple[int, int]:
-    """Updates of a run, and prompt and response tokens of all."""
+    """Returns the updates of a run, and their prompt and response tokens."""
     history = [json.loads(line) for line in fuse.folder.read_bytes("metrics.jsonl").decode().splitlines()]
     return len(history), sum(int(update["sequence_tokens"]) for update in history)

@@ -1,4 +1,4 @@
-"""The ablation table: on a terminal, as Markdown, CSV and JSON, with what it cost and where it was made."""
+"""Writes the ablation table for a terminal and as Markdown, CSV and JSON, with its cost and provenance."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,21 +17,21 @@ from profuser.run.fusion_run import FusionRun
 
 @dataclass(frozen=True)
 class Made:
-    """What a table cost, and where it was made."""
+    """Cost and provenance of a table."""
 
     stage_seconds: float
-    """Of all stages of all runs, each counted once, one after the other; starting Ray and engines' processes come on top."""
+    """Sum over all stages of all runs, each counted once, without the start of Ray and engine processes."""
     device_seconds: float
-    """Seconds that GPUs, or CPUs where there are none, were held."""
+    """Seconds that GPUs, or CPUs if there are none, were held."""
     shared_seconds: float
-    """Of `stage_seconds`, those of the base: the teachers' pass and the scores of target and sources."""
+    """Part of `stage_seconds` spent on the base: the teachers' pass and the scores of target and sources."""
     commits: tuple[str, ...]
-    """Git commits under which the arms were trained."""
+    """Git commits at which the arms were trained."""
     machine: str
-    """Where the table was written."""
+    """Machine on which the table was written."""
 
     def text(self) -> str:
-        """In a sentence."""
+        """Formats it as one sentence."""
         share = f"{self.shared_seconds / 3600:.2f} of them shared by all arms"
         commits = ", ".join(self.commits) or "unknown"
         hours = (
@@ -41,7 +41,7 @@ class Made:
 
 
 def what_it_cost(ablation: Ablation, machine: str) -> Made:
-    """Sums the manifests of the base and of the arms that are finished."""
+    """Sums the manifests of the base and of the finished arms."""
     shared = _manifests(ablation.base, ablation.shared)
     own = [m for each in ablation.finished() for m in _manifests(each.run, each.parts)]
     commits = dict.fromkeys(m.commit for m in own if m.commit and m.stage == "fuse")
@@ -55,17 +55,17 @@ def what_it_cost(ablation: Ablation, machine: str) -> Made:
 
 
 def _manifests(run: FusionRun, stages: Iterable[str]) -> list[Manifest]:
-    """Of what lies in the run's own folder; what it takes from another run is counted there."""
+    """Reads the manifests in the run's own folder; artifacts of another run are counted there."""
     return [manifest for stage in stages if (manifest := read_manifest(run.folder / stage))]
 
 
 def spread(values: Sequence[float], metric: Metric) -> str:
-    """Smallest to largest value of the seeds; a dash for a single one."""
+    """Formats the smallest and largest value of the seeds; a dash for a single seed."""
     return f"{metric.text(min(values))} - {metric.text(max(values))}" if len(values) > 1 else "-"
 
 
 def cells(results: Results, each: Measured, metric: Metric) -> list[str]:
-    """A row of the table of one metric: name, seeds, updates, tokens, mean, spread, and the comparison with each reference."""
+    """Returns a row of one metric's table: name, seeds, updates, tokens, mean, spread, and the comparison with each reference."""
     tokens = f"{sum(each.tokens) / len(each.tokens) / 1000:,.0f}" if each.tokens else "-"
     seeds = str(len(each.updates) or "-")
     return [
@@ -99,7 +99,7 @@ def _against(results: Results, each: Measured, reference: str, metric: Metric) -
 
 
 def headings(results: Results, metric: Metric) -> list[str]:
-    """Of `cells`."""
+    """Returns the headings of `cells`."""
     return [
         "arm",
         "seeds",
@@ -112,30 +112,28 @@ def headings(results: Results, metric: Metric) -> list[str]:
 
 
 def notes(results: Results) -> list[str]:
-    """What the tables do not say of themselves."""
+    """Returns explanations of the tables."""
     trained = [each for each in results.measured if each.updates]
     out = [
-        f"{results.num_rows:,} held-out rows that every model took; {'; '.join(f'{m.name}: {m.hint}' for m in METRICS)}.",
-        "Intervals are of 95 %, by a bootstrap over rows paired between both models, with the spread between seeds in them where "
-        "there are several. A verdict counts that all rows of a column are compared with one arm (Holm, 1979).",
+        f"{results.num_rows:,} held-out rows that no model refused; {'; '.join(f'{m.name}: {m.hint}' for m in METRICS)}.",
+        "Intervals are of 95 %, by a bootstrap over rows paired between both models, and include the spread between seeds if "
+        "there are several. Verdicts are corrected for comparing all rows of a column with one arm (Holm, 1979).",
     ]
     if any(each.kind == "oracle" for each in results.measured):
-        out.append(
-            f"{ORACLE}: on every row the source that is best at it in this metric, as only its ground truth tells."
-        )
+        out.append(f"{ORACLE}: the source that is best on each row in this metric, chosen with the ground truth.")
     if any(len(each.updates) == 1 for each in trained):
-        out.append("An arm of one seed says nothing of its spread between seeds: its intervals are too narrow.")
+        out.append("The spread between seeds is unknown for an arm of one seed: its intervals are too narrow.")
     if not results.references:
         out.append("Neither sft-gt nor progressive is among the arms: nothing is compared.")
     if UNMATCHED in {_against(results, e, name, m) for e in trained for name in results.references for m in METRICS}:
         out.append(
-            f"{UNMATCHED}: other numbers of updates or tokens than the arm beside it, so no difference is given."
+            f"{UNMATCHED}: the numbers of updates or tokens differ from the reference's, so no difference is given."
         )
     return out
 
 
 def render(results: Results) -> list[Table]:
-    """A table per metric, for a terminal: a verdict stands under its difference."""
+    """Returns a table per metric for a terminal, with each verdict below its difference."""
     out = []
     for metric in METRICS:
         table = new_table(f"{metric.title}, {results.num_rows:,} held-out rows ({metric.hint})", "arm")
@@ -156,7 +154,7 @@ def render(results: Results) -> list[Table]:
 
 
 def markdown(name: str, results: Results, made: Made) -> str:
-    """Both tables, what each arm is, and what it cost."""
+    """Returns both tables, notes, cost and the description of each arm as Markdown."""
     lines = [f"# Ablation {name}", ""]
     for metric in METRICS:
         head = headings(results, metric)
@@ -169,7 +167,7 @@ def markdown(name: str, results: Results, made: Made) -> str:
 
 
 def flat_rows(results: Results) -> list[dict[str, Any]]:
-    """A row per model or arm, in full precision, for CSV and JSON."""
+    """Returns a row per model or arm, in full precision, for CSV and JSON."""
     return [_flat(results, each) for each in results.measured]
 
 
@@ -191,7 +189,7 @@ def _fields(comparison: ArmDifference | None) -> dict[str, Any]:
 
 
 def as_json(name: str, results: Results, made: Made) -> dict[str, Any]:
-    """Everything, for programs and notebooks: rows as in the CSV, each with the values of its seeds and what its arm is."""
+    """Returns everything, for programs and notebooks: rows as in the CSV, with per-seed values and descriptions of the arms."""
     rows = [
         row
         | {

@@ -1,1 +1,1 @@
-"""The laboratory: a tiny world of six skills, in which fusion can be seen on two CPU cores."""
+"""The laboratory: tiny models and a corpus of six skills, for running a fusion on two CPU cores."""

@@ -1,4 +1,4 @@
-"""Building a laboratory: tokenizers, sources, reward models and corpus, from a seed or from any instruction corpus."""
+"""Builds a laboratory: tokenizers, sources, reward models and corpus, from a seed or from any instruction corpus."""
 
 import gzip
 import json
@@ -36,20 +36,20 @@ NUM_TRAIN, NUM_HELDOUT, NUM_UNSEEN = 3000, 600, 100
 SOURCE_STEPS = {"llama": 600, "mpt": 450, "neox": 600}
 GENERALIST_STEPS, REWARD_STEPS = 1300, 400
 CORPUS_SOURCE_STEPS = 220
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
-def build_lab(output: Path, seed: int = 0, overwrite: bool = False, progress: Say = print) -> None:
-    """Makes the laboratory of the six skills.
+def build_lab(output: Path, seed: int = 0, overwrite: bool = False, progress: Progress = print) -> None:
+    """Builds the laboratory of the six skills.
 
     Args:
-        output: folder to make: `sources/`, `rewards/`, `corpus/`, and last `lab.json` with what was measured.
-        seed: of everything that is drawn.
+        output: folder to create: `sources/`, `rewards/`, `corpus/`, and last `lab.json` with the measurements.
+        seed: of all random draws.
         overwrite: replace a finished laboratory.
-        progress: told how far it is.
+        progress: receives progress messages.
 
     Raises:
-        UserError: the folder holds a finished laboratory already.
+        UserError: the folder already contains a finished laboratory.
     """
     start = time.monotonic()
     _make_room(output, overwrite)
@@ -73,14 +73,14 @@ def build_lab(output: Path, seed: int = 0, overwrite: bool = False, progress: Sa
 
 
 def lab_tokenizer(name: str, seed: int) -> Any:
-    """The tokenizer of a source, trained on the skills' corpus."""
+    """Trains the tokenizer of a source on the skills' corpus."""
     rows = draw_rows("train", NUM_TRAIN, seed)
     kind = TOKENIZERS[name]
     return kind.make([text for row in rows for text in (row.instruction, row.response, row.terse)], kind.lab_vocab_size)
 
 
-def build_specialist(name: str, seed: int, progress: Say = print) -> tuple[Any, Any]:
-    """Makes one source of the laboratory: its model, in float32, and its tokenizer."""
+def build_specialist(name: str, seed: int, progress: Progress = print) -> tuple[Any, Any]:
+    """Builds one source of the laboratory: its model, in float32, and its tokenizer."""
     tokenizer = lab_tokenizer(name, seed)
     torch.manual_seed(seed)
     model = new_model(name, tokenizer)
@@ -93,21 +93,21 @@ def build_sources_from_corpus(
     output: Path,
     seed: int = 0,
     overwrite: bool = False,
-    progress: Say = print,
+    progress: Progress = print,
     num_steps: int = CORPUS_SOURCE_STEPS,
 ) -> None:
-    """Makes tiny sources and reward models from any instruction corpus, each source of its own slice.
+    """Builds tiny sources and reward models from any instruction corpus, each source from a separate slice.
 
     Args:
         pairs: instruction and response of every row.
         output: as in `build_lab`, without a corpus.
-        seed: of everything that is drawn.
+        seed: of all random draws.
         overwrite: replace a finished laboratory.
-        progress: told how far it is.
-        num_steps: updates of each source, and of the reward models' generalist; a reward model takes a third of it.
+        progress: receives progress messages.
+        num_steps: updates of each source, and of the reward models' generalist; a reward model takes a third of that.
 
     Raises:
-        UserError: too few rows, or the folder holds a finished laboratory already.
+        UserError: too few rows, or the folder already contains a finished laboratory.
     """
     start = time.monotonic()
     if len(pairs) < 2 * NUM_UNSEEN:
@@ -140,10 +140,12 @@ def build_sources_from_corpus(
     _finish(output, start, {"seed": seed, "rows": len(rows), "bits_per_byte": measured, "reward_accuracy": accuracy})
 
 
-def _train_generalist(tokenizer: Any, examples: Iterator[Encoded], num_steps: int, batch_rows: int, say: Say) -> Any:
+def _train_generalist(
+    tokenizer: Any, examples: Iterator[Encoded], num_steps: int, batch_rows: int, progress: Progress
+) -> Any:
     torch.manual_seed(len(REWARDS))
     model = new_generalist(tokenizer)
-    train(model, examples, num_steps, batch_rows, say, "the rewards' generalist")
+    train(model, examples, num_steps, batch_rows, progress, "the rewards' generalist")
     return model
 
 
@@ -154,23 +156,23 @@ def _build_reward(
     pairs: Iterator[Pair],
     num_steps: int,
     batch_pairs: int,
-    say: Say,
+    progress: Progress,
 ) -> Any:
     torch.manual_seed(REWARDS.index(name))
     model = new_reward_model(generalist)
-    train_reward_model(model, tokenizer, pairs, num_steps, batch_pairs, say, f"reward {name}")
+    train_reward_model(model, tokenizer, pairs, num_steps, batch_pairs, progress, f"reward {name}")
     return model
 
 
-def _measure_reward(model: Any, tokenizer: Any, name: str, test: list[Pair], output: Path, say: Say) -> float:
+def _measure_reward(model: Any, tokenizer: Any, name: str, test: list[Pair], output: Path, progress: Progress) -> float:
     accuracy = pairwise_accuracy(model, tokenizer, test)
-    say(f"reward {name}: right in {accuracy:.0%} of {len(test)} held-out pairs")
+    progress(f"reward {name}: correct on {accuracy:.0%} of {len(test)} held-out pairs")
     save(model, tokenizer, output / "rewards" / name)
     return accuracy
 
 
 def _epochs(examples: list[Encoded], seed: int) -> Iterator[Encoded]:
-    """The examples over and over, in random order; one whose prompt fills the context teaches nothing."""
+    """Cycles through the examples in random order, without those whose prompt fills the context."""
     usable = [example for example in examples if example[1]]
     random.Random(seed).shuffle(usable)
     return cycle(usable)
@@ -179,14 +181,14 @@ def _epochs(examples: list[Encoded], seed: int) -> Iterator[Encoded]:
 def _make_room(output: Path, overwrite: bool) -> None:
     if (output / LAB_FILE).exists():
         if not overwrite:
-            raise UserError(f"{output}: holds a laboratory already; take another folder, or --overwrite")
+            raise UserError(f"{output}: already contains a laboratory; choose another folder, or --overwrite")
         (output / LAB_FILE).unlink()
     for part in ("sources", "rewards", "corpus"):
         shutil.rmtree(output / part, ignore_errors=True)
 
 
 def _write_corpus(file: Path, items: Sequence[Item]) -> None:
-    """Alpaca-shaped rows with two columns more. The archive's time is 0, so that the same seed gives the same bytes."""
+    """Writes Alpaca rows with two extra columns. The archive's timestamp is 0, so that the same seed gives the same bytes."""
     file.parent.mkdir(parents=True, exist_ok=True)
     rows = (
         {"instruction": i.instruction, "input": "", "output": i.response, "skill": i.skill, "answer": i.answer}

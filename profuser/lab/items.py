@@ -1,6 +1,6 @@
-"""What a question of the laboratory is: an item is a case (operands, or the subject of a fact) of a skill in a wording.
+"""Defines the laboratory's questions: an item is a case (operands, or the subject of a fact) of a skill, in one wording.
 
-Held-out items are disjoint from those to train on: for an algorithm its operands are unseen; for a fact the pair of fact and
+Held-out items are disjoint from training items: for an algorithm the operands are unseen; for a fact the pair of fact and
 wording is unseen (an unseen fact could only be guessed).
 """
 
@@ -12,7 +12,7 @@ from typing import Literal
 
 Case = tuple[str, ...]
 Slots = tuple[tuple[Case, tuple[int, ...]], ...]
-"""Cases, each with the numbers of the wordings it may take."""
+"""Cases, each with the indices of its allowed wordings."""
 Split = Literal["train", "heldout"]
 
 HELDOUT_FRACTION = 0.2
@@ -30,13 +30,13 @@ class Item:
 
     @property
     def terse(self) -> str:
-        """The answer as a specialist gives it: "X."."""
+        """Answer as a specialist gives it: "X."."""
         return f"{self.answer}."
 
 
 @dataclass(frozen=True)
 class Skill:
-    """One kind of question. `{0}`, `{1}` ... in the texts stand for the case, `{x}` for the answer."""
+    """One kind of question. In the texts `{0}`, `{1}` ... are placeholders for the case, and `{x}` for the answer."""
 
     name: str
     wordings: tuple[str, ...]
@@ -44,12 +44,12 @@ class Skill:
     cases: tuple[Case, ...]
     solve: Callable[[Case], str]
     slip: Callable[[str, random.Random], str]
-    """A wrong answer that looks like the given right one."""
+    """Function that returns a plausible variation of a correct answer."""
     is_fact: bool = False
 
     @cached_property
     def slots(self) -> dict[Split, Slots]:
-        """The cases of both sides of the split."""
+        """Cases of both splits."""
         every = tuple(range(len(self.wordings)))
         if self.is_fact:
             # Wordings i and i+1 (cyclic) of fact i are held out, so that each wording is seen with other facts.
@@ -68,28 +68,28 @@ class Skill:
         }
 
     def item(self, case: Case, wording: int, working: int) -> Item:
-        """Renders a case."""
+        """Renders a case as an item."""
         x = self.solve(case)
         text = self.workings[working].format(*case, x=x)
         return Item(self.name, self.wordings[wording].format(*case), f"{text} The answer is {x}.", x)
 
     def sample(self, split: Split, rng: random.Random) -> Item:
-        """A random item of a side of the split."""
+        """Draws a random item of a split."""
         case, wordings = rng.choice(self.slots[split])
         return self.item(case, rng.choice(wordings), rng.randrange(len(self.workings)))
 
     def wrong(self, item: Item, rng: random.Random) -> str:
-        """An answer that looks like the item's and is not."""
+        """Returns a plausible wrong answer to an item."""
         while (slipped := self.slip(item.answer, rng)) == item.answer:
             pass
         return slipped
 
 
 def final_answer(text: str) -> str:
-    """What a response answers: the text after its last "answer is", else all of it, without a final period."""
+    """Extracts a response's final answer: the text after its last "answer is", else all of it, without a final period."""
     return text.rpartition("answer is")[2].strip().removesuffix(".").strip()
 
 
 def is_correct(text: str, answer: str) -> bool:
-    """Exact match of a response's final answer."""
+    """Whether a response's final answer matches exactly."""
     return final_answer(text) == answer

@@ -1,8 +1,8 @@
-"""Three small reward models: sequence classifiers that learn, pair by pair, to tell a good answer from a bad one.
+"""Trains three small reward models: sequence classifiers that learn from pairs to distinguish a good answer from a bad one.
 
 All three are fine-tuned from one small generalist, a language model of the whole corpus, as released reward models are from their
-base models; each sees other pairs. The loss is Bradley-Terry's, `-log sigmoid(r_good - r_bad)`. On both sides terse and detailed
-answers are equally frequent, so that length tells nothing.
+base models; each sees different pairs. The loss is Bradley-Terry's, `-log sigmoid(r_good - r_bad)`. Terse and detailed answers are
+equally frequent on both sides, so that length carries no information.
 """
 
 import copy
@@ -15,17 +15,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from profuser.lab.items import Item
 from profuser.lab.skills import SKILLS
-from profuser.lab.specialists import HEADS, HIDDEN, MAX_POSITIONS, TERSE_SHARE, Encoded, Say, encode, train_loop
+from profuser.lab.specialists import HEADS, HIDDEN, MAX_POSITIONS, TERSE_SHARE, Encoded, Progress, encode, train_loop
 
 REWARDS = ("brisk", "candid", "dapper")
 TOKENIZER = "llama"
-"""The source whose tokenizer the reward models share: it spells numbers digit by digit."""
+"""Source whose tokenizer the reward models share: it splits numbers into digits."""
 NUM_LAYERS = 3
 PEAK_RATE = 5.0e-4
 PRACTICE = {"addition": 3.0, "sorting": 2.0, "reversal": 2.0}
-"""How often a skill comes up, where not once: these take longer to learn."""
+"""Sampling weights of skills that take longer to learn; the others have weight 1."""
 NEAR_MISS_SHARE, OTHER_CASE_SHARE, OTHER_SKILL_SHARE = 0.35, 0.4, 0.17
-"""Of the bad answers; the rest is garbled."""
+"""Shares of the bad answers; the rest is garbled."""
 
 
 class Pair(NamedTuple):
@@ -37,7 +37,7 @@ class Pair(NamedTuple):
 
 
 def new_generalist(tokenizer: Any) -> Any:
-    """The language model that the reward models start from, with random weights."""
+    """Creates the language model that the reward models start from, with random weights."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -56,7 +56,7 @@ def new_generalist(tokenizer: Any) -> Any:
 
 
 def new_reward_model(generalist: Any) -> Any:
-    """A classifier with one label on the generalist's body; its head is random."""
+    """Creates a classifier with one label on the generalist's body, with a random head."""
     # A copy: saving a model writes its type into its config.
     config = copy.deepcopy(generalist.config)
     config.num_labels = 1
@@ -66,7 +66,7 @@ def new_reward_model(generalist: Any) -> Any:
 
 
 def all_skills_examples(tokenizer: Any, seed: int) -> Iterator[Encoded]:
-    """Endless examples of all skills, for the generalist."""
+    """Yields endless examples of all skills, for the generalist."""
     rng = random.Random(f"generalist {seed}")
     while True:
         item = _any_item("train", rng)
@@ -74,26 +74,26 @@ def all_skills_examples(tokenizer: Any, seed: int) -> Iterator[Encoded]:
 
 
 def skill_pairs(seed: int, split: str = "train") -> Iterator[Pair]:
-    """Endless pairs over all skills: near misses, answers to another question, garbled ones."""
+    """Yields endless pairs over all skills: near misses, answers to another question, garbled answers."""
     rng = random.Random(f"pairs {split} {seed}")
     while True:
         item = _any_item("heldout" if split == "heldout" else "train", rng)
-        yield Pair(item.instruction, _said(item, item.answer, rng), bad_answer(item, rng))
+        yield Pair(item.instruction, _answer(item, item.answer, rng), bad_answer(item, rng))
 
 
 def bad_answer(item: Item, rng: random.Random) -> str:
-    """A wrong answer, terse or detailed: close to the right one, that of another case or skill, or garbled."""
+    """Draws a wrong answer, terse or detailed: close to the correct one, that of another case or skill, or garbled."""
     skill, kind = SKILLS[item.skill], rng.random()
     if kind < NEAR_MISS_SHARE:
-        return _said(item, skill.wrong(item, rng), rng)
+        return _answer(item, skill.wrong(item, rng), rng)
     if kind < NEAR_MISS_SHARE + OTHER_CASE_SHARE:
         other = skill.sample("train", rng)
         if other.answer != item.answer:
-            return _said(item if rng.random() < 0.7 else other, other.answer, rng)
-        return _said(item, skill.wrong(item, rng), rng)
+            return _answer(item if rng.random() < 0.7 else other, other.answer, rng)
+        return _answer(item, skill.wrong(item, rng), rng)
     if kind < NEAR_MISS_SHARE + OTHER_CASE_SHARE + OTHER_SKILL_SHARE:
         other = SKILLS[rng.choice([name for name in SKILLS if name != item.skill])].sample("train", rng)
-        return _said(other, other.answer, rng)
+        return _answer(other, other.answer, rng)
     return garbled(item.response, rng)
 
 
@@ -102,13 +102,13 @@ def _any_item(split: Any, rng: random.Random) -> Item:
     return SKILLS[rng.choices(names, [PRACTICE.get(name, 1.0) for name in names])[0]].sample(split, rng)
 
 
-def _said(item: Item, answer: str, rng: random.Random) -> str:
-    """An answer, tersely or with the item's working."""
+def _answer(item: Item, answer: str, rng: random.Random) -> str:
+    """Formats an answer, tersely or with the item's working."""
     return f"{answer}." if rng.random() < 0.5 else item.response.replace(item.answer, answer)
 
 
 def garbled(text: str, rng: random.Random) -> str:
-    """The words in another order, or the text cut in the middle."""
+    """Shuffles the words, or cuts the text in the middle."""
     words = text.split(" ")
     if rng.random() < 0.5:
         rng.shuffle(words)
@@ -117,7 +117,7 @@ def garbled(text: str, rng: random.Random) -> str:
 
 
 def corpus_pairs(rows: Sequence[tuple[str, str]], seed: int) -> Iterator[Pair]:
-    """Endless pairs over an instruction corpus: the row's response against another's, or a garbled one."""
+    """Yields endless pairs over an instruction corpus: the row's response against another row's, or a garbled one."""
     rng = random.Random(f"corpus pairs {seed}")
     while True:
         instruction, response = rng.choice(rows)
@@ -128,9 +128,9 @@ def corpus_pairs(rows: Sequence[tuple[str, str]], seed: int) -> Iterator[Pair]:
 
 
 def train_reward_model(
-    model: Any, tokenizer: Any, pairs: Iterator[Pair], num_steps: int, batch_pairs: int, say: Say, title: str
+    model: Any, tokenizer: Any, pairs: Iterator[Pair], num_steps: int, batch_pairs: int, progress: Progress, title: str
 ) -> None:
-    """Trains by pairs."""
+    """Trains a reward model on pairs."""
 
     def loss() -> torch.Tensor:
         batch = [next(pairs) for _ in range(batch_pairs)]
@@ -139,11 +139,11 @@ def train_reward_model(
         )
         return -torch.nn.functional.logsigmoid(rewards[:batch_pairs] - rewards[batch_pairs:]).mean()
 
-    train_loop(model, loss, num_steps, say, title, PEAK_RATE)
+    train_loop(model, loss, num_steps, progress, title, PEAK_RATE)
 
 
 def score(model: Any, tokenizer: Any, conversations: Sequence[tuple[str, str]]) -> torch.Tensor:
-    """Rewards of answers, `[N]`, over the rendered conversation."""
+    """Returns the rewards of answers, `[N]`, over the rendered conversations."""
     texts = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}], tokenize=False
@@ -164,7 +164,7 @@ def score(model: Any, tokenizer: Any, conversations: Sequence[tuple[str, str]]) 
 
 @torch.inference_mode()
 def pairwise_accuracy(model: Any, tokenizer: Any, pairs: Sequence[Pair]) -> float:
-    """Share of pairs in which the good answer has the higher reward."""
+    """Returns the share of pairs in which the good answer has the higher reward."""
     good = score(model, tokenizer, [(p.instruction, p.good) for p in pairs])
     bad = score(model, tokenizer, [(p.instruction, p.bad) for p in pairs])
     return float((good > bad).float().mean())

@@ -1,4 +1,4 @@
-"""The six skills: what is asked, the worked ground truth, and wrong answers that look right."""
+"""Defines the six skills: questions, worked ground truths, and plausible wrong answers."""
 
 import random
 from collections.abc import Sequence
@@ -21,20 +21,20 @@ UNITS = {
 
 
 def _slip_number(answer: str, rng: random.Random) -> str:
-    """Off by one, two or ten, or with another digit in front; no shorter than one digit."""
+    """Changes a number by one, two or ten; never below 0."""
     value = int(answer)
     return str(rng.choice([value + 1, max(value - 1, 0), value + 2, value + 10, abs(value - 10)]))
 
 
 def _slip_scale(answer: str, rng: random.Random) -> str:
-    """A zero too many or too few, or another number in front."""
+    """Adds or removes a zero, or changes the number before the zeros."""
     digits = answer.rstrip("0")
     zeros = answer[len(digits) :]
     return rng.choice([answer + "0", answer[:-1], str(int(digits) + rng.randint(1, 9)) + zeros])
 
 
 def _slip_letters(answer: str, rng: random.Random) -> str:
-    """Two letters swapped, or one replaced."""
+    """Swaps two letters, or replaces one."""
     letters = answer.split(" ")
     first, second = rng.sample(range(len(letters)), 2)
     if rng.random() < 0.7:
@@ -45,7 +45,7 @@ def _slip_letters(answer: str, rng: random.Random) -> str:
 
 
 def _letter_cases(name: str) -> tuple[Case, ...]:
-    """6,000 distinct draws of different letters, in a fixed order."""
+    """Draws 6,000 distinct sequences of different letters, in a fixed order."""
     rng = random.Random(f"letters of {name}")
     drawn: dict[Case, None] = {}
     while len(drawn) < 6000:
@@ -176,16 +176,16 @@ SPECIALTIES = {
     "mpt": ("sorting", "capitals"),
     "neox": ("reversal", "emblems"),
 }
-"""Which skills each source is good at."""
+"""Skills that each source is trained on."""
 
 
 def draw_rows(split: Split, num_rows: int, seed: int) -> list[Item]:
-    """Distinct items of all skills, equally many of each (a multiple of six), in random order."""
+    """Draws distinct items of all skills, equally many of each (`num_rows` a multiple of six), in random order."""
     rng = random.Random(f"{split} rows {seed}")
     rows: list[Item] = []
     for skill in SKILLS.values():
         pairs = [(case, wording) for case, wordings in skill.slots[split] for wording in wordings]
-        # One row per case before any case comes twice: operands are worth more than wordings.
+        # One row per case before any case repeats: new operands are worth more than new wordings.
         rng.shuffle(pairs)
         pairs.sort(key=_repeats(pairs).__getitem__)
         chosen = pairs[: num_rows // len(SKILLS)]
@@ -195,7 +195,7 @@ def draw_rows(split: Split, num_rows: int, seed: int) -> list[Item]:
 
 
 def _repeats(pairs: Sequence[tuple[Case, int]]) -> dict[tuple[Case, int], int]:
-    """How often a pair's case came before it."""
+    """Counts how often each pair's case occurred before it."""
     count: dict[Case, int] = {}
     repeats: dict[tuple[Case, int], int] = {}
     for pair in pairs:

@@ -1,4 +1,4 @@
-"""Training a tiny source from random weights: one plain loop for the skills' specialists and for slices of a real corpus."""
+"""Trains a tiny source from random weights: one plain loop for the skills' specialists and for slices of a real corpus."""
 
 import math
 import random
@@ -25,17 +25,17 @@ from profuser.recipe.models import OwnTemplate
 
 Encoded = tuple[list[int], list[int]]
 """Prompt and response ids."""
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
 
 HIDDEN, HEADS, MAX_POSITIONS = 128, 4, 512
 TERSE_SHARE, OTHER_SKILLS_SHARE = 0.6, 0.03
 PEAK_RATE, WARMUP_SHARE = 3.0e-3, 0.05
 POOL_BATCHES = 8
-SAY_EVERY_SECONDS = 15.0
+PROGRESS_EVERY_SECONDS = 15.0
 
 
 def new_model(name: str, tokenizer: Any, num_layers: int = 4) -> Any:
-    """A source of about a million parameters with random weights: `llama`, `mpt` or `neox`. Heads are 32 wide, as vLLM asks."""
+    """Creates a source of about a million random weights: `llama`, `mpt` or `neox`. Heads are 32 wide, as vLLM requires."""
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -64,7 +64,7 @@ def new_model(name: str, tokenizer: Any, num_layers: int = 4) -> Any:
             max_seq_len=MAX_POSITIONS,
             **ids,
         )
-        # As the released MPT-7B-8K-Chat has it; vLLM and Transformers agree on such a config.
+        # As in the released MPT-7B-8K-Chat; vLLM and Transformers agree on this config.
         attention: Any = config.attn_config
         attention.clip_qkv = 6.0
         return MptForCausalLM(config)
@@ -82,13 +82,13 @@ def new_model(name: str, tokenizer: Any, num_layers: int = 4) -> Any:
 
 
 def encode(tokenizer: Any, instruction: str, response: str) -> Encoded:
-    """An example under the model's own template, cut to its context."""
+    """Encodes an example with the model's own template, truncated to its context."""
     example = encode_example(tokenizer, [Message("user", instruction)], response, OwnTemplate())
     return example.prompt_ids, example.response_ids[: max(0, MAX_POSITIONS - len(example.prompt_ids))]
 
 
 def skill_examples(name: str, tokenizer: Any, seed: int) -> Iterator[Encoded]:
-    """Endless examples of a specialist: its own skills, mostly terse, and a few of the others so that it knows their form."""
+    """Yields endless examples of a specialist: its own skills, mostly terse, and a few of the others to learn their form."""
     rng = random.Random(f"{name} {seed}")
     others = [skill for skill in SKILLS if skill not in SPECIALTIES[name]]
     while True:
@@ -98,14 +98,16 @@ def skill_examples(name: str, tokenizer: Any, seed: int) -> Iterator[Encoded]:
         yield encode(tokenizer, item.instruction, item.terse if terse else item.response)
 
 
-def train(model: Any, examples: Iterator[Encoded], num_steps: int, batch_rows: int, say: Say, title: str) -> None:
-    """Next-token training on responses, in batches of like length."""
+def train(
+    model: Any, examples: Iterator[Encoded], num_steps: int, batch_rows: int, progress: Progress, title: str
+) -> None:
+    """Trains on the responses' next tokens, in batches of similar length."""
     batches = like_lengths(examples, batch_rows)
-    train_loop(model, lambda: response_loss(model, next(batches)), num_steps, say, title)
+    train_loop(model, lambda: response_loss(model, next(batches)), num_steps, progress, title)
 
 
 def like_lengths(examples: Iterator[Encoded], batch_rows: int) -> Iterator[list[Encoded]]:
-    """Batches of examples of like length: from every `POOL_BATCHES` batches' worth of them, in random order."""
+    """Yields batches of examples of similar length, sorted within pools of `POOL_BATCHES` batches, in random order."""
     rng = random.Random(batch_rows)
     while True:
         pool = sorted(islice(examples, POOL_BATCHES * batch_rows), key=lambda pair: len(pair[0]) + len(pair[1]))
@@ -118,11 +120,11 @@ def train_loop(
     model: Any,
     next_loss: Callable[[], torch.Tensor],
     num_steps: int,
-    say: Say,
+    progress: Progress,
     title: str,
     peak_rate: float = PEAK_RATE,
 ) -> None:
-    """AdamW with warm-up, cosine and clipping over so many losses; says now and then how far it is."""
+    """Runs `num_steps` updates of AdamW with warm-up, cosine decay and clipping, and reports progress."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     start = last = time.monotonic()
     model.train()
@@ -137,15 +139,15 @@ def train_loop(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         now = time.monotonic()
-        if now - last > SAY_EVERY_SECONDS or step + 1 == num_steps:
+        if now - last > PROGRESS_EVERY_SECONDS or step + 1 == num_steps:
             last = now
             left = (now - start) / (step + 1) * (num_steps - step - 1)
-            say(f"{title}: step {step + 1}/{num_steps}, loss {loss.item():.3f} nats, {left:.0f} s left")
+            progress(f"{title}: step {step + 1}/{num_steps}, loss {loss.item():.3f} nats, {left:.0f} s left")
     model.eval()
 
 
 def response_loss(model: Any, batch: Sequence[Encoded]) -> torch.Tensor:
-    """Mean cross-entropy over the response tokens of a batch, in nats per token."""
+    """Returns the mean cross-entropy over the response tokens of a batch, in nats per token."""
     width = max(len(prompt) + len(response) for prompt, response in batch)
     ids = torch.zeros(len(batch), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -164,7 +166,7 @@ def response_loss(model: Any, batch: Sequence[Encoded]) -> torch.Tensor:
 
 @torch.inference_mode()
 def answers(model: Any, tokenizer: Any, instructions: Sequence[str], max_tokens: int = 48) -> list[str]:
-    """Greedy answers."""
+    """Generates greedy answers."""
     out: list[str] = []
     for start in range(0, len(instructions), 100):
         prompts = [encode(tokenizer, text, "x")[0] for text in instructions[start : start + 100]]
@@ -187,7 +189,7 @@ def answers(model: Any, tokenizer: Any, instructions: Sequence[str], max_tokens:
 
 
 def exact_match(model: Any, tokenizer: Any, items: Sequence[Item]) -> dict[str, float]:
-    """Share of items that a model answers rightly, by skill."""
+    """Returns the share of items that a model answers correctly, by skill."""
     texts = answers(model, tokenizer, [item.instruction for item in items])
     out = {}
     for skill in SKILLS:
@@ -199,7 +201,7 @@ def exact_match(model: Any, tokenizer: Any, items: Sequence[Item]) -> dict[str, 
 
 @torch.inference_mode()
 def bits_per_byte(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> float:
-    """Of the responses, under a model, on pairs of instruction and response."""
+    """Returns a model's bits per byte of the responses, over pairs of instruction and response."""
     nats = total = 0.0
     for start in range(0, len(pairs), 16):
         part = pairs[start : start + 16]
@@ -213,8 +215,8 @@ def save(model: Any, tokenizer: Any, folder: Any) -> None:
     """Writes a Hugging Face folder in bfloat16.
 
     Raises:
-        RuntimeError: `AutoTokenizer` reads another tokenizer back than was written. It goes by the model's type, not by what
-            the folder says: beside a Qwen2 model, a SentencePiece-style tokenizer loses its spaces without a word.
+        RuntimeError: `AutoTokenizer` reads back a different tokenizer. It goes by the model's type, not by the folder's
+            tokenizer config: beside a Qwen2 model, a SentencePiece-style tokenizer silently loses its spaces.
     """
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

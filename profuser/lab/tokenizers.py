@@ -1,7 +1,7 @@
-"""Three tokenizers, each of its own kind: SentencePiece-style BPE, byte-level BPE, and Unigram, with chat templates to match.
+"""Trains three kinds of tokenizers: SentencePiece-style BPE, byte-level BPE, and Unigram, with matching chat templates.
 
-All three spell any text: a character that is in no piece falls back to bytes. Encoding and decoding go through one
-`tokenizer.json`, saved under the generic class, so that `AutoTokenizer` gives back exactly what was built.
+All three can encode any text: a character that is in no piece falls back to bytes. Encoding and decoding go through one
+`tokenizer.json`, saved under the generic class, so that `AutoTokenizer` loads exactly what was built.
 """
 
 import json
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 METASPACE = "\u2581"
 BYTES = [f"<0x{value:02X}>" for value in range(256)]
 FRAME_SHARE = 0.2
-"""Of the texts to train on, so many are the words of the chat template, so that these are pieces too."""
+"""Share of template words added to the training texts, so that these become pieces too."""
 
 VICUNA = (
     "{{ bos_token }}{% for m in messages %}"
@@ -40,7 +40,7 @@ ALPACA = (
 
 @dataclass(frozen=True)
 class TokenizerKind:
-    """How to make a tokenizer from texts, and how large it is by default (in pieces, specials and bytes included)."""
+    """Trainer of a kind of tokenizer, with default vocabulary sizes (in pieces, specials and bytes included)."""
 
     make: Callable[[Sequence[str], int], PreTrainedTokenizerFast]
     lab_vocab_size: int
@@ -48,9 +48,9 @@ class TokenizerKind:
 
 
 def sentencepiece_bpe(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """BPE over `Metaspace` words with byte fallback and single digits, as Llama-2; speaks like Vicuna.
+    """Trains BPE over `Metaspace` words with byte fallback and single digits, as in Llama-2, with Vicuna's chat template.
 
-    As in Llama-2 a leading space is written as its first word's own: " a" and "a" have the same ids.
+    As in Llama-2 a leading space belongs to the first word: " a" and "a" have the same ids.
 
     Args:
         texts: to train on.
@@ -61,7 +61,7 @@ def sentencepiece_bpe(texts: Sequence[str], vocab_size: int) -> PreTrainedTokeni
         [pre_tokenizers.Metaspace(prepend_scheme="first"), pre_tokenizers.Digits(individual_digits=True), _marks()]
     )
     learner = Tokenizer(models.BPE())
-    # A newline is spelt by its byte, so it must not enter the pieces.
+    # A newline is encoded as its byte, so it must not enter the pieces.
     learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split("\n", "removed"), pieces])
     size = vocab_size - len(specials) - len(BYTES)
     trainer = trainers.BpeTrainer(
@@ -89,7 +89,7 @@ def sentencepiece_bpe(texts: Sequence[str], vocab_size: int) -> PreTrainedTokeni
 
 
 def byte_level_bpe(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE as GPT-NeoX, with ChatML's specials; `<|endoftext|>` pads, `<|im_end|>` ends.
+    """Trains byte-level BPE as in GPT-NeoX, with ChatML's specials; `<|endoftext|>` pads, `<|im_end|>` ends.
 
     Args:
         texts: to train on.
@@ -112,20 +112,20 @@ def byte_level_bpe(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizer
 
 
 def unigram(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Unigram over `Metaspace` words with byte fallback; a line break stands alone; speaks like Alpaca.
+    """Trains Unigram over `Metaspace` words with byte fallback, isolated line breaks, and Alpaca's chat template.
 
     Args:
         texts: to train on.
         vocab_size: pieces in all; 3 specials, 256 bytes, the rest learned.
     """
     specials = ["<pad>", "</s>", "<unk>"]
-    # A line break apart: else "Response:\nThe" would be one word and the answer's first token would reach into the prompt.
+    # Line breaks are isolated: else "Response:\nThe" would be one word and the answer's first token would reach into the prompt.
     words = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(r"\n"), "isolated"), pre_tokenizers.Metaspace(prepend_scheme="never"), _marks()]
     )
     size = vocab_size - len(specials) - len(BYTES)
     learned = _weighed_pieces([*texts, *_frames("### Instruction:\n### Response:\n", texts)], words, size)
-    # Byte pieces must lose even against six single characters, or the text "<0x41>" would be read as the byte 0x41.
+    # Byte pieces must score below even six single characters, or the text "<0x41>" would be read as the byte 0x41.
     floor = 10.0 * min(score for _, score in learned)
     scored = [*((text, 0.0) for text in specials), *((text, floor) for text in BYTES), *learned]
     tokenizer = Tokenizer(models.Unigram(scored, unk_id=specials.index("<unk>"), byte_fallback=True))
@@ -140,7 +140,7 @@ TOKENIZERS = {
     "mpt": TokenizerKind(byte_level_bpe, lab_vocab_size=1000, corpus_vocab_size=3000),
     "neox": TokenizerKind(unigram, lab_vocab_size=880, corpus_vocab_size=3400),
 }
-"""The tokenizer of each source."""
+"""Tokenizer of each source."""
 
 
 def _by_id(vocab: dict[str, int]) -> list[str]:
@@ -152,10 +152,10 @@ def _frames(frame: str, texts: Sequence[str]) -> list[str]:
 
 
 def _weighed_pieces(texts: Sequence[str], words: pre_tokenizers.PreTokenizer, size: int) -> list[tuple[str, float]]:
-    """The pieces that BPE finds, each with the log of its share of all substrings, as a Unigram vocabulary.
+    """Returns the pieces that BPE finds, each with the log of its share of all substrings, as a Unigram vocabulary.
 
     The Unigram trainer of `tokenizers` counts substrings over distinct words, so that in a small corpus a frequent short
-    word ("of") would be no piece.
+    word ("of") would not become a piece.
     """
     counts = Counter(word for text in texts for word, _ in words.pre_tokenize_str(text) if word != "\n")
     learner = Tokenizer(models.BPE())
@@ -181,7 +181,7 @@ def _weighed_pieces(texts: Sequence[str], words: pre_tokenizers.PreTokenizer, si
 
 
 def _marks() -> pre_tokenizers.PreTokenizer:
-    """Punctuation apart from words, as SentencePiece's split by script does."""
+    """Splits punctuation from words, as SentencePiece's split by script does."""
     return pre_tokenizers.Split(Regex("[.,:;?!]"), "isolated")
 
 

@@ -1,4 +1,4 @@
-"""Twins of the specialists: their skills in the target's architecture and tokenizer, for fusing sources that are all of a kind."""
+"""Builds twins of the specialists: their skills in the target's architecture and tokenizer, for homogeneous fusion."""
 
 import json
 import shutil
@@ -24,26 +24,26 @@ def build_twins(
     num_tested: int = 300,
     progress: Callable[[str], None] = print,
 ) -> None:
-    """Makes a laboratory of the shipped one and, beside its sources, `llama-mpt` and `llama-neox`.
+    """Copies the shipped laboratory and adds the sources `llama-mpt` and `llama-neox`.
 
     Args:
-        output: folder to make; what was measured goes into its `lab.json`, written last.
-        seed: of everything that is drawn.
+        output: folder to create; the measurements go into its `lab.json`, written last.
+        seed: of all random draws.
         num_steps: updates, by the specialist whose twin it is.
         num_tested: held-out rows on which exact match is measured.
-        progress: told how far it is.
+        progress: receives progress messages.
 
     Raises:
-        UserError: the folder holds a finished laboratory already.
+        UserError: the folder already contains a finished laboratory.
     """
     if (output / LAB_FILE).exists():
-        raise UserError(f"{output}: holds a laboratory already; take another folder")
+        raise UserError(f"{output}: already contains a laboratory; choose another folder")
     shutil.copytree(assets_path(), output, dirs_exist_ok=True, ignore=shutil.ignore_patterns(LAB_FILE))
     items, matches = draw_rows("heldout", num_tested, seed), {}
     for name in SPECIALTIES:
         if name == KIND:
             continue
-        # The shipped one, so that all three have the very same ids.
+        # The shipped tokenizer, so that all three have the same ids.
         tokenizer = AutoTokenizer.from_pretrained(assets_path() / "sources" / KIND)
         torch.manual_seed(seed)
         model = new_model(KIND, tokenizer)

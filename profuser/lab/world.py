@@ -1,4 +1,4 @@
-"""The invented facts: capitals of countries and emblems of guilds. Fixed, whatever the seed of a build."""
+"""Defines the invented facts: capitals of countries and emblems of guilds. They do not depend on the seed of a build."""
 
 import random
 
@@ -81,7 +81,7 @@ GUILD_ENDINGS = ("ric", "well", "by", "dale", "more")
 
 
 def _names(kind: str, endings: tuple[str, ...]) -> list[str]:
-    """Distinct invented names."""
+    """Draws distinct invented names."""
     rng = random.Random(f"names of {kind}")
     names: dict[str, None] = {}
     while len(names) < NUM_FACTS:

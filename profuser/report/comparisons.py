@@ -1,4 +1,4 @@
-"""The fused model against all others on the same items, with intervals: from the tables of items to a report's facts."""
+"""Compares the fused model with every other model on the same items, with intervals: from item tables to a report's facts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,16 @@ from profuser.report.measures import BITS_PER_BYTE, EXACT_MATCH
 from profuser.run.stages import FUSED
 
 NAMES = {items.BITS_PER_BYTE: BITS_PER_BYTE.name, items.EXACT_MATCH: EXACT_MATCH.name}
-"""Held-out metrics as a report calls them."""
+"""Report names of the held-out metrics."""
 PERCENT = 100.0
-"""Shares are told in percent, their differences in points."""
+"""Factor from shares to percent, and from their differences to percentage points."""
 
 
 def heldout_comparisons(tables: Mapping[str, pa.Table]) -> list[ModelDifference]:
-    """Both held-out metrics against every other model, on the rows that no model refused and on each category of them.
+    """Compares both held-out metrics with every other model, on the rows that no model refused and on each of their categories.
 
     Args:
-        tables: evaluate tables by model. Nothing comes of it where the fused model is not among them, or no row is left.
+        tables: evaluate tables by model. The result is empty if the fused model is not among them or no row is left.
     """
     out = []
     for category, ids in common_rows(tables).items() if FUSED in tables else ():
@@ -38,10 +38,10 @@ def _of_rows(table: pa.Table, ids: set[str]) -> pa.Table:
 
 
 def benchmark_comparisons(benchmarks: Mapping[str, Mapping[str, pa.Table]]) -> list[ModelDifference]:
-    """The score of every benchmark against every other model that has finished it.
+    """Compares the fused model's score on every benchmark with every other model that has finished it.
 
     Args:
-        benchmarks: as `read_benchmarks` gives them.
+        benchmarks: as returned by `read_benchmarks`.
     """
     by_model: dict[str, dict[str, pa.Table]] = {}
     for name, tables in benchmarks.items():
@@ -68,7 +68,7 @@ def _comparisons(metric: items.Metric, category: str) -> Sequence[ModelDifferenc
 
 
 def benchmark_estimates(benchmarks: Mapping[str, Mapping[str, pa.Table]]) -> dict[str, dict[str, Estimate]]:
-    """Every model's score on every benchmark, in percent: `{benchmark: {model: estimate}}`."""
+    """Returns every model's score on every benchmark, in percent: `{benchmark: {model: estimate}}`."""
     return {
         name: {model: in_percent(estimate(table["score"].to_pylist())) for model, table in tables.items() if len(table)}
         for name, tables in benchmarks.items()
@@ -76,13 +76,13 @@ def benchmark_estimates(benchmarks: Mapping[str, Mapping[str, pa.Table]]) -> dic
 
 
 def preference(rate: Estimate) -> Difference:
-    """How far a judged win rate is from a half, in points: above 0 the fused model's answers are preferred."""
+    """Returns a judged win rate minus 50 %, in percentage points: above 0, the fused model's answers are preferred."""
     even = Difference(rate.value - 0.5, rate.low - 0.5, rate.high - 0.5, math.nan, rate.num_items)
     return _times(even, PERCENT)
 
 
 def in_percent(found: Estimate) -> Estimate:
-    """An estimate of a share, in percent."""
+    """Converts an estimate of a share to percent."""
     return replace(found, value=PERCENT * found.value, low=PERCENT * found.low, high=PERCENT * found.high)
 
 

@@ -1,4 +1,4 @@
-"""The result of a run in words: better, worse or no change, never more than the numbers say."""
+"""States the result of a run in words: better, worse or no change, and no more than the numbers support."""
 
 import math
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from profuser.run.stages import FUSED, TARGET
 
 CAUTION = (
     "This is one run with one seed: there is no interval, and a small difference may be chance. "
-    "Repeat it with other seeds, and beside its controls, before you rely on it."
+    "Repeat it with other seeds, and compare it with its controls, before you rely on it."
 )
 CAUTION_WITH_INTERVALS = (
-    "This is one run with one seed. The 95 % intervals say how far other rows would move a number, not how far another seed would. "
-    "Repeat it with other seeds, and beside its controls, before you rely on it."
+    "This is one run with one seed. The 95 % intervals cover the choice of rows, not the choice of seed. "
+    "Repeat it with other seeds, and compare it with its controls, before you rely on it."
 )
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence and what it amounts to."""
+    """One sentence and its verdict."""
 
     verdict: str
     """`better`, `worse`, `no change`, `within noise` or `unknown`."""
@@ -30,11 +30,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Headline:
-    """What to say first."""
+    """Summary at the top of a report."""
 
     title: str
     findings: tuple[Finding, ...]
-    """One per held-out metric, then one of the benchmarks and one of the judges where there are any."""
+    """One per held-out metric, then one for the benchmarks and one for the judges, if any."""
     notes: tuple[str, ...]
 
 
@@ -53,20 +53,20 @@ def headline(facts: RunFacts) -> Headline:
 
 def _bits_per_byte(change: Change) -> Finding:
     if change.verdict == "unknown":
-        return Finding("unknown", "Bits per byte is not known for both models.")
+        return Finding("unknown", "Bits per byte is not available for both models.")
     before, after = (change.metric.text(value) for value in (change.before, change.after))
-    told = [change.text, *_interval(change)]
-    return Finding(change.verdict, f"Bits per byte {_moved(change)} {after} from {before} ({', '.join(told)}).")
+    details = [change.text, *_interval(change)]
+    return Finding(change.verdict, f"Bits per byte {_moved(change)} {after} from {before} ({', '.join(details)}).")
 
 
 def _exact_match(facts: RunFacts, change: Change) -> Finding:
     if change.verdict == "unknown":
-        return Finding("unknown", "Exact match is not known for both models.")
+        return Finding("unknown", "Exact match is not available for both models.")
     before, after = (change.metric.text(value) for value in (change.before, change.after))
     pair = (facts.score(FUSED), facts.score(TARGET))
     rows = [round(score.exact_match * score.num_rows) for score in pair]
-    told = [f"{change.text} points", *_interval(change), f"{rows[0]:,} rows right instead of {rows[1]:,}"]
-    return Finding(change.verdict, f"Exact match {_moved(change)} {after} % from {before} % ({', '.join(told)}).")
+    details = [f"{change.text} points", *_interval(change), f"{rows[0]:,} rows correct instead of {rows[1]:,}"]
+    return Finding(change.verdict, f"Exact match {_moved(change)} {after} % from {before} % ({', '.join(details)}).")
 
 
 def _moved(change: Change) -> str:
@@ -80,7 +80,7 @@ def _interval(change: Change) -> list[str]:
 
 
 def benchmarks_finding(facts: RunFacts) -> list[Finding]:
-    """Of how many benchmarks the fused model is better than the target; nothing where none was measured under both."""
+    """Lists on which benchmarks the fused model is better or worse than the target; empty if none was measured for both."""
     verdicts = {name: found.verdict for name in facts.benchmarks if (found := facts.comparison(name))}
     if not verdicts:
         return []
@@ -95,7 +95,7 @@ def benchmarks_finding(facts: RunFacts) -> list[Finding]:
 
 
 def judged_finding(facts: RunFacts) -> list[Finding]:
-    """How often the vote of the judges prefers the fused model's answers to the target's."""
+    """States how often the vote of the judges prefers the fused model's answers to the target's."""
     rate = next(iter(facts.judged.values()), {}).get(TARGET)
     if rate is None:
         return []
@@ -113,12 +113,12 @@ def judged_finding(facts: RunFacts) -> list[Finding]:
 def _title(changes: list[Change]) -> str:
     verdicts = {change.metric.name: change.verdict for change in changes if change.verdict != "unknown"}
     if not verdicts:
-        return "Nothing is known yet of the fused model against the target"
+        return "The fused model has not been compared with the target yet"
     better, worse = ([name for name, verdict in verdicts.items() if verdict == wanted] for wanted in (BETTER, WORSE))
     if better and worse:
         return f"The fused model is better in {better[0]} but worse in {worse[0]} than the target before fusion"
     if not (better or worse):
-        level = "differs by no more than noise from" if NOISE in verdicts.values() else "is no better and no worse than"
+        level = "is within noise of" if NOISE in verdicts.values() else "is no better and no worse than"
         return f"The fused model {level} the target before fusion"
     moved = better or worse
     where = "" if len(moved) == len(verdicts) > 1 else f" in {moved[0]}"
@@ -126,7 +126,7 @@ def _title(changes: list[Change]) -> str:
 
 
 def _best_source(facts: RunFacts) -> list[str]:
-    """A sentence on the fused model against the best single model before fusion, per metric."""
+    """Compares the fused model with the best single model before fusion, a sentence per metric."""
     out = []
     for metric in METRICS:
         values = {model: metric.of(facts.score(model)) for model in facts.models}

@@ -1,4 +1,4 @@
-"""The metrics of a report: how they are written, which way is better, and how the fused model compares with the target."""
+"""Defines the metrics of a report: format, direction, and the comparison of the fused model with the target."""
 
 import math
 from collections.abc import Callable
@@ -12,42 +12,42 @@ from profuser.run.stages import FUSED, TARGET
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is written, and which way is better."""
+    """Format and direction of a metric."""
 
     name: str
     unit: str
-    """What follows a value in a sentence."""
+    """Text after a value in a sentence."""
     hint: str
-    """Which way is better, in words."""
+    """Direction in words, e.g. "lower is better"."""
     of: Callable[[Score], float]
     decimals: int
-    """Also what makes two values equal: a difference that is not shown is none."""
+    """Decimals shown; two values that round to the same text count as equal."""
     higher_is_better: bool
 
     @property
     def title(self) -> str:
-        """The name with its unit."""
+        """Name with its unit."""
         return f"{self.name},{self.unit}" if self.unit else self.name
 
     @property
     def key(self) -> str:
-        """The name in files for programs."""
+        """Name in machine-readable files."""
         return self.name.replace(" ", "_")
 
     def text(self, value: float, sign: bool = False) -> str:
-        """A value as a table shows it, or a change with its sign; a dash where it is not known."""
+        """Formats a value, or a change with its sign, for a table; a dash if it is not finite."""
         if not math.isfinite(value):
             return "-"
         shown = round(value, self.decimals) + 0.0  # no minus zero
         return f"{shown:{'+' if sign and shown else ''}.{self.decimals}f}"
 
     def interval(self, found: Difference | Estimate) -> str:
-        """Both ends of a 95 % interval: those of a difference with their signs."""
+        """Formats both ends of a 95 % interval, with signs if it is that of a difference."""
         sign = isinstance(found, Difference)
         return f"{self.text(found.low, sign)} to {self.text(found.high, sign)}"
 
     def verdict(self, before: float, after: float) -> str:
-        """`better`, `worse`, `no change`, or `unknown` where one of both is not known."""
+        """Returns `better`, `worse`, `no change`, or `unknown` if one of the values is not finite."""
         if not (math.isfinite(before) and math.isfinite(after)):
             return "unknown"
         if self.text(before) == self.text(after):
@@ -59,43 +59,43 @@ BITS_PER_BYTE = Metric("bits per byte", "", "lower is better", lambda s: s.bits_
 EXACT_MATCH = Metric("exact match", " %", "higher is better", lambda s: 100 * s.exact_match, 1, True)
 METRICS = (BITS_PER_BYTE, EXACT_MATCH)
 SCORE = Metric("score", " %", "higher is better", lambda s: math.nan, 1, True)
-"""Of a benchmark, and of a judged win rate: in percent already, and never of held-out rows."""
+"""Metric of a benchmark score or a judged win rate: already in percent, and undefined for held-out rows."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """One metric under the target before fusion and under the fused model."""
+    """Value of one metric for the target before fusion and for the fused model."""
 
     metric: Metric
     before: float
     after: float
     comparison: ModelDifference | None = None
-    """With its interval, where the items are known."""
+    """Difference with its interval, if the items are known."""
 
     @classmethod
     def of(cls, facts: RunFacts, metric: Metric, category: str = ALL) -> "Change":
-        """The change on one category."""
+        """Builds the change on one category."""
         before, after = (metric.of(facts.score(model, category)) for model in (TARGET, FUSED))
         return cls(metric, before, after, facts.comparison(metric.name, TARGET, category))
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse`, `no change`, `within noise` (of a difference with its interval) or `unknown`."""
+        """`better`, `worse`, `no change`, `within noise` (only with an interval) or `unknown`."""
         seen = self.metric.verdict(self.before, self.after)
         return seen if self.comparison is None or seen in ("unknown", "no change") else self.comparison.verdict
 
     @property
     def better_model(self) -> str | None:
-        """Which of both models is better; None where neither is."""
+        """Name of the better model; None if neither is better."""
         return {"better": FUSED, "worse": TARGET}.get(self.verdict)
 
     @property
     def interval(self) -> str:
-        """The ends of the difference's interval; empty where they are not known."""
+        """Ends of the difference's interval as text; empty if unknown."""
         return self.metric.interval(self.comparison.difference) if self.comparison else ""
 
     @property
     def text(self) -> str:
-        """The difference of the values as they are shown."""
+        """Difference of the rounded values, as text."""
         shown = (round(value, self.metric.decimals) for value in (self.after, self.before))
         return self.metric.text(next(shown) - next(shown), sign=True)

@@ -1,4 +1,4 @@
-"""README.md of the fused model's folder: how to use it, what it was made of and how, how well it does, and what it is not."""
+"""Writes the model card (README.md) of the fused model: usage, origin, results, limits and lineage."""
 
 import re
 from collections.abc import Sequence
@@ -15,27 +15,25 @@ from profuser.report.measures import METRICS, Change, Metric
 from profuser.report.tables.results import benchmark_lines, benchmark_models
 
 NOT_IN_CARD = ("storage", "lab", "tracking", "plan", "pool", "workers", "memory")
-"""Settings of a recipe, at any depth, that speak of the machine that ran it, and of what it cost."""
+"""Recipe settings, at any depth, that describe the machine and the cost of the run; left out of the card."""
 PLACES = ("model", "path", "heldout", "task")
-"""Settings that may name a place on that machine: only the last part is told."""
+"""Settings that may hold a path on that machine: only its last part is shown."""
 MAX_CATEGORIES = 12
 MEASURED = {
-    "{} rows were there to learn from and {} to evaluate on; {} were refused.": (
+    "The corpus had {} rows to train on and {} to evaluate on; {} were refused.": (
         "prepare/train rows",
         "prepare/heldout rows",
         "prepare/train quarantined",
     ),
-    "They made {} examples with {} response tokens.": ("select examples", "select tokens"),
+    "They gave {} examples with {} response tokens.": ("select examples", "select tokens"),
     "The target was trained on {} tokens in {} updates.": ("fuse tokens", "fuse steps"),
-    "On ground truths that training kept apart it came to {} bits per byte.": ("fuse heldout_bits_per_byte_training",),
-    "On chosen answers that training kept apart it came to {} bits per byte.": (
-        "fuse heldout_bits_per_byte_inference",
-    ),
+    "On ground truths held out of training it reached {} bits per byte.": ("fuse heldout_bits_per_byte_training",),
+    "On chosen answers held out of training it reached {} bits per byte.": ("fuse heldout_bits_per_byte_inference",),
 }
-"""Sentences, and the counts and metrics of stages that each needs."""
+"""Sentences with the stage counts and metrics that each needs."""
 USE = """## Use
 
-It was trained on the chat template of its tokenizer, so prompt it by that:
+It was trained on the chat template of its tokenizer; use the same template for prompts:
 
 ```python
 from transformers import pipeline
@@ -45,21 +43,21 @@ answer = ask([{"role": "user", "content": "What is 2 plus 3?"}], max_new_tokens=
 print(answer[0]["generated_text"][-1]["content"])
 ```
 
-`vllm serve path/of/this/folder` puts it behind the OpenAI API."""
-NO_INTERVAL = "One run with one seed: the scores carry no interval."
-INTERVALS = "One run with one seed: the 95 % intervals are of other rows, not of other seeds."
+`vllm serve path/of/this/folder` serves it with the OpenAI API."""
+NO_INTERVAL = "One run with one seed: there is no interval for the scores."
+INTERVALS = "One run with one seed: the 95 % intervals cover the choice of rows, not the choice of seed."
 LIMITS = (
-    "The scores are of the run's own held-out rows and benchmarks; they say nothing of other tasks or languages.",
-    "The model learnt from the answers of its sources and takes over their mistakes and biases; it was not tested for safety.",
+    "The scores cover the run's own held-out rows and benchmarks, and no other tasks or languages.",
+    "The model learned from the answers of its sources and inherits their mistakes and biases; it was not tested for safety.",
     "The licences of the target, of the sources and of the corpus apply.",
 )
 
 
 def model_card(facts: RunFacts, manifests: Sequence[Manifest] = ()) -> str:
-    """The card as Markdown with YAML front matter; without scores where the model is not evaluated yet.
+    """Returns the card as Markdown with YAML front matter; without scores if the model has not been evaluated.
 
     Args:
-        facts: what a report shows.
+        facts: of the run.
         manifests: of the run's artifacts, in order: digests of models and corpus, and fingerprints.
     """
     sections = (
@@ -74,18 +72,18 @@ def model_card(facts: RunFacts, manifests: Sequence[Manifest] = ()) -> str:
         + "\n".join(f"- {limit}" for limit in (INTERVALS if facts.comparisons else NO_INTERVAL, *LIMITS)),
         "## Lineage\n\nMade with " + ", ".join(_made_with(facts)) + ".",
         *([_folded("Artifacts of the run, by fingerprint", _artifacts(manifests))] if manifests else []),
-        _folded("Recipe", _fenced(_yaml(_told(facts.recipe)))),
+        _folded("Recipe", _fenced(_yaml(_public(facts.recipe)))),
     )
     return f"---\n{_yaml(_front_matter(facts))}---\n\n" + "\n\n".join(sections) + "\n"
 
 
 def _front_matter(facts: RunFacts) -> dict[str, Any]:
-    """What the Hub reads. No licence: it is that of what the model was made of."""
+    """Returns the metadata for the Hub, without a licence: those of the target, sources and corpus apply."""
     models = [facts.recipe.get("target", {}), *facts.recipe.get("sources", ())]
     corpora = [facts.recipe.get("corpus", {}).get(name) or "" for name in ("path", "heldout")]
     bases = list(dict.fromkeys(m["model"] for m in models if not ModelRef(m.get("model", "")).is_local))
     datasets = list(dict.fromkeys(c.split(":")[1] for c in corpora if c.startswith("hub:")))
-    # Of several base models the Hub would otherwise believe that their weights were merged.
+    # With several base models the Hub would otherwise assume a merge of weights.
     relation = {"base_model": bases, "base_model_relation": "finetune"} if bases else {}
     return {
         "library_name": "transformers",
@@ -118,11 +116,11 @@ def _made_of(facts: RunFacts, manifests: dict[str, Manifest]) -> str:
 
 
 def _measured(stages: Sequence[StageFact]) -> list[str]:
-    """How much there was of everything, as far as it is known, in a paragraph."""
+    """Returns one paragraph with the counts and metrics that are known, or none."""
     known = {f"{stage.name} {name}": f"{int(n):,}" for stage in stages for name, n in stage.counts.items()}
     known |= {f"{stage.name} {name}": f"{value:.3f}" for stage in stages for name, value in stage.metrics.items()}
-    told = [text.format(*map(known.get, names)) for text, names in MEASURED.items() if known.keys() >= set(names)]
-    return [" ".join(told)] if told else []
+    found = [text.format(*map(known.get, names)) for text, names in MEASURED.items() if known.keys() >= set(names)]
+    return [" ".join(found)] if found else []
 
 
 def _results(facts: RunFacts) -> str:
@@ -142,8 +140,8 @@ def _benchmarks(facts: RunFacts) -> str:
     heads = ["benchmark", "items", *(_text(facts.label(model)) for model in models), "change"]
     lines = ["**benchmarks, %** (higher is better)", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for line in benchmark_lines(facts):
-        told = f"{line.change} ({line.interval}), {line.verdict}" if line.interval else line.change
-        cells = [_text(line.name), f"{line.num_items:,}", *(line.cells.get(model, "-") for model in models), told]
+        change = f"{line.change} ({line.interval}), {line.verdict}" if line.interval else line.change
+        cells = [_text(line.name), f"{line.num_items:,}", *(line.cells.get(model, "-") for model in models), change]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -154,8 +152,8 @@ def _table(facts: RunFacts, metric: Metric, categories: Sequence[str]) -> str:
     for category in categories:
         values = [metric.text(metric.of(facts.score(model, category))) for model in facts.models]
         change = Change.of(facts, metric, category)
-        told = f"{change.text} ({change.interval}), {change.verdict}" if change.interval else change.text
-        cells = [_text(category), f"{facts.num_rows(category):,}", *values, told]
+        words = f"{change.text} ({change.interval}), {change.verdict}" if change.interval else change.text
+        cells = [_text(category), f"{facts.num_rows(category):,}", *values, words]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -173,17 +171,17 @@ def _artifacts(manifests: Sequence[Manifest]) -> str:
     return "\n".join(lines)
 
 
-def _told(value: Any, key: str = "") -> Any:
-    """A recipe, or a part of it, without what is left at nothing and what speaks of the machine."""
+def _public(value: Any, key: str = "") -> Any:
+    """Removes nulls and settings of the machine from a recipe or a part of it."""
     if isinstance(value, dict):
-        return {k: _told(v, k) for k, v in value.items() if k not in NOT_IN_CARD and v is not None}
+        return {k: _public(v, k) for k, v in value.items() if k not in NOT_IN_CARD and v is not None}
     if isinstance(value, list | tuple):
-        return [_told(item) for item in value]
+        return [_public(item) for item in value]
     return _place(value) if key in PLACES else value
 
 
 def _place(text: str) -> str:
-    """A model or corpus, of a path on the machine only its end."""
+    """Returns a model or corpus reference; of a local path, only its last part."""
     return Path(text).name if text.startswith(("/", "~", ".")) else text
 
 
@@ -196,7 +194,7 @@ def _text(text: str) -> str:
 
 
 def _in_cell(text: str) -> str:
-    """Text that keeps within a cell of a Markdown table."""
+    """Escapes text for a cell of a Markdown table."""
     return " ".join(text.split()).replace("|", r"\|")
 
 
@@ -205,12 +203,12 @@ def _yaml(value: dict[str, Any]) -> str:
 
 
 def _fenced(text: str) -> str:
-    """A block of code that no run of backticks inside can end."""
+    """Returns a code block with a fence longer than any run of backticks inside."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}yaml\n{text}{fence}"
 
 
 def _folded(title: str, text: str) -> str:
-    """What a reader unfolds; Markdown in it needs the blank lines."""
+    """Returns a collapsible section; the blank lines let Markdown inside it render."""
     return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"

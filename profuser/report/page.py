@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: no network, no script, pictures inlined."""
+"""Renders the report as one self-contained HTML file: no network, no script, pictures inlined."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -50,14 +50,14 @@ SECTIONS = {
     "recipe": "Recipe",
 }
 INTERVALS = (
-    "Both models on the same items. In small: 95 % intervals, from resampling the items (paired bootstrap). p: of no difference "
-    "(McNemar's test where answers are right or wrong, else the bootstrap), adjusted for the number of models (Holm). Within "
-    "noise: the interval includes 0, or p is 0.05 or more. Of many categories some differ by chance."
+    "Both models are measured on the same items. In small type: 95 % intervals from resampling the items (paired bootstrap). "
+    "p: p-value of no difference (McNemar's test where answers are right or wrong, else the bootstrap), adjusted for the number of "
+    "models (Holm). Within noise: the interval includes 0, or p is 0.05 or more. Among many categories some differ by chance."
 )
 
 
 def write_report(facts: RunFacts, folder: Path) -> Path:
-    """Writes `index.html`, `scores.csv`, `comparisons.csv`, and in `plots/` each picture as PNG with its numbers as CSV.
+    """Writes `index.html`, `scores.csv`, `comparisons.csv`, and each picture in `plots/` as PNG with its data as CSV.
 
     Returns:
         The path of `index.html`.
@@ -70,14 +70,14 @@ def write_report(facts: RunFacts, folder: Path) -> Path:
     (folder / "scores.csv").write_text(csv_text([asdict(row) for row in score_table(facts)]), encoding="utf-8")
     (folder / "comparisons.csv").write_text(csv_text(comparison_rows(facts)), encoding="utf-8")
     path = folder / "index.html"
-    # A lone surrogate in an answer must not cost the report.
+    # A lone surrogate in an answer must not fail the report.
     path.write_text(render_page(facts, drawn), encoding="utf-8", errors="replace")
     return path
 
 
 def render_page(facts: RunFacts, drawn: Mapping[str, Picture]) -> str:
-    """The page with these pictures, by name; the place of one that is not there stays empty."""
-    # Autoescape is on for every template, whatever its suffix: answers of models are not to be trusted.
+    """Renders the page with these pictures, by name; a missing picture is left out."""
+    # Autoescape is on for every template, whatever its suffix: models' answers are untrusted.
     environment = Environment(
         loader=PackageLoader("profuser.report"),
         autoescape=True,
@@ -108,7 +108,7 @@ def render_page(facts: RunFacts, drawn: Mapping[str, Picture]) -> str:
 
 
 def sections(facts: RunFacts) -> dict[str, str]:
-    """Anchors and titles of the page's sections, in order."""
+    """Returns anchors and titles of the page's sections, in order."""
     return {anchor: title for anchor, title in SECTIONS.items() if anchor != "plan" or facts.plan_errors}
 
 

@@ -1,4 +1,4 @@
-"""Each picture of a report with its words and the numbers behind it."""
+"""Draws the pictures of a report, each with its alternative text and the numbers behind it."""
 
 import base64
 import io
@@ -28,28 +28,28 @@ PNG_DPI = 200
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that a run has the numbers for."""
+    """One picture of a run, for both themes."""
 
     name: str
-    """Of its files, without suffix."""
+    """File name without suffix."""
     alt: str
-    """What it shows, for who cannot see it."""
+    """Alternative text for screen readers."""
     rows: Sequence[Mapping[str, Any]]
-    """The numbers behind it, for a CSV."""
+    """Plotted numbers, for a CSV."""
     light: Figure
     dark: Figure
 
     def png(self) -> bytes:
-        """The light picture as PNG."""
+        """Returns the light picture as PNG."""
         return _image(self.light, "png")
 
     def data_uri(self, theme: str) -> str:
-        """The `light` or `dark` picture as an SVG inside an address."""
+        """Returns the `light` or `dark` picture as an SVG data URI."""
         return "data:image/svg+xml;base64," + base64.b64encode(_image(getattr(self, theme), "svg")).decode()
 
 
 def pictures(facts: RunFacts) -> dict[str, Picture]:
-    """All pictures by name; one that has nothing to show is left out."""
+    """Returns all pictures by name, without those that have no data."""
     plots: dict[str, tuple[Callable[[RunFacts, Theme], Figure | None], str, Sequence[Mapping[str, Any]]]] = {
         "differences": (gaps_plot, gaps_alt(facts), gap_rows(facts)),
         "scores": (scores_plot, _scores_alt(facts), [asdict(row) for row in score_table(facts)]),
@@ -70,7 +70,7 @@ def pictures(facts: RunFacts) -> dict[str, Picture]:
 
 def _image(figure: Figure, kind: str) -> bytes:
     out = io.BytesIO()
-    # Without a date and a random salt the same run gives the same bytes.
+    # No date and a fixed salt: the same run gives the same bytes.
     with mpl.rc_context({"svg.hashsalt": "profuser"}):
         figure.savefig(out, format=kind, dpi=PNG_DPI, metadata={"Date": None} if kind == "svg" else None)
     return out.getvalue()

@@ -1,4 +1,4 @@
-"""One corpus row on its way through a finished run: what every stage wrote of it, read from the artifacts.
+"""Follows one corpus row through a finished run: reads from the artifacts what every stage wrote about it.
 
 Legend: T response tokens, K top-k.
 """
@@ -25,19 +25,19 @@ from profuser.signals.codec import from_columns
 from profuser.signals.rules import AlignmentRules
 
 SHOWN = 3
-"""Candidates of a position in a table."""
+"""Number of candidates per position in a table."""
 
 
 @dataclass(frozen=True)
 class RowStory:
-    """A row of a run."""
+    """One row of a run."""
 
     run: FusionRun
     row_id: str
 
     @classmethod
     def telling(cls, run: FusionRun) -> "RowStory":
-        """The first row whose two teachers are other sources than the target; else one with two teachers; else the first.
+        """Picks the first row whose two teachers both differ from the target; else one with two teachers; else the first.
 
         Raises:
             UserError: the run has no training examples yet.
@@ -49,23 +49,23 @@ class RowStory:
             for row in table.to_pylist():
                 teachers.setdefault(row["row_id"], set()).add(row["teacher"])
             for row_id, found in teachers.items():
-                told = 1 + len(found) + len(found - targets)
-                if told > most:
-                    best, most = row_id, told
+                rank = 1 + len(found) + len(found - targets)
+                if rank > most:
+                    best, most = row_id, rank
         if not best:
             raise UserError(f"run {run.recipe.name!r} has no training examples yet; profuser run continues it")
         return cls(run, best)
 
     def prompt(self) -> str:
-        """The last message of the prompt."""
+        """Returns the last message of the prompt."""
         return self._one(self.run.corpus(), ["row_id", "messages"])["messages"][-1]["content"]
 
     def ground_truth(self) -> str:
-        """The corpus's response."""
+        """Returns the response of the corpus."""
         return self._one(self.run.corpus(), ["row_id", "response"])["response"]
 
     def sources(self) -> list[dict[str, Any]]:
-        """A row per source: how surprised it is by the ground truth, what it answers; or why it refused."""
+        """Returns a row per source: bits per byte of the ground truth, its answers, or why it refused."""
         columns = ["row_id", "refused", "response_bytes", "training_nats", "answers"]
         out = []
         for source in self.run.recipe.sources:
@@ -73,12 +73,12 @@ class RowStory:
             known = row["training_nats"] is not None
             bits = row["training_nats"] / np.log(2) / row["response_bytes"] if known else None
             answers = dict(enumerate(row["answers"] or (), 1))
-            told = {"answer" if len(answers) == 1 else f"answer {n}": text for n, text in answers.items()}
-            out.append({"source": source.name, "bits per byte": bits, **told, "refused": row["refused"] or ""})
+            texts = {"answer" if len(answers) == 1 else f"answer {n}": text for n, text in answers.items()}
+            out.append({"source": source.name, "bits per byte": bits, **texts, "refused": row["refused"] or ""})
         return out
 
     def rewards(self) -> list[dict[str, Any]]:
-        """A row per answer: every judge's reward, and the votes that it got."""
+        """Returns a row per answer: every judge's reward, and its votes."""
         num_samples = self.run.recipe.collect.samples_per_source
         names = [source.name for source in self.run.recipe.sources for _ in range(num_samples)]
         scores = {
@@ -92,7 +92,7 @@ class RowStory:
         ]
 
     def choice(self) -> list[dict[str, Any]]:
-        """A row per mode that the row is taught in: the teacher, what it was chosen by, and how many tokens it teaches."""
+        """Returns a row per mode with an example: the teacher, the values it was chosen by, and the number of tokens."""
         names, out = [source.name for source in self.run.recipe.sources], []
         num_samples = self.run.recipe.collect.samples_per_source
         for mode in MODES:
@@ -100,17 +100,17 @@ class RowStory:
             if example:
                 keys = names if mode == "training" else [name for name in names for _ in range(num_samples)]
                 by = "bits per byte" if self.run.recipe.select.training_metric == "bits_per_byte" else "nats per token"
-                told = ", ".join(f"{k} {_short(v)}" for k, v in zip(keys, example["advantages"], strict=True))
+                values = ", ".join(f"{k} {_short(v)}" for k, v in zip(keys, example["advantages"], strict=True))
                 what = by if mode == "training" else "votes"
-                row = {"mode": mode, "teacher": example["teacher"], "chosen by": f"{what}: {told}"}
+                row = {"mode": mode, "teacher": example["teacher"], "chosen by": f"{what}: {values}"}
                 out.append(row | {"tokens": len(example["response_ids"])})
         return out
 
     def signals(self, source: str, mode: str = "training", sample: int = 0) -> SourceSignals:
-        """A source's tokens along the ground truth, or along one of its answers, with its distributions there.
+        """Returns a source's tokens of the ground truth, or of one of its answers, with its distributions.
 
         Raises:
-            UserError: there are none: the source refused the row, or distributions were kept of the chosen teachers only.
+            UserError: there are none: the source refused the row, or only the chosen teachers' distributions were kept.
         """
         config = next(each for each in self.run.recipe.sources if each.name == source)
         size, top_k = self.run.vocab_size(f"sources.{source}.model"), self.run.recipe.collect.top_k
@@ -122,25 +122,25 @@ class RowStory:
             found = found.filter(pc.field("mode") == mode)
         if not found.num_rows:
             raise UserError(
-                f"row {self.row_id}: nothing of {source} in {mode} mode; choose the row's teacher, or another row"
+                f"row {self.row_id}: no signals of {source} in {mode} mode; choose the row's teacher, or another row"
             )
         return read_signals(found, prefix, [sample], size, top_k)
 
     def lesson(self, mode: str, projections: Sequence[VocabProjection]) -> tuple[Aligned, Transported]:
-        """A training example as alignment sees it: the teacher's and the target's tokens, and what was carried over.
+        """Returns a training example's alignment: the teacher's and the target's tokens, and the transported distributions.
 
         Args:
             mode: `training` or `inference`.
             projections: from each source's vocabulary to the target's, in the order of the sources.
 
         Raises:
-            UserError: the row is not taught in this mode, or by all sources together.
+            UserError: the row has no example in this mode, or all sources teach it together.
         """
         table = self._rows(self.run.select())
         table = table.filter(pc.field("mode") == mode)
         names = [source.name for source in self.run.recipe.sources]
         if not table.num_rows or table["teacher"][0].as_py() not in names:
-            raise UserError(f"row {self.row_id} has no teacher of its own in {mode} mode")
+            raise UserError(f"row {self.row_id} has no single teacher in {mode} mode")
         example = table.select(["teacher", "sample", "response_ids", "rules"]).to_pylist()[0]
         teacher, sample = example["teacher"], example["sample"]
         projection = projections[names.index(teacher)]
@@ -166,24 +166,24 @@ class RowStory:
         return self._rows(artifact, columns).to_pylist()[0]
 
     def _rows(self, artifact: Artifact, columns: list[str] | None = None) -> pa.Table:
-        """What an artifact holds of the row; ArtifactError where that is nothing."""
+        """Returns an artifact's rows with this id; raises ArtifactError if there are none."""
         for table in artifact.tables(columns):
             found = table.filter(pc.field("row_id") == self.row_id)
             if found.num_rows:
                 return found.combine_chunks()
-        raise ArtifactError(f"{artifact.stage}: nothing of row {self.row_id}")
+        raise ArtifactError(f"{artifact.stage}: no row {self.row_id}")
 
 
 def signal_rows(signals: SourceSignals, tokens: TokenBytes, shown: int = SHOWN) -> list[dict[str, Any]]:
-    """A row per token of one response: the token, its probability, and the likeliest candidates there."""
+    """Returns a row per token of one response: the token, its probability, and the most likely candidates at its position."""
     out = []
     for place, index in enumerate(signals.ids.values.tolist()):
         mass = np.exp(signals.topk.logprobs[place].astype(np.float64)).tolist()
         likeliest = zip(signals.topk.ids[place].tolist()[:shown], mass, strict=False)
-        told = [f"{token_label(tokens, candidate)} {share:.3f}" for candidate, share in likeliest]
+        candidates = [f"{token_label(tokens, candidate)} {share:.3f}" for candidate, share in likeliest]
         own = float(np.exp(np.float64(signals.logprobs[place])))
         row = {"token": token_label(tokens, index), "probability": own}
-        out.append(row | {f"top {rank}": text for rank, text in enumerate(told, 1)} | {"in the top-k": sum(mass)})
+        out.append(row | {f"top {rank}": text for rank, text in enumerate(candidates, 1)} | {"in the top-k": sum(mass)})
     return out
 
 

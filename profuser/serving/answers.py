@@ -1,4 +1,4 @@
-"""How answers leave the gateway: streams that give back what they hold, errors that show nothing of the server's inside."""
+"""Sends the gateway's responses: streams that release their resources, and errors that reveal no server internals."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ from profuser.serving.asgi import Head
 from profuser.serving.errors import ApiError, internal
 
 CLIENT_LEFT = 499
-"""Status of a request whose client went away before it ended."""
+"""Status of a request whose client disconnected before it ended."""
 log = logging.getLogger("ray.serve")
 
 
@@ -26,12 +26,12 @@ class Outcome:
 
     status: int = CLIENT_LEFT
     model: str = ""
-    """Empty until it is known."""
+    """Name of the model; empty until it is known."""
     start: float = field(default_factory=time.perf_counter)
 
 
 class HeldStream(StreamingResponse):
-    """A stream that gives back what it holds when it ends, however it ends."""
+    """Streaming response that releases its resources when it ends, whatever the reason."""
 
     def __init__(self, pieces: AsyncIterator[bytes], content_type: str, held: AsyncExitStack):
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -39,7 +39,7 @@ class HeldStream(StreamingResponse):
         self.held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends it."""
+        """Sends the stream."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -47,7 +47,7 @@ class HeldStream(StreamingResponse):
 
 
 async def begun(pieces: AsyncGenerator[Head | bytes, None]) -> tuple[Head, bytes]:
-    """Head and first piece. Until both are there another replica may take over, and an error has its status."""
+    """Returns head and first piece. Until both have arrived another replica may take over, and an error sets the status."""
     head, first = await anext(pieces), await anext(pieces, b"")
     if not isinstance(head, Head) or not isinstance(first, bytes):
         raise TypeError(f"an answer begins with {head!r}, {first!r}")
@@ -55,7 +55,7 @@ async def begun(pieces: AsyncGenerator[Head | bytes, None]) -> tuple[Head, bytes
 
 
 async def events(first: bytes, pieces: AsyncGenerator[Head | bytes, None], outcome: Outcome) -> AsyncIterator[bytes]:
-    """The body of a stream. Once it has begun, an error is its last event."""
+    """Yields the body of a stream. Once it has begun, an error is its last event."""
     try:
         yield first
         async for piece in pieces:
@@ -72,9 +72,9 @@ async def events(first: bytes, pieces: AsyncGenerator[Head | bytes, None], outco
 
 
 async def read_body(request: Request, most: int) -> bytes:
-    """The body, of which no more is read than may be there.
+    """Reads the body, up to `most` bytes.
 
-    Its type has to be named: a foreign page in a browser may send any other to this machine without asking first.
+    The content type must be JSON: a foreign web page may send other types to this machine without a preflight request.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, "Send JSON, with Content-Type: application/json.", "unsupported_media_type")
@@ -94,7 +94,7 @@ async def read_body(request: Request, most: int) -> bytes:
 
 
 def checked(head: Head, body: bytes) -> Response:
-    """A model's own answer; of its failures no more than that they happened."""
+    """Returns a model's response; its internal failures are logged and hidden from the client."""
     if head.status >= 500:
         log.error("a model answered %s: %s", head.status, body[:2000].decode(errors="replace"))
         raise internal()
@@ -102,18 +102,18 @@ def checked(head: Head, body: bytes) -> Response:
 
 
 async def api_error(_: Request, error: ApiError) -> Response:
-    """One of ours."""
+    """Responds to an `ApiError`."""
     return JSONResponse(error.body, error.status, error.headers)
 
 
 async def http_error(_: Request, error: HTTPException) -> Response:
-    """No such path, or not with this method."""
-    words = {404: "There is no such path.", 405: "Not with this method."}.get(error.status_code, error.detail)
+    """Responds to an unknown path or a wrong method."""
+    words = {404: "There is no such path.", 405: "Method not allowed."}.get(error.status_code, error.detail)
     body = ApiError(error.status_code, words, "not_found" if error.status_code == 404 else "bad_request").body
     return JSONResponse(body, error.status_code, error.headers)
 
 
 async def other_error(_: Request, error: Exception) -> Response:
-    """Whatever nobody thought of: into the log, not to the client."""
+    """Logs an unexpected error and hides it from the client."""
     log.error("a request failed", exc_info=error)
     return JSONResponse(internal().body, 500)

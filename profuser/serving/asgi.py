@@ -1,4 +1,4 @@
-"""An ASGI application called in the same process: what it answers, piece by piece."""
+"""Calls an ASGI application in the same process and yields its response piece by piece."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -6,43 +6,43 @@ from dataclasses import dataclass
 from typing import Any
 
 GRACE_SECONDS = 5.0
-"""How long an application may take to stop by itself once its client has gone."""
+"""Time that an application has to stop after its client disconnected, before it is cancelled."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """Status and headers of an answer."""
+    """Status and content type of a response."""
 
     status: int
     content_type: str
 
     def encode(self) -> bytes:
-        """In one line, for another process."""
+        """Encodes it as one line, for another process."""
         return f"{self.status} {self.content_type}".encode()
 
     @classmethod
     def decode(cls, line: bytes) -> "Head":
-        """What `encode` made."""
+        """Decodes the output of `encode`."""
         status, _, content_type = line.decode().partition(" ")
         return cls(int(status), content_type)
 
 
 async def call(app: Any, path: str, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[Head | bytes]:
-    """POSTs a body of JSON; closing the iterator tells the application that its client has gone, and then cancels it.
+    """POSTs a JSON body. Closing the iterator sends the application a disconnect, and later cancels it.
 
-    It is told first: what it has started in tasks of its own, as vLLM has, a cancellation would leave running.
+    The disconnect comes first because a cancellation would not stop tasks that the application has started, as vLLM does.
 
     Yields:
-        The head, then the body in pieces: all that is there when a piece is asked for comes as one.
+        The head, then the body in pieces: everything that is ready when a piece is requested comes as one.
     """
     messages: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-    gone = asyncio.Event()
+    disconnected = asyncio.Event()
     parts = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def receive() -> dict[str, Any]:
         if (part := next(parts, None)) is not None:
             return part
-        await gone.wait()
+        await disconnected.wait()
         return {"type": "http.disconnect"}
 
     task = asyncio.ensure_future(app(_scope(path, body, headers), receive, messages.put))
@@ -50,9 +50,9 @@ async def call(app: Any, path: str, body: bytes, headers: Mapping[str, str]) -> 
     try:
         async for piece in _pieces(messages):
             yield piece
-        await task  # an error of the application's is ours
+        await task  # raises the application's error
     finally:
-        gone.set()
+        disconnected.set()
         if not task.done():
             asyncio.get_running_loop().call_later(GRACE_SECONDS, task.cancel)
 

@@ -1,18 +1,18 @@
-"""Errors as OpenAI's API writes them: a status and `{"error": {"message", "type", "param", "code"}}`."""
+"""Errors in the format of OpenAI's API: a status and `{"error": {"message", "type", "param", "code"}}`."""
 
 import json
 from typing import Any
 
 
 class ApiError(Exception):
-    """An answer that is no completion.
+    """An error that is sent to the client.
 
     Args:
-        status: of HTTP.
-        message: one line for the client; nothing of the server's inside.
-        code: OpenAI's word for it.
-        param: the field of the request that is meant.
-        retry_after: seconds after which it is worth another try.
+        status: HTTP status.
+        message: one line for the client, without server internals.
+        code: error code as in OpenAI's API.
+        param: request field that caused it.
+        retry_after: seconds after which the client may retry.
     """
 
     def __init__(
@@ -23,7 +23,7 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """In JSON."""
+        """JSON body."""
         kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(
             self.status, "server_error" if self.status >= 500 else "invalid_request_error"
         )
@@ -31,38 +31,38 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """That go with it."""
+        """HTTP headers of the response."""
         out = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
         return out | ({"Retry-After": f"{max(1, round(self.retry_after))}"} if self.retry_after is not None else {})
 
     @property
     def event(self) -> bytes:
-        """As the last events of a stream that has begun."""
+        """Last events of a stream that has begun."""
         return f"data: {json.dumps(self.body)}\n\ndata: [DONE]\n\n".encode()
 
 
 def unauthorized() -> ApiError:
-    """Neither says whether a key was given."""
+    """Returns the 401; it does not reveal whether a key was given."""
     return ApiError(401, "Give a valid API key: Authorization: Bearer KEY.", "invalid_api_key")
 
 
 def unknown_model(name: str, known: list[str]) -> ApiError:
-    """With the names that there are."""
+    """Returns the 404 with the names of the available models."""
     return ApiError(
-        404, f"The model {name[:96]!r} does not exist; there are: {', '.join(known)}.", "model_not_found", "model"
+        404, f"The model {name[:96]!r} does not exist; available: {', '.join(known)}.", "model_not_found", "model"
     )
 
 
 def overloaded(name: str) -> ApiError:
-    """All replicas are busy and the queue is full."""
+    """Returns the 429 for busy replicas and a full queue."""
     return ApiError(429, f"The model {name!r} has too many requests; try again soon.", "overloaded", retry_after=1)
 
 
 def interrupted() -> ApiError:
-    """Replicas died under a request more often than it is tried again, or after it had begun to stream."""
+    """Returns the 503 for a request whose replicas died more often than it is retried, or after it had begun to stream."""
     return ApiError(503, "The model's replica was lost; try again.", "replica_lost", retry_after=1)
 
 
 def internal() -> ApiError:
-    """Whatever else went wrong: the log has it."""
-    return ApiError(500, "The server failed; its log says why.", "internal_error")
+    """Returns the 500 for any other failure, which is in the log."""
+    return ApiError(500, "The server failed; see its log.", "internal_error")

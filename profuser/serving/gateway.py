@@ -1,6 +1,6 @@
-"""The application in front of the models: keys, limits, errors in OpenAI's form, metrics, the playground.
+"""The web application in front of the models: keys, limits, errors in OpenAI's format, metrics, the playground.
 
-It knows nothing of Ray: `Backend` puts requests to models.
+It does not depend on Ray: a `Backend` sends requests to models.
 """
 
 import logging
@@ -46,35 +46,35 @@ PAGE_POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-"""What of a client's own goes on to the model and its log."""
+"""Client request ids that are passed on to the model and its log."""
 log = logging.getLogger("ray.serve")
 FILE_ONLY = {"log_to_stderr": False}
-"""Ray Serve writes a line to the replica's log alone, and not to what Ray gathers from all processes as well."""
+"""Makes Ray Serve write a line only to the replica's log, and not to the output that Ray collects from all processes."""
 
 
 @runtime_checkable
 class Backend(Protocol):
-    """Puts requests to models, on whichever replica; a request that a dying replica has not begun to answer is put to another.
+    """Sends requests to any replica of a model; if a replica dies before it has begun to answer, the request goes to another.
 
     Raises:
         ApiError: 429, all replicas are busy; 503, replicas were lost.
     """
 
     async def whole(self, request: ApiRequest, request_id: str) -> tuple[Head, bytes]:
-        """The whole answer."""
+        """Returns the whole response."""
         ...
 
     def stream(self, request: ApiRequest, request_id: str) -> AsyncGenerator[Head | bytes, None]:
-        """The answer piece by piece, its head first."""
+        """Yields the response piece by piece, the head first."""
         ...
 
     async def count_tokens(self, request: ApiRequest) -> int:
-        """Tokens of the longest prompt."""
+        """Returns the number of tokens of the longest prompt."""
         ...
 
 
 class Gateway:
-    """The application and what it remembers: keys, requests in flight, metrics."""
+    """The application and its state: keys, requests in flight, metrics."""
 
     def __init__(self, config: GatewayConfig, backend: Backend, keys: KeyRing | None):
         self.config, self.backend, self.keys = config, backend, keys
@@ -84,7 +84,7 @@ class Gateway:
         self.metrics = GatewayMetrics()
 
     def app(self) -> Starlette:
-        """The ASGI application."""
+        """Builds the ASGI application."""
         routes = [
             Route("/", self.page),
             Route("/health", self.health),
@@ -99,7 +99,7 @@ class Gateway:
             CORSMiddleware,
             allow_origins=list(self.config.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["*"],  # a key is no cookie: a page can send only what it was given
+            allow_headers=["*"],  # keys are not cookies: a page can send only a key it was given
             expose_headers=["Retry-After"],
         )
         handlers: dict[Any, Any] = {ApiError: api_error, HTTPException: http_error, Exception: other_error}
@@ -110,10 +110,10 @@ class Gateway:
         return app
 
     def client(self, request: Request) -> Client:
-        """Who asks; who may not is counted.
+        """Identifies the client, and counts refusals.
 
         Raises:
-            ApiError: 401, no valid key; 403, no key is asked for and the client is on another machine.
+            ApiError: 401, no valid key; 403, the server requires no key and the client is on another machine.
         """
         try:
             return self._client(request)
@@ -123,10 +123,10 @@ class Gateway:
 
     def _client(self, request: Request) -> Client:
         if self.keys is None:
-            # The address in `Host` as well: a foreign page can let its own name point to this machine.
+            # Also the address in `Host`: a foreign page can make its own name point to this machine.
             hosts = {request.client.host if request.client else None, request.url.hostname}
             if not hosts <= LOOPBACK:
-                raise ApiError(403, "This server takes no keys, and so answers its own machine only.", "loopback_only")
+                raise ApiError(403, "A server without keys only answers clients on its own machine.", "loopback_only")
             return Client("insecure", self.config.limits)
         client = self.keys.find(request.headers.get("authorization"))
         if client is None:
@@ -134,7 +134,7 @@ class Gateway:
         return client
 
     async def complete(self, request: Request) -> Response:
-        """A completion, of a chat or of a text."""
+        """Handles a chat or text completion."""
         client, path = self.client(request), request.scope["route"].path
         async with AsyncExitStack() as stack:
             outcome = await stack.enter_async_context(self._held(path, client))
@@ -160,12 +160,12 @@ class Gateway:
 
     @asynccontextmanager
     async def _held(self, path: str, client: Client) -> AsyncIterator[Outcome]:
-        """One of the requests that a key may have at one time, its body included; counted and logged when it ends."""
+        """Takes one of a key's concurrent requests, its body included; counts and logs it when it ends."""
         most = client.limits.concurrency
         if self.in_flight[client.name] >= most:
             self.metrics.count("", path, client.name, 429)
             raise ApiError(
-                429, f"This key has {most} requests at work; wait for one to end.", "too_many_requests", retry_after=1
+                429, f"This key has {most} requests in flight; wait for one to end.", "too_many_requests", retry_after=1
             )
         outcome = Outcome()
         self.in_flight[client.name] += 1
@@ -188,12 +188,12 @@ class Gateway:
             log.info("%s %s key=%s %s %.3fs", *entry, extra=FILE_ONLY)
 
     async def list_models(self, request: Request) -> Response:
-        """The models, as OpenAI lists them."""
+        """Lists the models in OpenAI's format."""
         self.client(request)
         return JSONResponse({"object": "list", "data": [self._card(name) for name in self.names]})
 
     async def show_model(self, request: Request) -> Response:
-        """One of them."""
+        """Describes one model."""
         self.client(request)
         name = request.path_params["name"]
         if name not in self.names:
@@ -204,26 +204,26 @@ class Gateway:
         return {"id": name, "object": "model", "created": self.created, "owned_by": "profuser"}
 
     async def health(self, request: Request) -> Response:
-        """Whether the gateway is there; says nothing of models or clients, so it needs no key."""
+        """Reports that the gateway is up; reveals nothing about models or clients, so it needs no key."""
         return JSONResponse({"status": "ok"})
 
     async def show_metrics(self, request: Request) -> Response:
-        """For Prometheus."""
+        """Returns the metrics for Prometheus."""
         self.client(request)
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def document(self, request: Request) -> Response:
-        """The API as OpenAPI describes it."""
+        """Returns the OpenAPI document."""
         self.client(request)
         return JSONResponse(openapi_document(self.names))
 
     async def page(self, request: Request) -> Response:
-        """The playground. It holds nothing of the server's: what it shows, it asks for with the key that one gives it."""
+        """Returns the playground. The page contains no server data: it requests everything with the user's key."""
         page = files("profuser.serving").joinpath("playground.html").read_text(encoding="utf-8")
         return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY, "X-Frame-Options": "DENY"})
 
 
 def _request_id(request: Request) -> str:
-    """The client's own, where it is fit to be written anywhere."""
+    """Returns the client's request id if it is safe to log, else a new one."""
     given = request.headers.get("x-request-id", "")
     return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

@@ -1,4 +1,4 @@
-"""What the gateway counts, for Prometheus. Of the engines' own metrics Ray's agent on every node tells."""
+"""Prometheus metrics of the gateway. Ray's agent on every node exports the engines' metrics."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -6,42 +6,42 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120)
 
 
 class GatewayMetrics:
-    """Of one replica of the gateway, since it started."""
+    """Metrics of one replica of the gateway, since it started."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "profuser_requests_total",
-            "Requests that have ended; status 499: the client went away.",
+            "Requests that have ended; status 499: the client disconnected.",
             ("model", "path", "key", "status"),
             registry=self.registry,
         )
         self.seconds = Histogram(
-            "profuser_request_seconds", "Whole requests.", ("model",), buckets=SECONDS, registry=self.registry
+            "profuser_request_seconds", "Request duration.", ("model",), buckets=SECONDS, registry=self.registry
         )
         self.first = Histogram(
             "profuser_first_piece_seconds",
-            "Streams, until there is something to send.",
+            "Time until a stream's first piece.",
             ("model",),
             buckets=SECONDS,
             registry=self.registry,
         )
-        self.gauge = Gauge("profuser_requests_in_flight", "Requests at work.", ("key",), registry=self.registry)
+        self.gauge = Gauge("profuser_requests_in_flight", "Requests in flight.", ("key",), registry=self.registry)
 
     def count(self, model: str, path: str, key: str, status: int, seconds: float | None = None) -> None:
-        """A request has ended; model and key are empty and `seconds` None where it ended before they were known."""
+        """Counts a request that has ended; model and key are empty and `seconds` is None if it ended before they were known."""
         self.requests.labels(model, path, key, str(status)).inc()
         if model and seconds is not None:
             self.seconds.labels(model).observe(seconds)
 
     def first_piece(self, model: str, seconds: float) -> None:
-        """A stream has begun."""
+        """Records the time to the first piece of a stream."""
         self.first.labels(model).observe(seconds)
 
     def in_flight(self, key: str, change: int) -> None:
-        """A request begins (1) or ends (-1)."""
+        """Records that a request begins (1) or ends (-1)."""
         self.gauge.labels(key).inc(change)
 
     def text(self) -> bytes:
-        """In Prometheus' text format."""
+        """Returns the metrics in Prometheus' text format."""
         return generate_latest(self.registry)

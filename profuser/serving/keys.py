@@ -1,11 +1,11 @@
-"""API keys: who may ask, and for how much.
+"""API keys and their limits.
 
-A key comes from the environment variable `PROFUSER_API_KEYS` (several with commas between) or from a YAML file, a list of
+Keys come from the environment variable `PROFUSER_API_KEYS` (separated by commas) or from a YAML file, a list of
 
-    - sk-a-key-of-sixteen-or-more            # or with a name for logs and metrics, and limits of its own:
+    - sk-a-key-of-sixteen-or-more            # or with a name for logs and metrics, and separate limits:
     - {name: alice, key: sk-another-secret-key, concurrency: 4, max_tokens: 512}
 
-The file is read again when it changes: keys come and go without a restart.
+The file is reloaded when it changes: keys can be added and removed without a restart.
 """
 
 import hashlib
@@ -23,13 +23,13 @@ from profuser.serving.options import Limits
 
 ENVIRONMENT = "PROFUSER_API_KEYS"
 SHORTEST_KEY = 16
-"""Characters: a shorter one can be guessed."""
+"""Minimum number of characters: a shorter key can be guessed."""
 
 Secret = Annotated[str, StringConstraints(min_length=SHORTEST_KEY, pattern=r"^[\x21-\x7e]+$")]
 
 
 class KeyEntry(Limits):
-    """A key in a file, with its own limits; those that it does not name are the server's."""
+    """A key in a file, with its own limits; the server's limits apply to those it does not set."""
 
     key: Secret
     name: str = Field(default="", pattern=r"^[A-Za-z0-9._@-]*$")
@@ -37,7 +37,7 @@ class KeyEntry(Limits):
 
 @dataclass(frozen=True)
 class Client:
-    """Who asks: the name that goes into logs and metrics, never the key."""
+    """A client: the name for logs and metrics, never the key, and its limits."""
 
     name: str
     limits: Limits
@@ -45,14 +45,14 @@ class Client:
 
 @dataclass
 class KeyRing:
-    """All keys that are valid now.
+    """The currently valid keys.
 
     Args:
         file: YAML list, or None.
-        limits: of keys that name none.
+        limits: of keys that set none.
 
     Raises:
-        UserError: there is no key at all, or the file is not what it should be.
+        UserError: there is no key, or the file is invalid.
     """
 
     file: Path | None
@@ -61,15 +61,15 @@ class KeyRing:
     _clients: dict[bytes, Client] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Reads all keys once, strictly."""
+        """Loads all keys; any error is raised."""
         self._load()
         if not self._clients:
             raise UserError(
-                f"serve: no API key: set {ENVIRONMENT}, or give --keys FILE; or --insecure, for this machine alone"
+                f"serve: no API key: set {ENVIRONMENT}, or give --keys FILE; or --insecure, for clients on this machine only"
             )
 
     def find(self, authorization: str | None) -> Client | None:
-        """Who has this `Authorization: Bearer KEY`; None where nobody has. Takes as long whatever is wrong with it."""
+        """Returns the client with this `Authorization: Bearer KEY`, or None. The time taken does not depend on the key."""
         self._reload()
         scheme, _, key = (authorization or "").partition(" ")
         given, found = _digest(key.strip()), None
@@ -79,18 +79,18 @@ class KeyRing:
         return found if scheme.lower() == "bearer" else None
 
     def _reload(self) -> None:
-        """Reads the file anew where it has changed; what cannot be read leaves the keys as they are, and says so once."""
+        """Reloads the file if it has changed; an invalid file leaves the keys unchanged and is reported once."""
         if self.file and self._stamp != _stamp(self.file):
             try:
                 self._load()
             except UserError as error:
-                print(f"{error}; the keys stay as they were", flush=True)
+                print(f"{error}; the keys are unchanged", flush=True)
 
     def _load(self) -> None:
         keys = [key.strip() for key in os.environ.get(ENVIRONMENT, "").split(",") if key.strip()]
         entries = [(f"{ENVIRONMENT}: key {number}", key) for number, key in enumerate(keys, 1)]
         if self.file:
-            self._stamp = _stamp(self.file)  # before it is read: a change in between is seen the next time
+            self._stamp = _stamp(self.file)  # before reading: a change in between is noticed next time
             entries += [(f"{self.file}: key {number}", entry) for number, entry in enumerate(_read(self.file), 1)]
         clients: dict[bytes, Client] = {}
         for where, entry in entries:
@@ -107,11 +107,11 @@ def _entry(entry: Any, where: str) -> KeyEntry:
     except ValidationError as error:
         first = error.errors()[0]
         name, what = first["loc"][0] if first["loc"] else "it", first["msg"]
-        # Neither a key, which pydantic's message may repeat, nor an unknown field's name, which may be a key, is shown.
+        # Never show a key, which pydantic's message may repeat, nor an unknown field's name, which may be a key.
         if name == "key":
-            what = f"a key has {SHORTEST_KEY} or more visible characters"
+            what = f"a key must have {SHORTEST_KEY} or more visible characters"
         elif name not in KeyEntry.model_fields and name != "it":
-            name, what = "it", f"a field is none of {', '.join(KeyEntry.model_fields)}"
+            name, what = "it", f"unknown field; allowed: {', '.join(KeyEntry.model_fields)}"
         raise UserError(f"{where}: {name}: {what}") from None
 
 
@@ -123,12 +123,12 @@ def _read(file: Path) -> list[Any]:
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         raise UserError(f"serve: {file}: cannot be read as YAML ({type(error).__name__})") from None
     if not isinstance(entries, list):
-        raise UserError(f"serve: {file}: a list of keys is expected: `- sk-...` on each line")
+        raise UserError(f"serve: {file}: expected a list of keys: `- sk-...` on each line")
     return entries
 
 
 def _stamp(file: Path) -> tuple[int, ...] | None:
-    """Differs after every change, also where another file of the same age and size took its place; None: there is none."""
+    """Returns a stamp that differs after every change, even to a file of the same age and size; None if there is no file."""
     try:
         found = file.stat()
     except OSError:
@@ -137,5 +137,5 @@ def _stamp(file: Path) -> tuple[int, ...] | None:
 
 
 def _digest(key: str) -> bytes:
-    """Of one length whatever the key's: comparing takes as long."""
+    """Hashes a key to a fixed length, so that the time of a comparison does not depend on it."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

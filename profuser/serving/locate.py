@@ -1,4 +1,4 @@
-"""Where a served model lies: a folder, a URI, a Hub name, or a version in MLflow's registry."""
+"""Resolves the location of a served model: a folder, a URI, a Hub name, or a version in MLflow's registry."""
 
 from profuser.errors import UserError, one_line
 from profuser.models.reference import ModelRef
@@ -7,7 +7,7 @@ REGISTRY_SCHEME = "models:/"
 
 
 def registered(location: str, tracking_uri: str) -> str:
-    """The folder of a registered model, `models:/NAME@ALIAS` or `models:/NAME/VERSION`; any other location as it is.
+    """Returns the folder of a registered model, `models:/NAME@ALIAS` or `models:/NAME/VERSION`; other locations are unchanged.
 
     Raises:
         UserError: the registry has no such version, or the location has neither alias nor version.
@@ -23,12 +23,12 @@ def registered(location: str, tracking_uri: str) -> str:
         found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
     except MlflowException as error:
         reason = one_line(error, 200)
-        raise UserError(f"serve: {location}: the registry at {tracking_uri} does not have it: {reason}") from None
+        raise UserError(f"serve: {location}: not found in the registry at {tracking_uri}: {reason}") from None
     return (found.source or "").removeprefix("file://")
 
 
 def check_model(location: str) -> None:
-    """Raises UserError where a folder is no model. A URI and the Hub are asked by the replica."""
+    """Raises UserError if a local folder is not a model. The replica checks URIs and Hub names."""
     if "://" not in location:
         ref = ModelRef(location)
         if ref.is_local:

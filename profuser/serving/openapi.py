@@ -1,4 +1,4 @@
-"""The API's OpenAPI document: what the gateway checks, and OpenAI's most used fields. vLLM takes more, and checks them itself."""
+"""The API's OpenAPI document: fields that the gateway checks, and OpenAI's most used ones. vLLM accepts and checks more."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ from profuser import __version__
 from profuser.serving.requests import CHAT, COMPLETIONS
 
 STATUSES = {
-    "400": "The body is no JSON, or a field is wrong",
+    "400": "The body is not JSON, or a field is invalid",
     "401": "No valid key",
-    "403": "A server without keys answers its own machine only",
+    "403": "A server without keys only answers clients on the same machine",
     "404": "No such model",
     "413": "The body is too large",
     "415": "The body's type is not application/json",
-    "422": "More than the key may ask for",
+    "422": "The request exceeds the key's limits",
     "429": "Too many requests; see Retry-After",
     "500": "The server failed",
     "503": "The replica was lost",
@@ -38,7 +38,7 @@ MESSAGE = {
 
 
 def openapi_document(models: list[str]) -> dict[str, Any]:
-    """OpenAPI 3.1 of the paths that need a key."""
+    """Builds the OpenAPI 3.1 document."""
     model = {"type": "string", "enum": models}
     chat = {
         "model": model,
@@ -62,7 +62,7 @@ def openapi_document(models: list[str]) -> dict[str, Any]:
                 "get": _get("One model", "401", "403", "404") | {"parameters": [_path_parameter("name")]}
             },
             "/metrics": {"get": _get("Prometheus metrics of the gateway", "401", "403", kind="text/plain")},
-            "/health": {"get": _get("Whether the gateway is there") | {"security": []}},
+            "/health": {"get": _get("Whether the gateway is up") | {"security": []}},
         },
         "components": {
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},

@@ -1,4 +1,4 @@
-"""What is served, with how much, and to whom: the arguments of the Serve application, from the command line or a config file."""
+"""Settings of the Serve application (models, resources, keys and limits), from the command line or a config file."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,53 +11,53 @@ ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/
 
 
 class Limits(Config):
-    """What one API key may ask for. What is above is refused with the status given here; nothing is cut silently."""
+    """Limits of one API key. A request above a limit is refused with the status given here; nothing is truncated silently."""
 
     max_body_bytes: int = Field(default=4 << 20, gt=0)
-    """Bytes of a request: 413."""
+    """Maximum bytes of a request: 413."""
     max_prompt_tokens: int | None = Field(default=None, gt=0)
-    """Tokens of a prompt, template included: 422. What does not fit into the model's context is refused without it (400)."""
+    """Maximum tokens of a prompt, template included: 422. A prompt that exceeds the model's context is always refused (400)."""
     max_tokens: int | None = Field(default=None, gt=0)
-    """Tokens that an answer may have, all choices together: 422; a request that names no number gets this one."""
+    """Maximum tokens of an answer, all choices together: 422; the default for a request that sets none."""
     concurrency: int = Field(default=64, gt=0)
-    """Requests at one time: 429 with Retry-After. Counted by each replica of the gateway."""
+    """Maximum concurrent requests: 429 with Retry-After. Counted by each replica of the gateway."""
 
 
 class ServedModel(Config):
     """A model behind the API, and its replicas."""
 
     name: ModelName
-    """What clients call it."""
+    """Model name in the API."""
     model: str
     """Hugging Face folder or Hub name."""
     num_replicas: int | None = Field(default=None, gt=0)
-    """A fixed number of replicas, instead of `min_replicas` to `max_replicas`."""
+    """Fixed number of replicas, instead of `min_replicas` to `max_replicas`."""
     min_replicas: int = Field(default=1, ge=0)
-    """Fewest replicas; 0 lets it go when nobody asks, and the next request waits until it is there again."""
+    """Minimum number of replicas; with 0 the model is unloaded when idle, and the next request waits until it is loaded again."""
     max_replicas: int = Field(default=1, gt=0)
-    """Most replicas."""
+    """Maximum number of replicas."""
     target_ongoing_requests: float = Field(default=32.0, gt=0)
-    """Requests per replica above which one more is started."""
+    """Requests per replica above which another replica is started."""
     max_ongoing_requests: int = Field(default=256, gt=0)
-    """Requests that a replica takes at one time."""
+    """Maximum concurrent requests per replica."""
     max_queued_requests: int = Field(default=256, gt=0)
-    """Requests that wait for a replica, of each replica of the gateway; more are refused at once: 429 with Retry-After."""
+    """Maximum requests waiting for a replica, per replica of the gateway; more are refused at once: 429 with Retry-After."""
     graceful_shutdown_seconds: float = Field(default=300.0, ge=0)
-    """How long a replica that is to stop may finish its answers."""
+    """Time that a stopping replica has to finish its answers."""
     num_cpus: float = Field(default=1.0, ge=0)
     """CPUs that a replica reserves."""
     num_gpus: float = Field(default=0.0, ge=0)
     """GPUs that a replica reserves; `tensor_parallel_size` of them, or a share of one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """`auto`: the checkpoint's type on a GPU, float32 on a CPU."""
+    """Data type of the weights; `auto`: the checkpoint's on a GPU, float32 on a CPU."""
     max_model_len: int | None = Field(default=None, gt=0)
-    """Longest prompt plus answer in tokens; by default what the model allows."""
+    """Maximum tokens of prompt plus answer; by default the model's maximum."""
     tensor_parallel_size: int = Field(default=1, gt=0)
     """GPUs over which one replica is spread."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
     """Share of a GPU's memory that the engine may take."""
     kv_cache_gib: float = Field(default=1.0, gt=0)
-    """On a CPU: memory for the KV cache."""
+    """Memory for the KV cache on a CPU."""
 
     @model_validator(mode="after")
     def _replicas_fit(self) -> "ServedModel":
@@ -67,38 +67,38 @@ class ServedModel(Config):
 
 
 class GatewaySettings(Config):
-    """What stands before the models."""
+    """Settings of the gateway in front of the models."""
 
     keys_file: str | None = None
-    """YAML list of API keys, see `profuser.serving.keys`; read again when it changes. On every node that runs a gateway."""
+    """YAML list of API keys, see `profuser.serving.keys`; reloaded when it changes. Needed on every node that runs a gateway."""
     insecure: bool = False
-    """Ask for no key; then only clients on the same machine are answered."""
+    """Whether to require no key; then only clients on the same machine are answered."""
     limits: Limits = Limits()
-    """Of every key that has none of its own."""
+    """Limits of every key that sets none."""
     cors_origins: tuple[str, ...] = ()
-    """Web pages of these origins may call the API; by default none, but the playground's own."""
+    """Origins whose web pages may call the API; by default only the playground's own."""
     log_prompts: bool = False
-    """Write prompts and answers of unstreamed requests to the log. By default a line has model, key's name, status and time."""
+    """Whether to log prompts and answers of unstreamed requests. By default a line has model, key's name, status and time."""
     num_gateways: int = Field(default=1, gt=0)
-    """Replicas of the gateway, which checks keys and hands requests to the models."""
+    """Replicas of the gateway, which checks keys and forwards requests to the models."""
     max_attempts: int = Field(default=3, gt=0)
-    """How often a request is put to a replica when those before have died under it."""
+    """Maximum attempts of a request whose replicas die."""
     graceful_shutdown_seconds: float = Field(default=300.0, ge=0)
-    """How long a gateway that is to stop may finish what it has taken."""
+    """Time that a stopping gateway has to finish its requests."""
 
 
 class GatewayConfig(GatewaySettings):
-    """The gateway alone: a change of how a model is served does not touch it."""
+    """Configuration of the gateway alone; it does not depend on how a model is served."""
 
     models: tuple[ModelName, ...] = Field(min_length=1)
-    """Names; the first one is what the playground asks first."""
+    """Model names; the playground shows the first one as the fused model."""
 
 
 class ServeConfig(GatewaySettings):
-    """All that is served."""
+    """Configuration of everything that is served."""
 
     models: tuple[ServedModel, ...] = Field(min_length=1)
-    """The first one is what the playground asks first."""
+    """Models to serve; the playground shows the first one as the fused model."""
 
     @field_validator("models")
     @classmethod
@@ -106,18 +106,18 @@ class ServeConfig(GatewaySettings):
         names = [model.name.replace("/", "-") for model in value]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
-            raise ValueError(f"two models are called {twice[0]!r}")
+            raise ValueError(f"two models are named {twice[0]!r}")
         return value
 
     @property
     def gateway(self) -> GatewayConfig:
-        """What the gateway needs of it."""
+        """Configuration of the gateway."""
         settings = {name: getattr(self, name) for name in GatewaySettings.model_fields}
         return GatewayConfig(models=tuple(model.name for model in self.models), **settings)
 
     @classmethod
     def parse(cls, tree: dict[str, Any], where: str) -> "ServeConfig":
-        """Checks settings; UserError that says which of them is wrong, one line."""
+        """Validates settings; raises a one-line UserError naming the first invalid one."""
         try:
             return cls.model_validate(tree)
         except ValidationError as error:

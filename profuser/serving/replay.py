@@ -1,7 +1,7 @@
-"""A stream that goes on where another replica left it: what the client has seen is not sent again.
+"""Continues a stream on another replica without repeating what the client has already received.
 
-Only for answers that come out the same (greedy, or with a seed). Tokens may come in other pieces the second time, so texts are
-compared, not events.
+Only for reproducible answers (greedy, or with a seed). The second attempt may split the text differently, so texts are compared,
+not events.
 """
 
 import json
@@ -29,24 +29,24 @@ class Replay:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the client has anything of it."""
+        """Whether the client has received anything."""
         return bool(self._sent)
 
     def restart(self) -> None:
-        """Another attempt begins.
+        """Starts another attempt.
 
         Raises:
-            ApiError: 503, the answer has begun and would not come out the same.
+            ApiError: 503, the answer has begun and is not repeatable.
         """
         if self.has_begun and not self.repeatable:
             raise interrupted()
         self._rest, self._seen = b"", _Seen(self._sent) if self.has_begun else None
 
     def forward(self, piece: bytes) -> bytes:
-        """What of a piece is new to the client: whole events only.
+        """Returns the events of a piece that are new to the client; whole events only.
 
         Raises:
-            ApiError: 503, this attempt says something else than the one before it; 500, the model has failed.
+            ApiError: 503, this attempt's text differs from the previous one's; 500, the model has failed.
         """
         *events, self._rest = (self._rest + piece).split(b"\n\n")
         new = [event for each in events if (event := self._new(each)) is not None]
@@ -63,15 +63,15 @@ class Replay:
 
 
 class _Seen:
-    """What a client has seen of every choice.
+    """Text that a client has received of every choice.
 
     Args:
-        events: those that were sent.
+        events: sent to the client.
     """
 
     def __init__(self, events: list[bytes]):
         self.repeated: Counter[int] = Counter()
-        """Characters that the new attempt has said again."""
+        """Characters that the new attempt has repeated."""
         self.ended: set[int] = set()
         self.has_usage, self.has_end = False, any(map(_is_end, events))
         texts: defaultdict[int, list[str]] = defaultdict(list)
@@ -84,7 +84,7 @@ class _Seen:
         self.texts = {index: "".join(parts) for index, parts in texts.items()}
 
     def new(self, event: bytes) -> bytes | None:
-        """An event without what was seen; None where nothing is left of it."""
+        """Returns an event without the text already seen; None if nothing is left."""
         if _is_end(event):
             return None if self.has_end else event
         content = _content(event)
@@ -96,7 +96,7 @@ class _Seen:
         return b"data: " + json.dumps(content).encode() if content["choices"] else None
 
     def _cut(self, choice: dict[str, Any]) -> bool:
-        """Takes away from a choice what was seen of it; whether anything is left."""
+        """Removes the text already seen from a choice, and returns whether anything is left."""
         index, text, ends = choice["index"], _text(choice), bool(choice.get("finish_reason"))
         seen, start = self.texts.get(index, ""), self.repeated[index]
         again = seen[start : start + len(text)]
@@ -117,7 +117,7 @@ def _is_end(event: bytes) -> bool:
 
 
 def _content(event: bytes) -> dict[str, Any] | None:
-    """The JSON of an event; None for the end, comments and errors."""
+    """Parses an event's JSON; None for the end, comments and errors."""
     if not event.startswith(b"data:") or _is_end(event):
         return None
     content = json.loads(event.removeprefix(b"data:"))
@@ -125,7 +125,7 @@ def _content(event: bytes) -> dict[str, Any] | None:
 
 
 def _check_error(event: bytes) -> None:
-    """Of a failure of the model's own, the client gets no more than that it happened."""
+    """Raises a 500 for a failure of the model, without its details."""
     code = json.loads(event.removeprefix(b"data:"))["error"].get("code")
     if not isinstance(code, int) or code >= 500:
         log.error("a model failed while it answered: %s", event[:2000].decode(errors="replace"))

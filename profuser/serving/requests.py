@@ -1,6 +1,6 @@
-"""A request for a completion as the gateway reads it: enough to find the model and to hold it against the key's limits.
+"""Parses a request for a completion: enough to find the model and to check the key's limits.
 
-All else is vLLM's to check: what it does not take, it refuses with 400 and the reason.
+vLLM checks everything else, and refuses what it does not accept with 400 and the reason.
 """
 
 import json
@@ -13,14 +13,14 @@ from profuser.serving.options import Limits
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MAX_TOKENS = {CHAT: ("max_completion_tokens", "max_tokens"), COMPLETIONS: ("max_tokens",)}
-"""Fields that bound an answer; the first is what is set where a request has none."""
+"""Fields that bound an answer; the first one is set if a request has none."""
 DEFAULT_TOKENS = {CHAT: None, COMPLETIONS: 16}
-"""What an answer is bounded by where nobody says: OpenAI's default."""
+"""Default bound of an answer, as in OpenAI's API."""
 QUESTION = {
     CHAT: ("messages", "tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message"),
     COMPLETIONS: ("prompt",),
 }
-"""Fields that make up a prompt. Those of the other path are ignored by vLLM, and so may not be counted in their place."""
+"""Fields that make up a prompt. vLLM ignores those of the other path, so they must not be counted instead."""
 
 
 TEXT_AS_TEXT = {"tokenize": True, "sanitize_control_tokens": True}
@@ -28,29 +28,29 @@ TEXT_AS_TEXT = {"tokenize": True, "sanitize_control_tokens": True}
 
 @dataclass(frozen=True)
 class ApiRequest:
-    """A request that may go to its model."""
+    """A request that may be sent to its model."""
 
     path: str
     model: str
     fields: Mapping[str, Any]
     body: bytes
-    """In JSON, as it goes to the model."""
+    """JSON that is sent to the model."""
 
     @property
     def wants_stream(self) -> bool:
-        """Whether the answer comes piece by piece."""
+        """Whether to stream the answer."""
         return self.fields.get("stream") is True
 
     @property
     def repeatable(self) -> bool:
-        """Whether another replica gives the same text: then a stream that breaks off can go on there."""
+        """Whether another replica gives the same text, so that an interrupted stream can continue there."""
         fixed = self.fields.get("temperature") == 0 or isinstance(self.fields.get("seed"), int)
         plain = not any(self.fields.get(name) for name in ("logprobs", "tools", "return_token_ids", "echo"))
         return fixed and plain
 
     @property
     def questions(self) -> list[dict[str, Any] | int]:
-        """What has to be tokenized to count each prompt; of one that is given in tokens, their number."""
+        """Request to tokenize for each prompt, or its length if it is given as tokens."""
         names = ("model", "add_special_tokens", *QUESTION[self.path])
         whole = {name: self.fields[name] for name in names if name in self.fields}
         prompts = whole.get("prompt")
@@ -62,17 +62,17 @@ class ApiRequest:
 
 
 def read_request(path: str, body: bytes, models: Sequence[str], limits: Limits) -> ApiRequest:
-    """Reads a body.
+    """Parses a body.
 
     Raises:
-        ApiError: 400, it is no JSON object; 404, there is no such model; 422, it asks for more tokens than its key may.
+        ApiError: 400, it is not a JSON object; 404, there is no such model; 422, it requests more tokens than its key may.
     """
     fields = _parse(body)
     if not isinstance(fields, dict):
         raise ApiError(400, "The body is not a JSON object.", "invalid_json")
     model = fields.get("model")
     if not isinstance(model, str):
-        raise ApiError(400, f"Name a model: {', '.join(models)}.", "missing_model", "model")
+        raise ApiError(400, f"Set `model` to one of: {', '.join(models)}.", "missing_model", "model")
     if model not in models:
         raise unknown_model(model, list(models))
     if limits.max_tokens is not None and (more := _bounded(path, fields, limits.max_tokens)):
@@ -82,10 +82,10 @@ def read_request(path: str, body: bytes, models: Sequence[str], limits: Limits) 
 
 
 def text_as_text(body: bytes) -> bytes:
-    """A request with messages, asking vLLM to read the special tokens that they spell as text, and not as commands.
+    """Makes vLLM read special tokens that are spelt out in messages as text, and not as control tokens.
 
-    By itself vLLM renders messages and the template into one string, in which a `<|im_end|>` that a client has written ends a turn.
-    Transformers has an option against that, which vLLM passes on where it has the template tokenised as well.
+    By default vLLM renders messages and template into one string, in which a `<|im_end|>` written by a client ends a turn.
+    Transformers has an option to prevent that, which vLLM passes on if the template is also tokenized by Transformers.
     """
     fields = json.loads(body)
     given = fields.get("chat_template_kwargs")
@@ -95,7 +95,7 @@ def text_as_text(body: bytes) -> bytes:
 
 
 def _parse(body: bytes) -> Any:
-    """Strict JSON in UTF-8: a number is no NaN, and not every depth is read."""
+    """Parses strict JSON in UTF-8; NaN and excessive depth are refused."""
 
     def refuse(word: str) -> Any:
         raise ValueError(word)
@@ -107,34 +107,34 @@ def _parse(body: bytes) -> Any:
 
 
 def _bounded(path: str, fields: Mapping[str, Any], most: int) -> dict[str, Any]:
-    """What to add to a request so that it has a bound; ApiError where its own is too high."""
+    """Returns the fields that add a bound to a request; raises ApiError if its own is too high."""
     num = max(_integer(fields, "n") or 1, 1) * _num_prompts(fields)
     asked = [value for name in MAX_TOKENS[path] if (value := _integer(fields, name)) is not None]
     tokens = max(asked, default=1)
     if num * tokens > most:
         name = next((name for name in MAX_TOKENS[path] if fields.get(name) is not None), "n")
         raise ApiError(
-            422, f"{num:,} x {tokens:,} tokens are asked for; this key may have {most:,}.", "too_many_tokens", name
+            422, f"{num:,} x {tokens:,} tokens were requested; this key may have {most:,}.", "too_many_tokens", name
         )
     return {} if asked else {MAX_TOKENS[path][0]: min(most // num, DEFAULT_TOKENS[path] or most)}
 
 
 def _integer(fields: Mapping[str, Any], name: str) -> int | None:
-    """A number as JSON has it: vLLM would also read "100", of which nothing was counted here."""
+    """Returns a JSON integer. vLLM would also accept "100", which would evade the limits here."""
     value = fields.get(name)
     if value is not None and type(value) is not int:
-        raise ApiError(400, f"{name}: an integer is expected.", "invalid_type", name)
+        raise ApiError(400, f"{name}: expected an integer.", "invalid_type", name)
     return value
 
 
 def _num_prompts(fields: Mapping[str, Any]) -> int:
-    """Texts, or lists of tokens, each of which is answered."""
+    """Counts the prompts: each text or list of tokens gets an answer."""
     prompt = fields.get("prompt")
     return len(prompt) if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list) else 1
 
 
 def check_prompt(num_tokens: int, limits: Limits) -> None:
-    """Raises ApiError, 422, where a prompt is longer than the key may send."""
+    """Raises ApiError, 422, if a prompt is longer than the key may send."""
     if limits.max_prompt_tokens is not None and num_tokens > limits.max_prompt_tokens:
         raise ApiError(
             422,

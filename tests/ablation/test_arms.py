@@ -1,4 +1,4 @@
-"""The ablation: which runs an arm is, what they share, what is left to do, and the table of made-up scores."""
+"""The ablation: the runs of each arm, what they share, the time left, and the table of made-up scores."""
 
 import contextlib
 import json
@@ -49,14 +49,14 @@ def plan(storage, *names, num_seeds=1, settings=()):
 
 @pytest.fixture(scope="module", autouse=True)
 def outside_the_checkout(tmp_path_factory):
-    """Every manifest asks git for the commit, which takes its time in a large checkout."""
+    """Changes to an empty folder: every manifest asks git for the commit, which is slow in a large checkout."""
     with contextlib.chdir(tmp_path_factory.mktemp("elsewhere")):
         yield
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """All arms, nothing of them done."""
+    """All arms, none of them started."""
     return plan(tmp_path_factory.mktemp("nothing"), "all", "homogeneous")
 
 
@@ -64,7 +64,7 @@ def by_name(ablation):
     return {each.recipe.name: each for each in ablation.runs}
 
 
-def test_groups_and_names_are_found_once_each():
+def test_groups_and_names_are_found_without_duplicates():
     names = [arm.name for arm in EVERY]
     assert names[:2] == ["progressive", "sft-gt"]
     assert len(set(names)) == len(names)
@@ -73,7 +73,7 @@ def test_groups_and_names_are_found_once_each():
     assert [arm.name for arm in EVERY if arm not in both] == ["homogeneous"], "its sources do not ship"
     assert [arm.name for arm in find_arms(["k-1, sft-gt"], RECIPES)] == ["sft-gt", "k-1"]
     with pytest.raises(
-        UserError, match="--arms k-2: no such arm or group; there are: schedules, ablations, search, all, average"
+        UserError, match="--arms k-2: no such arm or group; available: schedules, ablations, search, all, average"
     ):
         find_arms(["k-2"], RECIPES)
     with pytest.raises(UserError, match="at least one arm"):
@@ -81,7 +81,7 @@ def test_groups_and_names_are_found_once_each():
 
 
 @pytest.mark.parametrize("arm", EVERY, ids=lambda arm: arm.name)
-def test_every_arm_has_as_many_updates_of_as_many_tokens_and_says_what_it_is(arm, whole):
+def test_every_arm_has_equal_updates_and_tokens_and_a_description(arm, whole):
     assert arm.about[:1].isupper()
     fuse, plain = by_name(whole)[f"demo.{arm.name}.s0"].recipe.fuse, whole.base.recipe.fuse
     for name in ("duration", "batch_tokens", "max_tokens", "optimizer", "validation_rows", "seed"):
@@ -89,15 +89,15 @@ def test_every_arm_has_as_many_updates_of_as_many_tokens_and_says_what_it_is(arm
 
 
 @pytest.mark.parametrize("arm", [arm for arm in EVERY if arm.is_ablation], ids=lambda arm: arm.name)
-def test_an_ablation_is_the_progressive_arm_but_for_what_it_says(arm, whole):
+def test_an_ablation_differs_from_the_progressive_arm_only_in_its_own_settings(arm, whole):
     runs = by_name(whole)
     mine, other = (flatten(identity(runs[f"demo.{name}.s0"].recipe)) for name in (arm.name, "progressive"))
     changed = {key for key in mine.keys() | other.keys() if mine.get(key) != other.get(key)} - {"name"}
-    told = {".".join(key.split(".")[:2]) for key in flatten(read_tree(arm.file))}
+    own = {".".join(key.split(".")[:2]) for key in flatten(read_tree(arm.file))}
     assert changed
-    assert {key.split(".")[0] for key in changed} == {key.split(".")[0] for key in told}
+    assert {key.split(".")[0] for key in changed} == {key.split(".")[0] for key in own}
     lists = {"sources", "rewards"}
-    assert all(key.split(".")[0] in lists or ".".join(key.split(".")[:2]) in told for key in changed)
+    assert all(key.split(".")[0] in lists or ".".join(key.split(".")[:2]) in own for key in changed)
 
 
 def test_runs_are_named_by_arm_and_seed_and_reuse_the_base_and_their_first_seed(tmp_path):
@@ -112,7 +112,7 @@ def test_runs_are_named_by_arm_and_seed_and_reuse_the_base_and_their_first_seed(
     ]
 
 
-def test_settings_lie_under_what_an_arm_says_itself(tmp_path):
+def test_an_arms_own_settings_override_the_command_lines(tmp_path):
     runs = by_name(plan(tmp_path, "sft-gt,beta-1,reversed", settings=["fuse.beta=0.3", "fuse.duration.value=7"]))
     assert {name: each.recipe.fuse.beta for name, each in runs.items()} == {
         "demo.sft-gt.s0": 0.0,
@@ -122,16 +122,16 @@ def test_settings_lie_under_what_an_arm_says_itself(tmp_path):
     assert {each.recipe.fuse.duration.value for each in runs.values()} == {7}
 
 
-def test_what_an_arm_picks_by_name_must_be_there(tmp_path):
+def test_an_arm_cannot_pick_a_source_that_the_recipe_lacks(tmp_path):
     with pytest.raises(
-        UserError, match="--arms without-mpt: sources: the recipe has none called 'neox'; there are: llama"
+        UserError, match="--arms without-mpt: sources: the recipe has none named 'neox'; available: llama"
     ):
         plan(tmp_path, "without-mpt", settings=["sources=[{name: llama, model: lab://sources/llama}]"])
     with pytest.raises(UserError, match="too long"):
         plan(tmp_path, "sft-gt", settings=[f"name={'a' * 60}"])
 
 
-def test_the_teachers_pass_is_made_once_where_nothing_in_it_differs(whole):
+def test_the_teachers_pass_is_shared_unless_its_settings_differ(whole):
     base, runs = whole.base, by_name(whole)
     collected = [artifact.fingerprint for artifact in base.artifacts("collect")]
     selected = base.select().fingerprint
@@ -139,8 +139,8 @@ def test_the_teachers_pass_is_made_once_where_nothing_in_it_differs(whole):
         arm = name.split(".", 1)[1].removesuffix(".s0")
         if arm == "homogeneous":
             continue
-        anew = [a.stage for a in each.run.artifacts("collect") if a.fingerprint not in collected]
-        assert bool(anew) == arm.startswith("k-"), name
+        not_shared = [a.stage for a in each.run.artifacts("collect") if a.fingerprint not in collected]
+        assert bool(not_shared) == arm.startswith("k-"), name
         if arm in SAME_SELECT:
             assert each.run.select().fingerprint == selected, name
         elif each.arm.is_ablation:
@@ -154,7 +154,7 @@ HALF = ("progressive", "sft-gt", "reversed", "sft-voted")
 
 
 def scores(bits_per_row, num_right):
-    """An evaluate table of NUM_ROWS rows."""
+    """Returns the NUM_ROWS records of an evaluate table."""
     nats = np.full(NUM_ROWS, bits_per_row * np.log(2)) + np.linspace(-0.3, 0.3, NUM_ROWS)
     records = [
         {
@@ -182,7 +182,7 @@ def finish_base(ablation):
             artifact.finish([], 5.0, device_seconds=10.0)
     for name, bits, right in ((TARGET, 9.0, 10), ("mpt", 8.0, 5), ("neox", 7.0, 20)):
         records = scores(bits, right)
-        if name == "mpt":  # right where no other is
+        if name == "mpt":  # correct where no other model is
             records[-1]["correct"] = True
         write_scores(ablation.shared[f"evaluate/{name}"], records)
 
@@ -197,7 +197,7 @@ def finish_arm(each, bits, num_right, updates=3):
 
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory):
-    """Of four arms with two seeds the first seed of three is done, and one of the second; one made fewer updates."""
+    """Four arms with two seeds: the first seed of three is finished, and the second of one; one arm made fewer updates."""
     ablation = plan(tmp_path_factory.mktemp("half"), *HALF, num_seeds=2, settings=ONE_JUDGE)
     finish_base(ablation)
     runs = by_name(ablation)
@@ -210,12 +210,12 @@ def made_up(tmp_path_factory):
 
 @pytest.fixture
 def half(made_up, tmp_path):
-    """The same in a storage that a test may change."""
+    """A copy of `made_up` that a test may change."""
     shutil.copytree(made_up.base.recipe.storage, tmp_path, dirs_exist_ok=True)
     return plan(tmp_path, *HALF, num_seeds=2, settings=ONE_JUDGE)
 
 
-def test_what_is_done_is_known_and_what_is_left_is_estimated_from_it(half):
+def test_the_time_left_is_estimated_from_the_finished_runs(half):
     runs = by_name(half)
     runs["demo.reversed.s0"].run.folder.write_bytes("recipe.yaml", b"{}")
     assert {name for name, each in runs.items() if each.state == "finished"} == {
@@ -224,23 +224,23 @@ def test_what_is_done_is_known_and_what_is_left_is_estimated_from_it(half):
     assert runs["demo.reversed.s0"].state == "begun"
     assert runs["demo.reversed.s1"].state == "waiting"
     assert len(half.finished()) == 4
-    # Four runs, each with fuse, evaluate and report; nothing of the teachers' pass.
+    # Four runs, each with fuse, evaluate and report; the teachers' pass is finished.
     left = time_left(half)
     assert left.unknown == ()
     assert left.seconds == pytest.approx(4 * (60 + 2 + 1))
 
 
-def test_an_arm_that_asks_the_sources_anew_is_in_the_estimate_once_for_all_its_seeds(tmp_path):
+def test_a_teachers_pass_of_an_arm_is_estimated_once_for_all_seeds(tmp_path):
     ablation = plan(tmp_path, "progressive,k-5", num_seeds=2, settings=ONE_JUDGE)
     finish_base(ablation)
     for each in ablation.runs:
         if each.arm.name == "progressive":
             finish_arm(each, 4.0, 40)
-    anew = 3 * 5.0 + 5.0 + 5.0  # collect, rewards, select
-    assert time_left(ablation).seconds == pytest.approx(anew + 2 * (60 + 2 + 1))
+    teachers_pass = 3 * 5.0 + 5.0 + 5.0  # collect, rewards, select
+    assert time_left(ablation).seconds == pytest.approx(teachers_pass + 2 * (60 + 2 + 1))
 
 
-def test_other_settings_under_the_same_name_are_not_taken_for_done(made_up):
+def test_changed_settings_under_the_same_name_are_refused(made_up):
     storage = made_up.base.recipe.storage
     other = plan(storage, "progressive", settings=[*ONE_JUDGE, "fuse.duration.value=5"])
     with pytest.raises(UserError, match=r"fuse.duration.value: 300 -> 5"):
@@ -263,7 +263,7 @@ def test_the_table_has_every_model_the_oracle_and_the_finished_arms(made_up):
     assert rows["progressive"]["bits_per_byte_max"] == pytest.approx(0.402)
 
 
-def test_differences_have_the_right_sign_and_arms_of_other_length_are_not_compared(made_up):
+def test_differences_have_the_right_sign_and_unmatched_arms_are_not_compared(made_up):
     results = gather_results(made_up)
     difference = results.comparisons["bits per byte", "progressive", "sft-gt"]
     assert difference.difference == pytest.approx(-0.099)
@@ -279,7 +279,7 @@ def test_differences_have_the_right_sign_and_arms_of_other_length_are_not_compar
     assert any("one seed" in note for note in notes(results))
 
 
-def test_a_difference_that_one_of_many_shows_by_chance_is_called_so():
+def test_a_chance_difference_among_many_arms_is_not_after_holm():
     generator = np.random.default_rng(0)
     num_bytes = np.full(NUM_ROWS, RESPONSE_BYTES)
     reference = generator.normal(5, 1, (1, NUM_ROWS))
@@ -296,7 +296,7 @@ def test_a_difference_that_one_of_many_shows_by_chance_is_called_so():
     assert "worse" not in verdicts
 
 
-def test_rows_that_one_model_refused_count_for_none(half):
+def test_rows_that_one_model_refused_are_left_out_for_all(half):
     runs = by_name(half)
     records = scores(4.0, 40)
     records[0] |= {"refused": "too long", "correct": None, "nats": None}
@@ -305,7 +305,7 @@ def test_rows_that_one_model_refused_count_for_none(half):
     assert gather_results(half).num_rows == NUM_ROWS - 1
 
 
-def test_the_files_say_the_same_and_what_it_cost(made_up):
+def test_the_files_agree_with_the_results_and_state_the_cost(made_up):
     results, made = gather_results(made_up), what_it_cost(made_up, "2 CPU cores")
     shared = 8 * 5.0 + 3 * 2.0  # three of prepare, three sources, a reward, select; three models evaluated
     assert made.shared_seconds == pytest.approx(shared)
@@ -328,23 +328,23 @@ def test_the_picture_shows_every_row_in_both_metrics(made_up):
         assert [label.get_text() for label in axes.get_yticklabels()] == [each.name for each in results.measured]
 
 
-def test_before_the_base_is_measured_there_is_no_table(tmp_path):
+def test_there_is_no_table_before_the_base_is_measured(tmp_path):
     with pytest.raises(UserError, match=r"demo.base: target is not measured yet"):
         gather_results(plan(tmp_path, "sft-gt"))
 
 
 @pytest.fixture(scope="module")
 def twins(tmp_path_factory):
-    """A laboratory with twins that have learnt next to nothing."""
+    """A laboratory with nearly untrained twins."""
     folder = tmp_path_factory.mktemp("twins")
     build_twins(folder, num_steps={"mpt": 1, "neox": 1}, num_tested=6, progress=lambda _: None)
     return folder
 
 
 @pytest.mark.slow
-def test_twins_share_the_targets_tokenizer_and_the_base_stays_what_it_is(twins, tmp_path):
+def test_twins_share_the_targets_tokenizer_and_leave_the_base_unchanged(twins, tmp_path):
     assert json.loads((twins / "lab.json").read_text())["exact_match"].keys() >= {"llama", "llama-mpt", "llama-neox"}
-    with pytest.raises(UserError, match="holds a laboratory already"):
+    with pytest.raises(UserError, match="already contains a laboratory"):
         build_twins(twins)
     plain, with_twins = (plan(tmp_path, "homogeneous", settings=more) for more in ((), [f"lab={twins}"]))
     marks = [[artifact.fingerprint for artifact in each.shared.values()] for each in (plain, with_twins)]

@@ -1,4 +1,4 @@
-"""What a notebook reads of an ablation is what `profuser lab ablate` wrote."""
+"""Notebooks read back an ablation as `profuser lab ablate` wrote it."""
 
 import json
 
@@ -14,7 +14,7 @@ NUM_ROWS = 40
 
 
 def measured(name, kind, bits, correct, seeds=0, updates=10):
-    """Each seed a little above the one before it."""
+    """Returns made-up measurements, each seed slightly above the previous one."""
     draw = np.random.default_rng(len(name))
     num = max(seeds, 1)
     values = bits * 10 + 0.1 * draw.random((num, NUM_ROWS)) + 0.05 * np.arange(num)[:, None]
@@ -42,7 +42,7 @@ def table(results, tmp_path):
     return AblationTable.read(tmp_path)
 
 
-def test_arms_and_scores_are_all_there(table, results):
+def test_all_arms_and_scores_are_read(table, results):
     assert table.references == ["sft-gt", "progressive"]
     assert [(row["arm"], row["seeds"]) for row in table.arms()] == [
         ("sft-gt", 3),
@@ -57,7 +57,7 @@ def test_arms_and_scores_are_all_there(table, results):
             assert ("(" in row[metric.title]) == (len(values) > 1)
 
 
-def test_differences_are_those_of_the_table_and_none_where_arms_do_not_match(table, results):
+def test_differences_equal_the_tables_and_are_none_for_unmatched_arms(table, results):
     for metric in METRICS:
         rows = {row["arm"]: row for row in table.differences("sft-gt", metric)}
         assert "sft-gt" not in rows
@@ -68,7 +68,7 @@ def test_differences_are_those_of_the_table_and_none_where_arms_do_not_match(tab
     assert {row["arm"] for row in table.differences("progressive", EXACT_MATCH)} >= {"sft-gt", "target before"}
 
 
-def test_differences_are_drawn_for_those_that_match(table):
+def test_differences_are_drawn_for_matched_arms_only(table):
     figure = differences_plot(table, "sft-gt")
     for axes, metric in zip(figure.axes, METRICS, strict=True):
         known = [row for row in table.differences("sft-gt", metric) if row["difference"] is not None]
@@ -79,7 +79,7 @@ def test_differences_are_drawn_for_those_that_match(table):
         assert axes.get_ylim()[0] > axes.get_ylim()[1]
 
 
-def test_every_model_and_seed_stands_in_the_picture_of_both_metrics(table):
+def test_every_model_and_seed_is_in_the_plot_of_both_metrics(table):
     (axes,) = both_metrics_plot(table).axes
     assert sorted(text.get_text() for text in axes.texts) == sorted(row["name"] for row in table.rows)
     dots = np.concatenate([dots.get_offsets() for dots in axes.collections])

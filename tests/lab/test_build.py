@@ -1,4 +1,4 @@
-"""The shipped laboratory is as good as it says, and the build gives models as good as the shipped ones."""
+"""The shipped laboratory is as good as stated, and a build gives models as good as the shipped ones."""
 
 import gzip
 import json
@@ -38,7 +38,7 @@ def load(kind, folder):
 
 
 def share_of_right_votes(lab):
-    """How often the majority prefers the right answer to that to another question of the same skill."""
+    """Returns how often the majority prefers the correct answer to that of another question of the same skill."""
     items = heldout()[:300]
     wrong = draw_rows("train", 1200, seed=3)
     others = {item.skill: [other for other in wrong if other.skill == item.skill] for item in items}
@@ -53,13 +53,13 @@ def share_of_right_votes(lab):
     return float((votes >= 2).float().mean())
 
 
-def test_the_laboratory_that_ships_is_small():
+def test_the_shipped_laboratory_is_small():
     assert sum(file.stat().st_size for file in assets_path().rglob("*") if file.is_file()) <= MAX_BYTES
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SPECIALTIES)
-def test_a_shipped_specialist_is_good_at_its_own_skills_alone(name):
+def test_a_shipped_specialist_is_good_only_at_its_own_skills(name):
     model, tokenizer = load(AutoModelForCausalLM, assets_path() / "sources" / name)
     measured = exact_match(model, tokenizer, heldout()[:300])
     check_specialist(name, measured)
@@ -67,11 +67,11 @@ def test_a_shipped_specialist_is_good_at_its_own_skills_alone(name):
     assert measured == pytest.approx(stated, abs=0.1)
 
 
-def test_the_shipped_reward_models_know_the_right_answer_from_that_to_another_question():
+def test_the_shipped_reward_models_prefer_the_correct_answer_to_that_of_another_question():
     assert share_of_right_votes(assets_path()) >= RIGHT_VOTES
 
 
-def test_the_shipped_corpus_is_what_the_seed_gives():
+def test_the_shipped_corpus_is_reproduced_by_its_seed():
     assert [item.instruction for item in heldout()] == [row.instruction for row in draw_rows("heldout", 600, seed=0)]
 
 
@@ -88,7 +88,7 @@ def test_the_build_gives_a_specialist_as_good_as_the_shipped_one():
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_the_whole_build_gives_a_laboratory_as_good_as_the_shipped_one(tmp_path):
-    """What `profuser lab build` makes, read back from its folder; some twenty minutes on two cores."""
+    """Reads back the output of `profuser lab build`; takes about twenty minutes on two cores."""
     build_lab(tmp_path / "lab", seed=0)
     made, shipped = (json.loads((folder / "lab.json").read_text()) for folder in (tmp_path / "lab", assets_path()))
     for name in SPECIALTIES:
@@ -101,7 +101,7 @@ def test_the_whole_build_gives_a_laboratory_as_good_as_the_shipped_one(tmp_path)
 
 
 @pytest.mark.slow
-def test_sources_of_a_corpus_learn_it_each_with_its_own_tokenizer(tmp_path):
+def test_sources_built_from_a_corpus_learn_it_with_separate_tokenizers(tmp_path):
     pairs = [(item.instruction, item.response) for item in draw_rows("train", 600, seed=1)]
     build_sources_from_corpus(pairs, tmp_path / "lab", num_steps=20)
     made = json.loads((tmp_path / "lab" / "lab.json").read_text())
@@ -112,6 +112,6 @@ def test_sources_of_a_corpus_learn_it_each_with_its_own_tokenizer(tmp_path):
         build_sources_from_corpus(pairs, tmp_path / "lab")
 
 
-def test_a_corpus_that_is_too_small_for_sources_is_refused(tmp_path):
+def test_a_corpus_too_small_for_sources_is_refused(tmp_path):
     with pytest.raises(UserError, match="at least 200 are needed"):
         build_sources_from_corpus([("a", "b")] * 10, tmp_path / "lab")

@@ -1,4 +1,4 @@
-"""The skills' corpus: right answers, held-out items that were never seen, wrong answers that are wrong."""
+"""The skills' corpus: answers are correct, held-out items are unseen, and wrong answers are wrong."""
 
 import random
 import re
@@ -14,7 +14,7 @@ FACTORS |= {"centimetres": 10, "decades": 10}
 
 
 def solved(item):
-    """The answer by another way than the skill's own."""
+    """Solves an item independently of its skill."""
     numbers = [int(text) for text in re.findall(r"\d+", item.instruction)]
     letters = re.findall(r"\b[a-l]\b", item.instruction)
     if item.skill == "addition":
@@ -29,7 +29,7 @@ def solved(item):
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
-def test_every_answer_is_right_and_ends_the_worked_response(split):
+def test_every_answer_is_correct_and_ends_the_worked_response(split):
     for item in draw_rows(split, 1200, seed=1):
         assert item.answer == solved(item), item
         assert item.response.endswith(f"The answer is {item.answer}.")
@@ -59,7 +59,7 @@ def test_every_fact_is_seen_in_some_wording():
 
 
 @pytest.mark.parametrize("name", SKILLS)
-def test_a_slip_is_wrong_and_of_the_same_kind(name):
+def test_a_wrong_answer_is_wrong_and_of_the_same_kind(name):
     rng = random.Random(3)
     skill = SKILLS[name]
     for _ in range(300):
@@ -69,7 +69,7 @@ def test_a_slip_is_wrong_and_of_the_same_kind(name):
         assert bool(re.fullmatch(r"\d+", wrong)) == item.answer.isdigit()
 
 
-def test_rows_are_the_same_for_a_seed_balanced_and_without_repeats():
+def test_rows_are_reproducible_balanced_and_distinct():
     rows = draw_rows("train", 600, seed=5)
     assert rows == draw_rows("train", 600, seed=5)
     assert rows != draw_rows("train", 600, seed=6)

@@ -1,4 +1,4 @@
-"""The laboratory's tokenizers spell every text, survive being saved, and are of three kinds."""
+"""The laboratory's tokenizers encode every text, survive saving, and are of three kinds."""
 
 import json
 
@@ -29,7 +29,7 @@ def made(tmp_path_factory):
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 class TestEachTokenizer:
-    def test_has_the_asked_size(self, made, name):
+    def test_has_the_requested_size(self, made, name):
         assert len(made[name]) == TOKENIZERS[name].lab_vocab_size
 
     @given(text=st.text(max_size=40))
@@ -41,7 +41,7 @@ class TestEachTokenizer:
         assert spelt.endswith(("x\n" + text).encode())
         assert len(spelt) - len(("x\n" + text).encode()) in (0, 1)
 
-    def test_keeps_prompt_and_response_apart(self, made, name):
+    def test_separates_prompt_and_response(self, made, name):
         tokenizer = made[name]
         for row in draw_rows("heldout", 60, seed=2):
             example = encode_example(tokenizer, [Message("user", row.instruction)], row.response, OwnTemplate())
@@ -49,7 +49,7 @@ class TestEachTokenizer:
             assert example.response_ids[-1] == tokenizer.convert_tokens_to_ids(ENDS[name])
             assert end_token_id(tokenizer, OwnTemplate()) == example.response_ids[-1]
 
-    def test_is_the_same_when_made_again(self, name):
+    def test_is_reproducible(self, name):
         kind = TOKENIZERS[name]
         first, second = (kind.make(TEXTS, kind.lab_vocab_size) for _ in range(2))
         assert first.backend_tokenizer.to_str() == second.backend_tokenizer.to_str()

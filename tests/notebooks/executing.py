@@ -1,4 +1,4 @@
-"""Runs a notebook in a kernel of its own, and reads what came out."""
+"""Runs a notebook in a separate kernel and reads its outputs."""
 
 import os
 from pathlib import Path
@@ -12,12 +12,12 @@ SHOWN = ("text/plain", "text/html", "text/markdown")
 
 
 def read(name: str) -> Any:
-    """A committed notebook."""
+    """Reads a committed notebook."""
     return nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
 
 
 def execute(name: str, **environment: str) -> Any:
-    """The notebook with its outputs made anew, which are not saved; a cell that fails raises."""
+    """Runs a notebook without saving it and returns it with the new outputs; a failing cell raises."""
     notebook = read(name)
     client = NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}}
@@ -27,12 +27,12 @@ def execute(name: str, **environment: str) -> Any:
 
 
 def outputs(notebook: Any) -> list[Any]:
-    """Of all cells, in order."""
+    """Returns the outputs of all cells, in order."""
     return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
 
 
 def words(notebook: Any) -> str:
-    """All text that came out."""
+    """Returns the text of all outputs."""
     parts = []
     for output in outputs(notebook):
         parts.append(output.get("text", ""))
@@ -41,5 +41,5 @@ def words(notebook: Any) -> str:
 
 
 def num_pictures(notebook: Any) -> int:
-    """Pictures that came out."""
+    """Counts the pictures in the outputs."""
     return sum("image/png" in output.get("data", {}) for output in outputs(notebook))

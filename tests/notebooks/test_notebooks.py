@@ -1,4 +1,4 @@
-"""The notebooks run in a fresh kernel and show what they are for; as they are committed, they tell nothing of a machine."""
+"""The notebooks run in a fresh kernel and show the expected results; committed, they reveal nothing about a machine."""
 
 import ast
 import json
@@ -16,20 +16,20 @@ LOGIC = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef, ast.Fo
 
 
 @pytest.mark.slow
-def test_alignment_is_explained_with_all_rules_and_every_picture():
+def test_the_alignment_notebook_shows_all_rules_and_pictures():
     notebook = execute("alignment")
     assert num_pictures(notebook) == 7
     shown = words(notebook)
     for rule in ("project", "condition", "chain", "end"):
         assert f"<td>{rule}</td>" in shown
-    # Two released tokenizers cut the same text differently.
+    # Two released tokenizers split the same text differently.
     assert {"20 F0 9F", "20 66 6F 78", "E4 BD A0 E5 A5 BD"} <= set(re.findall(r"<td>([0-9A-F ]+)</td>", shown))
     sums = [row.split("</td>")[-3:-1] for row in shown.split("<tr>") if row.count("<td>") == 6 and "1.000" in row]
     assert len(sums) >= 10
 
 
 @pytest.mark.slow
-def test_the_ablation_is_read_with_every_arm_and_every_verdict():
+def test_the_ablation_notebook_shows_every_arm_and_verdict():
     notebook = execute("ablation")
     table = json.loads((RESULTS / "table.json").read_text())
     shown = words(notebook)
@@ -43,7 +43,7 @@ def test_the_ablation_is_read_with_every_arm_and_every_verdict():
 
 
 @pytest.mark.slow
-def test_the_ablation_of_another_folder_is_read(tmp_path):
+def test_the_ablation_notebook_reads_another_folder(tmp_path):
     table = json.loads((RESULTS / "table.json").read_text())
     for row in table["rows"]:
         row["name"] = row["name"].replace("mpt", "another")
@@ -53,7 +53,7 @@ def test_the_ablation_of_another_folder_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_committed_notebook_is_whole(name):
+def test_a_committed_notebook_is_complete(name):
     notebook = read(name)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
@@ -63,23 +63,23 @@ def test_a_committed_notebook_is_whole(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_committed_notebook_tells_nothing_of_the_machine(name):
+def test_a_committed_notebook_reveals_nothing_about_the_machine(name):
     notebook = read(name)
-    told = "\n".join([words(notebook), *(cell.source for cell in notebook.cells)])
-    assert not MACHINE_PATH.findall(told)
-    assert str(Path.home()) not in told
+    text = "\n".join([words(notebook), *(cell.source for cell in notebook.cells)])
+    assert not MACHINE_PATH.findall(text)
+    assert str(Path.home()) not in text
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
     assert not any(cell.metadata for cell in notebook.cells)
 
 
-def test_committed_results_tell_nothing_of_the_machine():
+def test_committed_results_reveal_nothing_about_the_machine():
     for file in RESULTS.iterdir():
         if file.suffix in (".json", ".csv", ".md"):
             assert not MACHINE_PATH.findall(file.read_text(encoding="utf-8")), file.name
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_has_no_logic_of_its_own(name):
+def test_a_notebook_contains_no_logic(name):
     for cell in read(name).cells:
         if cell.cell_type == "code":
             code = "\n".join(line for line in cell.source.splitlines() if not line.startswith("%"))

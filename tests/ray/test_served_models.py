@@ -66,7 +66,7 @@ def test_a_file_for_serve_deploy_describes_the_same_models(storage):
         ),
         ({"runs": [], "models": ["just-a-name"]}, "--model just-a-name: write NAME=LOCATION"),
         ({"runs": [], "models": ["two words=/m"]}, "--model two words=/m: models.0.name"),
-        ({"runs": ["first", "first"]}, "two models are called 'first'"),
+        ({"runs": ["first", "first"]}, "two models are named 'first'"),
         ({"runs": []}, "name a run, or a model with --model"),
     ],
 )

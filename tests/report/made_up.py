@@ -1,4 +1,4 @@
-"""A run that never was, with numbers whose story is known."""
+"""Invented facts of a run, with known differences between the models."""
 
 import itertools
 import math
@@ -25,7 +25,7 @@ HOSTILE = '<script>alert("gotcha")</script><img src=http://evil.example/x.png>'
 
 
 def scores(fused_gain: float = 0.2, skills: tuple[str, ...] = SKILLS) -> dict[str, dict[str, Score]]:
-    """The fused model gains this share of exact match, and as much in bits per byte, on every category."""
+    """Returns scores in which the fused model gains this share of exact match, and as many bits per byte, on every category."""
     draw = random.Random(0)
     out = {}
     for category in ("all", *skills):
@@ -39,7 +39,7 @@ def scores(fused_gain: float = 0.2, skills: tuple[str, ...] = SKILLS) -> dict[st
 
 
 def history(num_steps: int = 224) -> list[dict[str, float]]:
-    """Falling losses; a mode without weight has none."""
+    """Returns falling losses; a mode without weight has none."""
     draw = random.Random(1)
     out = []
     for step in range(num_steps):
@@ -58,7 +58,7 @@ def history(num_steps: int = 224) -> list[dict[str, float]]:
 
 
 def recipe(sources: tuple[str, ...] = ("llama", "mpt", "neox")) -> dict[str, Any]:
-    """As much of a recipe as a report reads."""
+    """Returns the part of a recipe that a report reads."""
     return {
         "name": "demo",
         "storage": "/home/somebody/runs",
@@ -70,7 +70,7 @@ def recipe(sources: tuple[str, ...] = ("llama", "mpt", "neox")) -> dict[str, Any
 
 
 def evaluate_tables(num_rows: int = 60, gain: float = 0.3) -> dict[str, pa.Table]:
-    """Every model on rows of two categories; the fused model spells shorter and is right more often, by the gain."""
+    """Returns every model on rows of two categories; the fused model has fewer nats and more correct answers, by the gain."""
     draw = random.Random(2)
     ids = [f"row-{index:03d}" for index in range(num_rows)]
     tables = {}
@@ -93,7 +93,7 @@ def evaluate_tables(num_rows: int = 60, gain: float = 0.3) -> dict[str, pa.Table
 
 
 def benchmark_tables(num_items: int = 200) -> dict[str, dict[str, pa.Table]]:
-    """On `arc_challenge` the fused model is right far more often, on `gsm8k` as often; `mpt` has not finished that one."""
+    """Returns tables with the fused model far better on `arc_challenge` and equal on `gsm8k`, which `mpt` has not finished."""
     draw = random.Random(3)
     out: dict[str, dict[str, pa.Table]] = {}
     for name, gain in (("arc_challenge", 0.3), ("gsm8k", 0.0)):
@@ -106,7 +106,7 @@ def benchmark_tables(num_items: int = 200) -> dict[str, dict[str, pa.Table]]:
 
 
 def judged() -> dict[str, dict[str, JudgedWinRate]]:
-    """The judges like the fused model's answers, `candid` only where they are long."""
+    """Returns win rates: the judges prefer the fused model's answers, `candid` only the long ones."""
     clear, even = Estimate(0.71, 0.65, 0.77, 300), Estimate(0.52, 0.46, 0.58, 300)
     rates = {"majority vote": (clear, clear), "candid": (clear, even)}
     others = [model for model in MODELS if model != "fused"]
@@ -114,7 +114,7 @@ def judged() -> dict[str, dict[str, JudgedWinRate]]:
 
 
 def measured(**changes: Any) -> RunFacts:
-    """A whole run with all that is measured item by item, and with what its devices cost."""
+    """Returns a whole run with everything that is measured per item, and with device costs."""
     benchmarks = benchmark_tables()
     compared = (*heldout_comparisons(evaluate_tables()), *benchmark_comparisons(benchmarks))
     stages = tuple(
@@ -132,7 +132,7 @@ def measured(**changes: Any) -> RunFacts:
 
 
 def selection(sources: tuple[str, ...] = ("llama", "mpt", "neox"), **changes: Any) -> SelectionFacts:
-    """The first source beats the others in training mode only; two rewards like length, one does not."""
+    """Returns a selection in which the first source wins in training mode only, and two of three rewards have a length bias."""
     tilts = {"brisk": 0.02, "candid": 0.9, "dapper": 0.4}
     whole: dict[str, Any] = {
         "modes": Agreement("training", "inference", 1740, 0.412, 0.118),
@@ -157,7 +157,7 @@ def selection(sources: tuple[str, ...] = ("llama", "mpt", "neox"), **changes: An
 
 
 def facts(**changes: Any) -> RunFacts:
-    """A whole run; every field can be changed."""
+    """Returns a whole run; `changes` replace its fields."""
     wins = {"llama": (700, 400), "mpt": (600, 650), "neox": (500, 690)}
     counts: dict[str, float] = {"rows": 1800, "examples": 3540, "tokens": 61000, "not_aligned": 4}
     for name, numbers in wins.items():
@@ -201,7 +201,7 @@ def facts(**changes: Any) -> RunFacts:
 
 
 def sample(category: str | None = None, answer: str = "The answer is 42.") -> dict[str, Any]:
-    """A held-out row with an answer of every model; the target has none."""
+    """Returns a held-out row with an answer of every model but the target."""
     answers = {model: answer for model in MODELS} | {"target": ""}
     truth = "We add 40 and 2, ten by ten and one by one. 40 plus 2 is 42. The answer is 42."
     return {"prompt": "What is 40 plus 2?", "response": truth, "answers": answers, "category": category}

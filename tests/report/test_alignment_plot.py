@@ -1,4 +1,4 @@
-"""Alignment in tables and pictures says what the alignment itself does."""
+"""Tables and plots of alignment agree with the alignment itself."""
 
 import warnings
 from functools import cache
@@ -40,7 +40,7 @@ def aligned(pair, text, rules=ALL_RULES):
 
 
 def some_signals(found, top_k=8, seed=0):
-    """Distributions over a few tokens, the realised one and some that begin like it among them."""
+    """Returns distributions over a few tokens, including the realised one and some with the same first byte."""
     draw = np.random.default_rng(seed)
     tokens = found.source.tokens
     rows = []
@@ -65,18 +65,18 @@ def carried_over(pair, text, top_k=64):
 
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("text", TEXTS)
-def test_candidates_are_told_to_go_where_their_mass_arrives(pair, text):
+def test_candidates_are_shown_to_go_where_their_mass_arrives(pair, text):
     found, signals, projection, carried = carried_over(pair, text)
     np.testing.assert_array_equal(found.rules, carried.rules)
     for position in range(len(found.target.ids)):
         shares = mass_shares(found, signals, projection, position)
-        told = {share.target for share in shares if share.fits and share.target >= 0}
+        targets = {share.target for share in shares if share.fits and share.target >= 0}
         arrived = carried.topk.ids[position][np.isfinite(carried.topk.logprobs[position])]
-        assert told == set(arrived.tolist())
+        assert targets == set(arrived.tolist())
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_masses_and_tail_make_one(pair):
+def test_masses_and_tail_sum_to_one(pair):
     found, _, _, carried = carried_over(pair, TEXTS[0])
     masses = Masses.of(carried, found.target.ids)
     np.testing.assert_allclose(masses.realised + masses.others + masses.tail, 1, atol=1e-6)
@@ -85,7 +85,7 @@ def test_masses_and_tail_make_one(pair):
 
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_target_token_lies_inside_the_source_tokens_that_speak_for_it(pair, text):
+def test_a_target_token_lies_inside_its_source_tokens(pair, text):
     found = aligned(pair, text)
     assert {Rule.PROJECT, Rule.END} <= {found.rule(position) for position in range(len(found.rules))}
     for position in range(len(found.rules)):
@@ -94,7 +94,7 @@ def test_a_target_token_lies_inside_the_source_tokens_that_speak_for_it(pair, te
         assert found.source.bounds[spoken.stop] >= found.target.bounds[position + 1]
 
 
-def test_a_rule_that_is_off_is_shown_as_none():
+def test_a_disabled_rule_is_shown_as_none():
     on, off = (aligned(PAIRS[0], TEXTS[0], rules) for rules in (ALL_RULES, ALL_RULES.without("condition")))
     places = [place for place, row in enumerate(on.rows()) if row["rule"] == "condition"]
     assert places
@@ -113,11 +113,11 @@ def test_labels_show_spaces_lone_bytes_and_ends():
 
 
 @pytest.mark.parametrize("text", [*TEXTS, 4 * TEXTS[0]])
-def test_the_ruler_names_every_rule_and_needs_no_other_font(text):
+def test_the_ruler_labels_every_rule_and_needs_no_other_font(text):
     found, _, _, carried = carried_over(PAIRS[0], text)
     figure = ruler_plot(found, carried)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a glyph that is missing
+        warnings.simplefilter("error")  # on a missing glyph
         figure.canvas.draw()
     shown = [text.get_text() for axes in figure.axes for text in axes.texts]
     marks = [text.get_text() for axes in figure.axes for text in axes.texts if text.get_position()[1] == LETTERS]

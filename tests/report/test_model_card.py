@@ -1,4 +1,4 @@
-"""The fused model's card: valid for the Hub, whole, and silent about the machine."""
+"""The fused model's card is valid for the Hub, complete, and reveals nothing about the machine."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def recipe_of(card):
     return yaml.safe_load(card.split("yaml\n")[-1].split("\n```")[0])
 
 
-def test_the_hub_is_told_what_the_model_was_made_of():
+def test_the_front_matter_names_base_models_and_datasets():
     card = model_card(made_up.facts(recipe=recipe("mosaicml/mpt-7b", "hub:tatsu-lab/alpaca:train")))
     data = ModelCard(card).data
     assert data.base_model == ["meta-llama/Llama-2-7b", "mosaicml/mpt-7b"]
@@ -50,14 +50,14 @@ def test_the_hub_is_told_what_the_model_was_made_of():
     assert "license" not in front_matter(card)
 
 
-def test_what_is_not_on_the_hub_is_no_base_model():
+def test_only_models_on_the_hub_are_base_models():
     assert front_matter(model_card(made_up.facts(recipe=recipe("/data/mpt"))))["base_model"] == [
         "meta-llama/Llama-2-7b"
     ]
     assert not {"base_model", "base_model_relation", "datasets"} & front_matter(model_card(made_up.facts())).keys()
 
 
-def test_no_path_of_the_machine_is_told():
+def test_the_card_contains_no_local_path():
     card = model_card(made_up.facts(recipe=recipe("/home/somebody/mpt", "~/somebody/rows.jsonl", "../somebody/llama")))
     assert "somebody" not in card
     assert "| source `b` | `mpt` |" in card
@@ -88,7 +88,7 @@ def test_data_training_and_results_are_counted():
         "23 were refused",
         "3,540 examples",
         "224 updates",
-        "apart it came to 0.410 bits per byte",
+        "held out of training it reached 0.410 bits per byte",
     ):
         assert text in card
     assert "Bits per byte fell to 0.400 from 0.600" in card
@@ -98,11 +98,11 @@ def test_data_training_and_results_are_counted():
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_the_recipe_in_the_card_makes_the_same_model(file):
     whole = load_recipe(file)
-    told = recipe_of(model_card(made_up.facts(recipe=whole.model_dump(mode="json"))))
-    assert identity(parse_recipe(told, "the card")) == identity(whole)
+    shown = recipe_of(model_card(made_up.facts(recipe=whole.model_dump(mode="json"))))
+    assert identity(parse_recipe(shown, "the card")) == identity(whole)
 
 
-def test_text_of_others_is_only_text():
+def test_untrusted_text_is_escaped():
     template = {"kind": "jinja", "text": "```\n---\n</details>{{ x }}"}
     scores = made_up.scores(skills=("<img src=x>", "a|b"))
     card = model_card(made_up.facts(recipe=made_up.recipe() | {"template": template}, scores=scores))
@@ -111,13 +111,13 @@ def test_text_of_others_is_only_text():
     assert "| a\\|b |" in card
 
 
-def test_many_categories_are_cut():
+def test_many_categories_are_truncated():
     card = model_card(made_up.facts(scores=made_up.scores(skills=tuple(f"subject {i}" for i in range(60)))))
     assert "48 more categories" in card
     assert len(card.splitlines()) < 130
 
 
-def test_a_run_of_which_little_is_known_has_a_card():
+def test_an_empty_run_has_a_card():
     card = model_card(RunFacts(name="empty", recipe={}))
     assert "Not evaluated." in card
     assert ModelCard(card).data.tags[0] == "profuser"

@@ -1,4 +1,4 @@
-"""The page: whole, harmless and by itself."""
+"""The page is complete, safe and self-contained."""
 
 import csv
 import math
@@ -55,7 +55,7 @@ class Tags(HTMLParser):
 
 
 def read(html: str) -> Tags:
-    """A page, well-formed."""
+    """Parses a page and checks that it is well-formed."""
     page = Tags(html)
     assert not page.open
     return page
@@ -63,13 +63,13 @@ def read(html: str) -> Tags:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A whole report: drawing takes seconds, so it is written once."""
+    """A complete report, written once because drawing takes seconds."""
     path = tmp_path_factory.mktemp("report")
     assert write_report(made_up.measured(), path) == path / "index.html"
     return path
 
 
-def test_a_page_stands_by_itself(folder):
+def test_a_page_is_self_contained(folder):
     html = (folder / "index.html").read_text()
     page = read(html)
     names = ("src", "srcset", "href", "action", "data", "poster")
@@ -85,7 +85,7 @@ def test_a_page_stands_by_itself(folder):
     assert {address[1:] for address in addresses if address.startswith("#")} <= targets
 
 
-def test_hostile_text_is_only_text(tmp_path):
+def test_hostile_text_is_escaped(tmp_path):
     hostile = made_up.HOSTILE
     facts = made_up.facts(
         samples=[made_up.sample(hostile, hostile) | {"prompt": hostile}],
@@ -98,7 +98,7 @@ def test_hostile_text_is_only_text(tmp_path):
     assert page.text.count(hostile) >= 8
 
 
-def test_an_answer_that_is_not_unicode_costs_no_report(tmp_path):
+def test_an_answer_with_a_lone_surrogate_does_not_fail_the_report(tmp_path):
     facts = RunFacts(name="x", recipe={}, samples=[made_up.sample(answer="lone \ud800 surrogate")])
     assert "lone ? surrogate" in write_report(facts, tmp_path).read_text()
 
@@ -136,7 +136,7 @@ def test_every_comparison_is_in_its_csv(folder):
         assert (row["against"], row["verdict"]) == (comparison.model, comparison.verdict)
 
 
-def test_who_beats_whom_and_who_agrees_is_on_the_page_and_in_its_csv(folder):
+def test_win_rates_and_agreement_are_on_the_page_and_in_their_csv(folder):
     page, selection = read((folder / "index.html").read_text()), made_up.selection()
     with (folder / "plots" / "win_rates.csv").open() as file:
         rates = {(r["first"], r["second"], r["mode"]): float(r["win_rate"]) for r in csv.DictReader(file)}
@@ -170,7 +170,7 @@ AFFECTED = {
     "recipe": {"who_wins"},
     "history": {"losses"},
 }
-"""The plots that a field of the facts decides."""
+"""Plots that depend on a field of the facts."""
 NOTHING_CHOSEN = made_up.selection(
     modes=Agreement("training", "inference", 0, math.nan, math.nan),
     duels=(Duel("llama", "mpt", WinRate(0, 0, 0), WinRate(0, 0, 0)),),
@@ -209,7 +209,7 @@ UNKNOWN = {"all": dict.fromkeys(made_up.MODELS, Score(0, math.nan, math.nan))}
         ({"selection_counts": {"wins/training/llama": 0, "wins/inference/llama": 0}}, {"who_wins", "coverage"}),
     ],
 )
-def test_what_is_missing_breaks_nothing(changes, without):
+def test_missing_facts_leave_out_their_plots_only(changes, without):
     facts = made_up.facts(**changes)
     page = read(render_page(facts, {}))
     assert not re.search(r"\bnan\b|\bNone\b", page.text)
@@ -220,25 +220,25 @@ def test_what_is_missing_breaks_nothing(changes, without):
             figure.draw_without_rendering()
 
 
-def test_rows_that_are_not_listed_are_counted():
+def test_unlisted_quarantined_rows_are_counted():
     stages = (StageFact("prepare/train", "finished", 1.0, {"rows": 9, "quarantined": 1234}),)
     page = read(render_page(made_up.facts(stages=stages), {}))
     assert "Corpus rows refused: 1,234;" in page.text
     assert "the first 1 are shown" in page.text
 
 
-def test_a_run_of_which_nothing_is_known_has_a_page(tmp_path):
+def test_an_empty_run_has_a_page(tmp_path):
     page = read(write_report(RunFacts(name="empty", recipe={}), tmp_path).read_text())
-    assert "Nothing is known yet" in page.text
+    assert "has not been compared with the target yet" in page.text
 
 
-def test_the_page_says_where_the_mass_of_used_up_candidates_goes():
+def test_the_page_states_where_the_mass_of_consumed_candidates_goes():
     for condition, words in (("tail", "goes to the tail"), ("exact", "follows the source's own next token")):
         page = render_page(made_up.facts(recipe={**made_up.recipe(), "select": {"condition": condition}}), {})
         assert words in " ".join(page.split())
 
 
-def test_coverage_is_told_per_source(folder):
+def test_coverage_is_shown_per_source(folder):
     page = (folder / "index.html").read_text()
     section = page[page.index("From each source to the target") :].split("</table>")[0]
     rows = [re.sub(r"<[^>]+>|\s+", " ", row).split() for row in section.split("<tr>")[1:5]]

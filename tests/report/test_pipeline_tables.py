@@ -1,4 +1,4 @@
-"""What the stages took, in time, device-hours and money, and what became of the losses in each stage of the schedule."""
+"""Time, device-hours and cost of the stages, and the losses in each stage of the schedule."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ def held(name: str, hours: float, price: float | None = 2.0, **changes) -> Stage
     return StageFact(name, "finished", **(whole | changes))
 
 
-def told(*stages: StageFact, currency: str = "EUR") -> str:
+def notes(*stages: StageFact, currency: str = "EUR") -> str:
     return " ".join(cost_words(made_up.facts(stages=stages, recipe={"plan": {"currency": currency}})))
 
 
@@ -35,21 +35,21 @@ def test_small_costs_are_not_rounded_to_nothing():
     assert [line.device_hours for line in stage_lines(facts)] == ["0.0069", "0.1100"]
 
 
-def test_what_has_no_price_is_said():
-    assert "names no price (plan.price_per_device_hour)" in told(held("collect/a", 1, None))
-    partly = told(held("collect/a", 1), held("fuse", 2, None))
+def test_stages_without_a_price_are_reported():
+    assert "names no price (plan.price_per_device_hour)" in notes(held("collect/a", 1, None))
+    partly = notes(held("collect/a", 1), held("fuse", 2, None))
     assert "price of 2 EUR each" in partly
     assert "names no price for fuse" in partly
-    assert "price" not in told(StageFact("prepare/train", "finished", 3.0))
+    assert "price" not in notes(StageFact("prepare/train", "finished", 3.0))
 
 
-def test_what_another_run_made_costs_this_one_nothing():
+def test_stages_reused_from_another_run_cost_nothing():
     stages = (held("collect/a", 1, reused_from="first"), held("fuse", 2))
     facts = made_up.facts(stages=stages)
     total = total_line(facts)
     assert (total.name, total.time, total.device_hours) == ("all of this run", "60.0 min", "2.00")
     assert stage_lines(facts)[0].note == "taken from run first"
-    assert "taken from run first is not in the sums" in told(*stages)
+    assert "taken from run first are not in the totals" in notes(*stages)
     assert [step.reused for step in flow(facts)] == [True, False]
 
 
@@ -58,25 +58,25 @@ def test_the_flow_adds_up_the_parts_of_a_stage():
     steps = {step.name: step for step in flow(facts)}
     assert list(steps) == ["prepare", "collect", "rewards", "select", "fuse", "evaluate"]
     assert steps["collect"].parts == "3 sources"
-    assert "1,800 rows each" in steps["collect"].told
-    assert "120,963 response tokens" in steps["collect"].told
-    assert "3,540 examples" in steps["select"].told
+    assert "1,800 rows each" in steps["collect"].phrases
+    assert "120,963 response tokens" in steps["collect"].phrases
+    assert "3,540 examples" in steps["select"].phrases
     assert sum(step.share for step in steps.values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.94, "0.9 s"), (119, "119.0 s"), (258, "4.3 min"), (9000, "2.5 h")])
-def test_a_time_is_told_in_the_unit_that_suits(seconds, text):
+def test_a_duration_is_shown_in_a_suitable_unit(seconds, text):
     assert format_duration(seconds) == text
 
 
-def test_the_page_tells_money_only_where_a_price_is_given():
+def test_the_page_shows_costs_only_if_there_is_a_price():
     priced, unpriced = render_page(made_up.measured(), {}), render_page(made_up.facts(), {})
     assert "cost, EUR" in priced
     assert "cost, " not in unpriced
     assert "Time and cost" in unpriced
 
 
-def test_every_stage_of_the_schedule_is_told_from_its_first_to_its_last_updates():
+def test_losses_are_shown_from_the_first_to_the_last_updates_of_each_stage():
     history = [
         {"step": step, "stage": int(step >= 40), "weight_training": float(step >= 40), "weight_inference": 1.0}
         | {"ce_inference_nats": 2.0 - 0.01 * step, "kl_inference_nats": math.nan}
@@ -100,7 +100,7 @@ def test_every_stage_of_the_schedule_is_told_from_its_first_to_its_last_updates(
     )
 
 
-def test_the_page_tells_the_recipe_without_its_defaults_first():
+def test_the_page_shows_the_recipe_without_defaults_first():
     facts = dataclasses.replace(made_up.facts(), settings={"name": "demo", "fuse": {"beta": 0.3}})
     page = render_page(facts, {})
     first, second = re.findall(r"<pre[^>]*>(.*?)</pre>", page, re.DOTALL)

@@ -1,4 +1,4 @@
-"""A plan, and how far off it was, in words and tables."""
+"""A plan and its errors, in words and tables."""
 
 import io
 import re
@@ -61,11 +61,11 @@ def printed(table):
         ("device_hours", 0.00123, "0.0012"),
     ],
 )
-def test_amounts_are_written_in_units_that_people_use(quantity, value, expected):
+def test_amounts_are_shown_in_suitable_units(quantity, value, expected):
     assert amount(quantity, value) == expected
 
 
-def test_a_plan_is_told_within_100_columns():
+def test_a_plan_fits_in_100_columns():
     text = printed(plan_table(made_plan()))
     assert max(len(line) for line in text.splitlines()) <= 100
     for part in ("64 of 50,000 rows", "seed 7", "EUR", "5,200,000", "+-10 %", "12.50", "3.1 GB", "90 min", "exact"):
@@ -77,7 +77,7 @@ def test_a_plan_is_told_within_100_columns():
     assert "+- ?" in printed(plan_table(made_plan(margin=None)))
 
 
-def test_the_terminal_says_how_far_off_a_plan_was():
+def test_the_terminal_shows_the_errors_of_a_plan():
     text = printed(plan_error_table(made_up.facts(plan_errors=ERRORS)))
     assert max(len(line) for line in text.splitlines()) <= 100
     for part in ("52,000", "48,000 to 56,000", "50,000", "+4.0 %", "yes", "2.5 h", "2 h", "+25.0 %", "no", "2.5 GB"):
@@ -90,7 +90,7 @@ def test_the_terminal_says_how_far_off_a_plan_was():
     assert [line.quantity for line in lines][3:] == ["device hours", "EUR"]
 
 
-def test_the_page_says_how_far_off_a_plan_was_where_there_is_one():
+def test_the_page_shows_the_errors_of_a_plan_if_there_is_one():
     page = render_page(made_up.facts(plan_errors=ERRORS), {})
     section = page[page.index('<section id="plan">') :].split("</section>")[0]
     rows = [re.sub(r"<[^>]+>|\s+", " ", row).split() for row in section.split("<tr>")[2:]]

@@ -1,4 +1,4 @@
-"""Differences with their intervals, benchmarks and judged win rates, from the tables of items to the page."""
+"""Differences with their intervals, benchmarks and judged win rates, from item tables to the page."""
 
 import io
 import re
@@ -57,7 +57,7 @@ def test_differences_are_those_of_the_scores():
             assert right.low <= right.value <= right.high
 
 
-def test_rows_that_one_model_refused_are_compared_under_none():
+def test_rows_that_one_model_refused_are_left_out_for_all():
     tables = made_up.evaluate_tables()
     rows = tables["mpt"].to_pylist()
     rows[0] |= {"refused": "too long", "nats": None, "correct": None, "prediction": None}
@@ -80,7 +80,7 @@ def test_a_benchmark_is_compared_in_points_and_in_words():
 def test_a_difference_within_noise_is_not_called_better():
     noisy = headline(with_difference(-0.02, -0.06, 0.02, "within noise", Score(200, 0.48, 0.52)))
     assert {finding.verdict for finding in noisy.findings} == {"within noise"}
-    assert noisy.title == "The fused model differs by no more than noise from the target before fusion"
+    assert noisy.title == "The fused model is within noise of the target before fusion"
     assert "fell to 0.480 from 0.500 (-0.020, 95 % interval -0.060 to +0.020)" in noisy.findings[0].text
     assert "no interval" not in noisy.notes[-1]
     assert "one seed" in noisy.notes[-1]
@@ -88,15 +88,15 @@ def test_a_difference_within_noise_is_not_called_better():
     assert [line.better_model for line in lines] == [None]
 
 
-def test_the_headline_counts_benchmarks_and_asks_the_judges():
-    told = {finding.text: finding.verdict for finding in headline(made_up.measured()).findings}
-    assert told["Benchmarks: better on arc_challenge; within noise on gsm8k."] == "better"
-    (judges,) = [text for text in told if text.startswith("The judges prefer")]
+def test_the_headline_covers_benchmarks_and_judges():
+    verdicts = {finding.text: finding.verdict for finding in headline(made_up.measured()).findings}
+    assert verdicts["Benchmarks: better on arc_challenge; within noise on gsm8k."] == "better"
+    (judges,) = [text for text in verdicts if text.startswith("The judges prefer")]
     assert "71.0 % of the rows at equal length (95 % interval 65.0 to 77.0" in judges
-    assert told[judges] == "better"
+    assert verdicts[judges] == "better"
 
 
-def test_a_win_rate_is_held_against_a_half():
+def test_a_win_rate_is_compared_with_one_half():
     for rates in made_up.judged().values():
         for rate in rates.values():
             gap = preference(rate.length_controlled)
@@ -126,13 +126,13 @@ def test_the_page_shows_every_benchmark_with_intervals_and_verdicts():
     ("evaluate", "reason"),
     [({}, "the recipe names none"), ({"benchmarks": [{"name": "mmlu"}]}, "No benchmark is finished yet")],
 )
-def test_an_empty_section_says_why(evaluate, reason):
+def test_an_empty_section_states_the_reason(evaluate, reason):
     page = render_page(made_up.facts(recipe=made_up.recipe() | {"evaluate": evaluate}), {})
     assert reason in section(page, "benchmarks")
     assert "not judged" in section(page, "judged")
 
 
-def test_the_terminal_tells_benchmarks_and_win_rates_within_100_columns():
+def test_benchmarks_and_win_rates_fit_in_100_columns():
     out = io.StringIO()
     for table in (benchmark_table(made_up.measured()), judged_table(made_up.measured())):
         Console(file=out, width=100).print(table)
@@ -142,7 +142,7 @@ def test_the_terminal_tells_benchmarks_and_win_rates_within_100_columns():
         assert part in text
 
 
-def test_the_card_has_intervals_where_the_report_has():
+def test_the_card_has_intervals_if_the_report_does():
     card = model_card(made_up.measured())
     assert "| gsm8k | 200 |" in card
     assert "within noise" in card

@@ -1,4 +1,4 @@
-"""A row's story: which row is followed, and what a source's distributions read like. The whole of it: tests/ray/test_run.py."""
+"""Row stories: which row is picked, and how a source's distributions are shown. tests/ray/test_run.py covers the rest."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ RECIPES = Path(ray_jobs.__file__).parent / "recipes"
 
 
 def run_with(folder, teachers):
-    """A run whose rows have these teachers, one in each mode; llama is the target."""
+    """Returns a run whose rows have these teachers, one in each mode; llama is the target."""
     run = FusionRun(load_recipe("demo", [f"storage={folder}"], RECIPES))
     selected = run.select()
     empty = {field.name: [] for field in selected.schema if pa.types.is_list(field.type)}
@@ -44,17 +44,17 @@ def run_with(folder, teachers):
 
 
 @pytest.mark.parametrize(
-    ("teachers", "told"),
+    ("teachers", "picked"),
     [
         ({"a": ("llama", "llama"), "b": ("llama", "mpt"), "c": ("mpt", "neox"), "d": ("neox", "mpt")}, "c"),
         ({"a": ("mpt", "mpt"), "b": ("mpt", "llama"), "c": ("llama", "neox")}, "b"),
         ({"a": ("llama", "llama"), "b": ("llama", "llama")}, "a"),
     ],
 )
-def test_a_row_with_two_teachers_that_are_not_the_target_is_followed(tmp_path, teachers, told):
+def test_a_row_with_two_teachers_other_than_the_target_is_picked(tmp_path, teachers, picked):
     story = RowStory.telling(run_with(tmp_path, teachers))
-    assert story.row_id == told
-    assert [row["teacher"] for row in story.choice()] == list(teachers[told])
+    assert story.row_id == picked
+    assert [row["teacher"] for row in story.choice()] == list(teachers[picked])
 
 
 def test_a_run_without_examples_has_no_story(tmp_path):

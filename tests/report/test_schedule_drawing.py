@@ -1,4 +1,4 @@
-"""A schedule in a terminal: the curves have the weights' shape, the numbers are the updates at which pieces meet."""
+"""A schedule in a terminal: the curves follow the weights, and the numbers are the updates at which pieces begin and end."""
 
 import io
 import itertools
@@ -15,7 +15,7 @@ COMPETENCE = (PROGRESSIVE[0].model_copy(update={"moves_on": Plateau(window_steps
 
 
 def drawn(pieces, num_steps, width=100, encoding="utf-8"):
-    """What is printed, line by line."""
+    """Returns the printed lines."""
     out = io.BytesIO()
     file = io.TextIOWrapper(out, encoding=encoding)
     Console(file=file, width=width, soft_wrap=True, highlight=False).print(ScheduleDrawing(pieces, num_steps))
@@ -24,7 +24,7 @@ def drawn(pieces, num_steps, width=100, encoding="utf-8"):
 
 
 def heights(lines):
-    """Height of every column of a curve of three lines, in eighths of a line."""
+    """Returns the height of every column of a three-line curve, in eighths of a line."""
     rows = [line[16:].ljust(72) for line in lines]
     return [
         sum(" \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588".index(row[column]) for row in rows)
@@ -44,7 +44,7 @@ def test_the_curves_follow_the_weights(pieces):
             assert (height > 0) == (weight > 0)
 
 
-def test_the_axis_and_the_table_say_where_pieces_meet():
+def test_the_axis_and_the_table_show_where_pieces_begin():
     lines = drawn(PROGRESSIVE, 301)
     numbers = next(after for line, after in itertools.pairwise(lines) if "update " in line)
     assert numbers.split() == ["0", "151", "301"]
@@ -52,11 +52,11 @@ def test_the_axis_and_the_table_say_where_pieces_meet():
     assert table == [["1", "0", "151", "1", "0"], ["2", "151", "150", "0.1", "1"]]
 
 
-def test_a_moving_piece_names_its_way():
+def test_a_ramp_shows_its_start_and_end_weights():
     assert drawn(RAMP, 50)[-1].split() == ["1", "0", "50", "1", "->", "0.1", "0", "->", "1", "cosine"]
 
 
-def test_a_piece_that_may_end_early_says_when():
+def test_the_note_on_a_piece_states_when_it_may_end_early():
     text = " ".join(" ".join(drawn(COMPETENCE, 100)).split())
     assert "may end early" in text
     assert "Piece 1 may end from update 20 on, and ends at update 50" in text

@@ -1,4 +1,4 @@
-"""How teachers were chosen, against slow code over rows that are drawn at random, and read back from artifacts."""
+"""Selection facts equal a slow oracle on random rows, and are read back from artifacts."""
 
 import itertools
 import random
@@ -23,7 +23,7 @@ def judges(*weights: float):
 
 
 def drawn(num_rows: int = 200, num_judges: int = 2) -> SelectionRows:
-    """Answers that are often equal or missing, and coarse scores that often tie; equal answers have equal scores."""
+    """Returns rows with many equal or missing answers and coarse scores that often tie; equal answers have equal scores."""
     draw = random.Random(5)
     answers = [[draw.choice(["x", "yy", "zzz", "wwww", None]) for _ in NAMES] for _ in range(num_rows)]
     scores = np.full((num_rows, len(NAMES), num_judges), NAN)
@@ -58,7 +58,7 @@ def slow_inference(rows: SelectionRows, i: int, j: int, weights, margin) -> WinR
 @pytest.mark.parametrize(
     ("weights", "margin"), [((1.0, 1.0), 0.0), ((1.0, 1.0), 1.2), ((0.5, 2.0), 0.0), ((0.0, 1.0), 0.0)]
 )
-def test_win_rates_equal_slow_code(weights, margin):
+def test_win_rates_equal_a_slow_oracle(weights, margin):
     rows = drawn()
     found = selection_facts(rows, NAMES, NAMES, judges(*weights), VoteConfig(margin=margin))
     assert [(duel.first, duel.second) for duel in found.duels] == list(itertools.combinations(NAMES, 2))
@@ -70,7 +70,7 @@ def test_win_rates_equal_slow_code(weights, margin):
         assert 0 < duel.inference.share < 1
 
 
-def test_a_row_of_equal_answers_says_nothing_of_the_judges():
+def test_rows_of_equal_answers_do_not_count_for_the_judges():
     answers = [["x", "x", "x"], ["x", "y", None], ["x", "y", None], ["x", None, None]]
     scores = np.array(
         [
@@ -90,7 +90,7 @@ def test_a_row_of_equal_answers_says_nothing_of_the_judges():
     assert all(duel.training.num_rows == 0 and np.isnan(duel.training.share) for duel in found.duels)
 
 
-def test_who_may_not_teach_gets_no_votes_but_is_compared():
+def test_a_source_that_may_not_teach_gets_no_votes_but_is_compared():
     rows = drawn()
     found = selection_facts(rows, NAMES, ("b", "c"), judges(1, 1), VoteConfig())
     everyone = selection_facts(rows, NAMES, NAMES, judges(1, 1), VoteConfig())
@@ -98,7 +98,7 @@ def test_who_may_not_teach_gets_no_votes_but_is_compared():
     assert found.judges[0].num_rows == sum(None not in texts[1:] and texts[1] != texts[2] for texts in rows.answers)
 
 
-def test_length_bias_is_found_and_its_tenths_hold_every_answer():
+def test_length_bias_is_found_and_its_deciles_hold_every_answer():
     draw = random.Random(3)
     answers = [["x" * draw.randint(1, 500) for _ in NAMES] for _ in range(100)]
     num_bytes = np.array([[len(text) for text in texts] for texts in answers], dtype=float)
@@ -151,7 +151,7 @@ def test_rows_are_read_back_as_they_were_written(tmp_path):
     np.testing.assert_equal(found.scores, np.stack([np.array(s) for s in scores], axis=2))
 
 
-def test_an_example_that_all_sources_teach_has_no_chosen_one(tmp_path):
+def test_an_example_that_all_sources_teach_has_no_chosen_teacher(tmp_path):
     texts = pa.schema([("row_id", pa.string()), ("answers", pa.list_(pa.string()))])
     collected = [artifact(tmp_path, name, pa.table([["p"], [["x"]]], schema=texts), 1) for name in ("a", "b")]
     reward = artifact(tmp_path, "r", pa.table([["p"], [[1.0, 0.0]]], schema=REWARDS), 1)
@@ -165,7 +165,7 @@ def test_an_example_that_all_sources_teach_has_no_chosen_one(tmp_path):
     np.testing.assert_equal(found.surprise, [[0.2, 0.1]])
 
 
-def test_of_several_answers_the_one_with_the_highest_mean_reward_stands_for_its_source(tmp_path):
+def test_the_answer_with_the_highest_mean_reward_represents_its_source(tmp_path):
     texts = pa.schema([("row_id", pa.string()), ("answers", pa.list_(pa.string()))])
     collected = [
         artifact(tmp_path, name, pa.table([["p"], [answers]], schema=texts), 1)

@@ -1,4 +1,4 @@
-"""The page for those who listen to it, who enlarge it, who print it, and who hold it in one hand."""
+"""Accessibility and layout of the page: screen readers, contrast, print and narrow windows."""
 
 import html
 import json
@@ -36,7 +36,7 @@ CROWDED = made_up.measured(
 
 
 class Outline(HTMLParser):
-    """Headings, landmarks, tables and links of a page, in order."""
+    """Collects the tags of a page, in order."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -62,7 +62,7 @@ def test_headings_descend_by_one(outline):
     assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
-def test_a_listener_finds_every_part(outline):
+def test_landmarks_links_and_labels_reach_every_part(outline):
     assert outline.named("html")[0]["lang"] == "en"
     for landmark in ("header", "nav", "main", "footer"):
         assert len(outline.named(landmark)) == 1
@@ -95,7 +95,7 @@ def contrast(first: str, second: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def test_text_stands_out_on_light_dark_and_paper():
+def test_text_has_enough_contrast_on_light_dark_and_paper():
     assert contrast("#000", "#fff") == pytest.approx(21)
     palettes = [dict(re.findall(r"--([\w-]+): (#\w+)", block)) for block in re.findall(r":root \{([^}]*)\}", CSS)]
     assert len(palettes) == 3
@@ -108,20 +108,20 @@ def test_text_stands_out_on_light_dark_and_paper():
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK])
-def test_lines_and_dots_stand_out(theme):
+def test_lines_and_dots_have_enough_contrast(theme):
     assert contrast(theme.text, theme.background) >= 4.5
     for colour in (*theme.modes.values(), *theme.models.values(), *theme.others):
         assert contrast(colour, theme.background) >= 3, colour
 
 
-def test_paper_is_never_dark():
+def test_print_is_never_dark():
     queries = re.findall('[^{}"]*dark[^{}"]*', CSS + (TEMPLATES / "macros.html.j2").read_text())
     conditions = [query for query in queries if "prefers-color-scheme" in query]
     assert len(conditions) == 2
     assert all("screen and" in condition for condition in conditions)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_no_page_is_wider_than_its_window(tmp_path):
     page, widths = html.escape(render_page(CROWDED, {})), (320, 390, 1280)
     frames = [f'<iframe width="{width}" height="800" style="border: 0" srcdoc="{page}"></iframe>' for width in widths]

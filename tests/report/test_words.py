@@ -1,4 +1,4 @@
-"""What the report says of the numbers: in words and on the terminal."""
+"""The report's words and terminal tables agree with the numbers."""
 
 import io
 import math
@@ -38,10 +38,10 @@ def printed(table: Table, styled: bool = False) -> str:
         (Score(200, 0.6, 0.6), ["worse", "better"], "better in exact match but worse in bits per byte"),
         (Score(200, 0.50001, 0.5), ["no change", "no change"], "no better and no worse"),
         (Score(200, 0.5, 0.4), ["no change", "worse"], "is worse in exact match than"),
-        (Score(0, math.nan, math.nan), ["unknown", "unknown"], "Nothing is known"),
+        (Score(0, math.nan, math.nan), ["unknown", "unknown"], "has not been compared"),
     ],
 )
-def test_the_headline_says_what_the_numbers_say(fused, verdicts, title):
+def test_the_headline_agrees_with_the_numbers(fused, verdicts, title):
     found = headline(facts_of(Score(200, 0.5, 0.5), fused))
     assert [finding.verdict for finding in found.findings] == verdicts
     assert title in found.title
@@ -49,13 +49,13 @@ def test_the_headline_says_what_the_numbers_say(fused, verdicts, title):
     assert "no interval" in found.notes[-1]
 
 
-def test_a_fused_model_below_its_best_source_is_told():
+def test_the_headline_compares_with_the_best_source():
     found = headline(facts_of(Score(200, 0.5, 0.5), Score(200, 0.4, 0.6), mpt=Score(200, 0.3, 0.55)))
     assert "best single model before fusion is mpt (0.300); the fused model (0.400) is worse than it" in found.notes[0]
     assert "is mpt (55.0 %); the fused model (60.0 %) is better than it" in found.notes[1]
 
 
-def test_the_terminal_shows_every_score_within_100_columns():
+def test_every_score_fits_in_100_columns():
     facts = made_up.facts()
     text = printed(render_scores(facts))
     assert max(len(line) for line in text.splitlines()) <= 100
@@ -66,7 +66,7 @@ def test_the_terminal_shows_every_score_within_100_columns():
     assert "38.9 %" in printed(who_wins_table(facts))
 
 
-def test_the_terminal_shows_who_beats_whom_and_how_the_judges_voted_within_100_columns():
+def test_win_rates_and_judges_fit_in_100_columns():
     facts = made_up.facts()
     rates, judges = printed(win_rates_table(facts)), printed(judges_table(facts)) + printed(agreement_table(facts))
     assert max(len(line) for line in (rates + judges).splitlines()) <= 100
@@ -77,7 +77,7 @@ def test_the_terminal_shows_who_beats_whom_and_how_the_judges_voted_within_100_c
         assert number in judges
 
 
-def test_the_words_say_how_often_the_modes_agree_and_the_target_wins():
+def test_the_words_state_how_often_the_modes_agree_and_the_target_wins():
     modes, target = selection_words(made_up.facts())
     assert "same teacher on 41.2 % of the 1,740 rows" in modes
     assert "kappa +0.12" in modes
@@ -98,7 +98,7 @@ def test_markup_in_a_category_is_text():
     assert "[/red]" in printed(render_scores(facts))
 
 
-def test_a_moving_mean_looks_back_only_and_skips_what_is_not_known():
+def test_a_moving_mean_looks_back_only_and_skips_unknown_values():
     found = moving_mean(np.array([1.0, 3.0, np.nan, 5.0, 7.0]), 2)
     np.testing.assert_allclose(found, [1.0, 2.0, np.nan, 5.0, 6.0])
 

@@ -1,4 +1,4 @@
-"""A gateway in front of models that say what a test wants, and ways to talk to it."""
+"""A gateway in front of scripted models, and functions to call it."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ ERROR = openapi_document([])["components"]["schemas"]["Error"]
 
 
 class Fake:
-    """A backend that goes through its steps for every request: says a head or bytes, raises an error, waits for an event."""
+    """Backend that runs its steps for every request: yields a head or bytes, raises an error, or waits for an event."""
 
     def __init__(self, *steps: Head | bytes | Exception | asyncio.Event, tokens: int | Exception = 1):
         self.steps, self.tokens = steps, tokens
@@ -61,14 +61,14 @@ class Fake:
 
 
 def event(text: str, **choice: Any) -> bytes:
-    """A piece of a chat's answer."""
+    """Returns one event of a chat answer."""
     fields = {"index": 0, "delta": {"content": text}, "finish_reason": None, **choice}
     content = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "fused", "choices": [fields]}
     return f"data: {json.dumps(content)}\n\n".encode()
 
 
 def gateway(folder: Path, backend: Fake, **settings: Any) -> Gateway:
-    """A gateway for alice and bob; with `insecure` for all of this machine."""
+    """Returns a gateway for alice and bob; with `insecure`, for every client on this machine."""
     file = folder / "keys.yaml"
     file.write_text(f"- {{name: alice, key: {ALICE}}}\n- {{name: bob, key: {BOB}}}\n")
     models = (ServedModel(name="fused", model="-"), ServedModel(name="org/source", model="-"))
@@ -77,7 +77,7 @@ def gateway(folder: Path, backend: Fake, **settings: Any) -> Gateway:
 
 
 def limits(folder: Path, backend: Fake, **values: int) -> Gateway:
-    """A gateway whose keys have these limits."""
+    """Returns a gateway whose keys have these limits."""
     return gateway(folder, backend, limits=Limits(**values))
 
 
@@ -86,7 +86,7 @@ def headers(key: str | None) -> dict[str, str]:
 
 
 async def asend(to: Gateway, path: str = CHAT, key: str | None = ALICE, **options: Any) -> httpx.Response:
-    """Sends a request: a POST where it has a body. What the application raises is raised here."""
+    """Sends a request, a POST if it has a body. The application's exceptions are raised here."""
     client = options.pop("client", ("127.0.0.1", 1))
     base = options.pop("base", "http://127.0.0.1:8000")
     method = options.pop("method", "POST" if {"json", "content"} & set(options) else "GET")
@@ -96,12 +96,12 @@ async def asend(to: Gateway, path: str = CHAT, key: str | None = ALICE, **option
 
 
 def send(to: Gateway, path: str = CHAT, key: str | None = ALICE, **options: Any) -> httpx.Response:
-    """The same, from outside of a loop."""
+    """Calls `asend` from outside an event loop."""
     return asyncio.run(asend(to, path, key, **options))
 
 
 def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
-    """What an error says; it is one in OpenAI's format, of this status."""
+    """Checks that a response is an error in OpenAI's format with this status, and returns it."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     jsonschema.validate(response.json(), ERROR)
@@ -109,14 +109,14 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
 
 
 def counted(to: Gateway, name: str = "profuser_requests_total") -> dict[tuple[str, ...], float]:
-    """A metric's values by its labels' values."""
+    """Returns a metric's values by its label values."""
     found = [sample for metric in to.metrics.registry.collect() for sample in metric.samples if sample.name == name]
     return {tuple(sample.labels.values()): sample.value for sample in found}
 
 
 @contextmanager
 def logged() -> Iterator[list[str]]:
-    """What the gateway writes to its log, tracebacks included, wherever else it goes."""
+    """Captures the gateway's log, tracebacks included."""
     lines: list[str] = []
     log, handler = logging.getLogger("ray.serve"), logging.Handler()
     handler.emit = lambda record: lines.append(logging.Formatter().format(record))
@@ -132,7 +132,7 @@ def logged() -> Iterator[list[str]]:
 
 @contextmanager
 def listening(to: Gateway) -> Iterator[str]:
-    """A gateway behind a real socket; its address."""
+    """Serves a gateway on a real socket; yields its address."""
     server = uvicorn.Server(uvicorn.Config(to.app(), log_level="error", lifespan="off", timeout_graceful_shutdown=1))
     with socket.create_server(("127.0.0.1", 0)) as place:
         thread = threading.Thread(target=server.run, args=([place],), daemon=True)
@@ -145,7 +145,7 @@ def listening(to: Gateway) -> Iterator[str]:
 
 
 def until(condition: Any) -> None:
-    """Waits until something holds."""
+    """Waits until a condition holds."""
     end = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < end

@@ -1,4 +1,4 @@
-"""A gateway over models that say what a test wants, for a browser to talk to."""
+"""A gateway over scripted models, for tests in a browser."""
 
 import asyncio
 import json
@@ -20,17 +20,17 @@ MODELS = ("fused", "target", "source-a", "source-b")
 
 
 def reply(model: str, prompt: str) -> str:
-    """What a model answers."""
+    """Returns a model's answer."""
     return f"{model} says:\n« {prompt} » so naïve 🙂"
 
 
 class Models:
-    """A backend in vLLM's manner. The prompt says what is to go wrong, as `MODEL WHAT`: fails, cut, busy, endless."""
+    """Backend that responds like vLLM. The prompt requests faults as `MODEL FAULT`: fails, cut, busy, endless."""
 
     def __init__(self) -> None:
         self.asked: list[dict] = []
         self.left: list[str] = []
-        """Models whose client went away."""
+        """Models whose client disconnected."""
 
     def forget(self) -> None:
         self.asked.clear()
@@ -53,7 +53,7 @@ class Models:
         yield Head(200, "text/event-stream; charset=utf-8")
         try:
             async for event in self._events(model, prompt):
-                for piece in _torn(event.encode()):
+                for piece in _split(event.encode()):
                     yield piece
                     await asyncio.sleep(0.006)
         except (GeneratorExit, asyncio.CancelledError):
@@ -83,15 +83,15 @@ def _chunk(model: str, delta: dict, finish_reason: str | None = None) -> str:
     return f"data: {json.dumps(fields, ensure_ascii=False)}\n\n"
 
 
-def _torn(event: bytes) -> tuple[bytes, bytes]:
-    """As a network may tear it: inside of a line and, where it has a character of several bytes, inside of that."""
+def _split(event: bytes) -> tuple[bytes, bytes]:
+    """Splits an event as a network may: inside a line, and inside a multi-byte character if there is one."""
     place = next((place for place, byte in enumerate(event) if byte > 127), len(event) // 2) + 1
     return event[:place], event[place:]
 
 
 @contextmanager
 def serving(keys: KeyRing | None = None, models: tuple[str, ...] = MODELS) -> Iterator[tuple[str, Models]]:
-    """Address and models of a gateway that runs in a thread."""
+    """Runs a gateway in a thread; yields its address and models."""
     backend = Models()
     config = ServeConfig(models=tuple(ServedModel(name=name, model=name) for name in models), insecure=keys is None)
     settings = uvicorn.Config(

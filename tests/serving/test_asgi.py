@@ -1,4 +1,4 @@
-"""An application that is called in the same process."""
+"""An ASGI application is called in the same process."""
 
 import asyncio
 import json
@@ -30,16 +30,16 @@ def answer(app, **headers: str) -> list[Head | bytes]:
 
 def test_a_head_comes_first_and_then_the_body():
     async def echo(request: Request):
-        told = {name: request.headers[name] for name in ("content-type", "content-length", "x-request-id")}
-        return JSONResponse({"path": request.url.path, "body": await request.json(), **told}, 418)
+        received = {name: request.headers[name] for name in ("content-type", "content-length", "x-request-id")}
+        return JSONResponse({"path": request.url.path, "body": await request.json(), **received}, 418)
 
     head, *pieces = answer(Starlette(routes=[Route("/v1/x", echo, methods=["POST"])]), **{"X-Request-Id": "7"})
     assert head == Head(418, "application/json")
-    told = {"content-type": "application/json", "content-length": "2", "x-request-id": "7"}
-    assert json.loads(b"".join(pieces)) == {"path": "/v1/x", "body": {}, **told}
+    received = {"content-type": "application/json", "content-length": "2", "x-request-id": "7"}
+    assert json.loads(b"".join(pieces)) == {"path": "/v1/x", "body": {}, **received}
 
 
-def test_pieces_that_are_ready_come_as_one_and_others_as_they_are_made():
+def test_ready_pieces_are_joined_and_later_ones_come_separately():
     async def app(scope, receive, send):
         for message in (START, body(b"a"), body(b""), body(b"b")):
             await send(message)
@@ -51,7 +51,7 @@ def test_pieces_that_are_ready_come_as_one_and_others_as_they_are_made():
     assert answer(app) == [HEAD, b"ab", b"c"]
 
 
-def test_a_piece_is_there_before_the_next_one_is_made():
+def test_a_piece_arrives_before_the_next_one_is_made():
     async def run():
         asked = asyncio.Event()
 
@@ -69,7 +69,7 @@ def test_a_piece_is_there_before_the_next_one_is_made():
     asyncio.run(asyncio.wait_for(run(), 30))
 
 
-def test_an_answer_without_headers_is_json():
+def test_a_response_without_headers_is_json():
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 204})
         await send({"type": "http.response.body"})
@@ -77,25 +77,25 @@ def test_an_answer_without_headers_is_json():
     assert answer(app) == [Head(204, "application/json")]
 
 
-@pytest.mark.parametrize("said", [[], [START], [START, body(b"a")]])
-def test_an_error_of_the_application_is_the_callers(said):
+@pytest.mark.parametrize("sent", [[], [START], [START, body(b"a")]])
+def test_an_error_of_the_application_is_raised_to_the_caller(sent):
     async def app(scope, receive, send):
-        for message in said:
+        for message in sent:
             await send(message)
         raise KeyError("ours")
 
     async def run():
         pieces = call(app, "/", b"", {})
-        seen = [await anext(pieces) for _ in said]
+        seen = [await anext(pieces) for _ in sent]
         with pytest.raises(KeyError, match="ours"):
             await anext(pieces)
         return seen
 
-    assert asyncio.run(run()) == [HEAD, b"a"][: len(said)]
+    assert asyncio.run(run()) == [HEAD, b"a"][: len(sent)]
 
 
 def leave(app, pieces: int, grace: float, monkeypatch) -> list[str]:
-    """What an application notices of a client that leaves after so many pieces; it may take a second to do so."""
+    """Disconnects after this many pieces, and returns what the application noticed; this may take a second."""
     monkeypatch.setattr(asgi, "GRACE_SECONDS", grace)
     noticed: list[str] = []
 
@@ -120,8 +120,8 @@ def leave(app, pieces: int, grace: float, monkeypatch) -> list[str]:
     return noticed
 
 
-def test_who_listens_for_the_client_is_told_and_not_cancelled(monkeypatch):
-    """As vLLM's handlers do it: cancelled from outside, they would leave the task running in which the answer is made."""
+def test_an_application_that_listens_gets_a_disconnect_and_is_not_cancelled(monkeypatch):
+    """vLLM's handlers listen for it; cancelled from outside, they would leave the generating task running."""
 
     async def app(scope, receive, send, noticed):
         async def generate():
@@ -141,7 +141,7 @@ def test_who_listens_for_the_client_is_told_and_not_cancelled(monkeypatch):
     assert leave(app, 1, 60.0, monkeypatch) == ["http.disconnect", "engine stopped"]
 
 
-def test_a_stream_of_starlettes_ends_with_its_client(monkeypatch):
+def test_a_starlette_stream_ends_when_its_client_disconnects(monkeypatch):
     async def app(scope, receive, send, noticed):
         async def endless():
             try:
@@ -158,7 +158,7 @@ def test_a_stream_of_starlettes_ends_with_its_client(monkeypatch):
 
 
 @pytest.mark.parametrize("pieces", [1, 2])
-def test_who_does_not_listen_is_cancelled(monkeypatch, pieces):
+def test_an_application_that_does_not_listen_is_cancelled(monkeypatch, pieces):
     async def app(scope, receive, send, noticed):
         await send(START)
         await send(body(b"a"))
@@ -167,7 +167,7 @@ def test_who_does_not_listen_is_cancelled(monkeypatch, pieces):
     assert leave(app, pieces, 0.01, monkeypatch) == ["cancelled"]
 
 
-def test_a_caller_that_is_cancelled_while_it_waits_ends_the_application(monkeypatch):
+def test_cancelling_a_waiting_caller_ends_the_application(monkeypatch):
     monkeypatch.setattr(asgi, "GRACE_SECONDS", 0.01)
 
     async def run():

@@ -1,4 +1,4 @@
-"""The gateway's doors: who may ask, what is refused and how, what is logged, counted and described."""
+"""The gateway: authentication, refusals, logs, metrics and the description of the API."""
 
 import json
 
@@ -33,7 +33,7 @@ ORIGIN = "https://pages.example"
 
 @pytest.mark.parametrize("path", LOCKED)
 @pytest.mark.parametrize("key", [None, "sk-nobody-has-this-key", f"{ALICE}x"])
-def test_without_a_valid_key_nothing_is_told(tmp_path, path, key):
+def test_a_request_without_a_valid_key_is_refused(tmp_path, path, key):
     to = gateway(tmp_path, Fake(JSON))
     response = send(to, path, key, **({"json": PROMPT} if path in (CHAT, COMPLETIONS) else {}))
     assert error_of(response, 401)["code"] == "invalid_api_key"
@@ -43,7 +43,7 @@ def test_without_a_valid_key_nothing_is_told(tmp_path, path, key):
 
 
 @pytest.mark.parametrize("path", ["/", "/health"])
-def test_the_page_and_the_health_need_no_key(tmp_path, path):
+def test_the_playground_and_the_health_check_need_no_key(tmp_path, path):
     response = send(gateway(tmp_path, Fake()), path, key=None)
     assert response.status_code == 200
     assert not [name for name in ("fused", "alice") if name in response.text] or path == "/"
@@ -52,7 +52,7 @@ def test_the_page_and_the_health_need_no_key(tmp_path, path):
 
 @pytest.mark.parametrize("base", ["http://127.0.0.1:8000", "http://localhost", "http://[::1]:8000"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_without_keys_this_machine_is_answered(tmp_path, base, host):
+def test_without_keys_clients_on_this_machine_are_answered(tmp_path, base, host):
     to = gateway(tmp_path, Fake(JSON, ANSWER), insecure=True)
     assert send(to, key=None, base=base, client=(host, 5), json=PROMPT).content == ANSWER
     assert counted(to) == {("fused", CHAT, "insecure", "200"): 1}
@@ -62,9 +62,9 @@ def test_without_keys_this_machine_is_answered(tmp_path, base, host):
 @pytest.mark.parametrize(
     ("client", "base"),
     [(("10.0.0.7", 5), "http://127.0.0.1"), (None, "http://127.0.0.1"), (("127.0.0.1", 5), "http://evil.example")],
-    ids=["another machine", "unknown", "a page whose name points here"],
+    ids=["another machine", "unknown", "a page whose name points to this machine"],
 )
-def test_without_keys_nobody_else_is(tmp_path, path, client, base):
+def test_without_keys_other_clients_are_refused(tmp_path, path, client, base):
     to = gateway(tmp_path, Fake(JSON), insecure=True)
     body = {"json": PROMPT} if path in (CHAT, COMPLETIONS) else {}
     assert error_of(send(to, path, key=ALICE, client=client, base=base, **body), 403)["code"] == "loopback_only"
@@ -111,7 +111,7 @@ def test_the_models_are_listed(tmp_path):
         ({"max_prompt_tokens": 9}, {"json": PROMPT}, 422, "prompt_too_long"),
     ],
 )
-def test_a_request_is_held_against_its_keys_limits(tmp_path, settings, sent, status, code):
+def test_a_request_above_its_keys_limits_is_refused(tmp_path, settings, sent, status, code):
     to = limits(tmp_path, Fake(JSON, tokens=10), **settings)
     kind = {"content-type": "application/json"}
     response = send(to, **{**sent, "headers": kind | sent.get("headers", {})})
@@ -121,7 +121,7 @@ def test_a_request_is_held_against_its_keys_limits(tmp_path, settings, sent, sta
     assert counted(to) == {(model, CHAT, "alice", str(status)): 1}
 
 
-def test_no_more_of_a_body_is_read_than_may_be_there(tmp_path):
+def test_a_body_is_read_only_up_to_the_limit(tmp_path):
     read = []
 
     async def endless():
@@ -137,7 +137,7 @@ def test_no_more_of_a_body_is_read_than_may_be_there(tmp_path):
 @pytest.mark.parametrize(
     ("given", "kept"), [("a-Client.s_own-7", True), ("x" * 65, False), ("a b", False), ("é", False)]
 )
-def test_a_client_may_name_its_request(tmp_path, given, kept):
+def test_a_clients_request_id_is_kept_if_it_is_safe(tmp_path, given, kept):
     to = gateway(tmp_path, Fake(JSON, ANSWER))
     for _ in range(2):
         send(to, json=PROMPT, headers={"X-Request-Id": given.encode()})
@@ -164,7 +164,7 @@ BUG = RuntimeError(f"a bug in /srv/secret.py near {ALICE}")
     ],
     ids=["busy", "lost", "bug", "nothing", "no head", "vLLM's 500", "vLLM's 503"],
 )
-def test_a_failure_before_the_answer_has_a_status_and_shows_nothing(tmp_path, stream, steps, status):
+def test_a_failure_before_the_answer_has_a_status_and_reveals_nothing(tmp_path, stream, steps, status):
     to = gateway(tmp_path, Fake(*steps))
     with logged() as lines:
         response = send(to, json=PROMPT | {"stream": stream})
@@ -179,25 +179,25 @@ def test_a_failure_before_the_answer_has_a_status_and_shows_nothing(tmp_path, st
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_a_model_refuses_is_told_in_its_own_words(tmp_path, stream):
-    said = {"error": {"message": "top_p must be in (0, 1]", "type": "BadRequestError", "param": None, "code": 400}}
-    body = json.dumps(said).encode()
+def test_a_models_refusal_is_passed_on_unchanged(tmp_path, stream):
+    refusal = {"error": {"message": "top_p must be in (0, 1]", "type": "BadRequestError", "param": None, "code": 400}}
+    body = json.dumps(refusal).encode()
     to = gateway(tmp_path, Fake(Head(400, "application/json"), body[:9], body[9:]))
-    assert error_of(send(to, json=PROMPT | {"stream": stream}), 400) == said["error"]
+    assert error_of(send(to, json=PROMPT | {"stream": stream}), 400) == refusal["error"]
     assert counted(to) == {("fused", CHAT, "alice", "400"): 1}
 
 
-def test_a_bug_anywhere_else_is_a_500_that_shows_nothing(tmp_path, monkeypatch):
+def test_a_bug_anywhere_else_is_a_500_that_reveals_nothing(tmp_path, monkeypatch):
     to = gateway(tmp_path, Fake())
     monkeypatch.setattr(to, "_card", lambda name: {}["a secret"])
-    with logged() as lines, pytest.raises(KeyError):  # raised again for the server's own log, after it was answered
+    with logged() as lines, pytest.raises(KeyError):  # raised again for the server's own log, after the response
         send(to, "/v1/models")
     assert "a secret" in "".join(lines)
 
 
 @pytest.mark.parametrize("log_prompts", [False, True])
 @pytest.mark.parametrize("stream", [False, True])
-def test_prompts_are_logged_only_where_that_is_asked_for(tmp_path, log_prompts, stream):
+def test_prompts_are_logged_only_if_requested(tmp_path, log_prompts, stream):
     steps = [EVENTS, event("the secret answer"), DONE] if stream else [JSON, ANSWER]
     with logged() as lines:
         to = gateway(tmp_path, Fake(*steps), log_prompts=log_prompts)

@@ -1,4 +1,4 @@
-"""Answers that come piece by piece, and the places of a key's requests: given back however a request ends."""
+"""Streamed answers, and the slots of a key's concurrent requests: released however a request ends."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ def one_at_a_time(folder, *steps):
     return limits(folder, Fake(*steps), concurrency=1)
 
 
-def test_a_stream_is_what_the_model_says(tmp_path):
+def test_a_stream_is_passed_on_unchanged(tmp_path):
     to = one_at_a_time(tmp_path, EVENTS, event("a"), event("b") + event("c"), DONE)
     response = send(to, json=STREAM)
     assert response.content == event("a") + event("b") + event("c") + DONE
@@ -65,7 +65,7 @@ def test_an_error_within_a_stream_is_its_last_event(tmp_path, error, status, cod
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_key_has_as_many_requests_at_work_as_it_may(tmp_path, stream):
+def test_a_keys_concurrency_is_limited(tmp_path, stream):
     async def run():
         go = asyncio.Event()
         to = limits(tmp_path, Fake(EVENTS if stream else JSON, b"{}", go, b"."), concurrency=2)
@@ -107,7 +107,7 @@ ENDS = {
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("steps", ENDS.values(), ids=ENDS)
-def test_a_place_comes_back_however_an_answer_ends(tmp_path, steps, stream):
+def test_a_slot_is_released_however_an_answer_ends(tmp_path, steps, stream):
     to = one_at_a_time(tmp_path, *steps)
     first, second = (send(to, json=PROMPT | {"stream": stream}) for _ in range(2))
     assert first.status_code == second.status_code != 429
@@ -117,7 +117,7 @@ def test_a_place_comes_back_however_an_answer_ends(tmp_path, steps, stream):
 
 @pytest.mark.parametrize("sent", [b"{", b"[" * 9999, b'{"model": "none"}'])
 @pytest.mark.parametrize("tokens", [ApiError(400, "no", "invalid_prompt"), RuntimeError(), 9])
-def test_a_place_comes_back_from_what_is_refused(tmp_path, sent, tokens):
+def test_a_refused_request_releases_its_slot(tmp_path, sent, tokens):
     to = limits(tmp_path, Fake(JSON, tokens=tokens), concurrency=1, max_prompt_tokens=1)
     for content in [sent, BODY] * 2:
         response = send(to, content=content, headers={"content-type": "application/json"})
@@ -126,8 +126,8 @@ def test_a_place_comes_back_from_what_is_refused(tmp_path, sent, tokens):
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 3])
-def test_a_client_that_leaves_a_stream_frees_its_place_and_the_model(tmp_path, pieces):
-    """After a head, after a piece, and while it waits for another."""
+def test_a_disconnect_from_a_stream_releases_slot_and_model(tmp_path, pieces):
+    """The client disconnects after the head, after a piece, and while it waits for another."""
 
     async def run():
         to = one_at_a_time(tmp_path, EVENTS, event("a"), asyncio.Event())
@@ -149,8 +149,8 @@ def test_a_client_that_leaves_a_stream_frees_its_place_and_the_model(tmp_path, p
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_request_that_is_cancelled_frees_its_place_and_the_model(tmp_path, stream):
-    """As Ray Serve does it where a client has left that had nothing of its answer yet."""
+def test_a_cancelled_request_releases_slot_and_model(tmp_path, stream):
+    """Ray Serve cancels a request whose client disconnects before the answer has begun."""
 
     async def run():
         to = one_at_a_time(tmp_path, JSON, asyncio.Event())
@@ -167,7 +167,7 @@ def test_a_request_that_is_cancelled_frees_its_place_and_the_model(tmp_path, str
     assert counted(to) == {("fused", CHAT, "alice", "499"): 1}
 
 
-def test_a_connection_that_breaks_ends_its_stream(tmp_path):
+def test_a_broken_connection_ends_its_stream(tmp_path):
     to = one_at_a_time(tmp_path, EVENTS, event("a"), *[event("b" * 1000)] * 20, asyncio.Event())
     with listening(to) as address, httpx.Client(base_url=address, headers=headers(ALICE), timeout=30) as http:
         for number in (1, 2):
@@ -180,7 +180,7 @@ def test_a_connection_that_breaks_ends_its_stream(tmp_path):
     assert counted(to)["fused", CHAT, "alice", "499"] == 2
 
 
-def test_a_body_that_breaks_off_frees_its_place(tmp_path):
+def test_an_incomplete_body_releases_its_slot(tmp_path):
     to = one_at_a_time(tmp_path, JSON, b"{}")
 
     def half():

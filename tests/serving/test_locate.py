@@ -1,4 +1,4 @@
-"""Where served models lie: a version of a real registry, a folder, a Hub name."""
+"""Locations of served models: a version in a real registry, a folder, a Hub name."""
 
 import json
 
@@ -13,7 +13,7 @@ from profuser.serving.locate import check_model, registered
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory):
-    """Two versions of a model, of two runs; the alias is on the first."""
+    """A registry with two versions of a model, from two runs; the alias is on the first."""
     folder = tmp_path_factory.mktemp("mlflow")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     for name in ("one", "two"):
@@ -37,21 +37,21 @@ def test_an_alias_and_a_version_lead_to_the_runs_folders(registry):
 
 
 @pytest.mark.parametrize(
-    ("location", "says"),
+    ("location", "message"),
     [
-        ("models:/fused@nobody", r"the registry at .* does not have it"),
-        ("models:/fused/9", r"the registry at .* does not have it"),
+        ("models:/fused@nobody", r"not found in the registry at .*: "),
+        ("models:/fused/9", r"not found in the registry at .*: "),
         ("models:/fused", "write models:/NAME@ALIAS or models:/NAME/VERSION"),
         ("models:/@champion", "write models:/NAME"),
     ],
 )
-def test_what_the_registry_does_not_have_is_said_in_a_line(registry, location, says):
-    with pytest.raises(UserError, match=says) as caught:
+def test_a_location_missing_from_the_registry_is_refused_in_one_line(registry, location, message):
+    with pytest.raises(UserError, match=message) as caught:
         registered(location, registry[0])
     assert "\n" not in str(caught.value)
 
 
-def test_other_locations_stay_as_they_are(tmp_path):
+def test_other_locations_are_unchanged(tmp_path):
     assert registered("org/model", "sqlite://") == local_model("org/model") == "org/model"
     assert registered(str(tmp_path), "sqlite://") == str(tmp_path)
     check_model("org/model")

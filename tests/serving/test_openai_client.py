@@ -1,4 +1,4 @@
-"""OpenAI's own client against a gateway behind a real socket: answers are read, and every error is the class that it knows."""
+"""OpenAI's client against a gateway on a real socket: it reads answers, and raises the right class for every error."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ USAGE = b'data: {"id": "1", "object": "chat.completion.chunk", "created": 0, "mo
 
 @pytest.fixture
 def serve(tmp_path):
-    """Starts a gateway over these steps; a client of it, and its models."""
+    """Starts a gateway over these steps; returns a client of it and its backend."""
     servers = []
 
     def start(*steps, key=ALICE, **values):
@@ -72,7 +72,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("steps", "server", "asked", "error"), REFUSED.values(), ids=REFUSED)
-def test_errors_are_those_that_the_client_knows(serve, steps, server, asked, error, stream):
+def test_errors_are_the_clients_own_classes(serve, steps, server, asked, error, stream):
     client, backend = serve(*steps, **server)
     backend.tokens = 10
     with pytest.raises(error) as caught:
@@ -82,7 +82,7 @@ def test_errors_are_those_that_the_client_knows(serve, steps, server, asked, err
     assert "secret" not in str(caught.value)
 
 
-def test_an_error_within_a_stream_is_raised_after_what_came_before(serve):
+def test_an_error_within_a_stream_is_raised_after_the_pieces_before_it(serve):
     client, _ = serve(EVENTS, event("Hel"), interrupted())
     chunks = ask(client, stream=True)
     assert next(chunks).choices[0].delta.content == "Hel"
@@ -91,13 +91,13 @@ def test_an_error_within_a_stream_is_raised_after_what_came_before(serve):
     assert caught.value.code == "replica_lost"
 
 
-def test_too_many_requests_are_a_rate_limit_and_a_client_that_leaves_frees_its_place(serve):
+def test_too_many_requests_are_a_rate_limit_and_a_disconnect_releases_the_slot(serve):
     client, _ = serve(EVENTS, event("Hel"), asyncio.Event(), concurrency=1)
     with ask(client, stream=True) as chunks:
         next(chunks)
         with pytest.raises(openai.RateLimitError) as caught:
             ask(client)
         assert caught.value.response.headers["retry-after"] == "1"
-    patient = client.with_options(max_retries=5)  # the client's own retries, after as long as it is told
-    with ask(patient, stream=True) as chunks:
+    retrying = client.with_options(max_retries=5)  # the client's own retries, after the time in Retry-After
+    with ask(retrying, stream=True) as chunks:
         assert next(chunks).choices[0].delta.content == "Hel"

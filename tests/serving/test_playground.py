@@ -1,4 +1,4 @@
-"""The playground in a real browser, with the real gateway behind it."""
+"""The playground in a real browser, with the real gateway."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ KEYS = {
     "/": ("Slash", 191, "/"),
     "n": ("KeyN", 78, ""),
 }
-"""Code, number and text of keys."""
+"""Code, key code and text of keys."""
 ALT, SHIFT = 1, 8
 BOXES = "[...document.querySelectorAll('.answer')].map(card => card.getBoundingClientRect().toJSON())"
 NUMBERS = "[...document.querySelectorAll('.numbers')].map(each => each.textContent.replaceAll('\\xa0', ' '))"
@@ -39,7 +39,7 @@ IDLE = "document.querySelector('.turn') && !document.querySelector('[aria-busy]'
 
 
 class Chromium:
-    """A browser, over its DevTools protocol."""
+    """A browser, controlled by its DevTools protocol."""
 
     def __init__(self, connection: ClientConnection):
         self.connection, self.number = connection, 0
@@ -60,7 +60,7 @@ class Chromium:
 
 
 class Tab:
-    """A tab with storage of its own, and what a user does there."""
+    """A tab with separate storage, and the actions of a user."""
 
     def __init__(self, chromium: Chromium):
         self.chromium = chromium
@@ -109,23 +109,23 @@ class Tab:
         self.type(text)
 
     def ask(self, prompt: str) -> dict[str, str]:
-        """The answers when all have ended."""
+        """Sends a prompt and returns the answers when all have ended."""
         self.type(prompt)
         self.press("Enter")
         self.until(IDLE)
         return self.js(TEXTS)
 
     def happened(self, method: str) -> list[dict]:
-        self.js("0")  # all events before its answer are there
+        self.js("0")  # its response arrives after all earlier events
         mine = [event for event in self.chromium.events if event.get("sessionId") == self.session]
         return [event["params"] for event in mine if event["method"] == method]
 
     def complaints(self) -> list[str]:
-        """What the console shows in red, but for answers with an error's status: those are meant."""
+        """Returns the console's errors, except responses with an error status, which are intended."""
         logged = [each["entry"] for each in self.happened("Log.entryAdded")]
         bad = [entry["text"] for entry in logged if entry["level"] == "error" and entry["source"] != "network"]
-        said = [str(each["args"]) for each in self.happened("Runtime.consoleAPICalled")]
-        return bad + said + [str(each) for each in self.happened("Runtime.exceptionThrown")]
+        printed = [str(each["args"]) for each in self.happened("Runtime.consoleAPICalled")]
+        return bad + printed + [str(each) for each in self.happened("Runtime.exceptionThrown")]
 
     def close(self) -> None:
         self.chromium.call("Target.disposeBrowserContext", browserContextId=self.context)
@@ -179,7 +179,7 @@ def tab(blank, server, models) -> Tab:
     return blank.open(server[0])
 
 
-def test_answers_stand_side_by_side(tab, models):
+def test_answers_are_shown_side_by_side(tab, models):
     prompt = "Two words\nand 三 signs"
     assert tab.ask(prompt) == {model: reply(model, prompt) for model in MODELS}
     boxes = tab.js(BOXES)
@@ -195,7 +195,7 @@ def test_answers_stand_side_by_side(tab, models):
         assert fields == usual | {"model": fields["model"], "messages": [{"role": "user", "content": prompt}]}
 
 
-def test_every_model_has_its_own_conversation(tab, models):
+def test_every_model_has_a_separate_conversation(tab, models):
     tab.ask("first, target fails")
     tab.js("document.querySelector('#settings').open = true")
     tab.fill("system", "Be brief.")
@@ -203,8 +203,8 @@ def test_every_model_has_its_own_conversation(tab, models):
     tab.fill("prompt", "")
     tab.ask("second")
     before = [("user", "first, target fails"), ("assistant", reply("source-a", "first, target fails"))]
-    for model, said in (("source-a", before), ("target", [])):
-        messages = [("system", "Be brief."), *said, ("user", "second")]
+    for model, turns in (("source-a", before), ("target", [])):
+        messages = [("system", "Be brief."), *turns, ("user", "second")]
         assert [tuple(message.values()) for message in models.last(model)["messages"]] == messages
         assert models.last(model)["seed"] == 7
 
@@ -224,7 +224,7 @@ def test_the_keyboard_is_enough(tab, models):
     assert "Stopped." in tab.js("document.querySelector('.fused .numbers').textContent")
     end = time.monotonic() + 30
     while set(models.left) != {"fused", "target"}:
-        assert time.monotonic() < end, f"the server goes on for one who left: {models.left}"
+        assert time.monotonic() < end, f"the server continues after a disconnect: {models.left}"
         time.sleep(0.02)
     assert tab.ask("next")["fused"] == reply("fused", "next")
     stopped = models.last("fused")["messages"]
@@ -233,21 +233,21 @@ def test_the_keyboard_is_enough(tab, models):
     assert stopped[1]["content"].endswith("more more")
     tab.press("n", ALT)
     tab.until("!document.querySelector('.turn')")
-    tab.ask("anew")
+    tab.ask("new chat")
     assert len(models.last("fused")["messages"]) == 1
 
 
-def test_a_key_is_asked_for_and_forgotten_with_the_tab(blank, tmp_path):
+def test_the_page_asks_for_a_key_and_forgets_it_with_the_tab(blank, tmp_path):
     file = tmp_path / "keys.yaml"
     file.write_text(f"- {KEY}\n")
     with serving(KeyRing(file, Limits())) as (address, models):
         tab = blank.open(address, "document.querySelector('#key:focus')")
-        assert tab.js("document.querySelector('#key-words').textContent").startswith("Give a valid API key")
+        assert tab.js("document.querySelector('#key-message').textContent").startswith("Give a valid API key")
         assert tab.js("document.querySelector('#key').type") == "password"
-        tab.js("document.querySelector('#key-words').textContent = ''")
+        tab.js("document.querySelector('#key-message').textContent = ''")
         tab.fill("key", "sk-a-wrong-key-of-some-length")
         tab.press("Enter")
-        tab.until("document.querySelector('#key-words').textContent")
+        tab.until("document.querySelector('#key-message').textContent")
         tab.fill("key", f" {KEY} ")
         tab.press("Enter")
         tab.until("document.querySelector('#prompt:focus')")
@@ -269,7 +269,7 @@ def test_markup_in_an_answer_is_text(tab):
     assert tab.js("document.title") == "ProFuser playground"
 
 
-def test_an_error_is_its_own_columns_only(tab):
+def test_an_error_is_shown_in_its_own_column_only(tab):
     prompt = "target fails, source-a cut, source-b busy"
     texts, errors = tab.ask(prompt), tab.js(ERRORS)
     assert texts["fused"] == reply("fused", prompt)
@@ -278,7 +278,7 @@ def test_an_error_is_its_own_columns_only(tab):
     assert errors == {
         "fused": "",
         "target": "The model's replica was lost; try again.",
-        "source-a": "The answer broke off.",
+        "source-a": "The answer was interrupted.",
         "source-b": "The model 'source-b' has too many requests. Retry after 7 s.",
     }
     tab.js("[...document.querySelectorAll('.again')].at(-1).click()")
@@ -287,14 +287,14 @@ def test_an_error_is_its_own_columns_only(tab):
     assert tab.js("document.querySelectorAll('.error:not([hidden])').length") == 2
 
 
-def test_a_server_that_is_gone_is_said(blank):
+def test_an_unreachable_server_is_reported(blank):
     with serving() as (address, _):
         tab = blank.open(address)
     tab.ask("hello?")
     assert set(tab.js(ERRORS).values()) == {"The server cannot be reached."}
 
 
-def test_a_model_can_be_left_out_for_good(tab, server):
+def test_a_deselected_model_stays_deselected_after_a_reload(tab, server):
     for key in ("Tab", "Tab", "Tab", " "):
         tab.press(key)
     tab.fill("prompt", "")
@@ -302,7 +302,7 @@ def test_a_model_can_be_left_out_for_good(tab, server):
     assert list(tab.open(server[0]).ask("hello")) == ["fused", "target", "source-b"]
 
 
-def test_a_setting_that_cannot_be_is_shown(tab, models):
+def test_an_invalid_setting_is_shown(tab, models):
     tab.js("document.querySelector('#temperature').value = 9")
     tab.type("hello")
     tab.press("Enter")
@@ -318,10 +318,10 @@ def test_an_answer_is_copied(tab, chromium):
     assert tab.js("navigator.clipboard.readText()") == reply("fused", "hello")
 
 
-def test_screen_readers_hear_whole_answers_once(tab):
+def test_screen_readers_get_whole_answers_once(tab):
     tab.ask("hello")
-    said = tab.js("[...document.querySelectorAll('#spoken[aria-live=polite] p')].map(each => each.textContent)")
-    assert sorted(said) == sorted(f"{model} answers: {reply(model, 'hello')}" for model in MODELS)
+    spoken = tab.js("[...document.querySelectorAll('#spoken[aria-live=polite] p')].map(each => each.textContent)")
+    assert sorted(spoken) == sorted(f"{model} answers: {reply(model, 'hello')}" for model in MODELS)
 
 
 def test_every_control_has_a_name(tab):
@@ -335,7 +335,7 @@ def test_every_control_has_a_name(tab):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_colours_stand_out(tab, scheme):
+def test_colours_have_enough_contrast(tab, scheme):
     tab.prefer("color-scheme", scheme)
     style = "getComputedStyle(document.documentElement).getPropertyValue('--{}')"
     names = ("page", "card", "text", "soft", "mark", "on-mark", "worse", "worse-bg", "edge")
@@ -347,7 +347,7 @@ def test_colours_stand_out(tab, scheme):
     assert contrast(colour["mark"], colour["on-mark"]) >= 4.5
 
 
-def test_nothing_moves_for_those_who_do_not_want_it(tab):
+def test_reduced_motion_stops_animations(tab):
     tab.prefer("reduced-motion", "reduce")
     tab.type("fused endless")
     tab.press("Enter")
@@ -358,7 +358,7 @@ def test_nothing_moves_for_those_who_do_not_want_it(tab):
     tab.until(IDLE)
 
 
-def test_a_phone_shows_one_answer_under_another(tab):
+def test_a_phone_stacks_the_answers(tab):
     tab.call("Emulation.setDeviceMetricsOverride", width=360, height=640, deviceScaleFactor=1, mobile=True)
     tab.ask(f"{'w' * 300} source-b fails")
     tab.js("document.querySelectorAll('details').forEach(each => each.open = true)")

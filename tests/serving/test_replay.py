@@ -1,4 +1,4 @@
-"""Streams that break off and go on on another replica: the client gets the whole answer, and all of it once."""
+"""Interrupted streams continue on another replica: the client gets the whole answer exactly once."""
 
 import json
 from collections import defaultdict
@@ -17,7 +17,7 @@ from tests.serving.fake_backend import DONE, logged
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says: the text of every choice and how it ends, of a chat or a completion."""
+    """A model's chat or text completion: the text of every choice and its finish reason."""
 
     texts: tuple[str, ...]
     ends: tuple[str, ...]
@@ -25,7 +25,7 @@ class Answer:
     has_usage: bool
 
     def whole(self) -> dict[str, Any]:
-        """What a client has of it in the end."""
+        """Returns what a client has received in the end."""
         roles = [1] * len(self.texts) if self.is_chat else [0] * len(self.texts)
         ends = [[end] for end in self.ends]
         return {"texts": list(self.texts), "roles": roles, "ends": ends, "usage": int(self.has_usage), "done": 1}
@@ -36,10 +36,10 @@ def event(content: dict[str, Any]) -> bytes:
 
 
 def delta(index: int, text: str | None, is_chat: bool = True, role: bool = False, end: str | None = None) -> bytes:
-    """An event in vLLM's manner."""
-    said = {} if text is None else {"content" if is_chat else "text": text}
-    said = {"delta": ({"role": "assistant"} if role else {}) | said} if is_chat else {"text": "", **said}
-    return event({"id": "1", "choices": [{"index": index, **said, "finish_reason": end}]})
+    """Returns an event as vLLM sends it."""
+    content = {} if text is None else {"content" if is_chat else "text": text}
+    content = {"delta": ({"role": "assistant"} if role else {}) | content} if is_chat else {"text": "", **content}
+    return event({"id": "1", "choices": [{"index": index, **content, "finish_reason": end}]})
 
 
 @st.composite
@@ -51,13 +51,13 @@ def answers(draw) -> Answer:
 
 @st.composite
 def streams(draw, answer: Answer) -> bytes:
-    """The answer as events: split anywhere, choices interleaved anyhow, the role and the end apart or with a text."""
+    """Draws the answer as events: split anywhere, choices interleaved, the role and the end separate or with a text."""
     choices = []
     for index, (text, end) in enumerate(zip(answer.texts, answer.ends, strict=True)):
         cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=4)))
         parts = [text[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-        apart = (draw(st.booleans()), draw(st.booleans()))
-        parts = [""] * apart[0] + parts + [None] * apart[1]
+        separate = (draw(st.booleans()), draw(st.booleans()))
+        parts = [""] * separate[0] + parts + [None] * separate[1]
         chat = answer.is_chat
         last = len(parts) - 1
         choices.append(
@@ -71,13 +71,13 @@ def streams(draw, answer: Answer) -> bytes:
 
 @st.composite
 def pieces(draw, stream: bytes) -> list[bytes]:
-    """A stream as it comes over a network."""
+    """Draws a stream split into pieces as by a network."""
     cuts = sorted(draw(st.lists(st.integers(0, len(stream)), max_size=6)))
     return [stream[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
 
 
 def client(got: bytes) -> dict[str, Any]:
-    """What a client makes of the events that it has."""
+    """Parses the events that a client has received."""
     texts, roles, ends = defaultdict(str), defaultdict(int), defaultdict(list)
     usage = done = 0
     *events, rest = got.split(b"\n\n")
@@ -88,16 +88,16 @@ def client(got: bytes) -> dict[str, Any]:
         content = {"choices": [{}]} if data == b"[DONE]" else json.loads(data)
         usage += not content["choices"]
         for choice in filter(None, content["choices"]):
-            index, said = choice["index"], choice.get("delta", {})
-            texts[index] += said.get("content") or choice.get("text") or ""
-            roles[index] += "role" in said
+            index, delta = choice["index"], choice.get("delta", {})
+            texts[index] += delta.get("content") or choice.get("text") or ""
+            roles[index] += "role" in delta
             ends[index] += [choice["finish_reason"]] if choice["finish_reason"] else []
     inorder = [[by[index] for index in sorted(texts)] for by in (texts, roles, ends)]
     return dict(zip(("texts", "roles", "ends"), inorder, strict=True)) | {"usage": usage, "done": done}
 
 
 @given(st.data())
-def test_an_answer_that_breaks_off_anywhere_reaches_the_client_once(data):
+def test_an_answer_interrupted_anywhere_reaches_the_client_once(data):
     answer = data.draw(answers())
     replay, got = Replay(repeatable=True), b""
     for _ in range(data.draw(st.integers(0, 2), "attempts that break off")):
@@ -112,7 +112,7 @@ def test_an_answer_that_breaks_off_anywhere_reaches_the_client_once(data):
 
 
 @given(st.data())
-def test_without_a_break_every_byte_is_forwarded(data):
+def test_without_an_interruption_every_byte_is_forwarded(data):
     stream = data.draw(streams(data.draw(answers())))
     replay = Replay(data.draw(st.booleans()))
     replay.restart()
@@ -138,21 +138,21 @@ def attempts(first: list[bytes], second: list[bytes], repeatable: bool = True) -
     ],
     ids=["another end", "another letter", "ends too early", "is shorter", "another beginning"],
 )
-def test_an_answer_that_comes_out_otherwise_is_given_up(second):
+def test_an_answer_that_differs_on_the_second_attempt_is_given_up(second):
     with pytest.raises(ApiError) as caught:
         attempts([delta(0, "", role=True), delta(0, "Berlin")], second)
     assert (caught.value.status, caught.value.code) == (503, "replica_lost")
 
 
 @pytest.mark.parametrize("second", [[delta(0, "Berlin is")], [delta(0, "Berlin"), delta(0, "!", end="stop")]])
-def test_an_answer_that_has_ended_does_not_go_on(second):
+def test_an_answer_that_has_ended_does_not_continue(second):
     with pytest.raises(ApiError, match="replica was lost"):
         attempts([delta(0, "Berlin", end="stop")], second)
 
 
 @given(st.data())
-def test_another_text_never_reaches_a_client_as_one_answer(data):
-    """Either it is noticed, or what came before fits the other text as well."""
+def test_two_different_texts_never_reach_a_client_as_one_answer(data):
+    """Either the difference is noticed, or the part already sent is also a prefix of the other text."""
     one, other = (Answer((data.draw(st.text("ab", max_size=6)),), ("stop",), True, False) for _ in range(2))
     first = data.draw(streams(one))
     cut = first[: data.draw(st.integers(0, len(first)))]
@@ -161,7 +161,7 @@ def test_another_text_never_reaches_a_client_as_one_answer(data):
         assert client(attempts([cut], [second]))["texts"] == list(other.texts)
 
 
-def test_what_cannot_be_repeated_goes_on_only_before_it_has_begun():
+def test_an_unrepeatable_answer_is_retried_only_before_it_has_begun():
     replay = Replay(repeatable=False)
     replay.restart()
     assert replay.forward(delta(0, "Berlin")[:-1]) == b""
@@ -174,7 +174,7 @@ def test_what_cannot_be_repeated_goes_on_only_before_it_has_begun():
     assert (caught.value.status, caught.value.headers) == (503, {"Retry-After": "1"})
 
 
-def test_comments_pass_and_several_choices_of_one_event_are_cut_each():
+def test_comments_pass_and_each_choice_of_an_event_is_cut():
     both = event({"choices": [{"index": 0, "text": "ab"}, {"index": 1, "text": "x"}]})
     got = attempts([b": ping\n\n", both], [b": ping\n\n", both.replace(b"ab", b"abc"), both[:-9]])
     rest = {"choices": [{"index": 0, "text": "c"}]}
@@ -184,7 +184,7 @@ def test_comments_pass_and_several_choices_of_one_event_are_cut_each():
 
 @pytest.mark.parametrize("repeatable", [True, False])
 @pytest.mark.parametrize("code", [500, 503, None])
-def test_of_a_models_failure_the_client_learns_no_more_than_that(repeatable, code):
+def test_the_details_of_a_models_failure_are_hidden_from_the_client(repeatable, code):
     failure = event({"error": {"message": "CUDA error at /srv/x.py", "type": "E", "param": None, "code": code}})
     replay = Replay(repeatable)
     replay.restart()
@@ -195,6 +195,6 @@ def test_of_a_models_failure_the_client_learns_no_more_than_that(repeatable, cod
     assert "CUDA error at /srv/x.py" in "".join(lines)
 
 
-def test_what_the_client_did_wrong_it_is_told():
+def test_a_client_error_is_passed_on():
     fault = event({"error": {"message": "too long", "type": "BadRequestError", "param": None, "code": 400}})
     assert Replay(repeatable=False).forward(fault + DONE) == fault + DONE

@@ -1,4 +1,4 @@
-"""Bodies of requests: what is refused, and that nobody gets more tokens than the key may ask for, however it is written."""
+"""Request bodies: invalid ones are refused, and no request gets more tokens than its key allows, however it is written."""
 
 import json
 from typing import Any
@@ -43,7 +43,7 @@ NO_JSON = {
 
 
 @pytest.mark.parametrize("body", NO_JSON.values(), ids=NO_JSON)
-def test_what_is_no_json_object_is_refused(body):
+def test_a_body_that_is_not_a_json_object_is_refused(body):
     error = refused(body)
     assert (error.status, error.code) == (400, "invalid_json")
 
@@ -54,19 +54,19 @@ def test_megabytes_of_brackets_are_refused(opening):
 
 
 @given(st.binary(max_size=40) | st.text(alphabet='[]{}":,0-.eE\\un', max_size=20).map(str.encode))
-def test_whatever_is_sent_is_refused_and_no_more(body):
+def test_random_bytes_are_refused_with_400(body):
     assert refused(body, max_tokens=1).status == 400
 
 
 @pytest.mark.parametrize("model", [None, 1, True, ["fused"], {}])
-def test_a_model_has_to_be_named(model):
+def test_a_request_without_a_model_is_refused(model):
     error = refused({"model": model})
     assert (error.status, error.param) == (400, "model")
     assert "fused, org/source" in error.message
 
 
 @pytest.mark.parametrize("model", ["", "Fused", "../fused", "fused\n", "\ud800", "x" * 10_000])
-def test_an_unknown_model_is_told_which_there_are(model):
+def test_the_error_for_an_unknown_model_lists_the_available_ones(model):
     error = refused({"model": model})
     assert (error.status, error.code, error.param) == (404, "model_not_found", "model")
     assert "fused, org/source" in error.message
@@ -74,7 +74,7 @@ def test_an_unknown_model_is_told_which_there_are(model):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_without_a_limit_a_request_goes_on_byte_for_byte(path):
+def test_without_a_limit_a_request_is_forwarded_byte_for_byte(path):
     raw = b'{ "model":"org/source", "max_tokens" : null, "n":"3", "x":[{}] }'
     request = read(raw, path)
     assert (request.body, request.model, request.path) == (raw, "org/source", path)
@@ -93,7 +93,7 @@ BOUNDS = [
 
 
 @pytest.mark.parametrize(("path", "fields", "more"), BOUNDS)
-def test_who_names_no_number_gets_one_that_fits(path, fields, more):
+def test_a_request_without_a_bound_gets_one_within_the_limit(path, fields, more):
     request = read(fields, path, max_tokens=100)
     assert json.loads(request.body) == {"model": "fused", **fields, **more} == request.fields
 
@@ -107,7 +107,7 @@ def test_who_names_no_number_gets_one_that_fits(path, fields, more):
         (COMPLETIONS, {"max_tokens": 50, "prompt": [[1], [2]]}),
     ],
 )
-def test_what_fits_goes_on_as_it_is(path, fields):
+def test_a_request_within_the_limit_is_unchanged(path, fields):
     assert json.loads(read(fields, path, max_tokens=100).body) == {"model": "fused", **fields}
 
 
@@ -125,7 +125,7 @@ def test_what_fits_goes_on_as_it_is(path, fields):
         (COMPLETIONS, {"prompt": ["a"] * 101}, "n"),
     ],
 )
-def test_more_tokens_than_the_key_may_have_are_refused(path, fields, param):
+def test_a_request_for_too_many_tokens_is_refused(path, fields, param):
     error = refused(fields, path, max_tokens=100)
     assert (error.status, error.code, error.param) == (422, "too_many_tokens", param)
     assert "this key may have 100." in error.message
@@ -134,7 +134,7 @@ def test_more_tokens_than_the_key_may_have_are_refused(path, fields, param):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("name", ["n", "max_tokens"])
 @pytest.mark.parametrize("value", ["100000", 100000.0, True, [1], {}])
-def test_a_number_that_is_not_written_as_one_passes_no_limit(path, name, value):
+def test_a_bound_that_is_not_a_json_integer_is_refused(path, name, value):
     """VLLM would read "100000" as 100000."""
     error = refused({name: value}, path, max_tokens=100)
     assert (error.status, error.param) == (400, name)
@@ -153,7 +153,7 @@ def test_a_number_that_is_not_written_as_one_passes_no_limit(path, name, value):
     ),
     most=st.integers(1, 99),
 )
-def test_what_goes_to_a_model_never_asks_for_more_than_the_key_may_have(path, fields, most):
+def test_a_forwarded_request_never_exceeds_the_keys_limit(path, fields, most):
     try:
         sent = json.loads(read(fields, path, max_tokens=most).body)
     except ApiError:
@@ -181,24 +181,24 @@ def test_what_goes_to_a_model_never_asks_for_more_than_the_key_may_have(path, fi
         ({"seed": 1, "echo": True}, False),
     ],
 )
-def test_an_answer_is_repeatable_where_another_replica_says_the_same(fields, same):
+def test_an_answer_is_repeatable_if_another_replica_gives_the_same_text(fields, same):
     assert read(fields).repeatable is same
 
 
 @pytest.mark.parametrize(("value", "wanted"), [(True, True), (False, False), (None, False), (1, False)])
-def test_an_answer_is_streamed_where_that_is_asked_for(value, wanted):
+def test_an_answer_is_streamed_if_requested(value, wanted):
     assert read({"stream": value}).wants_stream is wanted
 
 
-def test_a_prompt_is_counted_as_its_path_reads_it():
-    """A field of the other path, which the model ignores, may not be counted in place of the prompt."""
+def test_only_the_prompt_fields_of_the_path_are_counted():
+    """A field of the other path, which the model ignores, must not be counted instead of the prompt."""
     messages = [{"role": "user", "content": "long"}]
     both = {"prompt": "short", "messages": messages, "tools": [], "user": "u"}
     assert read(both, CHAT).questions == [{"model": "fused", "messages": messages, "tools": []}]
     assert read(both, COMPLETIONS).questions == [{"model": "fused", "prompt": "short"}]
 
 
-def test_a_prompt_may_be_as_long_as_the_key_says():
+def test_a_prompt_may_be_as_long_as_the_keys_limit():
     check_prompt(10**9, Limits())
     check_prompt(10, Limits(max_prompt_tokens=10))
     with pytest.raises(ApiError, match="has 11 tokens; this key may send 10") as caught:
@@ -206,7 +206,7 @@ def test_a_prompt_may_be_as_long_as_the_key_says():
     assert (caught.value.status, caught.value.code) == (422, "prompt_too_long")
 
 
-def test_every_prompt_of_several_is_counted_and_token_ids_are_counted_already():
+def test_every_prompt_is_counted_and_token_ids_by_their_number():
     asked = [{"model": "fused", "prompt": "a"}, {"model": "fused", "prompt": "b"}]
     assert read({"model": "fused", "prompt": ["a", "b"]}, COMPLETIONS).questions == asked
     assert read({"model": "fused", "prompt": [5, 6, 7]}, COMPLETIONS).questions == [3]

@@ -1,4 +1,4 @@
-"""Pictures of alignment: two tokenizations on one byte ruler, where the mass of one position goes, and rules by pair."""
+"""Plots of alignment: two tokenizations on one byte ruler, the transport of one position's mass, and rules by pair."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,25 +16,25 @@ from profuser.report.tables.table import percent
 from profuser.signals.rules import RULES, Rule
 
 MOST_BYTES = 34
-"""Of a line of the ruler; a longer text goes on in the next."""
+"""Maximum per line of the ruler; a longer text is wrapped."""
 BYTE_INCHES, MARGIN_INCHES = 0.27, 1.1
 CHARACTERS, BYTES, SOURCE, TARGET, LETTERS = 4.3, 3.5, 2.4, 0.9, 0.32
-"""Heights of the middle of each row of the picture."""
+"""Vertical centre of each row of the picture."""
 BOX = 0.62
 LETTER_WIDTH = 0.062
-"""Inches of a letter of a token."""
+"""Inches per letter of a token."""
 
 
 def ruler_plot(aligned: Aligned, carried: Transported | None = None, theme: Theme = LIGHT) -> Figure:
-    """A text's characters and bytes, the tokens of both tokenizers under them, and for each target token its rule.
+    """Plots a text's characters and bytes, the tokens of both tokenizers below them, and the rule of each target token.
 
-    An arrow leads from the source token that speaks to the target position; under CHAIN dashed ones from those whose
-    probabilities are multiplied to it. Characters that the font lacks are shown by their code points, so that the picture needs
-    no font but matplotlib's own.
+    A solid arrow leads from the source token whose distribution is used to the target position; under CHAIN, dashed arrows lead
+    from the tokens whose probabilities are multiplied to it. Characters that the font lacks are shown as code points, so that
+    matplotlib's own font is enough.
 
     Args:
         aligned: both tokenizations.
-        carried: where given, bars under the target tokens say how much mass has arrived on each.
+        carried: transported distributions; if given, bars under the target tokens show their mass.
         theme: colours.
     """
     lines = list(_lines(aligned))
@@ -65,8 +65,8 @@ def ruler_plot(aligned: Aligned, carried: Transported | None = None, theme: Them
 
 
 def _lines(aligned: Aligned) -> Iterator[tuple[int, int]]:
-    """The ruler cut into lines, `[start, end)`; it has a place before the first byte where a token spells a space there, and one
-    behind the last for the end of the turn.
+    """Yields the lines of the ruler, `[start, end)`. It starts one position before the first byte if a token spells a space there,
+    and ends one position after the last byte, for the end of the turn.
     """
     first, end = min(int(aligned.source.bounds[0]), int(aligned.target.bounds[0]), 0), len(aligned.target.text) + 1
     number = -(-(end - first) // MOST_BYTES)
@@ -97,13 +97,13 @@ def _ruler(axes: Axes, aligned: Aligned, start: int, end: int, theme: Theme) -> 
 
 
 def _spans(cut: Cut) -> list[tuple[int, int]]:
-    """Where the boxes of tokens lie; an end of turn has a place of its own."""
+    """Returns the positions of the token boxes; an end of turn gets one position."""
     pairs = zip(cut.bounds[:-1].tolist(), cut.bounds[1:].tolist(), strict=True)
     return [(start, end if end > start else start + 1) for start, end in pairs]
 
 
 def _characters(axes: Axes, text: bytes, start: int, end: int, theme: Theme) -> None:
-    """The text above, its bytes under it, with a line where a character begins."""
+    """Draws the text with its bytes below, and a line where a character begins."""
     place = 0
     for character in text.decode(errors="replace"):
         width = len(character.encode())
@@ -121,7 +121,7 @@ def _characters(axes: Axes, text: bytes, start: int, end: int, theme: Theme) -> 
 
 
 def _drawable(text: str) -> str:
-    """A text with code points for the characters that matplotlib's own font lacks."""
+    """Replaces characters that matplotlib's own font lacks by their code points."""
     font = get_font(findfont(FontProperties()))
     return "".join(c if font.get_char_index(ord(c)) else f"U+{ord(c):04X}" for c in text)
 
@@ -135,7 +135,7 @@ def _box(
     look: Mapping[str, Any],
     theme: Theme,
 ) -> None:
-    """A token; of one that goes on in another line only what is in this one."""
+    """Draws the part of a token that is on this line."""
     left, right = max(span[0], line[0]), min(span[1], line[1])
     if left >= right:
         return
@@ -151,7 +151,7 @@ def _box(
 
 
 def _plate(theme: Theme, look: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What keeps a label readable on a hatch."""
+    """Returns the background that keeps a label readable on a hatch."""
     if not look.get("hatch"):
         return None
     return {"facecolor": theme.background, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
@@ -177,7 +177,7 @@ def _swatch(theme: Theme, rule: str, label: str) -> Rectangle:
 
 
 def _mass_looks(theme: Theme) -> list[dict[str, Any]]:
-    """Of the token itself, of the others, and of the tail."""
+    """Returns the styles of mass on the token itself, on other tokens, and in the tail."""
     return [
         {"facecolor": theme.modes["training"], "edgecolor": theme.background, "linewidth": 0},
         {
@@ -191,7 +191,7 @@ def _mass_looks(theme: Theme) -> list[dict[str, Any]]:
 
 
 def _bars(axes: Axes, target: Cut, masses: Masses, start: int, end: int, theme: Theme) -> None:
-    """Mass under each target token, as wide as the token."""
+    """Draws the mass of each target token below it, as wide as the token."""
     parts = np.stack([masses.realised, masses.others, masses.tail], axis=1)
     for (left, right), shares in zip(_spans(target), parts, strict=True):
         left, right = max(left, start), min(right, end)
@@ -210,15 +210,15 @@ def _bars(axes: Axes, target: Cut, masses: Masses, start: int, end: int, theme: 
 def mass_plot(
     aligned: Aligned, carried: Transported, shares: Sequence[MassShare], position: int, theme: Theme = LIGHT
 ) -> Figure:
-    """One position: the source's candidates on the left, the target's tokens on the right, a line where the mass of each goes.
+    """Plots one position: the source's candidates on the left, the target's tokens on the right, and a line for each mass.
 
-    Under CHAIN a dashed line leads from the realised candidate to the tail, which gets what the product leaves of its mass.
+    Under CHAIN a dashed line leads from the realised candidate to the tail, which gets the mass that the product leaves.
 
     Args:
         aligned: both tokenizations.
-        carried: what arrives.
+        carried: transported distributions.
         shares: `mass_shares` of the position.
-        position: of the target.
+        position: index of the target token.
         theme: colours.
     """
     arrived = [
@@ -239,7 +239,7 @@ def mass_plot(
         colours = [theme.modes["training"] if each else theme.background for each in fits]
         _column(panels[0], left, [*colours, theme.grid], theme, mirrored=True)
         _column(panels[2], right, [theme.modes["inference"]] * len(arrived) + [theme.grid], theme)
-        panels[0].set_title(f"{aligned.source.name} says", fontsize=9.5)
+        panels[0].set_title(f"{aligned.source.name} predicts", fontsize=9.5)
         panels[2].set_title(f"{aligned.target.name} gets", fontsize=9.5)
         tail = len(right) - 1
         for row, share in enumerate(shares):
@@ -248,7 +248,7 @@ def mass_plot(
             if share.continued:
                 _link(panels[1], row, tail, 0.0, theme, linestyle="--")
         if aligned.consumed(position):
-            panels[0].set_xlabel("without a line: begins with other bytes, left out", fontsize=8)
+            panels[0].set_xlabel("no line: begins with other bytes, left out", fontsize=8)
         else:
             _link(panels[1], len(left) - 1, tail, left[-1][1], theme)
         for axes in panels:
@@ -269,7 +269,7 @@ def _mass_title(aligned: Aligned, position: int) -> str:
 def _column(
     axes: Axes, rows: Sequence[tuple[str, float]], colours: Sequence[str], theme: Theme, mirrored: bool = False
 ) -> None:
-    """Bars from the middle of the picture outwards, each with its token and mass."""
+    """Draws bars outwards from the middle of the picture, each with its token and mass."""
     places, masses = range(len(rows)), [mass for _, mass in rows]
     axes.barh(places, masses, height=0.62, color=colours, edgecolor=theme.text, linewidth=0.4)
     for place, (label, mass) in enumerate(rows):
@@ -290,7 +290,7 @@ def _link(axes: Axes, left: int, right: int, mass: float, theme: Theme, linestyl
 
 
 def pair_coverage_plot(pairs: Mapping[str, Mapping[str, int]], theme: Theme = LIGHT) -> Figure:
-    """Share of the target's tokens by rule, a bar per pair."""
+    """Plots the share of the target's tokens by rule, a bar per pair."""
     with styled(theme):
         figure = new_figure(1.4 + 0.4 * len(pairs))
         figure.set_figwidth(7.0)
@@ -309,6 +309,6 @@ def pair_coverage_plot(pairs: Mapping[str, Mapping[str, int]], theme: Theme = LI
         axes.set_yticks(range(len(pairs)), [f"{name} ({sum(rules.values()):,})" for name, rules in pairs.items()])
         axes.invert_yaxis()
         axes.set_xlim(0, 100)
-        axes.set_xlabel("share of target tokens, % (in brackets: their number)")
+        axes.set_xlabel("share of target tokens, % (in brackets: number of tokens)")
         figure.legend(loc="outside lower center", ncols=2)
     return figure

@@ -1,4 +1,4 @@
-"""Losses over the updates, with held-out bits per byte and the weights of the modes beneath."""
+"""Plots the losses over the updates, with held-out bits per byte and the modes' weights below."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,17 +14,15 @@ from profuser.report.tables.loss import stage_boundaries
 
 PANELS = {"ce": "CE, nats/token", "kl": "KL, nats/token"}
 SMOOTHED_SHARE = 0.03
-"""The bold line is a moving mean over this share of the updates."""
+"""Share of the updates in the moving mean, the bold line."""
 MOST_NAMED = 3
-"""Boundaries between stages that are named in the picture at most."""
+"""Maximum number of stage boundaries that are labelled."""
 MOST_POINTS = 2000
-"""Updates drawn at most; the CSV holds every one."""
+"""Maximum number of updates drawn; the CSV has all of them."""
 
 
 def loss_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
-    """Cross-entropy, KL and held-out bits per byte by mode, the modes' weights, and dashed lines where a stage of the schedule gave
-    way to the next.
-    """
+    """Plots cross-entropy, KL, held-out bits per byte and weight of each mode, with dashed lines between the schedule's stages."""
     if not facts.history:
         return None
     heldout = any(_heldout(update, mode) is not None for update in facts.history for mode in MODES)
@@ -52,7 +50,7 @@ def loss_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
 
 
 def _name_stages(axes: Axes, boundaries: list[float]) -> None:
-    """Writes the number of the stage that begins beside its line; where there are many, the lines alone."""
+    """Labels each boundary with the stage that begins there, unless there are too many."""
     if len(boundaries) <= MOST_NAMED:
         for number, boundary in enumerate(boundaries, 2):
             place = {"xy": (boundary, 1), "xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
@@ -96,7 +94,7 @@ def _weights(axes: Axes, facts: RunFacts, theme: Theme) -> None:
 
 
 def moving_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of the last `window` values at each place, over those that are finite; NaN where the value itself is not."""
+    """Returns the mean of the last `window` values at each position, over the finite ones; NaN where the value itself is not."""
     known = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(known)])

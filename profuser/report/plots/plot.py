@@ -1,4 +1,4 @@
-"""Pictures of scores, of who teaches what, and of alignment: `figure = plot(facts)`. What has nothing to show gives None."""
+"""Plots of scores, teachers and alignment coverage: `figure = plot(facts)`, or None if there is no data."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,13 +15,13 @@ from profuser.run.stages import FUSED, TARGET
 from profuser.signals.rules import RULES
 
 MOST_CATEGORIES = 16
-"""More would not fit a picture; the tables hold them all."""
+"""Maximum number of categories in a picture; the tables have all of them."""
 LONGEST_NAME = 22
 SOURCE_MARKERS = "s^Dv<>pXP"
 
 
 def scores_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
-    """Both metrics per category as dots, one per model, with a line from the target before fusion to the fused model."""
+    """Plots both metrics per category: a dot per model, and a line from the target before fusion to the fused model."""
     if not facts.num_rows():
         return None
     categories = facts.categories[:MOST_CATEGORIES]
@@ -64,7 +64,7 @@ def _dots(axes: Axes, facts: RunFacts, metric: Metric, categories: Sequence[str]
 
 
 def who_wins_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
-    """Share of the examples of each mode that each source teaches."""
+    """Plots the share of each mode's examples that each source teaches."""
     wins = facts.wins()
     totals = {mode: sum(getattr(row, mode) for row in wins) for mode in MODES}
     if not any(totals.values()):
@@ -91,7 +91,7 @@ def who_wins_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
 
 
 def coverage_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
-    """Share of the target's response tokens per alignment rule."""
+    """Plots the share of the target's response tokens per alignment rule."""
     coverage = facts.coverage()
     if not coverage:
         return None
@@ -109,7 +109,7 @@ def coverage_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
 
 
 def _bars(axes: Axes, places: Sequence[float], numbers: Sequence[int], **look: Any) -> None:
-    """Horizontal bars of shares in percent, each with its value."""
+    """Draws horizontal bars of shares in percent, each with its value."""
     total = sum(numbers)
     shares = [100 * number / total if total else 0.0 for number in numbers]
     bars = axes.barh(places, shares, **look)
@@ -119,6 +119,6 @@ def _bars(axes: Axes, places: Sequence[float], numbers: Sequence[int], **look: A
 
 
 def cut(name: str) -> str:
-    """A name on one line that leaves room for the plot."""
+    """Shortens a name to one line that leaves room for the plot."""
     name = " ".join(name.split())
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."

@@ -1,4 +1,4 @@
-"""Picture of how far the fused model is from the target, with intervals. See plots.py for the form."""
+"""Plots the differences between fused model and target, with intervals. See plot.py for the form."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +21,7 @@ POINTS = "percentage points"
 
 @dataclass(frozen=True)
 class Gap:
-    """The fused model less the target on one measure and category."""
+    """The fused model minus the target on one measure and category."""
 
     label: str
     unit: str
@@ -31,7 +31,7 @@ class Gap:
 
 
 def gaps(facts: RunFacts) -> list[Gap]:
-    """Held-out metrics by category, then benchmarks, then what the judges prefer at equal length, over 50 %."""
+    """Returns held-out metrics by category, then benchmarks, then the judged win rate at equal length minus 50 %."""
     found = [c for c in facts.comparisons if c.model == TARGET]
     out = []
     for metric in (BITS_PER_BYTE, EXACT_MATCH):
@@ -51,22 +51,22 @@ def _label(metric: Metric, category: str) -> str:
 
 
 def gap_rows(facts: RunFacts) -> list[dict[str, Any]]:
-    """The same for a CSV."""
+    """Returns the gaps as rows for a CSV."""
     return [{"measure": g.label, "unit": g.unit, **asdict(g.difference), "verdict": g.verdict} for g in gaps(facts)]
 
 
 def gaps_alt(facts: RunFacts) -> str:
-    """The same in words."""
+    """Describes the gaps in words, as alternative text."""
     parts = []
     for gap in gaps(facts):
         metric = BITS_PER_BYTE if gap.unit == BITS_PER_BYTE.name else SCORE
         value = metric.text(gap.difference.value, sign=True)
         parts.append(f"{gap.label} {value} {gap.unit} ({metric.interval(gap.difference)}), {gap.verdict}")
-    return f"Dots with 95 % intervals: fused model less target. {'; '.join(parts)}."
+    return f"Dots with 95 % intervals: fused model minus target. {'; '.join(parts)}."
 
 
 def gaps_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
-    """Fused model less target with 95 % intervals, a panel per unit; the shape of a dot says what the difference amounts to."""
+    """Plots fused model minus target with 95 % intervals, a panel per unit; a dot's shape shows the verdict."""
     found = gaps(facts)
     panels = [own[:MOST_CATEGORIES] for unit in (BITS_PER_BYTE.name, POINTS) if (own := _of(found, unit))]
     if not panels:
@@ -81,7 +81,7 @@ def gaps_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
             axes[0].scatter([], [], marker=marker, label=verdict, **_look(verdict, theme))
             for verdict, marker in MARKERS.items()
         ]
-        figure.suptitle("Fused model less target, 95 % intervals")
+        figure.suptitle("Fused model minus target, 95 % intervals")
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 

@@ -1,4 +1,4 @@
-"""A schedule drawn for a terminal: the weights of both modes over the updates, where pieces meet, and which may end early."""
+"""Draws a schedule in a terminal: both modes' weights over the updates, the boundaries of the pieces, and which may end early."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -11,11 +11,11 @@ from rich.text import Text
 from profuser.recipe.schedule import Plateau, Schedule, SchedulePiece
 
 DRAWN_MODES = ("inference", "training")
-"""In the order of the paper's `(w1, w2)`."""
+"""Modes in the order of the paper's `(w1, w2)`."""
 ROWS = 3
-"""Of characters, for the curve of one mode."""
+"""Height of one mode's curve, in characters."""
 LEFT, RIGHT = 16, 6
-"""Columns beside the curves: for names, and for half of the last update's number."""
+"""Columns to the left of the curves, for names, and to the right, for half of the last update's number."""
 LEAST_COLUMNS, MOST_COLUMNS = 20, 72
 COLOURS = {"training": "blue", "inference": "dark_orange3"}
 
@@ -25,10 +25,10 @@ class Marks:
     """Characters of a drawing."""
 
     blocks: str
-    """From empty to full."""
+    """Characters from empty to full."""
     line: str
     open: str
-    """The line where a piece may end early."""
+    """Character of the axis where a piece may end early."""
     tick: str
 
 
@@ -46,13 +46,13 @@ class Stretch:
 
     @property
     def earliest(self) -> int | None:
-        """The update that the next piece may begin with at the earliest; None where this one has its whole time."""
+        """First update at which the next piece may begin; None if this one cannot end early."""
         moment = self.first + 2 * self.piece.moves_on.window_steps if self.piece.moves_on else self.end
         return moment if moment < self.end else None
 
 
 def stretches(pieces: Sequence[SchedulePiece], num_steps: int) -> list[Stretch]:
-    """The updates of every piece where none ends early; a piece that is too short for one has none."""
+    """Returns the updates of every piece if none ends early; a piece too short for an update has none."""
     schedule = Schedule(pieces, num_steps)
     found: dict[int, tuple[int, int]] = {}
     step = 0
@@ -67,10 +67,10 @@ def stretches(pieces: Sequence[SchedulePiece], num_steps: int) -> list[Stretch]:
 
 
 class ScheduleDrawing:
-    """What rich prints for a schedule.
+    """A schedule that rich can print.
 
     Args:
-        pieces: of the recipe.
+        pieces: of the recipe's schedule.
         num_steps: updates of the run.
     """
 
@@ -79,7 +79,7 @@ class ScheduleDrawing:
         self.stretches = stretches(pieces, num_steps)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Curves, axis, a table of the pieces, and words on those that may end early."""
+        """Yields curves, axis, a table of the pieces, and a note on each piece that may end early."""
         width = max(LEAST_COLUMNS, min(MOST_COLUMNS, options.max_width - LEFT - RIGHT))
         marks = ASCII if options.ascii_only else UNICODE
         yield from self._curves(width, marks)
@@ -93,7 +93,7 @@ class ScheduleDrawing:
 
     def _curves(self, width: int, marks: Marks) -> Iterator[Text]:
         schedule = Schedule(self.pieces, self.num_steps)
-        # The middle of what a column stands for.
+        # The middle update of each column.
         moments = [schedule.weights(int((column + 0.5) * self.num_steps / width)) for column in range(width)]
         top = max(max(piece.inference, piece.training, *_ends(piece)) for piece in self.pieces)
         levels = len(marks.blocks) - 1
@@ -122,7 +122,7 @@ class ScheduleDrawing:
             line[place(step)] = marks.tick
             text = f"{step:,}"
             begin = place(step) - len(text) // 2 + LEFT
-            # A number that would touch the one before it is left to the table.
+            # A number that would touch the previous one is left out; the table has it.
             if begin > len(numbers):
                 numbers = numbers.ljust(begin) + text
         yield Text(f"{'update':>{LEFT - 6}}{' ' * 6}{''.join(line)}")
@@ -145,17 +145,17 @@ class ScheduleDrawing:
 def _early_words(index: int, stretch: Stretch, plateau: Plateau) -> str:
     if stretch.earliest is None:
         needed = 2 * plateau.window_steps
-        return f"Piece {index + 1} has its whole time: to end early it would need more than {needed:,} updates."
+        return f"Piece {index + 1} cannot end early: that takes more than {needed:,} updates."
     return (
         f"Piece {index + 1} may end from update {stretch.earliest:,} on, and ends at update {stretch.end:,}: it ends early once "
         f"the mean inference-mode cross-entropy of the last {plateau.window_steps:,} updates is not "
         f"{100 * plateau.min_gain:.3g} % below that of the {plateau.window_steps:,} before them. The pieces after it are then "
-        "stretched over the updates left."
+        "stretched over the remaining updates."
     )
 
 
 def _level(height: float, row: int, levels: int) -> int:
-    """How full a character is; a weight above 0 shows."""
+    """Returns the fill level of a character; a weight above 0 is always visible."""
     level = min(max(round(height) - row * levels, 0), levels)
     return max(level, 1) if height > 0 and row == 0 else level
 

@@ -1,4 +1,4 @@
-"""Pictures of the choice of teachers: who beats whom, which judges agree, who likes long answers. See plots.py for the form."""
+"""Plots of the choice of teachers: pairwise win rates, agreement of the judges, and length bias. See plot.py for the form."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from profuser.report.tables.selection import signed
 
 
 def win_rates_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
-    """Per pair of sources, how often the first is better in each mode; half of the rows is a line."""
+    """Plots how often the first source of each pair is better, by mode; a line marks 50 %."""
     duels = [duel for duel in (facts.selection.duels if facts.selection else ()) if _known(duel)][:MOST_CATEGORIES]
     if not duels:
         return None
@@ -33,7 +33,7 @@ def win_rates_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
         axes.set_yticks(range(len(duels)), [f"{first}\nbeats {second}" for first, second in names])
         axes.set_ylim(len(duels) - 0.5, -0.5)
         axes.set_xlim(0, 100)
-        axes.set_xlabel("share of the rows that both took, %, draws half")
+        axes.set_xlabel("share of the rows that neither refused, %, ties count half")
         axes.grid()
         figure.suptitle("Who beats whom")
         figure.legend(loc="outside lower center", ncols=2)
@@ -45,7 +45,7 @@ def _known(duel: Any) -> bool:
 
 
 def agreement_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
-    """Cohen's kappa of every pair of rewards."""
+    """Plots Cohen's kappa of every pair of rewards."""
     found = facts.selection.agreements if facts.selection else ()
     pairs = [pair for pair in found if np.isfinite(pair.kappa)][:MOST_CATEGORIES]
     if not pairs:
@@ -59,7 +59,7 @@ def agreement_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
         axes.axvline(0, color=theme.text, linewidth=1)
         axes.set_yticks(places, [f"{cut(pair.first)}\nand {cut(pair.second)}" for pair in pairs])
         axes.set_ylim(len(pairs) - 0.5, -0.5)
-        # Room for the numbers beside the bars, on the left too where one is below chance.
+        # Room for the numbers beside the bars, also on the left if one is below chance.
         axes.set_xlim(min(values) - 0.4 if min(values) < 0 else 0, 1.12)
         axes.set_xlabel("Cohen's kappa (0 is chance)")
         axes.grid(axis="x")
@@ -68,7 +68,7 @@ def agreement_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
 
 
 def length_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
-    """Mean reward of answers of about the same length, over their length; a line that rises is a liking for long answers."""
+    """Plots the mean reward of answers over their length; a rising line is a bias towards long answers."""
     if facts.selection is None or len(facts.selection.lengths) < 2:
         return None
     parts, judges = facts.selection.lengths, facts.selection.judges
@@ -86,12 +86,12 @@ def length_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
             )
         axes.axhline(0, color=theme.text, linestyle="--", linewidth=1)
         if parts[-1].mean_bytes > 10 * parts[0].mean_bytes:
-            # A few very long answers would press all others against the axis.
+            # A few very long answers would squeeze all others against the axis.
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter("{x:,.0f}")
             axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("answer, bytes (tenths of the answers by length)")
+        axes.set_xlabel("answer, bytes (deciles of the answers by length)")
         axes.set_ylabel("mean reward, standard deviations")
         axes.grid()
         figure.suptitle(f"Length and reward, n = {sum(part.num_answers for part in parts):,} answers")

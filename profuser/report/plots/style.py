@@ -1,6 +1,7 @@
-"""How the pictures look: two themes and Matplotlib's settings.
+"""Style of the plots: two themes and Matplotlib's settings.
 
-Colours are Okabe and Ito's or close to them: colour-blind readers tell them apart. Shape or place says the same once more.
+Colours are Okabe and Ito's or close to them, so that colour-blind readers can distinguish them. Shape or position repeats the
+information.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from profuser.run.stages import FUSED, TARGET
 
 WIDTH_INCHES = 4.8
-"""Scaled to a phone's width, 10 points of text stay legible."""
+"""Width of a figure: 10-point text stays legible when scaled to a phone."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,13 @@ class Theme:
     modes: Mapping[str, str]
     models: Mapping[str, str]
     others: Sequence[str]
-    """Of the sources, in order."""
+    """Colours of the sources, in order."""
 
 
 MODE_LINES: Mapping[str, Any] = {"training": "-", "inference": (0, (5, 1.2))}
 MODE_MARKERS = {"training": "s", "inference": "o"}
 MODE_HATCHES = {"training": "", "inference": "////"}
-"""Both modes are told apart without their colours too."""
+"""Hatches that distinguish the modes without colour."""
 
 LIGHT = Theme(
     text="#1f2328",
@@ -54,15 +55,15 @@ DARK = Theme(
 
 
 def new_figure(height_inches: float) -> Figure:
-    """An empty figure that no window knows of."""
+    """Returns an empty figure that is not registered with pyplot."""
     return Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
 
 
 @contextmanager
 def styled(theme: Theme) -> Iterator[None]:
-    """Matplotlib's settings for a theme."""
+    """Applies Matplotlib's settings for a theme."""
     settings: dict[Any, Any] = {
-        "text.parse_math": False,  # a dollar sign in a category is a dollar sign
+        "text.parse_math": False,  # a dollar sign in a category is literal
         "font.size": 10,
         "axes.labelsize": 9.5,
         "figure.titlesize": 11.5,

@@ -1,4 +1,4 @@
-"""How one text is cut by two tokenizers, and what becomes of a distribution between them, as rows for tables and pictures.
+"""Shows how two tokenizers split one text and how a distribution is transported between them, as rows for tables and plots.
 
 Legend: T tokens of a text (T1 = T + 1).
 """
@@ -20,14 +20,14 @@ from profuser.signals.ragged import Ragged
 from profuser.signals.rules import AlignmentRules, Rule
 
 SPACE_SIGN = "\u2423"
-"""Stands for a space, which would not be seen at the end of a token."""
+"""Visible sign for a space."""
 END_WORD = "end"
-"""Stands for a token that ends a turn."""
+"""Label of a token that ends a turn."""
 
 
 @dataclass(frozen=True, eq=False)
 class NamedTokenizer:
-    """A tokenizer, what it is called, and its table of bytes."""
+    """A tokenizer with its name and byte table."""
 
     name: str
     tokenizer: Any
@@ -35,32 +35,32 @@ class NamedTokenizer:
 
     @classmethod
     def of(cls, name: str, tokenizer: Any) -> "NamedTokenizer":
-        """A Hugging Face fast tokenizer with as many ids as it has tokens."""
+        """Wraps a Hugging Face fast tokenizer; the vocabulary size is its number of tokens."""
         return cls(name, tokenizer, TokenBytes.from_tokenizer(tokenizer, len(tokenizer)))
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a response: no token before it, the end of the turn after it."""
+        """Returns the ids of a response, with no token before it and the end of turn after it."""
         return [*self.tokenizer.encode(text, add_special_tokens=False), self.tokens.end_ids[0]]
 
     def cut(self, text: str) -> "Cut":
-        """A response in tokens."""
+        """Tokenizes a response."""
         return Cut.of(self.name, self.tokens, self.encode(text), text.encode())
 
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """A text as one tokenizer cuts it: token t is bytes `[bounds[t], bounds[t + 1])`."""
+    """A text as split by one tokenizer: token t is bytes `[bounds[t], bounds[t + 1])`."""
 
     name: str
     tokens: TokenBytes
     ids: Int[np.ndarray, "T"]
     bounds: Int[np.ndarray, "T1"]
-    """The first is -1 where the tokens spell a space before the text; an end of turn has no bytes."""
+    """Byte offsets; the first is -1 if the tokens spell a space before the text. An end of turn has no bytes."""
     text: bytes
 
     @classmethod
     def of(cls, name: str, tokens: TokenBytes, ids: Integer[np.ndarray, "T"] | Sequence[int], text: bytes) -> "Cut":
-        """Lays given tokens over a text.
+        """Locates given tokens in a text.
 
         Raises:
             AlignmentError: the tokens do not spell the text.
@@ -69,11 +69,11 @@ class Cut:
 
     @property
     def labels(self) -> list[str]:
-        """Every token in a word."""
+        """Label of every token."""
         return [token_label(self.tokens, index) for index in self.ids.tolist()]
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row per token for a table: id, text, bytes, and where it lies."""
+        """Returns a row per token for a table: id, text, bytes, and byte offsets."""
         return [
             {"token": label, "id": index, "bytes": hex_bytes(self.tokens[index] or b""), "from": start, "to": end}
             for label, index, start, end in zip(
@@ -83,7 +83,7 @@ class Cut:
 
 
 def token_label(tokens: TokenBytes, index: int) -> str:
-    """A token in a word: its text with spaces to be seen, its bytes where they are no text, its role where it has none."""
+    """Returns a token's label: its text with visible spaces, its bytes if they are not UTF-8, its role if it has no bytes."""
     data = tokens[index]
     if data is None:
         role = Role(int(tokens.roles[index]))
@@ -96,32 +96,32 @@ def token_label(tokens: TokenBytes, index: int) -> str:
 
 
 def hex_bytes(data: bytes) -> str:
-    """Bytes as pairs of hex digits: `F0 9F`."""
+    """Formats bytes as pairs of hex digits: `F0 9F`."""
     return data.hex(" ").upper()
 
 
 @dataclass(frozen=True, eq=False)
 class Aligned:
-    """Two cuts of one text, and for each target position the rule and the source token that speaks for it."""
+    """Two tokenizations of one text, and for each target position its rule and source token."""
 
     source: Cut
     target: Cut
     matches: Matches
     rules: UInt8[np.ndarray, "T"]
-    """`Rule` per target position, NONE where a rule that it needs is off."""
+    """`Rule` per target position; NONE where the rule it needs is off."""
 
     @classmethod
     def of(cls, source: Cut, target: Cut, rules: AlignmentRules = ALL_RULES) -> "Aligned":
-        """Aligns two cuts of the same text."""
+        """Aligns two tokenizations of the same text."""
         found = _match(source.tokens, [source.ids], target.tokens, [target.ids], [source.text])
         return cls(source, target, found, switch_off(found, rules))
 
     def rule(self, position: int) -> Rule:
-        """The rule of a target position."""
+        """Returns the rule of a target position."""
         return Rule(int(self.rules[position]))
 
     def spoken_by(self, position: int) -> range:
-        """The source tokens of a target position: the one whose distribution is used, and under CHAIN those that follow it."""
+        """Returns a target position's source tokens: the one whose distribution is used, and under CHAIN the following ones."""
         first, rule = int(self.matches.source[position]), self.rule(position)
         if rule == Rule.NONE:
             return range(0)
@@ -129,12 +129,12 @@ class Aligned:
         return range(first, last)
 
     def consumed(self, position: int) -> bytes:
-        """The bytes of the source token that lie before a target position."""
+        """Returns the bytes of the source token before a target position."""
         data = self.source.tokens[int(self.source.ids[self.matches.source[position]])] or b""
         return data[: int(self.matches.consumed[position])]
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row per target position for a table."""
+        """Returns a row per target position for a table."""
         labels = self.source.labels
         return [
             {
@@ -149,24 +149,24 @@ class Aligned:
 
 @dataclass(frozen=True)
 class MassShare:
-    """What became of one candidate of the source at one target position."""
+    """Destination of one candidate of the source at one target position."""
 
     candidate: str
     mass: float
-    """Of the source's distribution, 0 to 1."""
+    """Probability under the source, 0 to 1."""
     target: int
-    """The target token that it goes to; -1 for the tail."""
+    """Target token that receives the mass; -1 for the tail."""
     fits: bool
-    """Whether it begins with the bytes already consumed and the target would split it there; what does not fit is left out, and
-    the others are scaled up."""
+    """Whether it begins with the bytes already consumed and the target would split it there; a candidate that does not fit is left
+    out, and the others are scaled up."""
     continued: bool
-    """Whether it stands there and CHAIN makes its mass a product with what follows; the rest of it goes to the tail."""
+    """Whether it is the realised token under CHAIN: its mass is multiplied with what follows, and the rest goes to the tail."""
 
 
 def mass_shares(
     aligned: Aligned, signals: SourceSignals, projection: VocabProjection, position: int
 ) -> list[MassShare]:
-    """Where each candidate of the source goes at a target position; `transport_rows` says with how much. Empty under NONE."""
+    """Returns the destination of each source candidate at a target position; empty under NONE. `transport_rows` has the masses."""
     if aligned.rule(position) == Rule.NONE:
         return []
     place = int(aligned.matches.source[position])
@@ -188,7 +188,7 @@ def mass_shares(
 
 
 def _destination(projection: VocabProjection, index: int, num_consumed: int, space: int) -> int:
-    """The target token of what is left of a source token."""
+    """Returns the target token of the rest of a source token."""
     ids = np.array([index])
     if space:
         return int((projection.without_space if space < 0 else projection.with_space)(ids)[0])
@@ -197,24 +197,24 @@ def _destination(projection: VocabProjection, index: int, num_consumed: int, spa
 
 @dataclass(frozen=True, eq=False)
 class Masses:
-    """What has arrived at every target position; the three make 1 where there is a rule."""
+    """Transported mass at every target position; the three parts sum to 1 where there is a rule."""
 
     realised: Float[np.ndarray, "T"]
-    """On the token that stands there."""
+    """Mass on the token of the text."""
     others: Float[np.ndarray, "T"]
-    """On the other tokens that are listed."""
+    """Mass on the other listed tokens."""
     tail: Float[np.ndarray, "T"]
-    """On everything else; 1 where nothing has arrived."""
+    """Mass on everything else; 1 where nothing was transported."""
 
     @classmethod
     def of(cls, carried: Transported, target_ids: Int[np.ndarray, "T"]) -> "Masses":
-        """Sums up carried distributions."""
+        """Sums up transported distributions."""
         mass = np.exp(carried.topk.logprobs.astype(np.float64))
         realised = (mass * (carried.topk.ids == target_ids[:, None])).sum(axis=1)
         return cls(realised, mass.sum(axis=1) - realised, carried.topk.tail_mass().astype(np.float64))
 
     def rows(self, target: Cut) -> list[dict[str, Any]]:
-        """A row per target position for a table."""
+        """Returns a row per target position for a table."""
         columns = zip(target.labels, *(part.tolist() for part in (self.realised, self.others, self.tail)), strict=True)
         return [
             {"target token": label, "on this token": own, "on others": others, "tail": tail, "sum": own + others + tail}
@@ -223,14 +223,14 @@ class Masses:
 
 
 def text_coverage(source: NamedTokenizer, target: NamedTokenizer, texts: Sequence[str]) -> dict[str, int]:
-    """Target tokens of texts by alignment rule, as `matching.coverage` counts them; a text that is misspelt counts as `none`."""
+    """Counts the target tokens of texts by alignment rule with `matching.coverage`; a misspelt text counts as `none`."""
     ids = [[side.encode(text) for text in texts] for side in (source, target)]
     found = _match(source.tokens, ids[0], target.tokens, ids[1], [text.encode() for text in texts])
     return coverage(found.rules)
 
 
 def coverage_rows(pairs: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
-    """Tokens by rule of each pair for a table, in percent of its tokens."""
+    """Returns a row per pair for a table: its tokens, and the share of each rule in percent."""
     return [
         {"pair": name, "tokens": sum(rules.values())}
         | {f"{rule}, %": 100 * number / max(1, sum(rules.values())) for rule, number in rules.items()}

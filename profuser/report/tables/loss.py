@@ -1,4 +1,4 @@
-"""What each stage of the schedule did to the losses, as lines of text."""
+"""Summarises the losses of each stage of the schedule as lines of text."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from profuser.artifacts.schemas import MODES
 from profuser.report.facts import RunFacts
 
 ENDS_SHARE = 0.05
-"""A loss at either end of a stage is the mean over this share of the stage's updates, at least one."""
+"""Share of a stage's updates, at least one, that are averaged for the loss at either end of it."""
 History = Sequence[Mapping[str, float]]
 
 
@@ -18,19 +18,19 @@ class StageLossLine:
     """One mode in one stage of the schedule, as text."""
 
     stage: int
-    """From 1."""
+    """Number of the stage, from 1."""
     updates: str
     mode: str
     weight: str
     ce: str
-    """From its first updates to its last ones, nats per token; empty where the mode has no weight."""
+    """Cross-entropy from the stage's first updates to its last, nats per token; empty if the mode has no weight."""
     kl: str
     heldout: str
-    """Bits per byte of the rows that training kept apart, as measured last in the stage."""
+    """Bits per byte of the rows held out of training, as last measured in the stage."""
 
 
 def stage_loss_lines(facts: RunFacts) -> list[StageLossLine]:
-    """Both modes in every stage, in order; a mode without weight and without a measurement is left out."""
+    """Returns a line per stage and mode, in order, without modes that have neither weight nor measurement."""
     lines = []
     for number, updates in enumerate(stages(facts.history), 1):
         first, last = (_step(facts.history, update) for update in (updates[0], updates[-1]))
@@ -45,24 +45,24 @@ def stage_loss_lines(facts: RunFacts) -> list[StageLossLine]:
 
 
 def stages(history: History) -> list[list[Mapping[str, float]]]:
-    """The updates of every stage of the schedule."""
+    """Groups the updates by stage of the schedule."""
     return [list(updates) for _, updates in groupby(history, lambda update: update.get("stage"))]
 
 
 def stage_boundaries(history: History) -> list[float]:
-    """The first update of every stage but the first."""
+    """Returns the first update of every stage but the first."""
     return [after["step"] for before, after in pairwise(history) if after.get("stage") != before.get("stage")]
 
 
 def losses_alt(facts: RunFacts) -> str:
-    """The picture of the losses in words: where every curve begins and ends in every stage."""
+    """Describes the plot of the losses in words: where every curve begins and ends in every stage."""
     parts = []
     for line in stage_loss_lines(facts):
-        told = [f"weight {line.weight}"] if line.weight else []
-        told += [f"cross-entropy {line.ce}"] if line.ce else []
-        told += [f"KL {line.kl}"] if line.kl else []
-        told += [f"held out {line.heldout} bits per byte"] if line.heldout else []
-        parts.append(f"stage {line.stage}, updates {line.updates}, {line.mode} mode: {', '.join(told)}")
+        values = [f"weight {line.weight}"] if line.weight else []
+        values += [f"cross-entropy {line.ce}"] if line.ce else []
+        values += [f"KL {line.kl}"] if line.kl else []
+        values += [f"held out {line.heldout} bits per byte"] if line.heldout else []
+        parts.append(f"stage {line.stage}, updates {line.updates}, {line.mode} mode: {', '.join(values)}")
     return f"Curves of the losses in nats per response token over the updates. {'; '.join(parts)}."
 
 

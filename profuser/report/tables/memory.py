@@ -1,4 +1,4 @@
-"""What training will hold in a device's memory, as a table for a terminal and in words."""
+"""Shows the planned device memory of training, as a table for a terminal and in words."""
 
 from collections.abc import Sequence
 
@@ -15,18 +15,18 @@ NAMES: dict[Moment, str] = {
     "step": "optimizer's step",
 }
 CAPTION = (
-    "Parameters, gradients and optimizer: a device's share, in float32. Gathered: parameters that are whole for the moment. "
-    "Loss: a chunk's logits, and the gradient of the output layer. Backward: whole gradients, and activations computed again."
+    "Parameters, gradients and optimizer: a device's shard, in float32. Gathered: parameters that are temporarily unsharded. "
+    "Loss: a chunk's logits, and the gradient of the output layer. Backward: unsharded gradients, and recomputed activations."
 )
-LEFT_OUT = "Only tensors are counted: the CUDA context, NCCL and fragments of the allocator take some GiB more."
+LEFT_OUT = "Only tensors are counted: the CUDA context, NCCL and allocator fragmentation take some GiB more."
 
 
 def memory_table(plan: MemoryPlan, dtype: str) -> Table:
-    """Each part at the fullest instant of each moment. Columns add up; the largest sum, in bold, is the peak.
+    """Returns each part at the peak of each moment. Columns add up; the largest sum, in bold, is the overall peak.
 
     Args:
         plan: of the target's training.
-        dtype: in which parameters are used, for the title.
+        dtype: compute dtype of the parameters, for the title.
     """
     size, unit = _unit(plan.peak_bytes)
     rows, length = plan.micro_batch
@@ -45,16 +45,16 @@ def memory_table(plan: MemoryPlan, dtype: str) -> Table:
 
 
 def memory_words(plan: MemoryPlan, others: Sequence[MemoryPlan]) -> list[str]:
-    """The attention, the peak, what is in the host's memory, and the peak on other numbers of devices; a sentence each."""
+    """Describes the attention, the peak, host memory, and the peak on other numbers of devices; a sentence each."""
     words = [f"{plan.attention[:1].upper()}{plan.attention[1:]}."]
     words.append(f"The peak is {_amount(plan.peak_bytes)} on each device, in the {NAMES[plan.peak_moment]}.")
     if plan.host:
-        words.append(f"Each worker keeps {_amount(sum(plan.host.values()))} in the host's memory besides.")
+        words.append(f"Each worker also keeps {_amount(sum(plan.host.values()))} in host memory.")
     peaks = [
         f"{_amount(other.peak_bytes)} on {other.world_size}" for other in others if other.world_size != plan.world_size
     ]
     if peaks:
-        words.append(f"On other numbers of devices it is about {', '.join(peaks)}.")
+        words.append(f"On other numbers of devices the peak is about {', '.join(peaks)}.")
     return [*words, LEFT_OUT]
 
 
@@ -64,5 +64,5 @@ def _amount(num_bytes: int) -> str:
 
 
 def _unit(num_bytes: int) -> tuple[int, str]:
-    """Bytes of the unit that suits, and its name."""
+    """Returns the size of a suitable unit in bytes, and its name."""
     return (2**30, "GiB") if num_bytes >= 2**30 else (2**20, "MiB")

@@ -1,4 +1,4 @@
-"""The pipeline as a report tells it: its stages in a few words each, and what every part took in time, device-hours and money."""
+"""Summarises the pipeline for a report: each stage in a few words, and the time, device-hours and cost of every part."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ COUNTED = {
     "tokens": "response tokens",
     "steps": "updates",
 }
-"""Counts that tell what a stage did, summed over its parts, in the order of telling."""
+"""Counts that describe a stage, summed over its parts, in the order shown."""
 OWN_COLUMNS = ("rows", "tokens")
-"""Counts that have a column of their own."""
+"""Counts with their own column."""
 DEVICE_HOURS = (
-    "A device is a GPU, or a CPU of a stage that holds no GPU. A device-hour counts from when an actor begins to load to its last "
-    "result, over all attempts; a stage without actors holds none."
+    "A device is a GPU, or a CPU in a stage without GPUs. Device-hours are counted from when an actor starts loading to its last "
+    "result, over all attempts; a stage without actors has none."
 )
 
 
@@ -33,14 +33,14 @@ class FlowStep:
 
     name: str
     parts: str
-    """How many of what; empty where it has but one."""
-    told: tuple[str, ...]
-    """What came of it, a phrase each."""
+    """Number and kind of its parts; empty if it has only one."""
+    phrases: tuple[str, ...]
+    """Results, a phrase each."""
     time: str
     share: float
-    """Of the time of all stages, 0 to 1."""
+    """Share of the time of all stages, 0 to 1."""
     reused: bool
-    """Whether another run made all of it."""
+    """Whether another run produced all of it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class StageLine:
 
     name: str
     note: str
-    """What is unusual of it: that it is not finished, or that another run made it."""
+    """State if it is not finished, or the run that it was taken from."""
     state: str
     rows: str
     tokens: str
@@ -57,11 +57,11 @@ class StageLine:
     device_hours: str
     money: str
     also: str
-    """Counts that have no column, and metrics, in one phrase."""
+    """Other counts and metrics, in one phrase."""
 
 
 def flow(facts: RunFacts) -> list[FlowStep]:
-    """The stages in order, each with all its parts."""
+    """Returns the stages in order, each with all its parts."""
     groups = [(name, list(parts)) for name, parts in groupby(facts.stages, lambda stage: stage_name(stage.name))]
     steps = []
     for name, parts in groups:
@@ -71,22 +71,22 @@ def flow(facts: RunFacts) -> list[FlowStep]:
         what = REGISTRY[name].plural
         made_of = f"{len(parts)} {what}" if what and len(parts) > 1 else ""
         time = format_duration(seconds) if seconds else ""
-        steps.append(FlowStep(name, made_of, tuple(_told(name, parts)), time, share, not own))
+        steps.append(FlowStep(name, made_of, tuple(_phrases(name, parts)), time, share, not own))
     return steps
 
 
-def _told(name: str, parts: Sequence[StageFact]) -> list[str]:
+def _phrases(name: str, parts: Sequence[StageFact]) -> list[str]:
     counts = {part.name: part.counts for part in parts}
     if report := REGISTRY[name].report:
         return report(counts)
     sums = {key: int(sum(found.get(key, 0) for found in counts.values())) for key in COUNTED}
-    told = [f"{sums[key]:,} {words}" for key, words in COUNTED.items() if sums[key]]
+    phrases = [f"{sums[key]:,} {words}" for key, words in COUNTED.items() if sums[key]]
     most = int(max((found.get("rows", 0) for found in counts.values()), default=0))
-    return [*([f"{most:,} rows{' each' if len(parts) > 1 else ''}"] if most else []), *told]
+    return [*([f"{most:,} rows{' each' if len(parts) > 1 else ''}"] if most else []), *phrases]
 
 
 def stage_lines(facts: RunFacts) -> list[StageLine]:
-    """Every part with its counts, and what it took."""
+    """Returns a line per part with its counts, time and cost."""
     hours, money = (_decimals(values) for values in (_hours(facts.stages), _moneys(facts.stages)))
     return [_line(stage, hours, money) for stage in facts.stages]
 
@@ -110,7 +110,7 @@ def _unfinished(state: str) -> str:
 
 
 def total_line(facts: RunFacts) -> StageLine:
-    """What all parts took that this run made itself."""
+    """Returns the totals over the parts that this run produced itself."""
     hours, money = _hours(facts.own_stages), _moneys(facts.own_stages)
     return StageLine(
         name="all of this run" if len(facts.own_stages) < len(facts.stages) else "all",
@@ -126,7 +126,7 @@ def total_line(facts: RunFacts) -> StageLine:
 
 
 def format_duration(seconds: float) -> str:
-    """A time in the unit that suits: `31.4 s`, `4.3 min`, `2.5 h`."""
+    """Formats a duration in a suitable unit: `31.4 s`, `4.3 min`, `2.5 h`."""
     for size, unit in ((3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
@@ -142,21 +142,21 @@ def _moneys(stages: Sequence[StageFact]) -> list[float]:
 
 
 def _decimals(values: Sequence[float]) -> int:
-    """As many for a column as give its smallest value two digits that count; from 2 to 4."""
+    """Returns the decimals of a column, 2 to 4, that show its smallest value with two significant digits."""
     smallest = min(values, default=1.0)
     return min(4, max(2, 1 - math.floor(math.log10(smallest))))
 
 
 def cost_words(facts: RunFacts) -> list[str]:
-    """What to know of the costs, a sentence each."""
+    """Returns notes on the costs, a sentence each."""
     plan: Mapping[str, object] = facts.recipe.get("plan") or {}
     held = [stage for stage in facts.own_stages if stage.device_seconds]
     unpriced = [stage.name for stage in held if stage.price_per_device_hour is None]
-    words = ["Times of stages that ran side by side are added up."] if facts.seconds else []
+    words = ["Times of stages that ran concurrently are added up."] if facts.seconds else []
     if held:
         words.append(DEVICE_HOURS)
     if held and len(unpriced) == len(held):
-        words.append("No sum of money: the recipe names no price (plan.price_per_device_hour).")
+        words.append("No cost is shown: the recipe names no price (plan.price_per_device_hour).")
     elif held:
         prices = sorted({s.price_per_device_hour for s in held if s.price_per_device_hour is not None})
         each = ", ".join(f"{price:g}" for price in prices)
@@ -165,12 +165,12 @@ def cost_words(facts: RunFacts) -> list[str]:
             words.append(f"The recipe names no price for {', '.join(unpriced)}.")
     reused = sorted({stage.reused_from for stage in facts.stages if stage.reused_from})
     if reused:
-        words.append(f"What was taken from run {', '.join(reused)} is not in the sums.")
+        words.append(f"Stages taken from run {', '.join(reused)} are not in the totals.")
     return words
 
 
 def _other_counts(stage: StageFact) -> str:
-    """Those with a slash have a section of their own (`wins/...`)."""
+    """Lists counts and metrics without a column; those with a slash (`wins/...`) have their own section."""
     counts = [
         f"{name.replace('_', ' ')} {value:,.0f}"
         for name, value in stage.counts.items()

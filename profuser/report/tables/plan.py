@@ -1,4 +1,4 @@
-"""A plan made from a probe, and how far off it was: as rows of text for the page, and as tables for a terminal of 100 columns."""
+"""Shows a plan made from a probe, and its errors: as rows of text for the page, and as tables for a terminal of 100 columns."""
 
 import math
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ QUANTITIES = {
     "money": "money",
 }
 COVERED = (
-    "Intervals are of 90 %: how far the rows that were drawn may differ from the others in length. They do not cover the speed "
-    "of a full queue (fewer rows at once are slower) or of a busy machine, waiting for nodes, work done twice after a failure, "
-    "and that files of other sizes compress otherwise. Device hours, planned and measured, are without the time "
+    "Intervals are of 90 %: they cover differences in length between the rows drawn and the others. They do not cover the speed "
+    "of a full queue (fewer rows at once are slower) or of a busy machine, waiting for nodes, repeated work after a failure, "
+    "or files of other sizes that compress differently. Device hours, planned and measured, exclude the time "
     "that actors are idle while the last ones finish; those of an actor that died are measured up to its last shard."
 )
 INSIDE = {True: "yes", False: "no", None: "-"}
@@ -41,11 +41,11 @@ class PlanErrorLine:
     measured: str
     error: str
     inside: str
-    """Whether the interval holds what was measured: `yes`, `no`, or a dash where there is no interval."""
+    """Whether the measured value is inside the interval: `yes`, `no`, or a dash if there is no interval."""
 
 
 def plan_table(plan: ProbedPlan) -> Table:
-    """What every stage will take, with the margin of each number below it."""
+    """Returns the estimates of every stage, with the margin of each number below it."""
     title = f"{plan.num_probed:,} of {plan.num_rows:,} rows probed, drawn under seed {plan.seed}"
     table = new_table(title, "stage")
     names = [name for name in QUANTITIES if name in plan.total or name == "seconds"]
@@ -60,28 +60,28 @@ def plan_table(plan: ProbedPlan) -> Table:
 
 
 def plan_words(plan: ProbedPlan) -> list[str]:
-    """What to know of the numbers, a sentence each."""
+    """Returns notes on the numbers, a sentence each."""
     disks = [
         f"{amount('disk_bytes', size.value)} ({_margin(size)}) with {kind} signals"
         for kind, size in plan.disk_bytes.items()
     ]
     return [
-        f"Disk of all that the sources say: {', '.join(disks)}.",
-        "Time is of each stage by itself, with all its actors and their start. A device is a GPU, or a CPU of an actor without.",
+        f"Disk for the sources' output: {', '.join(disks)}.",
+        "Time is that of each stage alone, with all its actors and their start. A device is a GPU, or a CPU if an actor has none.",
         COVERED,
         *(f"{note[:1].upper()}{note[1:]}." for note in plan.notes),
     ]
 
 
 def plan_error_lines(facts: RunFacts) -> list[PlanErrorLine]:
-    """Every quantity that was both planned and measured."""
+    """Returns a line per quantity that was both planned and measured."""
     currency = facts.recipe.get("plan", {}).get("currency", QUANTITIES["money"])
     return [_line(error, currency) for error in facts.plan_errors]
 
 
 def plan_error_table(facts: RunFacts) -> Table:
-    """The same for a terminal."""
-    table = new_table("the plan against the run", "stage")
+    """Returns planned and measured quantities for a terminal."""
+    table = new_table("plan and run", "stage")
     table.caption = COVERED
     table.add_column("quantity")
     for name in ("planned", "90 % interval", "measured", "error", "inside"):
@@ -93,7 +93,7 @@ def plan_error_table(facts: RunFacts) -> Table:
 
 
 def amount(quantity: str, value: float) -> str:
-    """A quantity with its unit: `1,234` tokens or sums of money, `12.3 min`, `4.56 MB`."""
+    """Formats a quantity with its unit: `1,234` for tokens and money, `12.3 min`, `4.56 MB`."""
     if quantity == "seconds":
         return _scaled(value, (("s", 1), ("min", 60), ("h", 3600)), 2)
     if quantity == "disk_bytes":
@@ -104,7 +104,7 @@ def amount(quantity: str, value: float) -> str:
 
 
 def _scaled(value: float, units: tuple[tuple[str, float], ...], enough: float) -> str:
-    """In the largest unit of which there are enough."""
+    """Formats a value in the largest unit of which it has at least `enough`."""
     name, size = next((unit for unit in reversed(units) if value >= enough * unit[1]), units[0])
     return f"{value / size:,.3g} {name}" if value / size < 1000 else f"{value / size:,.0f} {name}"
 

@@ -1,4 +1,4 @@
-"""Results with their intervals, as lines of text for the page and as tables for a terminal of 100 columns."""
+"""Shows results with their intervals, as lines of text for the page and as tables for a terminal of 100 columns."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,9 +16,7 @@ from profuser.run.stages import FUSED, TARGET
 
 NO_BENCHMARK = "No benchmark was measured: the recipe names none (evaluate.benchmarks)."
 NOT_YET = "No benchmark is finished yet."
-NOT_JUDGED = (
-    "The answers were not judged: the recipe leaves it out (evaluate.judged), or the stage is not finished yet."
-)
+NOT_JUDGED = "The answers were not judged: the recipe turns it off (evaluate.judged), or the stage is not finished yet."
 
 
 @dataclass(frozen=True)
@@ -28,19 +26,19 @@ class ScoreLine:
     name: str
     num_items: int
     cells: Mapping[str, str]
-    """By model."""
+    """Value by model."""
     intervals: Mapping[str, str]
-    """By model, of those that have one of their own."""
+    """Interval by model, for models that have one."""
     better_model: str | None
     change: str
-    """Of the fused model against the target."""
+    """Change from the target to the fused model."""
     interval: str
     verdict: str
 
 
 @dataclass(frozen=True)
 class AgainstCell:
-    """The fused model less one other on one measure, as text."""
+    """The fused model minus one other model on one measure, as text."""
 
     difference: str
     interval: str
@@ -55,7 +53,7 @@ class AgainstLine:
     measure: str
     num_items: int
     cells: Mapping[str, AgainstCell]
-    """By the other model."""
+    """Difference by the other model."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class JudgedLine:
     rate: str
     interval: str
     even_rate: str
-    """At equal length."""
+    """Win rate at equal length."""
     even_interval: str
     ties: str
     characters: str
@@ -75,7 +73,7 @@ class JudgedLine:
 
 
 def score_lines(facts: RunFacts, metric: Metric) -> list[ScoreLine]:
-    """One line per category for one held-out metric."""
+    """Returns a line per category for one held-out metric."""
     lines = []
     for category in facts.categories:
         change = Change.of(facts, metric, category)
@@ -86,13 +84,13 @@ def score_lines(facts: RunFacts, metric: Metric) -> list[ScoreLine]:
 
 
 def benchmark_models(facts: RunFacts) -> list[str]:
-    """The models that have finished a benchmark, in the order of the scores."""
+    """Returns the models that have finished a benchmark, in the order of the scores."""
     found = dict.fromkeys(model for scores in facts.benchmarks.values() for model in scores)
     return sorted(found, key=lambda model: (model == FUSED, model != TARGET))
 
 
 def benchmark_lines(facts: RunFacts) -> list[ScoreLine]:
-    """One line per benchmark."""
+    """Returns a line per benchmark."""
     lines = []
     for name, scores in facts.benchmarks.items():
         found = facts.comparison(name)
@@ -113,13 +111,13 @@ def benchmark_lines(facts: RunFacts) -> list[ScoreLine]:
 
 
 def no_benchmarks(facts: RunFacts) -> str:
-    """Why there is no table of benchmarks."""
+    """Returns the reason why there is no table of benchmarks."""
     named = (facts.recipe.get("evaluate") or {}).get("benchmarks")
     return NOT_YET if named else NO_BENCHMARK
 
 
 def against_lines(facts: RunFacts) -> list[AgainstLine]:
-    """Every measure over all its items."""
+    """Returns a line per measure, over all its items."""
     whole = [found for found in facts.comparisons if found.category == ALL]
     lines = []
     for measure in dict.fromkeys(found.measure for found in whole):
@@ -132,19 +130,19 @@ def against_lines(facts: RunFacts) -> list[AgainstLine]:
 
 
 def _against(facts: RunFacts, metric: Metric, found: ModelDifference) -> AgainstCell:
-    # Of held-out metrics the difference of the values as they are shown, as everywhere in the report.
+    # For held-out metrics, the difference of the rounded values, as everywhere in the report.
     change = Change(metric, metric.of(facts.score(found.model)), metric.of(facts.score(FUSED)))
     value = metric.text(found.difference.value, sign=True) if metric is SCORE else change.text
     return AgainstCell(value, metric.interval(found.difference), p_text(found.p_value), found.verdict)
 
 
 def metric_of(measure: str) -> Metric:
-    """How a measure is written: a held-out metric, or a benchmark."""
+    """Returns the format of a measure: a held-out metric's, or that of benchmark scores."""
     return next((metric for metric in METRICS if metric.name == measure), SCORE)
 
 
 def comparison_rows(facts: RunFacts) -> list[dict[str, Any]]:
-    """Every comparison, for a CSV."""
+    """Returns a row per comparison, for a CSV."""
     return [
         {
             "measure": found.measure,
@@ -159,12 +157,12 @@ def comparison_rows(facts: RunFacts) -> list[dict[str, Any]]:
 
 
 def p_text(p_value: float) -> str:
-    """A p-value as a table shows it."""
+    """Formats a p-value for a table."""
     return "< 0.001" if p_value < 0.001 else f"{p_value:.2g}"
 
 
 def judged_lines(facts: RunFacts) -> list[JudgedLine]:
-    """Every judge, the vote of all first, on every other model."""
+    """Returns a line per judge and other model, the majority vote first."""
     return [
         _judged(facts, judge, model, rate) for judge, rates in facts.judged.items() for model, rate in rates.items()
     ]
@@ -186,7 +184,7 @@ def _judged(facts: RunFacts, judge: str, model: str, rate: JudgedWinRate) -> Jud
 
 
 def benchmark_table(facts: RunFacts) -> Table:
-    """Benchmarks for a terminal; no row where none was measured."""
+    """Returns the benchmarks for a terminal; no row if none was measured."""
     table = new_table("benchmarks, %, fused against target with the 95 % interval of the difference", "benchmark")
     table.add_column("items", justify="right")
     models = benchmark_models(facts)
@@ -202,7 +200,7 @@ def benchmark_table(facts: RunFacts) -> Table:
 
 
 def judged_table(facts: RunFacts) -> Table:
-    """Judged win rates of the fused model for a terminal, of the vote of all judges."""
+    """Returns the fused model's win rates under the majority vote, for a terminal."""
     table = new_table("judged win rates of the fused model, ties half, with 95 % intervals", "against")
     table.caption = "verdict: of the rate at equal length against 50 %"
     for name in ("win rate", "at equal length", "ties"):

@@ -1,4 +1,4 @@
-"""The choice of teachers in words, as rows for a CSV, and as tables for a terminal of 100 columns."""
+"""Shows the choice of teachers in words, as rows for a CSV, and as tables for a terminal of 100 columns."""
 
 import math
 from dataclasses import asdict
@@ -12,14 +12,14 @@ from profuser.report.facts import RunFacts
 from profuser.report.tables.table import new_table, percent
 
 LONGER_WINS = (
-    "of two answers of different length to one prompt, how often the longer has the higher reward; 50 % is no bias"
+    "how often the longer of two answers of different length to one prompt has the higher reward; 50 % is no bias"
 )
 LENGTH_RHO = "Spearman's rank correlation of bytes and reward, over all answers"
-KAPPA = "Cohen's; 0 is chance, 1 is always the same choice"
+KAPPA = "Cohen's kappa; 0 is chance, 1 is always the same choice"
 
 
 def selection_words(facts: RunFacts) -> list[str]:
-    """What the numbers say, a sentence each: how often the modes choose the same teacher, and how often that is the target."""
+    """States how often both modes choose the same teacher, and how often the target itself is chosen; a sentence each."""
     out = []
     modes = facts.selection.modes if facts.selection else None
     if modes and modes.num_rows:
@@ -30,12 +30,12 @@ def selection_words(facts: RunFacts) -> list[str]:
         )
     wins = [f"{percent(part, 1)} of the examples in {mode} mode" for mode, part in facts.target_wins().items()]
     if wins:
-        out.append(f"Where the target itself wins there is little new to learn: {', '.join(wins)}.")
+        out.append(f"The target itself wins, with little new to learn, in {', '.join(wins)}.")
     return out
 
 
 def win_rate_rows(facts: RunFacts) -> list[dict[str, Any]]:
-    """Every pair of sources in both modes."""
+    """Returns a row per pair of sources and mode."""
     return [
         {"first": duel.first, "second": duel.second, "mode": mode, **asdict(rate), "win_rate": rate.share}
         for duel in (facts.selection.duels if facts.selection else ())
@@ -44,13 +44,13 @@ def win_rate_rows(facts: RunFacts) -> list[dict[str, Any]]:
 
 
 def agreement_rows(facts: RunFacts) -> list[dict[str, Any]]:
-    """Both modes, then every pair of rewards."""
+    """Returns the agreement of both modes, then of every pair of rewards."""
     found = facts.selection
     return [asdict(agreement) for agreement in (found.modes, *found.agreements)] if found else []
 
 
 def length_rows(facts: RunFacts) -> list[dict[str, Any]]:
-    """Every group of answers under every reward."""
+    """Returns a row per length bin and reward."""
     return [
         {
             "reward": name,
@@ -64,8 +64,8 @@ def length_rows(facts: RunFacts) -> list[dict[str, Any]]:
 
 
 def win_rates_table(facts: RunFacts) -> Table:
-    """Per pair of sources, the share of rows on which the first is better, in both modes."""
-    table = new_table("who beats whom on the same row, draws half", "source beats")
+    """Returns the share of rows on which the first source of each pair is better, in both modes."""
+    table = new_table("who beats whom on the same row, ties count half", "source beats")
     table.add_column("source")
     for mode in MODES:
         table.add_column(f"{mode} mode", justify="right")
@@ -78,7 +78,7 @@ def win_rates_table(facts: RunFacts) -> Table:
 
 
 def judges_table(facts: RunFacts) -> Table:
-    """Per reward its weight, its abstentions, and how it likes length."""
+    """Returns the weight, abstentions and length bias of each reward."""
     judges = facts.selection.judges if facts.selection else ()
     table = new_table(f"judges of the {judges[0].num_rows if judges else 0:,} rows with different answers", "reward")
     table.caption = f"longer wins: {LONGER_WINS}\nlength rho: {LENGTH_RHO}"
@@ -91,7 +91,7 @@ def judges_table(facts: RunFacts) -> Table:
 
 
 def agreement_table(facts: RunFacts) -> Table:
-    """Per pair of rewards, how often they choose the same answer, and Cohen's kappa."""
+    """Returns how often each pair of rewards chooses the same answer, and Cohen's kappa."""
     table = new_table("agreement of the judges, where both voted", "reward")
     table.caption = f"kappa: {KAPPA}"
     table.add_column("reward")
@@ -104,10 +104,10 @@ def agreement_table(facts: RunFacts) -> Table:
 
 
 def share(value: float) -> str:
-    """A share as `12.3 %`; a dash where it is not known."""
+    """Formats a share as `12.3 %`; a dash if it is not finite."""
     return percent(value, 1) if math.isfinite(value) else "-"
 
 
 def signed(value: float) -> str:
-    """A correlation or kappa with its sign; a dash where it is not known."""
+    """Formats a correlation or kappa with its sign; a dash if it is not finite."""
     return f"{round(value, 2) + 0.0:+.2f}" if math.isfinite(value) else "-"

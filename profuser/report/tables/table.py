@@ -1,4 +1,4 @@
-"""The numbers of a report as rows, and as tables for a terminal of 100 columns."""
+"""Shows the numbers of a report as rows, and as tables for a terminal of 100 columns."""
 
 import csv
 import io
@@ -16,19 +16,19 @@ from profuser.report.measures import METRICS, Change, Metric
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One model on one category."""
+    """Scores of one model on one category."""
 
     model: str
     category: str
     num_rows: int
     bits_per_byte: float
-    """NaN where it is not known."""
+    """NaN if unknown."""
     exact_match: float
-    """Share of rows, 0 to 1; NaN where it is not known."""
+    """Share of rows, 0 to 1; NaN if unknown."""
 
 
 def score_table(facts: RunFacts) -> list[ScoreRow]:
-    """Every model on all rows and on each category, in the order of the facts."""
+    """Returns a row per model on all rows and on each category, in the order of the facts."""
     return [
         ScoreRow(model, category, **asdict(facts.score(model, category)))
         for category in facts.categories
@@ -37,7 +37,7 @@ def score_table(facts: RunFacts) -> list[ScoreRow]:
 
 
 def render_scores(facts: RunFacts) -> Table:
-    """Both metrics per category and model; the better of target and fused model is bold."""
+    """Returns both metrics per category and model; the better of target and fused model is bold."""
     table = new_table(f"held-out scores, {facts.num_rows():,} rows", "")
     table.caption = "; ".join(f"{metric.title}: {metric.hint}" for metric in METRICS)
     table.add_column("rows", justify="right")
@@ -47,7 +47,7 @@ def render_scores(facts: RunFacts) -> Table:
     if facts.comparisons:
         table.add_column("95 % interval", justify="right")
         table.add_column("verdict")
-        table.pad_edge = False  # with four models there is not a column to spare
+        table.pad_edge = False  # with four models every column is needed
     for metric in METRICS:
         table.add_row(Text(metric.title, style="italic"))
         for category in facts.categories:
@@ -62,12 +62,12 @@ def _score_cells(facts: RunFacts, metric: Metric, category: str) -> list[Text]:
     for model in facts.models:
         value = metric.text(metric.of(facts.score(model, category)))
         cells.append(Text(value, style="bold" if model == change.better_model else ""))
-    told = [Text(change.interval), Text(change.verdict)] if facts.comparisons else []
-    return [*cells, Text(change.text), *told]
+    details = [Text(change.interval), Text(change.verdict)] if facts.comparisons else []
+    return [*cells, Text(change.text), *details]
 
 
 def who_wins_table(facts: RunFacts) -> Table:
-    """Examples per source in both modes, as numbers and shares of the mode's examples."""
+    """Returns the examples per source in both modes, as numbers and shares of the mode's examples."""
     table = new_table(f"teachers of {facts.selection_counts.get('rows', 0):,.0f} corpus rows", "source")
     for mode in MODES:
         table.add_column(f"{mode} mode", justify="right")
@@ -83,7 +83,7 @@ def who_wins_table(facts: RunFacts) -> Table:
 
 
 def stage_table(facts: RunFacts) -> Table:
-    """Every stage with its state, rows, tokens and seconds."""
+    """Returns every stage with its state, rows, tokens and seconds."""
     table = new_table(f"stages, {facts.seconds:,.1f} seconds in all", "stage")
     table.add_column("state")
     for name in ("rows", "tokens", "seconds"):
@@ -95,19 +95,19 @@ def stage_table(facts: RunFacts) -> Table:
 
 
 def new_table(title: str, first_column: str) -> Table:
-    """An empty table in the style of all."""
+    """Returns an empty table in the common style."""
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
     table.add_column(first_column)
     return table
 
 
 def percent(part: float, whole: float) -> str:
-    """A share as `12.3 %`; a dash for a share of nothing."""
+    """Formats a share as `12.3 %`; a dash if the whole is 0."""
     return f"{100 * part / whole:.1f} %" if whole else "-"
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV in full precision; None, NaN and a column that a row lacks are empty."""
+    """Writes rows as CSV in full precision; None, NaN and missing columns are empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
