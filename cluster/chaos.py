@@ -31,7 +31,7 @@ from ray_jobs.runtime.progress import console, format_clock, print_line
 
 KINDS = ("node", "actor", "worker", "driver")
 """Kinds of kills. A worker is the process of a task, or of an engine below its actor."""
-DRIVER, SUPERVISOR = f"{sys.executable} -m ray_jobs.pipeline.pipeline", "JobSupervisor"
+DRIVER, SUPERVISOR = f"{sys.executable} -m ray_jobs run", "JobSupervisor"
 """Prefix of the driver's command, and class of the actor that Ray starts for every job."""
 MORE_SUBMISSIONS = 20
 """Submissions beyond one per kill: a job submitted while the previous one is still ending is refused."""

@@ -17,7 +17,7 @@ from markdown_it.token import Token
 
 from profuser.ablation.arms import find_arms
 from profuser.recipe import Recipe, find_arm, load_recipe
-from profuser.recipe.layers import merge, models_in, read_layers
+from profuser.recipe.layers import merge, read_layers, sections_in
 from profuser.recipe.loading import parse_recipe
 from profuser.run.stages import STAGES
 from ray_jobs.cli.app import RECIPES, app
@@ -321,7 +321,7 @@ def unknown_setting(path: str) -> str | None:
         fields = [section.model_fields[part] for section in sections if part in section.model_fields]
         if not fields:
             return part
-        sections = set().union(*(models_in(field.annotation) for field in fields))
+        sections = set().union(*(sections_in(field.annotation) for field in fields))
     return None
 
 

@@ -33,7 +33,7 @@ MEASURED = ("evaluate", "benchmarks")
 """Stages with one or more parts per model."""
 NAMED = ("sources", "rewards")
 """Lists from which an ablation may select items by name."""
-UNLESS_ASKED = {"evaluate": {"judged": False}}
+DEFAULTS = {"evaluate": {"judged": False}}
 """Defaults below the recipe: the table shows no win rates, and judging an arm's answers takes longer than evaluating it."""
 LONGEST_NAME = 40
 """Maximum length of the recipe's name; the runs' names add arm and seed."""
@@ -204,7 +204,7 @@ def plan_ablation(recipe: str, settings: Sequence[str], arms: Sequence[Arm], num
         UserError: a setting is wrong, or an arm does not fit the recipe.
     """
     file = find_recipe(recipe, Path(), shipped, f"recipe {recipe}")
-    tree = merge(UNLESS_ASKED, read_layers(file, shipped))
+    tree = merge(DEFAULTS, read_layers(file, shipped))
     apply_overrides(tree, settings)
     plain = parse_recipe(tree, str(file))
     if len(plain.name) > LONGEST_NAME:

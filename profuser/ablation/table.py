@@ -16,7 +16,7 @@ from profuser.run.fusion_run import FusionRun
 
 
 @dataclass(frozen=True)
-class Made:
+class Provenance:
     """Cost and provenance of a table."""
 
     stage_seconds: float
@@ -40,12 +40,12 @@ class Made:
         return f"{hours}; {self.machine}; commit {commits}"
 
 
-def what_it_cost(ablation: Ablation, machine: str) -> Made:
+def table_cost(ablation: Ablation, machine: str) -> Provenance:
     """Sums the manifests of the base and of the finished arms."""
     shared = _manifests(ablation.base, ablation.shared)
     own = [m for each in ablation.finished() for m in _manifests(each.run, each.parts)]
     commits = dict.fromkeys(m.commit for m in own if m.commit and m.stage == "fuse")
-    return Made(
+    return Provenance(
         stage_seconds=sum(m.seconds for m in shared + own),
         device_seconds=sum(m.device_seconds for m in shared + own),
         shared_seconds=sum(m.seconds for m in shared),
@@ -153,7 +153,7 @@ def render(results: Results) -> list[Table]:
     return out
 
 
-def markdown(name: str, results: Results, made: Made) -> str:
+def markdown(name: str, results: Results, made: Provenance) -> str:
     """Returns both tables, notes, cost and the description of each arm as Markdown."""
     lines = [f"# Ablation {name}", ""]
     for metric in METRICS:
@@ -188,7 +188,7 @@ def _fields(comparison: ArmDifference | None) -> dict[str, Any]:
     return asdict(comparison) if comparison else dict.fromkeys(ArmDifference.__dataclass_fields__)
 
 
-def as_json(name: str, results: Results, made: Made) -> dict[str, Any]:
+def as_json(name: str, results: Results, made: Provenance) -> dict[str, Any]:
     """Returns everything, for programs and notebooks: rows as in the CSV, with per-seed values and descriptions of the arms."""
     rows = [
         row

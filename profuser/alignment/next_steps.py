@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int32
 
 from profuser.alignment.matching import match, switch_off
-from profuser.alignment.source_signals import NextSteps, SourceSignals, begin_alike
+from profuser.alignment.source_signals import NextSteps, SourceSignals, share_prefix
 from profuser.alignment.spans import byte_spans
 from profuser.alignment.token_bytes import TokenBytes
 from profuser.alignment.vocab_projection import VocabProjection
@@ -47,7 +47,7 @@ def find_used_up(
     inside = (switch_off(matches, rules) != Rule.NONE) & (matches.consumed > 0)
     positions, consumed = matches.source[inside], matches.consumed[inside]
     candidates, mass, _ = signals.candidates(positions)
-    mass *= begin_alike(source, candidates, signals.ids.values[positions], consumed)
+    mass *= share_prefix(source, candidates, signals.ids.values[positions], consumed)
     enough = mass >= MIN_SHARE * mass.sum(axis=1, keepdims=True)
     rows, columns = np.nonzero((mass > 0) & enough & (source.lengths[candidates] == consumed[:, None]))
     pairs = np.unique(np.stack([positions[rows], candidates[rows, columns]]), axis=1)

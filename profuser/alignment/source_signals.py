@@ -69,7 +69,7 @@ class SourceSignals:
         return ids, mass, realised
 
 
-def begin_alike(
+def share_prefix(
     tokens: TokenBytes,
     candidates: Integer[np.ndarray, "n C"],
     actual: Integer[np.ndarray, "n"],

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int8, Integer
 
 from profuser.alignment.first_token import NOT_MAPPED, longest_match
-from profuser.alignment.source_signals import begin_alike
+from profuser.alignment.source_signals import share_prefix
 from profuser.alignment.token_bytes import TokenBytes
 
 UNKNOWN = -1
@@ -50,7 +50,7 @@ class TargetSplits:
         If the target would not split the realised token, tokenized without context, then the preceding text matters, and no
         candidate is dropped for its split.
         """
-        fits = begin_alike(self.source, candidates, actual, consumed)
+        fits = share_prefix(self.source, candidates, actual, consumed)
         judged = fits & self.inside(actual, consumed)[:, None]
         fits[judged] = self.inside(candidates[judged], np.broadcast_to(consumed[:, None], fits.shape)[judged])
         return fits

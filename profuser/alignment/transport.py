@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Int32, Integer, UInt8
 from profuser.alignment.mass import empty_top_k, sum_mapped, sum_top_k
 from profuser.alignment.matching import Matches, match, switch_off
 from profuser.alignment.next_steps import Followed
-from profuser.alignment.source_signals import NextSteps, SourceSignals, begin_alike
+from profuser.alignment.source_signals import NextSteps, SourceSignals, share_prefix
 from profuser.alignment.spans import byte_spans
 from profuser.alignment.vocab_projection import VocabProjection
 from profuser.errors import AlignmentError
@@ -203,7 +203,7 @@ def _log_continuation(
     cut = np.flatnonzero(matches.cut[places])
     straddling, begun = matches.source[places[cut] + 1], matches.consumed[places[cut] + 1]
     candidates, mass, _ = signals.candidates(straddling)
-    kept = begin_alike(projection.source, candidates, signals.ids.values[straddling], begun)
+    kept = share_prefix(projection.source, candidates, signals.ids.values[straddling], begun)
     with np.errstate(divide="ignore"):
         log_rest[cut] += np.log((mass * kept).sum(axis=1))
     return np.minimum(log_rest, 0.0)

@@ -26,10 +26,10 @@ from profuser.errors import ProfuserError, StorageError, UserError
 from profuser.storage.folder import Folder
 
 HEARTBEAT_SECONDS, STALE_SECONDS, SETTLE_SECONDS = 10.0, 60.0, 2.0
-TAKING = f".{LOCK}.taking.tmp"
+TAKING_FILE = f".{LOCK}.taking.tmp"
 """File that exactly one of several drivers creates: only that one reads and writes the lock."""
 TERMINATED = 128 + signal.SIGTERM
-TAKEN_OVER = signal.SIGUSR2
+TAKEOVER_SIGNAL = signal.SIGUSR2
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class RunLock:
             signal.signal(signal.SIGTERM, _terminate)
         if self._in_main:
             # Not SIGINT, which a driver started in the background of a script ignores.
-            self._handler = signal.signal(TAKEN_OVER, _interrupted)
+            self._handler = signal.signal(TAKEOVER_SIGNAL, _interrupted)
         self._thread.start()
         return self
 
@@ -83,7 +83,7 @@ class RunLock:
         self._ended.set()
         self._thread.join(self.heartbeat_seconds)
         if self._in_main:
-            signal.signal(TAKEN_OVER, self._handler)
+            signal.signal(TAKEOVER_SIGNAL, self._handler)
         if self._in_main and signal.getsignal(signal.SIGTERM) is _terminate:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if self._is_lost and (error is None or isinstance(error, KeyboardInterrupt)):
@@ -151,7 +151,7 @@ class RunLock:
             self.folder.write_bytes(LOCK, self.own.data())
             time.sleep(self.settle_seconds)
             return self._is_own(read_holder(self.folder))
-        if not self.folder.create(TAKING, b""):
+        if not self.folder.create(TAKING_FILE, b""):
             self._wait_for_taking()
             return False
         try:
@@ -160,14 +160,14 @@ class RunLock:
             self.folder.write_bytes(LOCK, self.own.data())
             return True
         finally:
-            self.folder.remove(TAKING)
+            self.folder.remove(TAKING_FILE)
 
     def _wait_for_taking(self) -> None:
-        """Waits while another driver takes the lock; deletes its `TAKING` file if it was killed meanwhile."""
+        """Waits while another driver takes the lock; deletes its `TAKING_FILE` file if it was killed meanwhile."""
         time.sleep(self.heartbeat_seconds / 10)
-        modified = self.folder.modified(TAKING)
+        modified = self.folder.modified(TAKING_FILE)
         if modified is not None and self.folder.clock() - modified > self.stale_seconds:
-            self.folder.remove(TAKING)
+            self.folder.remove(TAKING_FILE)
 
     def _keep(self) -> None:
         is_away = False
@@ -197,7 +197,7 @@ class RunLock:
         main = threading.main_thread().ident
         if self._in_main and main and not self._ended.is_set():
             # A real signal: it also ends a wait inside C code.
-            signal.pthread_kill(main, TAKEN_OVER)
+            signal.pthread_kill(main, TAKEOVER_SIGNAL)
 
 
 def _interrupted(*_: object) -> None:

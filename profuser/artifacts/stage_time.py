@@ -71,18 +71,18 @@ def stage_time(artifact: Artifact, seconds: float) -> StageTime:
     notes, now = _notes(artifact), time.time()
     spans = [(note.began, note.until) for note in notes]
     return StageTime(
-        covered_seconds([*spans, (now - seconds, now)]) if spans else seconds,
+        union_seconds([*spans, (now - seconds, now)]) if spans else seconds,
         sum(note.device_seconds for note in notes),
     )
 
 
-def num_holders(artifact: Artifact, began: float) -> tuple[int, int]:
+def count_device_holders(artifact: Artifact, began: float) -> tuple[int, int]:
     """Counts the processes that got devices in the attempt that began then (dead ones too), and those of them that have loaded."""
     have_loaded = [note.has_loaded for note in _notes(artifact) if note.began == began]
     return len(have_loaded), sum(have_loaded)
 
 
-def covered_seconds(spans: Iterable[tuple[float, float]]) -> float:
+def union_seconds(spans: Iterable[tuple[float, float]]) -> float:
     """Returns the length of the union of half-open time spans."""
     total, end = 0.0, float("-inf")
     for start, stop in sorted(spans):

@@ -19,7 +19,7 @@ BEGINNINGS = (
 )
 
 
-def foreign_kind(head: bytes) -> str | None:
+def describe_foreign(head: bytes) -> str | None:
     """Returns the kind of a file that is not a corpus, as a phrase to follow the file's name; None if it may be a corpus.
 
     Args:

@@ -6,7 +6,7 @@ The reason for refusing a record has the form `what is wrong (details)`: the par
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from profuser.corpus.rows import kind_of
+from profuser.corpus.rows import type_name
 
 CorpusFormat = Literal["auto", "alpaca", "qa", "messages", "sharegpt"]
 QA_FIELDS = (("question", "answer"), ("prompt", "response"), ("prompt", "completion"))
@@ -105,7 +105,7 @@ def clean_text(value: Any, field: str, details: str = "") -> str:
         RowFault: the value is not text, is empty, or cannot be stored as UTF-8 without loss.
     """
     if not isinstance(value, str):
-        raise RowFault(f"{field} is {kind_of(value)}, expected text{details}")
+        raise RowFault(f"{field} is {type_name(value)}, expected text{details}")
     text = value.strip()
     if not text:
         raise RowFault(f"{field} is empty{details}")
@@ -131,7 +131,7 @@ def _conversation(record: Mapping[str, Any], field: str) -> PromptedResponse:
     if field not in record:
         raise RowFault(f"no field {field!r} ({named_fields(record)})")
     if isinstance(turns, str) or not isinstance(turns, Sequence):
-        raise RowFault(f"{field} is {kind_of(turns)}, expected a list of turns")
+        raise RowFault(f"{field} is {type_name(turns)}, expected a list of turns")
     messages = [_turn(turn, number) for number, turn in enumerate(turns, 1)]
     roles = [message.role for message in messages]
     if "assistant" not in roles:
@@ -148,7 +148,7 @@ def _conversation(record: Mapping[str, Any], field: str) -> PromptedResponse:
 
 def _turn(turn: Any, number: int) -> Message:
     if not isinstance(turn, Mapping):
-        raise RowFault(f"a turn is {kind_of(turn)}, expected an object (turn {number})")
+        raise RowFault(f"a turn is {type_name(turn)}, expected an object (turn {number})")
     role_field, text_field = next((pair for pair in TURN_FIELDS if pair[0] in turn), TURN_FIELDS[0])
     if role_field not in turn:
         raise RowFault(f"a turn has no role (turn {number}; {named_fields(turn)})")

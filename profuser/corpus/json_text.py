@@ -5,8 +5,8 @@ import json
 import re
 from collections.abc import Iterator
 
-from profuser.corpus.foreign import BOM, foreign_kind
-from profuser.corpus.rows import EXCERPT_CHARS, RawRow, row_of
+from profuser.corpus.foreign import BOM, describe_foreign
+from profuser.corpus.rows import EXCERPT_CHARS, RawRow, make_row
 from profuser.errors import UserError
 
 MAX_LINE_BYTES = 64 << 20
@@ -27,7 +27,7 @@ def read_json_text(stream: io.BufferedIOBase, head: bytes, label: str) -> Iterat
     Raises:
         UserError: the file is something else, or a malformed list.
     """
-    if foreign := foreign_kind(head):
+    if foreign := describe_foreign(head):
         raise UserError(f"{label}: {foreign}")
     is_list = head.removeprefix(BOM).lstrip().startswith(b"[")
     yield from _read_list(stream.read(), label) if is_list else _read_lines(stream, label)
@@ -43,7 +43,7 @@ def _read_list(data: bytes, label: str) -> Iterator[RawRow]:
         number += 1
         try:
             record, end = decode(text, place)
-            row = row_of(label, number, record, text[place:end], "record")
+            row = make_row(label, number, record, text[place:end], "record")
         except json.JSONDecodeError as error:
             raise UserError(f"{label}: record {number} of the JSON list is malformed or truncated: {error}") from None
         except (ValueError, RecursionError) as error:
@@ -109,7 +109,7 @@ def _read_lines(stream: io.BufferedIOBase, label: str) -> Iterator[RawRow]:
 def _read_line(line: bytes, label: str, number: int, whole: bool) -> RawRow:
     try:
         text = line.decode("utf-8")
-        return row_of(label, number, json.loads(text), text)
+        return make_row(label, number, json.loads(text), text)
     except UnicodeDecodeError as error:
         fault = f"not UTF-8 (at byte {error.start} of the line)"
     except json.JSONDecodeError as error:

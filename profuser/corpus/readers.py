@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from profuser.corpus.foreign import foreign_kind
+from profuser.corpus.foreign import describe_foreign
 from profuser.corpus.json_text import read_json_text
 from profuser.corpus.locations import HUB, corpus_files
-from profuser.corpus.rows import RawRow, row_of
+from profuser.corpus.rows import RawRow, make_row
 from profuser.errors import UserError, one_line
 from profuser.storage.cache import origin
 
@@ -74,7 +74,7 @@ def _read_parquet(file: Path, head: bytes, label: str) -> Iterator[RawRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if head and not head.startswith(PARQUET) and (foreign := foreign_kind(head)):
+    if head and not head.startswith(PARQUET) and (foreign := describe_foreign(head)):
         raise UserError(f"{label}: not a readable Parquet file: it {foreign}")
     number = 0
     try:
@@ -99,7 +99,7 @@ def _batch_rows(metadata: Any) -> int:
 
 def _parquet_row(row: Any, label: str, number: int) -> RawRow:
     try:
-        return row_of(label, number, row.to_pylist()[0], unit="record")
+        return make_row(label, number, row.to_pylist()[0], unit="record")
     except UnicodeDecodeError:
         return RawRow(label, number, None, "not UTF-8", unit="record")
     except (ValueError, OverflowError) as error:
@@ -116,7 +116,7 @@ def _read_hub(name: str) -> Iterator[RawRow]:
     try:
         dataset = load_dataset("/".join(parts[:2]), config, split=split or "train", streaming=True)
         for number, record in enumerate(dataset, 1):
-            yield row_of(f"{HUB}{name}", number, dict(record), unit="record")
+            yield make_row(f"{HUB}{name}", number, dict(record), unit="record")
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         reason = one_line(error)
         what = "no network, or HF_HUB_OFFLINE is set" if isinstance(error, ConnectionError) else "the Hub refuses it"

@@ -25,11 +25,11 @@ class RawRow:
     """Unit of `line`."""
 
 
-def row_of(label: str, number: int, record: Any, text: str = "", unit: Unit = "line") -> RawRow:
+def make_row(label: str, number: int, record: Any, text: str = "", unit: Unit = "line") -> RawRow:
     """Builds the row of a parsed value; `text` is what it was parsed from."""
     excerpt = text[:EXCERPT_CHARS].encode("utf-8", "backslashreplace").decode()
     if not isinstance(record, dict):
-        return RawRow(label, number, None, f"a record must be an object (this is {kind_of(record)})", excerpt, unit)
+        return RawRow(label, number, None, f"a record must be an object (this is {type_name(record)})", excerpt, unit)
     if not _encodable(text):
         return RawRow(label, number, None, "not UTF-8", excerpt, unit)
     return RawRow(label, number, record, None, excerpt, unit)
@@ -40,7 +40,7 @@ def excerpt_of(record: Mapping[str, Any] | None) -> str:
     return json.dumps(record, default=str)[:EXCERPT_CHARS] if record else ""
 
 
-def kind_of(value: Any) -> str:
+def type_name(value: Any) -> str:
     """Names the type of a JSON value for a message."""
     names = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object", str: "text"}
     return "null" if value is None else names.get(type(value), type(value).__name__)

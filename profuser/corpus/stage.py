@@ -18,7 +18,7 @@ from profuser.corpus.seen import SeenRows
 from profuser.corpus.spool import ShardWriter, Spool
 from profuser.recipe.models import CorpusConfig
 
-BOTH = "held-out row is also in the corpus"
+IN_BOTH_REASON = "held-out row is also in the corpus"
 
 
 def write_corpus(
@@ -119,7 +119,7 @@ def _both(rows: pa.Table) -> pa.Table:
     columns = [
         rows["source_file"],
         rows["source_line"],
-        pa.array([BOTH] * num, pa.string()),
+        pa.array([IN_BOTH_REASON] * num, pa.string()),
         pa.array([""] * num, pa.string()),
     ]
     return pa.table(columns, schema=QUARANTINE)

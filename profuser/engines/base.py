@@ -16,7 +16,7 @@ GREEDY = GenerationConfig()
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadSettings:
     """Settings for reading rows with a source."""
 
     generation: GenerationConfig

@@ -13,7 +13,7 @@ import pyarrow as pa
 from profuser.alignment.source_signals import NextSteps, SourceSignals
 from profuser.alignment.token_bytes import Role, TokenBytes
 from profuser.corpus import EncodedExample, Message, encode_examples
-from profuser.engines.base import Reading, Request, Response, SourceEngine
+from profuser.engines.base import ReadSettings, Request, Response, SourceEngine
 from profuser.engines.loop import EngineLoop
 from profuser.recipe.models import TemplateConfig
 from profuser.signals.codec import RaggedTopK, TopK
@@ -49,7 +49,7 @@ class SourceReader:
         self.tokens = TokenBytes.from_tokenizer(engine.tokenizer, engine.vocab_size, ends)
         self.loop = EngineLoop(engine)
 
-    def read(self, rows: pa.Table, how: Reading) -> list[RowSignals]:
+    def read(self, rows: pa.Table, how: ReadSettings) -> list[RowSignals]:
         """Reads all rows of a table of the corpus schema.
 
         Returns:
@@ -110,7 +110,7 @@ class SourceReader:
         examples = [([Message(m["role"], m["content"]) for m in row["messages"]], row["response"]) for row in rows]
         return encode_examples(self.engine.tokenizer, examples, self.template)
 
-    def _answer_requests(self, row_id: str, prompt_ids: list[int], how: Reading) -> list[Request]:
+    def _answer_requests(self, row_id: str, prompt_ids: list[int], how: ReadSettings) -> list[Request]:
         limit = min(how.generation.max_tokens, self.engine.max_model_len - len(prompt_ids))
         seeds = [_seed(how.seed, row_id, sample) for sample in range(how.num_samples)]
         return [

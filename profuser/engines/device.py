@@ -13,7 +13,7 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def dtype_here(dtype: str) -> Any:
+def resolve_dtype(dtype: str) -> Any:
     """Returns a recipe's `dtype` on this machine: `auto` is float32 on a CPU and the checkpoint's type on a GPU."""
     return "float32" if dtype == "auto" and device() == "cpu" else dtype
 
@@ -39,7 +39,7 @@ def vllm_arguments(config: EngineConfig) -> dict[str, Any]:
     """
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gib)))
     return dict(
-        dtype=dtype_here(config.dtype),
+        dtype=resolve_dtype(config.dtype),
         max_model_len=config.max_model_len,
         tensor_parallel_size=config.tensor_parallel_size,
         pipeline_parallel_size=config.pipeline_parallel_size,

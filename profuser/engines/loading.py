@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from profuser.engines.base import SourceEngine
 from profuser.engines.transformers import TransformersEngine
-from profuser.engines.vllm import VllmEngine, unsupported
+from profuser.engines.vllm import VllmEngine, unsupported_reason
 from profuser.recipe.models import EngineConfig
 
 
@@ -22,7 +22,7 @@ def load_engine(path: str, revision: str | None, config: EngineConfig, end_ids: 
     """
     kind = config.kind
     if kind == "auto":
-        reason = unsupported(path, revision, config.trust_remote_code)
+        reason = unsupported_reason(path, revision, config.trust_remote_code)
         kind = "transformers" if reason else "vllm"
         if reason:
             print(f"{path}: using the Transformers engine: {reason}", flush=True)

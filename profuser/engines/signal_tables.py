@@ -53,7 +53,7 @@ def signals_table(
     return _table(columns, signals_schema(vocab_size, with_steps=steps is not None))
 
 
-def as_signals(responses: Sequence[Response]) -> SourceSignals:
+def to_source_signals(responses: Sequence[Response]) -> SourceSignals:
     """Returns teacher-forced responses as rows of signals."""
     topk = RaggedTopK.from_rows([response.topk for response in responses]).topk
     logprobs = np.concatenate([response.logprobs for response in responses])

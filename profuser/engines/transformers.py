@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 
 from profuser.engines.base import Request, Response
-from profuser.engines.device import context_length, device, dtype_here
+from profuser.engines.device import context_length, device, resolve_dtype
 from profuser.errors import EngineError, one_line
 from profuser.recipe.models import EngineConfig
 from profuser.signals.codec import TopK
@@ -28,7 +28,7 @@ class TransformersEngine:
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path, **options)
-            model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype_here(config.dtype), **options)
+            model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=resolve_dtype(config.dtype), **options)
         except (RuntimeError, ValueError, OSError, ImportError) as error:
             text = one_line(error)
             raise EngineError(f"{path}: Transformers could not load the model: {text}") from error

@@ -19,7 +19,7 @@ for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
 
-def unsupported(path: str, revision: str | None, trust_remote_code: bool) -> str | None:
+def unsupported_reason(path: str, revision: str | None, trust_remote_code: bool) -> str | None:
     """Returns why the installed vLLM cannot run a model, or None if it can."""
     try:
         from vllm.model_executor.models import ModelRegistry

@@ -21,7 +21,7 @@ from profuser.selection.advantage import LN2
 BITS_PER_BYTE, EXACT_MATCH = "bits_per_byte", "exact_match"
 SIGNIFICANT = 0.05
 """Holm-adjusted p-value at or above which a difference is called noise, whatever its interval."""
-NO_PART_OF_AN_ARM = ("name", "fuse.seed")
+IGNORED_SETTINGS = ("name", "fuse.seed")
 """Settings in which runs of one arm may differ."""
 
 
@@ -165,7 +165,7 @@ def seed_groups(recipes: Mapping[str, Recipe]) -> dict[str, list[str]]:
     firsts: dict[str, str] = {}
     for name, recipe in recipes.items():
         settings = flatten(identity(recipe))
-        arm = json.dumps({k: v for k, v in settings.items() if k not in NO_PART_OF_AN_ARM}, sort_keys=True)
+        arm = json.dumps({k: v for k, v in settings.items() if k not in IGNORED_SETTINGS}, sort_keys=True)
         groups.setdefault(firsts.setdefault(arm, name), []).append(name)
     for names in groups.values():
         seeds: dict[int, str] = {}

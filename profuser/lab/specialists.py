@@ -102,11 +102,11 @@ def train(
     model: Any, examples: Iterator[Encoded], num_steps: int, batch_rows: int, progress: Progress, title: str
 ) -> None:
     """Trains on the responses' next tokens, in batches of similar length."""
-    batches = like_lengths(examples, batch_rows)
+    batches = batches_by_length(examples, batch_rows)
     train_loop(model, lambda: response_loss(model, next(batches)), num_steps, progress, title)
 
 
-def like_lengths(examples: Iterator[Encoded], batch_rows: int) -> Iterator[list[Encoded]]:
+def batches_by_length(examples: Iterator[Encoded], batch_rows: int) -> Iterator[list[Encoded]]:
     """Yields batches of examples of similar length, sorted within pools of `POOL_BATCHES` batches, in random order."""
     rng = random.Random(batch_rows)
     while True:

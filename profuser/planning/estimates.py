@@ -90,7 +90,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Setting:
+class SourceSetting:
     """How the run will use a source."""
 
     num_shards: int
@@ -148,7 +148,7 @@ def student_quantile(probability: float, freedom: int) -> float:
     return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
 
 
-def collect_cost(probe: Probe, setting: Setting) -> Cost:
+def collect_cost(probe: Probe, setting: SourceSetting) -> Cost:
     """Returns the cost of `collect` for one source. Seconds are split among rows in proportion to the tokens processed."""
     response = probe.training_tokens + probe.inference_tokens
     work = (1 + setting.num_samples) * probe.prompt_tokens + response
@@ -158,7 +158,7 @@ def collect_cost(probe: Probe, setting: Setting) -> Cost:
     return Cost({**tokens, **time.per_row, **disk.per_row}, {**time.once, **disk.once})
 
 
-def signals_cost(probe: Probe, setting: Setting) -> Cost:
+def signals_cost(probe: Probe, setting: SourceSetting) -> Cost:
     """Returns the cost of `signals` for one source with lazy signals: a pass over the responses that it is chosen to teach.
 
     The next steps of `select.condition: exact` were not probed; they are priced as additional tokens of the pass.
@@ -171,7 +171,7 @@ def signals_cost(probe: Probe, setting: Setting) -> Cost:
     return Cost({**time.per_row, **disk.per_row}, {**time.once, **disk.once})
 
 
-def disk_costs(probe: Probe, setting: Setting) -> dict[str, Cost]:
+def disk_costs(probe: Probe, setting: SourceSetting) -> dict[str, Cost]:
     """Returns a source's disk use with `eager` and with `lazy` signals."""
     response = probe.training_tokens + probe.inference_tokens
     taught = setting.share * _one_response(probe, setting) * (1 + setting.steps_per_token)
@@ -191,12 +191,12 @@ def estimate(cost: Cost, num_rows: int) -> dict[str, Extrapolation]:
     return {name: extrapolate(values, num_rows, cost.once.get(name, 0.0)) for name, values in cost.per_row.items()}
 
 
-def _one_response(probe: Probe, setting: Setting) -> Float[np.ndarray, "N"]:
+def _one_response(probe: Probe, setting: SourceSetting) -> Float[np.ndarray, "N"]:
     """Returns the tokens of the ground truth and of one answer."""
     return probe.training_tokens + probe.inference_tokens / setting.num_samples
 
 
-def _time(setting: Setting, start_seconds: float, seconds: Float[np.ndarray, "N"]) -> Cost:
+def _time(setting: SourceSetting, start_seconds: float, seconds: Float[np.ndarray, "N"]) -> Cost:
     """Returns the wall time with all actors in parallel, each starting an engine, and their device-hours and price."""
     device_hours = setting.devices * seconds / 3600
     start_hours = setting.devices * setting.num_actors * start_seconds / 3600
@@ -207,5 +207,5 @@ def _time(setting: Setting, start_seconds: float, seconds: Float[np.ndarray, "N"
     return Cost(per_row, once)
 
 
-def _disk(setting: Setting, file: FileSize, tokens: np.ndarray) -> Cost:
+def _disk(setting: SourceSetting, file: FileSize, tokens: np.ndarray) -> Cost:
     return Cost({"disk_bytes": file.per_token * tokens}, {"disk_bytes": file.fixed * setting.num_shards})

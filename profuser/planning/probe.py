@@ -14,7 +14,7 @@ import pyarrow as pa
 from profuser.artifacts.artifact import Artifact, shard_name
 from profuser.artifacts.schemas import MODES, collect_schema, signals_schema
 from profuser.corpus import Message, render_prompt
-from profuser.engines.base import Reading, Response
+from profuser.engines.base import ReadSettings, Response
 from profuser.engines.collecting import RowSignals, SourceReader
 from profuser.engines.signal_tables import collect_table, signals_table
 from profuser.errors import UserError
@@ -23,7 +23,7 @@ from profuser.storage.folder import Folder
 
 
 def probe_rows(
-    source: SourceReader, rows: pa.Table, how: Reading, top_k: int, collect: Artifact, signals: Artifact
+    source: SourceReader, rows: pa.Table, how: ReadSettings, top_k: int, collect: Artifact, signals: Artifact
 ) -> Probe:
     """Sends N rows to a source as its run would, all at once.
 

@@ -36,6 +36,7 @@ class Epochs(Config):
 
     kind: Literal["epochs"] = "epochs"
     value: float = Field(default=3.0, gt=0)
+    """Number of passes; a fraction is allowed."""
 
 
 class Steps(Config):
@@ -43,6 +44,7 @@ class Steps(Config):
 
     kind: Literal["steps"]
     value: int = Field(gt=0)
+    """Number of updates."""
 
 
 class LoraConfig(Config):

@@ -94,7 +94,7 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any], model: type[BaseMod
     out = dict(under)
     for key, value in over.items():
         field = model.model_fields.get(key) if model else None
-        sections = models_in(field.annotation) if field else set()
+        sections = sections_in(field.annotation) if field else set()
         below = out.get(key)
         if isinstance(value, dict) and isinstance(below, dict):
             other = len(sections) > 1 and value.get("kind", below.get("kind")) != below.get("kind")
@@ -103,8 +103,8 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any], model: type[BaseMod
     return out
 
 
-def models_in(annotation: Any) -> set[type[BaseModel]]:
+def sections_in(annotation: Any) -> set[type[BaseModel]]:
     """Returns the sections that a setting may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return {annotation}
-    return {found for argument in get_args(annotation) for found in models_in(argument)}
+    return {found for argument in get_args(annotation) for found in sections_in(argument)}

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from profuser.errors import UserError
-from profuser.recipe.layers import find_recipe, merge, models_in, read_layers, read_tree
+from profuser.recipe.layers import find_recipe, merge, read_layers, read_tree, sections_in
 from profuser.recipe.models import Recipe
 
 
@@ -114,7 +114,7 @@ def _keys_at(model: type[BaseModel], location: Sequence[str]) -> set[str]:
         inside: set[type[BaseModel]] = set()
         for owner in models:
             field = owner.model_fields.get(part)
-            inside |= models_in(field.annotation) if field else set()
+            inside |= sections_in(field.annotation) if field else set()
         models = inside or models
     return {name for owner in models for name in owner.model_fields}
 

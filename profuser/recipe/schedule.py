@@ -27,7 +27,9 @@ class Weights(Config):
     """A pair of weights in a recipe."""
 
     inference: float = Field(ge=0)
+    """Weight of the inference-mode loss."""
     training: float = Field(ge=0)
+    """Weight of the training-mode loss."""
 
 
 class Plateau(Config):

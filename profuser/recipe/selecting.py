@@ -7,7 +7,7 @@ from pydantic import AfterValidator
 from profuser.config import Config, execution_field
 from profuser.recipe.resources import PoolConfig
 from profuser.recipe.rewards import VoteConfig
-from profuser.signals.rules import CARRYING, rule_name
+from profuser.signals.rules import DISTRIBUTION_RULES, rule_name
 
 AVERAGE = "average"
 """Teacher name of an example that all sources teach together."""
@@ -25,7 +25,7 @@ class SelectConfig(Config):
     """Whether the target itself is excluded from the teachers."""
     incomplete_rows: Literal["keep", "drop"] = "keep"
     """Treatment of a row that a source refused (too long for its context ...): taught by the others, or dropped."""
-    alignment_rules: tuple[Annotated[str, AfterValidator(rule_name)], ...] = CARRYING
+    alignment_rules: tuple[Annotated[str, AfterValidator(rule_name)], ...] = DISTRIBUTION_RULES
     """Rules that carry distributions to the target's positions; a position that no rule fits has CE only."""
     condition: Literal["exact", "tail"] = "tail"
     """Mass of a candidate that spells exactly the bytes already consumed, at a target position inside a source token: moved to the

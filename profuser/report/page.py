@@ -18,9 +18,9 @@ from profuser.report.tables.pipeline import cost_words, flow, stage_lines, total
 from profuser.report.tables.plan import COVERED, plan_error_lines
 from profuser.report.tables.results import (
     NOT_JUDGED,
-    against_lines,
     benchmark_lines,
     benchmark_models,
+    comparison_lines,
     comparison_rows,
     judged_lines,
     no_benchmarks,
@@ -127,7 +127,7 @@ def _pipeline(facts: RunFacts) -> dict[str, Any]:
 def _results(facts: RunFacts) -> dict[str, Any]:
     others = list(dict.fromkeys(found.model for found in facts.comparisons if found.model != TARGET))
     return {
-        "against": against_lines(facts),
+        "against": comparison_lines(facts),
         "others": others,
         "interval_words": INTERVALS,
         "benchmarks": benchmark_lines(facts),

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from profuser.engines.device import device, dtype_here
+from profuser.engines.device import device, resolve_dtype
 from profuser.rewards.conversations import Conversations
 
 
@@ -20,7 +20,7 @@ class TransformersRewardModel:
         config = conversations.config
         try:
             model: Any = AutoModelForSequenceClassification.from_pretrained(
-                conversations.path, dtype=dtype_here(config.dtype), **conversations.options
+                conversations.path, dtype=resolve_dtype(config.dtype), **conversations.options
             )
         except (RuntimeError, ValueError, OSError, ImportError) as error:
             raise conversations.failure("could not be loaded", error) from error

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 import profuser.engines.vllm  # noqa: F401  Sets environment variables that vLLM reads when it is first imported.
-from profuser.engines.device import dtype_here, memory_arguments
+from profuser.engines.device import memory_arguments, resolve_dtype
 from profuser.rewards.conversations import Conversations
 
 CPU_CACHE_GIB = "1"
@@ -38,7 +38,7 @@ class VllmRewardModel:
                 conversations.path,
                 runner="pooling",
                 convert="classify" if conversations.architecture.endswith("ForSequenceClassification") else "auto",
-                dtype=dtype_here(config.dtype),
+                dtype=resolve_dtype(config.dtype),
                 max_model_len=conversations.max_tokens,
                 max_num_seqs=config.batch_size,
                 tensor_parallel_size=config.engine.tensor_parallel_size,

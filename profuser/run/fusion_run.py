@@ -20,7 +20,7 @@ from profuser.artifacts.schemas import (
     signals_schema,
 )
 from profuser.config import identity
-from profuser.engines.base import Reading
+from profuser.engines.base import ReadSettings
 from profuser.evaluation.benchmarks.checks import check_data, data_digest
 from profuser.recipe.evaluating import BenchmarkConfig
 from profuser.recipe.models import ModelConfig, SourceConfig
@@ -68,11 +68,11 @@ class FusionRun(RunInputs):
             digests["heldout"] = corpus_digest(self.heldout_path)
         return {"corpus": identity(self.recipe.corpus), "digests": digests, "seed": self.recipe.seed}
 
-    def reading(self, source: SourceConfig) -> Reading:
+    def reading(self, source: SourceConfig) -> ReadSettings:
         """Returns how corpus rows are sent to a source."""
         collect = self.recipe.collect
         generation = source.generation or collect.generation
-        return Reading(generation, collect.stored_top_k, self.recipe.seed, collect.samples_per_source)
+        return ReadSettings(generation, collect.stored_top_k, self.recipe.seed, collect.samples_per_source)
 
     def collect(self, source: SourceConfig) -> Artifact:
         """Signals of one source."""

@@ -53,7 +53,7 @@ class WinRate:
 
 
 @dataclass(frozen=True)
-class Duel:
+class SourceComparison:
     """Comparison of two sources."""
 
     first: str
@@ -65,7 +65,7 @@ class Duel:
 
 
 @dataclass(frozen=True)
-class JudgeFacts:
+class RewardFacts:
     """Statistics of one reward model or verifier."""
 
     name: str
@@ -98,9 +98,9 @@ class SelectionFacts:
 
     modes: Agreement
     """Agreement of the teachers in training mode and in inference mode."""
-    duels: tuple[Duel, ...]
+    duels: tuple[SourceComparison, ...]
     """Comparisons of all pairs of sources, in the order of the sources."""
-    judges: tuple[JudgeFacts, ...]
+    judges: tuple[RewardFacts, ...]
     agreements: tuple[Agreement, ...]
     """Agreement of every pair of rewards, over the rows with at least two different answers. Abstentions are left out."""
     lengths: tuple[LengthBin, ...]
@@ -181,7 +181,9 @@ def selection_facts(
     return SelectionFacts(
         modes=Agreement.of(*MODES, rows.teachers[:, 0], rows.teachers[:, 1]),
         duels=tuple(
-            Duel(names[i], names[j], _training(rows, i, j), _inference(rows, standard, i, j, weights, config.margin))
+            SourceComparison(
+                names[i], names[j], _training(rows, i, j), _inference(rows, standard, i, j, weights, config.margin)
+            )
             for i, j in pairs
         ),
         judges=tuple(
@@ -201,11 +203,11 @@ def _judge(
     num_bytes: Float[np.ndarray, "N M"],
     scores: Float[np.ndarray, "N M"],
     choices: Int[np.ndarray, "n"],
-) -> JudgeFacts:
+) -> RewardFacts:
     """Returns one reward's statistics, from its scores of all answers and its choices on rows that offer one."""
     share, pairs = longer_wins(num_bytes, scores)
     correlation = spearman(num_bytes.ravel(), scores.ravel())
-    return JudgeFacts(reward.name, reward.weight, len(choices), int((choices < 0).sum()), correlation, share, pairs)
+    return RewardFacts(reward.name, reward.weight, len(choices), int((choices < 0).sum()), correlation, share, pairs)
 
 
 def _training(rows: SelectionRows, i: int, j: int) -> WinRate:

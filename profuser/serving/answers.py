@@ -21,7 +21,7 @@ log = logging.getLogger("ray.serve")
 
 
 @dataclass
-class Outcome:
+class RequestOutcome:
     """How a request ended."""
 
     status: int = CLIENT_LEFT
@@ -30,7 +30,7 @@ class Outcome:
     start: float = field(default_factory=time.perf_counter)
 
 
-class HeldStream(StreamingResponse):
+class ReleasingStream(StreamingResponse):
     """Streaming response that releases its resources when it ends, whatever the reason."""
 
     def __init__(self, pieces: AsyncIterator[bytes], content_type: str, held: AsyncExitStack):
@@ -54,7 +54,9 @@ async def begun(pieces: AsyncGenerator[Head | bytes, None]) -> tuple[Head, bytes
     return head, first
 
 
-async def events(first: bytes, pieces: AsyncGenerator[Head | bytes, None], outcome: Outcome) -> AsyncIterator[bytes]:
+async def events(
+    first: bytes, pieces: AsyncGenerator[Head | bytes, None], outcome: RequestOutcome
+) -> AsyncIterator[bytes]:
     """Yields the body of a stream. Once it has begun, an error is its last event."""
     try:
         yield first

@@ -22,8 +22,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from profuser.serving.answers import (
-    HeldStream,
-    Outcome,
+    ReleasingStream,
+    RequestOutcome,
     api_error,
     begun,
     checked,
@@ -150,7 +150,7 @@ class Gateway:
                 head, answer = await begun(pieces)
                 if head.status == 200:
                     self.metrics.first_piece(asked.model, time.perf_counter() - outcome.start)
-                    return HeldStream(events(answer, pieces, outcome), head.content_type, stack.pop_all())
+                    return ReleasingStream(events(answer, pieces, outcome), head.content_type, stack.pop_all())
                 answer += b"".join([piece async for piece in pieces if isinstance(piece, bytes)])
             if self.config.log_prompts:
                 log.info("prompt %s answer %s", asked.body.decode(), answer.decode(errors="replace"))
@@ -159,7 +159,7 @@ class Gateway:
             return response
 
     @asynccontextmanager
-    async def _held(self, path: str, client: Client) -> AsyncIterator[Outcome]:
+    async def _held(self, path: str, client: Client) -> AsyncIterator[RequestOutcome]:
         """Takes one of a key's concurrent requests, its body included; counts and logs it when it ends."""
         most = client.limits.concurrency
         if self.in_flight[client.name] >= most:
@@ -167,7 +167,7 @@ class Gateway:
             raise ApiError(
                 429, f"This key has {most} requests in flight; wait for one to end.", "too_many_requests", retry_after=1
             )
-        outcome = Outcome()
+        outcome = RequestOutcome()
         self.in_flight[client.name] += 1
         self.metrics.in_flight(client.name, 1)
         try:

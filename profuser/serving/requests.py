@@ -16,7 +16,7 @@ MAX_TOKENS = {CHAT: ("max_completion_tokens", "max_tokens"), COMPLETIONS: ("max_
 """Fields that bound an answer; the first one is set if a request has none."""
 DEFAULT_TOKENS = {CHAT: None, COMPLETIONS: 16}
 """Default bound of an answer, as in OpenAI's API."""
-QUESTION = {
+PROMPT_FIELDS = {
     CHAT: ("messages", "tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message"),
     COMPLETIONS: ("prompt",),
 }
@@ -51,7 +51,7 @@ class ApiRequest:
     @property
     def questions(self) -> list[dict[str, Any] | int]:
         """Request to tokenize for each prompt, or its length if it is given as tokens."""
-        names = ("model", "add_special_tokens", *QUESTION[self.path])
+        names = ("model", "add_special_tokens", *PROMPT_FIELDS[self.path])
         whole = {name: self.fields[name] for name in names if name in self.fields}
         prompts = whole.get("prompt")
         if not isinstance(prompts, list):
@@ -81,7 +81,7 @@ def read_request(path: str, body: bytes, models: Sequence[str], limits: Limits) 
     return ApiRequest(path, model, fields, body)
 
 
-def text_as_text(body: bytes) -> bytes:
+def escape_special_tokens(body: bytes) -> bytes:
     """Makes vLLM read special tokens that are spelt out in messages as text, and not as control tokens.
 
     By default vLLM renders messages and template into one string, in which a `<|im_end|>` written by a client ends a turn.

@@ -40,7 +40,7 @@ RECORDS = {
 """Records of all rules, in display order."""
 RULES = {rule.name.lower(): record for rule, record in RECORDS.items()}
 """Records by the rule's name in recipes, artifacts and reports."""
-CARRYING = tuple(name for name in RULES if name != "none")
+DISTRIBUTION_RULES = tuple(name for name in RULES if name != "none")
 """Names of the rules that carry a distribution."""
 
 
@@ -55,7 +55,7 @@ class AlignmentRules:
         """Returns exactly the named rules.
 
         Raises:
-            ValueError: a name is not in `CARRYING`.
+            ValueError: a name is not in `DISTRIBUTION_RULES`.
         """
         return cls(frozenset(Rule[rule_name(name).upper()] for name in names))
 
@@ -66,6 +66,6 @@ class AlignmentRules:
 
 def rule_name(name: str) -> str:
     """Returns the name if a rule of that name carries a distribution; otherwise raises ValueError."""
-    if name not in CARRYING:
-        raise ValueError(f"unknown alignment rule {name!r}; allowed: {', '.join(CARRYING)}")
+    if name not in DISTRIBUTION_RULES:
+        raise ValueError(f"unknown alignment rule {name!r}; allowed: {', '.join(DISTRIBUTION_RULES)}")
     return name

@@ -99,9 +99,9 @@ def set_attention(model: Any, wanted: Attention, packing: bool, device: torch.de
 def choose(model: Any, wanted: Attention, packing: bool, device: torch.device, dtype: torch.dtype) -> Choice:
     """Returns the choice that `set_attention` applies."""
     default = model.config._attn_implementation
-    kernel = device.type == "cuda" and kernel_misfit(model, dtype) is None
+    kernel = device.type == "cuda" and why_no_kernel(model, dtype) is None
     if wanted == "varlen":
-        if misfit := boundaries_misfit(model):
+        if misfit := why_no_boundaries(model):
             raise UserError(f"fuse.attention: varlen: {misfit}; use auto")
         return Choice(VARLEN if kernel else BY_EXAMPLE, "as configured")
     if wanted != "auto":
@@ -110,13 +110,13 @@ def choose(model: Any, wanted: Attention, packing: bool, device: torch.device, d
         return Choice(wanted, "as configured")
     if not packing:
         return Choice(default, "nothing is packed")
-    if misfit := boundaries_misfit(model):
+    if misfit := why_no_boundaries(model):
         return _choose_for_others(model, misfit, device)
     if kernel:
         return Choice(VARLEN, "PyTorch's variable-length kernel")
     if device.type == "cpu":
         return Choice(BY_EXAMPLE, "examples grouped by length")
-    return Choice(default, f"with a mask: {kernel_misfit(model, dtype)}")
+    return Choice(default, f"with a mask: {why_no_kernel(model, dtype)}")
 
 
 def _refusal(model: Any, wanted: str, device: torch.device) -> str | None:
@@ -140,7 +140,7 @@ def _choose_for_others(model: Any, misfit: str, device: torch.device) -> Choice:
     return Choice(model.config._attn_implementation, f"with a mask: {misfit}")
 
 
-def boundaries_misfit(model: Any) -> str | None:
+def why_no_boundaries(model: Any) -> str | None:
     """Returns why attention with only boundaries and windows would be wrong for a model; None if it is right.
 
     Derived from Transformers: it gives such models plain `sdpa` by default, and lets them use FlashAttention, which has no mask.
@@ -155,7 +155,7 @@ def boundaries_misfit(model: Any) -> str | None:
     return None
 
 
-def kernel_misfit(model: Any, dtype: torch.dtype) -> str | None:
+def why_no_kernel(model: Any, dtype: torch.dtype) -> str | None:
     """Returns why the variable-length kernel does not support a model; None if it does."""
     text = model.config.get_text_config()
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

@@ -72,7 +72,7 @@ def worst_rows(batches: Sequence[PackedExamples], ce_nats: Sequence[torch.Tensor
 
 
 @contextmanager
-def memory_named(config: FuseConfig, device: torch.device) -> Iterator[None]:
+def explain_out_of_memory(config: FuseConfig, device: torch.device) -> Iterator[None]:
     """Turns an out-of-memory error into a TrainingError that names the settings to change."""
     try:
         yield

@@ -16,7 +16,7 @@ from profuser.errors import TrainingError
 from profuser.recipe.fusing import FuseConfig
 from profuser.recipe.schedule import Schedule
 from profuser.training.batches import Update, UpdatePlan
-from profuser.training.guards import SpikeWatch, memory_named, worst_rows
+from profuser.training.guards import SpikeWatch, explain_out_of_memory, worst_rows
 from profuser.training.optimizer import learning_rate, make_optimizer, step_if_finite
 from profuser.training.step import FusionModule, PackedExamples, on_device
 from profuser.training.step_metrics import ModelFlops, StepMetrics, peak_memory_gib, peak_tflops
@@ -100,7 +100,7 @@ class Trainer:
         Raises:
             TrainingError: too many consecutive steps had a non-finite gradient, or memory ran out.
         """
-        with memory_named(self.config, self.device):
+        with explain_out_of_memory(self.config, self.device):
             while self.step < self.plan.num_steps:
                 for update, batches in stream(self):
                     moved_on, stopped = self._advance(update, batches, hooks)

@@ -16,7 +16,7 @@ BLOCK, NUM_WARPS = 4096, 8
 """Logits that a kernel program reads at a time, and its warps."""
 
 
-def there_for(device: torch.device) -> bool:
+def kernels_supported(device: torch.device) -> bool:
     """Returns whether losses on this device use the kernels; True also when planning for GPUs on a machine without one."""
     planned = not torch.cuda.is_available()
     return device.type == "cuda" and (planned or importlib.util.find_spec("triton") is not None)

@@ -82,7 +82,7 @@ def fusion_loss(
     if torch.is_autocast_enabled(kind):
         low = torch.get_autocast_dtype(kind)
         hidden, weight = hidden.to(low), weight.to(low)
-    kernels = loss_kernels.there_for(hidden.device) if kernels is None else kernels
+    kernels = loss_kernels.kernels_supported(hidden.device) if kernels is None else kernels
     working = _working(hidden.dtype)
     topk_logprobs, ce_weight, kl_weight = (each.to(working) for each in (topk_logprobs, ce_weight, kl_weight))
     counted = targets != IGNORE

@@ -31,7 +31,7 @@ from profuser.training.live_bytes import LiveBytes
 from profuser.training.memory_plan import PARTS, SHARDED, MemoryPlan, Moment, Part
 from profuser.training.optimizer import make_optimizer
 from profuser.training.step import FusionModule, MicroBatch
-from profuser.training.target import hollow, shard
+from profuser.training.target import empty_model, shard
 
 TOP_K = 10
 """Top-k of the teacher's distributions, which are negligible compared with logits."""
@@ -65,7 +65,7 @@ def estimate(
     boundaries = Boundaries.of(np.tile(np.arange(length), (rows, 1)), CPU)
     with _fake_workers(world_size):
         device = device or torch.device("cuda" if dtype == "bfloat16" else "cpu")
-        module = FusionModule(hollow(model_config, config), config, device, getattr(torch, dtype))
+        module = FusionModule(empty_model(model_config, config), config, device, getattr(torch, dtype))
         shard(module, config, CPU)
         try:
             with _respect_packing(config), FakeTensorMode(allow_non_fake_inputs=True), LiveBytes("parameters") as live:
@@ -85,7 +85,7 @@ def estimate(
     return MemoryPlan(world_size, (rows, length), str(module.attention), moments, host)
 
 
-def on_other_devices(plan: MemoryPlan, fuse_config: FuseConfig) -> list[MemoryPlan]:
+def scale_to_devices(plan: MemoryPlan, fuse_config: FuseConfig) -> list[MemoryPlan]:
     """Scales the plan to 1, 2, 4 ... devices, up to twice as many; skips numbers with other micro-batches."""
     found = []
     for world_size in (2**power for power in range((2 * plan.world_size).bit_length())):

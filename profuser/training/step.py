@@ -166,7 +166,7 @@ class FusionModule(nn.Module):
         first = next(model.parameters())
         self.device = device or first.device
         self.attention = set_attention(model, config.attention, self.packing, self.device, dtype or first.dtype)
-        self.kernels = loss_kernels.there_for(self.device)
+        self.kernels = loss_kernels.kernels_supported(self.device)
         self.takes = set(inspect.signature(model.base_model.forward).parameters)
 
     def forward(self, batch: MicroBatch, scale: Float[Tensor, "2"]) -> TokenLosses:

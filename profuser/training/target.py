@@ -52,7 +52,7 @@ def load_target(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if dist.is_initialized():
-        empty = hollow(AutoConfig.from_pretrained(path, revision=revision), config)
+        empty = empty_model(AutoConfig.from_pretrained(path, revision=revision), config)
         module = FusionModule(empty, config, device, compute_dtype(config, device))
         shard(module, config, device)
         _fill(module, path, revision, offloads(config, device))
@@ -76,7 +76,7 @@ def check_trainable(path: str, revision: str | None, config: FuseConfig) -> None
     # Workers may run on other machines: they get GPUs by default.
     device = torch.device("cpu" if config.workers.use_gpu is False else "cuda")
     try:
-        model = hollow(AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False), config)
+        model = empty_model(AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False), config)
         set_attention(model, config.attention, config.packing, device, compute_dtype(config, device))
     except (ValueError, OSError, ImportError) as error:
         raise UserError(
@@ -156,7 +156,7 @@ def shard(module: FusionModule, config: FuseConfig, device: torch.device) -> Non
     register_fsdp_forward_method(module, "check")
 
 
-def hollow(model_config: Any, config: FuseConfig) -> Any:
+def empty_model(model_config: Any, config: FuseConfig) -> Any:
     """Builds the model of a Transformers config without memory for its parameters; its buffers (rotary frequencies) have values."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM

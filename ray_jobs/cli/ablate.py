@@ -8,7 +8,7 @@ from pathlib import Path
 from profuser.ablation.arms import Ablation, ArmRun, time_left
 from profuser.ablation.plot import ablation_plot
 from profuser.ablation.results import gather_results
-from profuser.ablation.table import as_json, flat_rows, markdown, notes, render, what_it_cost
+from profuser.ablation.table import as_json, flat_rows, markdown, notes, render, table_cost
 from profuser.artifacts.lock import RunLock
 from profuser.errors import ProfuserError
 from profuser.report.tables.table import csv_text, new_table
@@ -84,7 +84,7 @@ def print_plan(ablation: Ablation) -> None:
 
 def write_table(ablation: Ablation) -> None:
     """Writes `table.csv`, `table.md`, `table.json` and `ablation.png` for the finished runs."""
-    results, made = gather_results(ablation), what_it_cost(ablation, machine())
+    results, made = gather_results(ablation), table_cost(ablation, machine())
     folder, name = ablation.folder, ablation.folder.uri.rpartition("/")[2]
     folder.write_bytes("table.csv", csv_text(flat_rows(results)).encode())
     folder.write_bytes("table.md", markdown(name, results, made).encode())
@@ -100,7 +100,7 @@ def print_table(ablation: Ablation) -> None:
     results = gather_results(ablation)
     for table in render(results):
         console.print(table)
-    for note in (*notes(results), what_it_cost(ablation, machine()).text()):
+    for note in (*notes(results), table_cost(ablation, machine()).text()):
         print_line(note)
     print_line(f"table: {ablation.folder.path('table.md')}")
 

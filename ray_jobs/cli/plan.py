@@ -91,7 +91,7 @@ def print_memory(run: FusionRun) -> None:
     from transformers import AutoConfig
 
     from profuser.report.tables.memory import memory_table, memory_words
-    from profuser.training.memory import estimate, on_other_devices
+    from profuser.training.memory import estimate, scale_to_devices
 
     config = AutoConfig.from_pretrained(ref.local(weights=False), revision=ref.revision, local_files_only=True)
     dtype = recipe.fuse.dtype
@@ -103,7 +103,7 @@ def print_memory(run: FusionRun) -> None:
         print_line(str(error))
         return
     console.print(memory_table(found, dtype))
-    for sentence in memory_words(found, on_other_devices(found, recipe.fuse)):
+    for sentence in memory_words(found, scale_to_devices(found, recipe.fuse)):
         print_line(sentence)
 
 

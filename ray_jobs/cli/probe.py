@@ -19,13 +19,13 @@ from ray.exceptions import RayError, RayTaskError
 
 from profuser.artifacts.artifact import Artifact
 from profuser.corpus.stage import write_corpus
-from profuser.engines.base import Reading
+from profuser.engines.base import ReadSettings
 from profuser.errors import EngineError, UserError, one_line
 from profuser.planning.estimates import (
     STEPS_PER_TOKEN,
     Cost,
     Probe,
-    Setting,
+    SourceSetting,
     add_costs,
     collect_cost,
     disk_costs,
@@ -38,11 +38,11 @@ from profuser.recipe.models import SourceConfig
 from profuser.run.fusion_run import FusionRun
 from profuser.storage.folder import Folder
 from ray_jobs.pipeline.checks import check_storage, check_tokenizers
-from ray_jobs.runtime.cluster import check_fits, connected, gpus_for, own_cause
+from ray_jobs.runtime.cluster import check_fits, connected, gpus_for, unwrap_error
 from ray_jobs.runtime.concurrency import concurrent_sources, run_concurrently
 from ray_jobs.runtime.engine_worker import ReadModel
 from ray_jobs.runtime.progress import print_line
-from ray_jobs.runtime.shards import Draining
+from ray_jobs.runtime.shards import OnDraining
 
 FULL_BATCHES = 4
 """Multiple of an engine's concurrent requests above which filling and draining its batch hardly affects the measured speed."""
@@ -114,7 +114,9 @@ def _corpus(run: FusionRun) -> Iterator[Artifact]:
         yield parts[0]
 
 
-def _probe_source(run: FusionRun, source: SourceConfig, rows: pa.Table, probes: dict[str, Probe], _: Draining) -> None:
+def _probe_source(
+    run: FusionRun, source: SourceConfig, rows: pa.Table, probes: dict[str, Probe], _: OnDraining
+) -> None:
     """Runs one source's probe on its devices, in a separate process."""
     pool, num_gpus = source.pool, gpus_for(source)
     check_fits(f"collect/{source.name}", pool.num_cpus, num_gpus)
@@ -130,14 +132,14 @@ def _probe_source(run: FusionRun, source: SourceConfig, rows: pa.Table, probes: 
     try:
         found, ready_seconds = ray.get(task.options(**resources).remote(model, rows, *how))
     except RayTaskError as error:
-        raise own_cause(error) from None
+        raise unwrap_error(error) from None
     except RayError as error:
         words = one_line(error, 200)
         raise EngineError(f"probe/{source.name}: the engine's process died over {len(rows)} rows: {words}") from None
     probes[source.name] = replace(found, start_seconds=time.monotonic() - start - ready_seconds)
 
 
-def _measure(model: ReadModel, rows: pa.Table, how: Reading, *more: Any) -> tuple[Probe, float]:
+def _measure(model: ReadModel, rows: pa.Table, how: ReadSettings, *more: Any) -> tuple[Probe, float]:
     """Returns the probe, and the seconds since the engine was ready for it."""
     source = model.load()
     source.read(rows.slice(0, 1), how)  # The extra cost of a first request counts as start-up.
@@ -172,9 +174,9 @@ def make_plan(run: FusionRun, drawn: Drawn, probes: dict[str, Probe]) -> ProbedP
     )
 
 
-def _setting(run: FusionRun, source: SourceConfig, drawn: Drawn) -> Setting:
+def _setting(run: FusionRun, source: SourceConfig, drawn: Drawn) -> SourceSetting:
     recipe, pool = run.recipe, source.pool
-    return Setting(
+    return SourceSetting(
         num_shards=drawn.num_shards,
         num_samples=recipe.collect.samples_per_source,
         num_actors=max(pool.min_actors, min(pool.max_actors, drawn.num_shards)),

@@ -32,8 +32,8 @@ from ray_jobs.pipeline.checks import (
 from ray_jobs.pipeline.summary import RunSummary
 from ray_jobs.runtime.cluster import connected
 from ray_jobs.runtime.progress import print_line
-from ray_jobs.runtime.shards import Draining
-from ray_jobs.runtime.stage_metrics import at_work, refresh
+from ray_jobs.runtime.shards import OnDraining
+from ray_jobs.runtime.stage_metrics import refresh, report_running
 
 
 def run_pipeline(
@@ -135,7 +135,7 @@ def _run_part(
     tracker: Tracker,
     summary: RunSummary,
     part: Part,
-    draining: Draining,
+    draining: OnDraining,
 ) -> None:
     """Makes one part of a stage, unless it is finished."""
     artifact, stage = part.artifact, stage_of(part.name)
@@ -145,7 +145,7 @@ def _run_part(
         summary.stage(artifact.stage, "finished", manifest)
         return
     summary.stage(artifact.stage, "running")
-    with tracker.stage(artifact.stage) as handle, at_work(artifact):
+    with tracker.stage(artifact.stage) as handle, report_running(artifact):
         try:
             manifest = _call(_job(stage), summary.run, part, handle=handle, draining=draining)
         except BaseException:

@@ -107,25 +107,25 @@ def gpus_for(model: ModelConfig | RewardConfig) -> float:
     return float(model.num_devices) if total_gpus() else 0.0
 
 
-def resources_of(pool: PoolConfig, num_gpus: float) -> dict[str, Any]:
+def pool_resources(pool: PoolConfig, num_gpus: float) -> dict[str, Any]:
     """Returns the resources that one actor or task of a pool requests from Ray."""
     requested: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": num_gpus}
     return requested | ({"accelerator_type": pool.accelerator_type} if pool.accelerator_type else {})
 
 
-def beside_the_driver() -> NodeAffinitySchedulingStrategy:
+def pin_to_driver_node() -> NodeAffinitySchedulingStrategy:
     """Returns a strategy that pins a task or actor to the driver's node: any other node may disappear during a stage."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def may_bring_nodes() -> bool:
+def is_autoscaling_cluster() -> bool:
     """Returns whether this is a cluster, which may add nodes on demand, rather than a single machine."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def check_fits(what: str, num_cpus: float, num_gpus: float, count: int = 1) -> None:
     """Raises UserError where a cluster that does not autoscale can never schedule this, instead of waiting forever."""
-    if may_bring_nodes():
+    if is_autoscaling_cluster():
         return
     have = ray.cluster_resources()
     for name, need in (("CPU", num_cpus * count), ("GPU", num_gpus * count)):
@@ -136,7 +136,7 @@ def check_fits(what: str, num_cpus: float, num_gpus: float, count: int = 1) -> N
             )
 
 
-def own_cause(error: RayTaskError) -> BaseException:
+def unwrap_error(error: RayTaskError) -> BaseException:
     """Returns the ProfuserError that a task or actor raised; any other error is returned wrapped, with its remote traceback."""
     cause: BaseException | None = error
     while cause is not None:

@@ -11,11 +11,11 @@ import ray
 from profuser.recipe.models import Recipe
 from profuser.run.fusion_run import FusionRun
 from ray_jobs.runtime.cluster import gpus_for, total_gpus
-from ray_jobs.runtime.shards import Draining
+from ray_jobs.runtime.shards import OnDraining
 
 END_SECONDS = 20.0
 """Seconds that an interrupted job may take to end."""
-Work = Callable[[Draining], None]
+Work = Callable[[OnDraining], None]
 """Runs a job; it calls its argument once all of its work has been started."""
 
 

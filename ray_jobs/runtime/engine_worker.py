@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from profuser.artifacts.artifact import Artifact
-from profuser.engines.base import Reading
+from profuser.engines.base import ReadSettings
 from profuser.engines.collecting import RowSignals, SourceReader
 from profuser.engines.crash_guard import Attempt, CrashGuard, EngineDeadError
 from profuser.engines.loading import load_engine
@@ -83,7 +83,7 @@ class Evaluation:
 
     def make(self, reader: SourceReader, shard: int, rows: pa.Table, attempt: Attempt) -> dict[str, float]:
         """Evaluates and writes one shard."""
-        signals = read_guarded(reader, rows, Reading(self.config.generation, 0, self.seed), attempt)
+        signals = read_guarded(reader, rows, ReadSettings(self.config.generation, 0, self.seed), attempt)
         table = evaluate_table(rows, signals, reader.tokens, self.config.answer_pattern)
         refused = len(table) - table["refused"].null_count
         counts: dict[str, float] = {"rows": len(table), "refused": refused}
@@ -108,7 +108,7 @@ def _engine_alive(output: Artifact, shard: int) -> Iterator[None]:
         os._exit(ENGINE_DEAD)
 
 
-def read_guarded(reader: SourceReader, rows: pa.Table, how: Reading, attempt: Attempt) -> list[RowSignals]:
+def read_guarded(reader: SourceReader, rows: pa.Table, how: ReadSettings, attempt: Attempt) -> list[RowSignals]:
     """Returns a source's signals for all rows; a row that crashes the engine is refused with the reason."""
     results, guilty = attempt.run(lambda places: reader.read(rows.take(places), how))
     for place, words in sorted(guilty.items()):

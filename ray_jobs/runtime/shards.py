@@ -16,12 +16,12 @@ from profuser.artifacts.artifact import Artifact, Manifest
 from profuser.artifacts.stage_time import DeviceClock, clear_notes, stage_time
 from profuser.errors import ProfuserError
 from profuser.recipe.models import PoolConfig
-from ray_jobs.runtime.cluster import check_fits, may_bring_nodes, own_cause, resources_of
+from ray_jobs.runtime.cluster import check_fits, is_autoscaling_cluster, pool_resources, unwrap_error
 from ray_jobs.runtime.progress import Counter, format_clock, print_line
 from ray_jobs.runtime.stage_metrics import ShardMetrics, reported_counts
 from ray_jobs.runtime.stalls import StallWatch, describe_workers
 
-Draining = Callable[[], None]
+OnDraining = Callable[[], None]
 """Called when the last shards of a stage are in progress, so that the next job may start loading."""
 
 
@@ -33,7 +33,7 @@ class ShardWorker(Protocol):
         ...
 
 
-class Rider(NamedTuple):
+class ExtraShards(NamedTuple):
     """Shards of another artifact that the actors make after their own, while their models are loaded."""
 
     source: Artifact
@@ -77,8 +77,8 @@ def run_shards(
     pool: PoolConfig,
     num_gpus: float,
     in_flight: int = 1,
-    draining: Draining | None = None,
-    riders: Sequence[Rider] = (),
+    draining: OnDraining | None = None,
+    riders: Sequence[ExtraShards] = (),
 ) -> tuple[list[Mapping[str, float]], float]:
     """Makes all missing shards of an artifact.
 
@@ -141,13 +141,13 @@ def _dataset(
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
             # A pool only grows into existing nodes; on a cluster, pending actors are what makes it add nodes.
-            min_size=most if may_bring_nodes() else pool.min_actors,
+            min_size=most if is_autoscaling_cluster() else pool.min_actors,
             max_size=most,
             max_tasks_in_flight_per_actor=2 * in_flight,
             max_concurrent_calls_per_actor=in_flight,
             enable_true_multi_threading=in_flight > 1,
         ),
-        **resources_of(pool, num_gpus),
+        **pool_resources(pool, num_gpus),
     )
 
 
@@ -156,7 +156,7 @@ def _stream(
     counter: Counter,
     metrics: ShardMetrics,
     num_unbegun: int,
-    draining: Draining | None,
+    draining: OnDraining | None,
 ) -> None:
     """Counts finished shards; `num_unbegun` is how many shards exceed what the actors hold in flight."""
     try:
@@ -166,7 +166,7 @@ def _stream(
             if draining and done == max(1, num_unbegun):
                 draining()
     except RayTaskError as error:
-        raise own_cause(error) from None
+        raise unwrap_error(error) from None
 
 
 def finish(artifact: Artifact, counts: list[Mapping[str, float]], seconds: float, **metrics: float) -> Manifest:

@@ -76,7 +76,7 @@ def _keep(gauge: Gauge, value: float, tags: Tags) -> None:
 
 
 @contextmanager
-def at_work(artifact: Artifact) -> Iterator[None]:
+def report_running(artifact: Artifact) -> Iterator[None]:
     """Reports a stage as running while the body runs, then as finished, failed or stopped (by a signal or another's failure)."""
     tags, state = tags_of(artifact), "failed"
     _keep(STAGE_RUNNING, 1.0, tags)

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayError
 
 from profuser.artifacts.artifact import Artifact
-from profuser.artifacts.stage_time import num_holders
+from profuser.artifacts.stage_time import count_device_holders
 from profuser.errors import StorageError
 from ray_jobs.runtime.progress import format_clock, print_line
 
@@ -85,7 +85,7 @@ def describe_workers(artifact: Artifact, began: float, resources: dict[str, floa
     requested = {name: number for name, number in resources.items() if number}
 
     def why() -> str:
-        placed, loaded = num_holders(artifact, began)
+        placed, loaded = count_device_holders(artifact, began)
         if placed:
             return f"{placed} {what} scheduled, {loaded} loaded"
         have, free = ray.cluster_resources(), ray.available_resources()

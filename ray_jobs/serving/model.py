@@ -14,7 +14,7 @@ from ray import serve
 from profuser.models.reference import local_model
 from profuser.serving.asgi import Head, call
 from profuser.serving.options import ServedModel
-from profuser.serving.requests import text_as_text
+from profuser.serving.requests import escape_special_tokens
 
 APP = "profuser"
 """Name of the gateway's application; also the prefix of the models' application names."""
@@ -49,7 +49,7 @@ class Model:
         self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(arguments), stat_loggers=loggers)
         tokenizer = self.engine.renderer.get_tokenizer()
         # Mistral's own tokenizers read special tokens as text, and accept no template arguments.
-        self.prepare = bytes if is_mistral_tokenizer(tokenizer) else text_as_text
+        self.prepare = bytes if is_mistral_tokenizer(tokenizer) else escape_special_tokens
         tasks = await self.engine.get_supported_tasks()
         self.app = build_app(arguments, tasks, self.engine.model_config)
         await init_app_state(self.engine, self.app.state, arguments, tasks)

@@ -18,7 +18,7 @@ from profuser.models.reference import local_model
 from profuser.recipe.evaluating import BenchmarkConfig
 from profuser.recipe.models import ModelConfig, TemplateConfig
 from profuser.run.fusion_run import FusionRun
-from ray_jobs.runtime.cluster import check_fits, gpus_for, own_cause, resources_of
+from ray_jobs.runtime.cluster import check_fits, gpus_for, pool_resources, unwrap_error
 from ray_jobs.runtime.progress import print_line
 from ray_jobs.runtime.shards import finish
 
@@ -73,7 +73,7 @@ def benchmarks(run: FusionRun, name: str, config: BenchmarkConfig) -> Manifest:
         size = f" {items:,} items" if items else ""
         print_line(f"{output.stage}: measuring{size}")
         task = ray.remote(max_calls=1, max_retries=MAX_RETRIES, scheduling_strategy="SPREAD")(_measure)
-        _wait(output.stage, task.options(**resources_of(model.pool, num_gpus)).remote(part))
+        _wait(output.stage, task.options(**pool_resources(model.pool, num_gpus)).remote(part))
     counts: list[Mapping[str, float]] = list(output.finished_shards().values())
     table = pa.concat_tables(output.tables())
     found = {"score": benchmark_score(table), "standard_error": standard_error(table), "items": float(table.num_rows)}
@@ -95,7 +95,7 @@ def _wait(stage: str, task: ray.ObjectRef) -> None:
             continue
         ray.get(task)
     except RayTaskError as error:
-        raise own_cause(error) from None
+        raise unwrap_error(error) from None
     except RayError as error:
         reason = one_line(error)
         raise ProfuserError(f"{stage}: its process died: {reason}; run again to retry") from None

@@ -5,7 +5,7 @@ from functools import partial
 import pyarrow as pa
 
 from profuser.artifacts.artifact import Artifact, Manifest
-from profuser.engines.base import Reading
+from profuser.engines.base import ReadSettings
 from profuser.engines.crash_guard import Attempt
 from profuser.engines.signal_tables import collect_table, count
 from profuser.recipe.models import SourceConfig
@@ -13,7 +13,7 @@ from profuser.run.fusion_run import FusionRun
 from profuser.run.stages import TARGET
 from ray_jobs.runtime.cluster import gpus_for
 from ray_jobs.runtime.engine_worker import EngineWorker, Evaluation, ReadModel, read_guarded
-from ray_jobs.runtime.shards import Draining, Rider, finish, run_shards
+from ray_jobs.runtime.shards import ExtraShards, OnDraining, finish, run_shards
 
 
 class CollectWorker(EngineWorker):
@@ -24,7 +24,7 @@ class CollectWorker(EngineWorker):
         source: Artifact,
         output: Artifact,
         model: ReadModel,
-        how: Reading,
+        how: ReadSettings,
         evaluation: Evaluation | None = None,
     ):
         super().__init__(source, output, model)
@@ -43,14 +43,14 @@ class CollectWorker(EngineWorker):
         return self.evaluation.process(self.reader, shard)
 
 
-def collect(run: FusionRun, source: SourceConfig, draining: Draining | None = None) -> Manifest:
+def collect(run: FusionRun, source: SourceConfig, draining: OnDraining | None = None) -> Manifest:
     """Runs the stage for one source; calls `draining` when its last rows are in the engines.
 
     If the source is also evaluated, its engine reads the held-out rows after the others: `evaluate` then finds their
     shards and loads no engine for them.
     """
     output = run.collect(source)
-    evaluation = evaluation_beside(run, source)
+    evaluation = shared_evaluation(run, source)
     model = ReadModel(run.model(source).path, source, run.recipe.template)
     counts, seconds = run_shards(
         output,
@@ -60,12 +60,12 @@ def collect(run: FusionRun, source: SourceConfig, draining: Draining | None = No
         gpus_for(source),
         source.engine.shards_in_flight,
         draining,
-        (Rider(evaluation.source, evaluation.output, "evaluate"),) if evaluation else (),
+        (ExtraShards(evaluation.source, evaluation.output, "evaluate"),) if evaluation else (),
     )
     return finish(output, counts, seconds)
 
 
-def evaluation_beside(run: FusionRun, source: SourceConfig) -> Evaluation | None:
+def shared_evaluation(run: FusionRun, source: SourceConfig) -> Evaluation | None:
     """Returns the evaluation that a source's collecting engine can also make, or None: the engine settings must be equal."""
     name = TARGET if run.recipe.is_target(source) else source.name
     if name not in run.evaluated() or run.evaluate(name).manifest() is not None:

@@ -21,7 +21,7 @@ from profuser.training.loop import HELDOUT
 from ray_jobs.runtime.cluster import check_fits, total_gpus
 from ray_jobs.runtime.shards import finish
 from ray_jobs.runtime.stalls import describe_workers
-from ray_jobs.training.board import Watch
+from ray_jobs.training.board import TrainingMonitor
 from ray_jobs.training.worker import STEP_METRIC, WorkerTask, train_worker
 
 
@@ -40,7 +40,7 @@ def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
     plan = UpdatePlan(index, recipe.fuse, recipe.training_seed)
     handle.log_metrics(_index_facts(plan))
     wanted = {"CPU": recipe.fuse.workers.num_cpus, "GPU": float(bool(scaling.use_gpu))}
-    watch = Watch(output, describe_workers(output, began, wanted, "workers"))
+    watch = TrainingMonitor(output, describe_workers(output, began, wanted, "workers"))
     task = WorkerTask(
         recipe=recipe,
         plan=ray.put(plan),

@@ -10,7 +10,7 @@ from profuser.run.fusion_run import FusionRun
 from profuser.run.results import read_answers
 from profuser.run.stages import FUSED
 from ray_jobs.runtime.cluster import gpus_for
-from ray_jobs.runtime.shards import Draining, finish, run_shards
+from ray_jobs.runtime.shards import OnDraining, finish, run_shards
 
 
 class JudgeWorker:
@@ -40,7 +40,7 @@ class JudgeWorker:
         return counts
 
 
-def judge(run: FusionRun, reward: RewardConfig, draining: Draining) -> Manifest:
+def judge(run: FusionRun, reward: RewardConfig, draining: OnDraining) -> Manifest:
     """Runs the stage for one reward; its metrics are the win rates of the fused model under that reward alone.
 
     Args:

@@ -8,7 +8,7 @@ from ray.exceptions import RayTaskError
 from profuser.artifacts.artifact import Manifest
 from profuser.corpus.stage import write_corpus
 from profuser.run.fusion_run import FusionRun
-from ray_jobs.runtime.cluster import beside_the_driver, own_cause
+from ray_jobs.runtime.cluster import pin_to_driver_node, unwrap_error
 from ray_jobs.runtime.shards import finish
 from ray_jobs.runtime.stage_metrics import count_rows
 
@@ -16,12 +16,12 @@ from ray_jobs.runtime.stage_metrics import count_rows
 def prepare(run: FusionRun) -> Manifest:
     """Runs the stage on the driver's machine, where a corpus given by path is stored."""
     start = time.monotonic()
-    task = ray.remote(num_cpus=0)(write_corpus).options(scheduling_strategy=beside_the_driver())
+    task = ray.remote(num_cpus=0)(write_corpus).options(scheduling_strategy=pin_to_driver_node())
     recipe, artifacts = run.recipe, (run.corpus(), run.heldout(), run.quarantine())
     try:
         counts = ray.get(task.remote(recipe.corpus, run.corpus_path, run.heldout_path, recipe.seed, *artifacts))
     except RayTaskError as error:
-        raise own_cause(error) from None
+        raise unwrap_error(error) from None
     seconds = time.monotonic() - start
     count_rows(artifacts[0], counts[0]["rows"], counts[2]["rows"])
     # The time is measured once, and recorded for the corpus artifact.

@@ -13,7 +13,7 @@ from profuser.recipe.rewards import RewardConfig
 from profuser.rewards.kinds import load_judge
 from profuser.run.fusion_run import FusionRun
 from ray_jobs.runtime.cluster import gpus_for
-from ray_jobs.runtime.shards import Draining, finish, run_shards
+from ray_jobs.runtime.shards import OnDraining, finish, run_shards
 
 
 class RewardWorker:
@@ -47,7 +47,7 @@ class RewardWorker:
         return counts
 
 
-def rewards(run: FusionRun, reward: RewardConfig, draining: Draining | None = None) -> Manifest:
+def rewards(run: FusionRun, reward: RewardConfig, draining: OnDraining | None = None) -> Manifest:
     """Runs the stage for one reward; calls `draining` when its last shards are being scored."""
     output = run.rewards(reward)
     worker = partial(

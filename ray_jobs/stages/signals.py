@@ -16,7 +16,7 @@ from profuser.artifacts.artifact import Artifact, Manifest
 from profuser.artifacts.schemas import MODES
 from profuser.engines.base import Response
 from profuser.engines.crash_guard import Attempt
-from profuser.engines.signal_tables import as_signals, read_own_ids, signals_table
+from profuser.engines.signal_tables import read_own_ids, signals_table, to_source_signals
 from profuser.recipe.models import Recipe, SourceConfig
 from profuser.rewards.voting import RewardScale
 from profuser.run.choosing import make_chooser, reward_scales
@@ -27,7 +27,7 @@ from profuser.selection.teachers import LIGHT_COLUMNS, Choice
 from profuser.signals.rules import AlignmentRules
 from ray_jobs.runtime.cluster import gpus_for
 from ray_jobs.runtime.engine_worker import EngineWorker, ReadModel
-from ray_jobs.runtime.shards import Draining, finish, run_shards
+from ray_jobs.runtime.shards import OnDraining, finish, run_shards
 
 
 class SignalsWorker(EngineWorker):
@@ -84,14 +84,14 @@ class SignalsWorker(EngineWorker):
     ) -> NextSteps:
         """Returns the source's predictions after the candidates that are used up where target tokens begin inside its own."""
         assert self.target is not None
-        found, target_ids = as_signals(responses), response_ids(self.target.encode(rows.to_pylist(), choices))
+        found, target_ids = to_source_signals(responses), response_ids(self.target.encode(rows.to_pylist(), choices))
         texts = [choice.response.encode() for choice in choices]
         tables = self.chooser.tokens[self.teacher], self.target.tokens
         used_up = find_used_up(found, target_ids, texts, *tables, self.rules)
         return self.reader.step_after(records, found, used_up, self.top_k)
 
 
-def signals(run: FusionRun, source: SourceConfig, draining: Draining | None = None) -> Manifest:
+def signals(run: FusionRun, source: SourceConfig, draining: OnDraining | None = None) -> Manifest:
     """Runs the stage for one source; `draining` as in `collect`."""
     output, recipe, rewards = run.signals(source), run.recipe, run.artifacts("rewards")
     counts, seconds = run_shards(

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from profuser.artifacts.artifact import Artifact
-from ray_jobs.runtime.cluster import beside_the_driver
+from ray_jobs.runtime.cluster import pin_to_driver_node
 from ray_jobs.runtime.progress import Counter, print_line
 from ray_jobs.runtime.stage_metrics import TrainingMetrics
 from ray_jobs.runtime.stalls import StallWatch
@@ -63,7 +63,7 @@ class StopRequest:
         return answer
 
 
-class Watch:
+class TrainingMonitor:
     """Prints a board's progress and exports it to Prometheus while training runs; turns SIGTERM into a stop request.
 
     Args:
@@ -75,7 +75,7 @@ class Watch:
         self.why = why
         self.metrics = TrainingMetrics(artifact)
         # On the driver's node: any other node may disappear during training.
-        self.board = ray.remote(num_cpus=0)(_Board).options(scheduling_strategy=beside_the_driver()).remote()
+        self.board = ray.remote(num_cpus=0)(_Board).options(scheduling_strategy=pin_to_driver_node()).remote()
         self.stopped = False
         """Whether SIGTERM was received."""
         self._ended = threading.Event()

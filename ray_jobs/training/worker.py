@@ -63,7 +63,7 @@ def train_worker(config: dict[str, Any]) -> None:
     if first:
         task.board.begin.remote(trainer.step, trainer.plan.num_steps, str(trainer.module.attention))
     saver = Saver(task, first, clock)
-    hooks = Hooks(Logger(task, first), saver, StopRequest(task.board), Notice())
+    hooks = Hooks(Logger(task, first), saver, StopRequest(task.board), PreemptionNotice())
     finished = trainer.run(ingest, hooks)
     saver.wait()
     if finished:
@@ -83,14 +83,14 @@ def make_trainer(task: WorkerTask) -> tuple["Trainer", Ingest]:
     from profuser.training.batches import read_packs
     from profuser.training.checkpoint import load_checkpoint
     from profuser.training.checks import check_vocabulary
-    from profuser.training.guards import memory_named
+    from profuser.training.guards import explain_out_of_memory
     from profuser.training.loop import Trainer
     from profuser.training.target import load_target
 
     recipe = task.recipe
     plan: Any = ray.get(task.plan)
     device = ray.train.torch.get_device()
-    with memory_named(recipe.fuse, device):
+    with explain_out_of_memory(recipe.fuse, device):
         module = load_target(task.target, recipe.target.revision, recipe.fuse, device, recipe.training_seed)
     check_vocabulary(module.model, task.reader.vocab_size, task.target)
     context = ray.train.get_context()
@@ -145,7 +145,7 @@ class Saver:
         self._waits()
 
 
-class Notice:
+class PreemptionNotice:
     """Detects that Ray has announced the loss of a worker's node (a spot instance, a drained node)."""
 
     def __init__(self) -> None:

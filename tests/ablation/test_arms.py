@@ -11,7 +11,7 @@ import pytest
 from profuser.ablation.arms import find_arms, plan_ablation, time_left
 from profuser.ablation.plot import ablation_plot
 from profuser.ablation.results import ORACLE, TARGET_TITLE, Measured, compare_all, gather_results
-from profuser.ablation.table import as_json, flat_rows, markdown, notes, what_it_cost
+from profuser.ablation.table import as_json, flat_rows, markdown, notes, table_cost
 from profuser.config import flatten, identity
 from profuser.errors import UserError
 from profuser.lab.twins import build_twins
@@ -306,7 +306,7 @@ def test_rows_that_one_model_refused_are_left_out_for_all(half):
 
 
 def test_the_files_agree_with_the_results_and_state_the_cost(made_up):
-    results, made = gather_results(made_up), what_it_cost(made_up, "2 CPU cores")
+    results, made = gather_results(made_up), table_cost(made_up, "2 CPU cores")
     shared = 8 * 5.0 + 3 * 2.0  # three of prepare, three sources, a reward, select; three models evaluated
     assert made.shared_seconds == pytest.approx(shared)
     assert made.stage_seconds == pytest.approx(shared + 4 * 63.0)

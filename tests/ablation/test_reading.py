@@ -7,7 +7,7 @@ import pytest
 
 from profuser.ablation.reading import AblationTable, both_metrics_plot, differences_plot
 from profuser.ablation.results import Measured, Results, compare_all
-from profuser.ablation.table import Made, as_json
+from profuser.ablation.table import Provenance, as_json
 from profuser.report.measures import BITS_PER_BYTE, EXACT_MATCH, METRICS
 
 NUM_ROWS = 40
@@ -37,7 +37,7 @@ def results():
 
 @pytest.fixture
 def table(results, tmp_path):
-    made = Made(1.0, 1.0, 0.5, ("abc",), "a machine")
+    made = Provenance(1.0, 1.0, 0.5, ("abc",), "a machine")
     (tmp_path / "table.json").write_text(json.dumps(as_json("x.ablation", results, made)))
     return AblationTable.read(tmp_path)
 

@@ -14,7 +14,7 @@ from profuser.alignment.transport import transport_rows
 from profuser.alignment.vocab_projection import VocabProjection
 from profuser.signals.codec import TopK
 from profuser.signals.ragged import Ragged
-from profuser.signals.rules import CARRYING, AlignmentRules
+from profuser.signals.rules import DISTRIBUTION_RULES, AlignmentRules
 from tests.alignment.oracle import Vocabulary, transport_row
 
 LETTERS = b"ab \xe4"
@@ -93,7 +93,7 @@ def test_transport_agrees_with_the_oracle(condition, data):
         np.concatenate([logprobs for _, logprobs in signals]),
         TopK(*(np.concatenate([getattr(topk, name) for topk, _ in signals]) for name in ("ids", "logprobs"))),
     )
-    rules, steps, next_tokens = AlignmentRules.only(set(CARRYING) - set(off)), None, {}
+    rules, steps, next_tokens = AlignmentRules.only(set(DISTRIBUTION_RULES) - set(off)), None, {}
     if condition == "exact":
         steps, next_tokens = random_steps(flat, batch, source, target, rules, top_k)
     found = transport_rows(

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from profuser.artifacts import lock_holder as run_holder
-from profuser.artifacts.lock import TAKING, RunLock
+from profuser.artifacts.lock import TAKING_FILE, RunLock
 from profuser.artifacts.lock_holder import LOCK, Holder
 from profuser.errors import ProfuserError, UserError
 from profuser.storage.folder import Folder
@@ -21,7 +21,7 @@ from profuser.storage.folder import Folder
 DRIVER = """
 import pathlib, signal, sys, time
 from profuser.errors import ProfuserError
-from profuser.artifacts.lock import TAKING, RunLock
+from profuser.artifacts.lock import TAKING_FILE, RunLock
 from profuser.storage.folder import Folder
 
 class ObjectStore(Folder):
@@ -195,9 +195,9 @@ def test_an_unreadable_lock_is_judged_by_its_age(folder, content):
 
 
 def test_a_driver_killed_while_taking_the_lock_does_not_block(folder):
-    folder.write_bytes(TAKING, b"")
+    folder.write_bytes(TAKING_FILE, b"")
     then = time.time() - 61
-    os.utime(folder.path(TAKING), (then, then))
+    os.utime(folder.path(TAKING_FILE), (then, then))
     with RunLock(folder, heartbeat_seconds=0.2) as lock:
         lock.check()
     assert folder.names() == []

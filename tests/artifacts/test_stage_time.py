@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from profuser.artifacts import stage_time as module
 from profuser.artifacts.artifact import Artifact
 from profuser.artifacts.schemas import QUARANTINE
-from profuser.artifacts.stage_time import DeviceClock, StageTime, clear_notes, covered_seconds, num_holders, stage_time
+from profuser.artifacts.stage_time import (
+    DeviceClock,
+    StageTime,
+    clear_notes,
+    count_device_holders,
+    stage_time,
+    union_seconds,
+)
 from profuser.planning.plan_file import measure
 from profuser.storage.folder import Folder
 
@@ -85,16 +92,16 @@ def test_a_manifest_is_measured_in_device_hours_and_their_cost(artifact):
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60))))
 def test_covered_seconds_equal_a_count_second_by_second(spans):
     covered = {second for start, stop in spans for second in range(start, stop)}
-    assert covered_seconds(spans) == len(covered)
+    assert union_seconds(spans) == len(covered)
 
 
 def test_processes_with_devices_and_loaded_ones_are_counted_per_attempt(clock, artifact):
     DeviceClock(artifact, 1.0, clock.time()).note()
     clock.now = 10.0
     began = clock.time()
-    assert num_holders(artifact, began) == (0, 0)
+    assert count_device_holders(artifact, began) == (0, 0)
     first, _ = DeviceClock(artifact, 1.0, began), DeviceClock(artifact, 0.0, began)
-    assert num_holders(artifact, began) == (2, 0)
+    assert count_device_holders(artifact, began) == (2, 0)
     first.note()
     first.note()
-    assert num_holders(artifact, began) == (2, 1)
+    assert count_device_holders(artifact, began) == (2, 1)

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from profuser.artifacts.schemas import CORPUS
 from profuser.corpus import prepare_rows, read_corpus
-from profuser.engines.base import Reading
+from profuser.engines.base import ReadSettings
 from profuser.engines.collecting import SourceReader
 from profuser.engines.transformers import TransformersEngine
 from profuser.models.lab_paths import assets_path
@@ -25,7 +25,7 @@ def run() -> list[Row]:
     for record in records:
         record["messages"] = [message._asdict() for message in record["messages"]]
     reader = SourceReader(engine, OwnTemplate())
-    how = Reading(GenerationConfig(max_tokens=1), K, seed=0)
+    how = ReadSettings(GenerationConfig(max_tokens=1), K, seed=0)
     read = reader.read(pa.Table.from_pylist(records, schema=CORPUS), how)
     reader.loop.close()
     topk = [entry.training.topk for entry in read if entry.training]

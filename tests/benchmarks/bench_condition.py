@@ -8,7 +8,7 @@ import numpy as np
 
 from profuser.alignment.matching import match
 from profuser.alignment.next_steps import find_used_up
-from profuser.alignment.source_signals import NextSteps, SourceSignals, begin_alike
+from profuser.alignment.source_signals import NextSteps, SourceSignals, share_prefix
 from profuser.alignment.spans import byte_spans
 from profuser.alignment.token_bytes import TokenBytes
 from profuser.alignment.transport import TransportedRows, transport_rows
@@ -144,7 +144,7 @@ def run() -> list[Row]:
     )
     places = np.flatnonzero(matches.rules == Rule.CONDITION)
     positions, consumed = matches.source[places], matches.consumed[places]
-    listed = begin_alike(tables[0], signals.topk.ids[positions], ids.values[positions], consumed).any(axis=1)
+    listed = share_prefix(tables[0], signals.topk.ids[positions], ids.values[positions], consumed).any(axis=1)
     followed = (steps.find(positions, _same_bytes(tables[0], ids.values[positions], consumed)) >= 0) & listed
     walker, distances = Walker(model, source, target), np.full((2, len(places)), np.nan)
     for n in np.flatnonzero(listed).tolist():

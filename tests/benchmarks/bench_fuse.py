@@ -23,7 +23,7 @@ from profuser.training.examples import ExampleIndex, ExampleReader
 from profuser.training.loop import Hooks, Trainer
 from profuser.training.step import FusionModule
 from ray_jobs.runtime.cluster import connected
-from ray_jobs.training.board import Watch
+from ray_jobs.training.board import TrainingMonitor
 from tests.benchmarks.examples import BOTH, K, Updates, table
 from tests.benchmarks.measure import Row, by_turns
 from tests.training.made import stream_from
@@ -130,7 +130,7 @@ def _stage(tables: dict[int, pa.Table]) -> Row:
             "the benchmark",
         )
         with tracker.stage("fuse") as handle:
-            watch = Watch(select, lambda: "its workers have not begun")
+            watch = TrainingMonitor(select, lambda: "its workers have not begun")
             work = {"recipe": recipe, "select": select, "folder": folder, "handle": handle, "board": watch.board}
             trainer = TorchTrainer(
                 _worker,

@@ -15,7 +15,7 @@ from profuser.alignment.token_bytes import TokenBytes
 from profuser.corpus import Message, encode_example, end_token_id, render_prompt
 from profuser.corpus.special_tokens import commands, encode, protect
 from profuser.corpus.template import template_commands
-from profuser.evaluation.benchmarks.text import read_text_as_text
+from profuser.evaluation.benchmarks.text import neutralise_special_tokens
 from profuser.recipe.models import OwnTemplate
 from profuser.signals.ragged import Ragged
 from tests import tiny
@@ -227,7 +227,7 @@ def test_a_saved_and_loaded_tokenizer_gives_the_same_tokens(tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_harness_reads_special_tokens_in_a_benchmark_as_text(family):
     tokenizer, reader = made(family)[0], copy.deepcopy(made(family)[0])
-    read_text_as_text(reader, rendered=False)
+    neutralise_special_tokens(reader, rendered=False)
     assert reader("ab").input_ids == tokenizer("ab").input_ids
     texts = [f"a {string}b" for string in STRINGS]
     batch = reader(texts, padding="longest", return_tensors="pt")
@@ -237,7 +237,7 @@ def test_the_harness_reads_special_tokens_in_a_benchmark_as_text(family):
         assert own == reader.encode(text)
         assert not set(own) & set(tokenizer.all_special_ids)
         assert tokenizer.decode(own).strip() == (text.replace("\u2581", " ") if family in SENTENCEPIECE_LIKE else text)
-    read_text_as_text(reader, rendered=True)
+    neutralise_special_tokens(reader, rendered=True)
     for string in STRINGS:
         history = [{"role": "user", "content": f"a{string}"}]
         asked = reader.encode(

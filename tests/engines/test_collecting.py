@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 
 from profuser.artifacts.schemas import CORPUS
-from profuser.engines.base import Reading, Response
+from profuser.engines.base import ReadSettings, Response
 from profuser.engines.collecting import SourceReader
-from profuser.engines.signal_tables import as_signals, collect_table, count, read_signals, signals_table
+from profuser.engines.signal_tables import collect_table, count, read_signals, signals_table, to_source_signals
 from profuser.recipe.models import GenerationConfig, OwnTemplate
 from profuser.signals.codec import TopK
 from tests.tiny import byte_level_tokenizer
@@ -64,7 +64,7 @@ def corpus(*responses):
 
 
 def read(engine, *responses, num_samples=1):
-    how = Reading(GenerationConfig(), K, 0, num_samples)
+    how = ReadSettings(GenerationConfig(), K, 0, num_samples)
     return SourceReader(engine, OwnTemplate()).read(corpus(*responses), how)
 
 
@@ -123,7 +123,7 @@ def test_steps_after_candidates_are_requested_by_row_and_read_back_in_any_row_or
     engine = Scripted([[1]] * 4, "length", max_model_len=64)
     reader = SourceReader(engine, OwnTemplate())
     rows = corpus("Sort it.", "7", "Say nothing.").to_pylist()
-    signals = as_signals([engine.respond(row, "given") for row in ids])
+    signals = to_source_signals([engine.respond(row, "given") for row in ids])
     last = len(signals.logprobs) - 1
     used_up = np.array([1, 2, last, last]), np.array([11, 12, 13, 14])
     steps = reader.step_after(rows, signals, used_up, K)
@@ -146,7 +146,7 @@ def test_a_step_that_does_not_fit_into_the_context_is_left_out():
     ids = byte_ids(byte_level_tokenizer(), "Say nothing.")
     engine = Scripted([[1]], "length")
     reader = SourceReader(engine, OwnTemplate())
-    signals = as_signals([engine.respond(ids, "given")])
+    signals = to_source_signals([engine.respond(ids, "given")])
     used_up = np.array([0, 5]), np.array([11, 11])
     reader.step_after(corpus("Say nothing.").to_pylist(), signals, (used_up[0][:1], used_up[1][:1]), K)
     engine.max_model_len = len(engine.asked[0].prompt_ids) + 1

@@ -2,7 +2,7 @@
 
 from tokenizers import normalizers
 
-from profuser.engines.base import Reading
+from profuser.engines.base import ReadSettings
 from profuser.engines.collecting import SourceReader
 from profuser.evaluation.heldout import evaluate_table
 from profuser.recipe.models import GenerationConfig, OwnTemplate
@@ -18,7 +18,7 @@ def test_a_row_that_the_models_tokens_do_not_spell_is_rejected_and_not_scored():
     answer = tokenizer.encode("7.<|im_end|>")
     reader = SourceReader(Scripted([answer] * 3, "stop", tokenizer), OwnTemplate())
     rows = corpus(*TEXTS)
-    signals = reader.read(rows, Reading(GenerationConfig(), 0, 0, 1))
+    signals = reader.read(rows, ReadSettings(GenerationConfig(), 0, 0, 1))
     table = evaluate_table(rows, signals, reader.tokens, None).to_pylist()
     assert [row["refused"] is None for row in table] == [True, False, True]
     assert "tokens spell 13 bytes, the response has 14" in table[1]["refused"]

@@ -11,7 +11,7 @@ from profuser.planning.estimates import (
     Extrapolation,
     FileSize,
     Probe,
-    Setting,
+    SourceSetting,
     add_costs,
     collect_cost,
     disk_costs,
@@ -53,7 +53,7 @@ def made_setting(**changes):
         "share": 0.5,
         "lazy": False,
     }
-    return Setting(**(whole | changes))
+    return SourceSetting(**(whole | changes))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from profuser.artifacts.artifact import Artifact
 from profuser.artifacts.schemas import CORPUS, collect_schema, signals_schema
-from profuser.engines.base import Reading, Response
+from profuser.engines.base import ReadSettings, Response
 from profuser.engines.collecting import SourceReader
 from profuser.engines.signal_tables import collect_table, count
 from profuser.errors import UserError
@@ -70,7 +70,7 @@ def artifacts(folder, top_k):
 
 
 def reading(top_k, num_samples=1):
-    return Reading(GenerationConfig(max_tokens=32, temperature=1.0), top_k, 0, num_samples)
+    return ReadSettings(GenerationConfig(max_tokens=32, temperature=1.0), top_k, 0, num_samples)
 
 
 @pytest.mark.parametrize("top_k", [K, 0], ids=["eager", "lazy"])

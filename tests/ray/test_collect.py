@@ -16,7 +16,7 @@ from ray_jobs.pipeline.pipeline import delete_stages
 from ray_jobs.runtime.cluster import connected
 from ray_jobs.runtime.concurrency import concurrent_sources
 from ray_jobs.runtime.engine_worker import ReadModel
-from ray_jobs.stages.collect import collect, evaluation_beside
+from ray_jobs.stages.collect import collect, shared_evaluation
 from ray_jobs.stages.evaluate import evaluate
 from ray_jobs.stages.prepare import prepare
 from ray_jobs.stages.signals import signals
@@ -112,7 +112,7 @@ def test_held_out_rows_read_with_the_signals_score_as_with_a_separate_engine(tmp
         run = stages.make_run(tmp_path, corpus, kind="vllm")
         prepare(run)
         # The target has other engine settings than the source of the same model: it is evaluated separately.
-        assert [evaluation_beside(run, source) is not None for source in run.recipe.sources] == [False, True]
+        assert [shared_evaluation(run, source) is not None for source in run.recipe.sources] == [False, True]
         collect(run, run.recipe.sources[1])
         assert evaluate(run, "neox").device_seconds == 0
         beside = stages.whole(run.evaluate("neox"))

@@ -17,5 +17,9 @@ def test_every_setting_is_described():
     keys = {line.split("`")[1] for line in lines if line.startswith("| `")}
     assert {"path", "top_k", "schedule", "learning_rate", "weight", "kv_cache_gib", *Recipe.model_fields} <= keys
     sections = {"section", "list of section", "list of section or section"}
-    bare = [line for line in lines if line.startswith("| `") and line.endswith("|  |") and not sections & set(line.split(" | "))]
+    bare = [
+        line
+        for line in lines
+        if line.startswith("| `") and line.endswith("|  |") and not sections & set(line.split(" | "))
+    ]
     assert [line for line in bare if "`kind`" not in line] == []

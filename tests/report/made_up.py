@@ -16,7 +16,7 @@ from profuser.recipe.schedule import PROGRESSIVE
 from profuser.report.comparisons import benchmark_comparisons, benchmark_estimates, heldout_comparisons
 from profuser.report.facts import RunFacts, StageFact
 from profuser.rewards.agreement import Agreement
-from profuser.selection.summary import Duel, JudgeFacts, LengthBin, SelectionFacts, WinRate
+from profuser.selection.summary import LengthBin, RewardFacts, SelectionFacts, SourceComparison, WinRate
 from tests.recipe.schedule_oracle import weights_at
 
 MODELS = ("target", "mpt", "neox", "fused")
@@ -137,11 +137,11 @@ def selection(sources: tuple[str, ...] = ("llama", "mpt", "neox"), **changes: An
     whole: dict[str, Any] = {
         "modes": Agreement("training", "inference", 1740, 0.412, 0.118),
         "duels": tuple(
-            Duel(first, second, WinRate(1206 - 90 * index, 12, 1800), WinRate(700 + 80 * index, 140, 1740))
+            SourceComparison(first, second, WinRate(1206 - 90 * index, 12, 1800), WinRate(700 + 80 * index, 140, 1740))
             for index, (first, second) in enumerate(itertools.combinations(sources, 2))
         ),
         "judges": tuple(
-            JudgeFacts(name, 1.0, 1600, 31 + 40 * index, tilt * 0.6, 0.5 + 0.3 * tilt, 4650)
+            RewardFacts(name, 1.0, 1600, 31 + 40 * index, tilt * 0.6, 0.5 + 0.3 * tilt, 4650)
             for index, (name, tilt) in enumerate(tilts.items())
         ),
         "agreements": tuple(

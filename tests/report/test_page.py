@@ -18,7 +18,7 @@ from profuser.report.plots.results import gaps_plot
 from profuser.report.plots.selection import agreement_plot, length_plot, win_rates_plot
 from profuser.report.tables.table import ScoreRow, score_table
 from profuser.rewards.agreement import Agreement
-from profuser.selection.summary import Duel, JudgeFacts, WinRate
+from profuser.selection.summary import RewardFacts, SourceComparison, WinRate
 from tests.report import made_up
 
 PLOTS = {
@@ -173,10 +173,10 @@ AFFECTED = {
 """Plots that depend on a field of the facts."""
 NOTHING_CHOSEN = made_up.selection(
     modes=Agreement("training", "inference", 0, math.nan, math.nan),
-    duels=(Duel("llama", "mpt", WinRate(0, 0, 0), WinRate(0, 0, 0)),),
+    duels=(SourceComparison("llama", "mpt", WinRate(0, 0, 0), WinRate(0, 0, 0)),),
     judges=(
-        JudgeFacts("brisk", 0.5, 0, 0, math.nan, math.nan, 0),
-        JudgeFacts("candid", 1, 0, 0, math.nan, math.nan, 0),
+        RewardFacts("brisk", 0.5, 0, 0, math.nan, math.nan, 0),
+        RewardFacts("candid", 1, 0, 0, math.nan, math.nan, 0),
     ),
     agreements=(Agreement("brisk", "candid", 0, math.nan, math.nan),),
     lengths=(),

@@ -13,7 +13,7 @@ from profuser.errors import ArtifactError, TrainingError
 from profuser.recipe.fusing import OptimizerConfig
 from profuser.training.batches import read_packs
 from profuser.training.checkpoint import Checkpointer, load_checkpoint
-from profuser.training.guards import SpikeWatch, memory_named
+from profuser.training.guards import SpikeWatch, explain_out_of_memory
 from profuser.training.loop import HELDOUT
 from profuser.training.optimizer import learning_rate
 from profuser.training.step_metrics import ModelFlops
@@ -269,9 +269,9 @@ def test_a_spike_is_a_loss_far_above_the_running_median():
 )
 def test_running_out_of_memory_names_the_settings_to_change(error):
     words = r"micro_batch_tokens \(48\).*activation_checkpointing: full.*cpu_offload"
-    with pytest.raises(TrainingError, match=words), memory_named(config(), torch.device("cpu")):
+    with pytest.raises(TrainingError, match=words), explain_out_of_memory(config(), torch.device("cpu")):
         raise error
-    with pytest.raises(RuntimeError, match="another"), memory_named(config(), torch.device("cpu")):
+    with pytest.raises(RuntimeError, match="another"), explain_out_of_memory(config(), torch.device("cpu")):
         raise RuntimeError("another")
 
 

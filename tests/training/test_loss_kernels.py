@@ -49,7 +49,7 @@ def test_the_kernels_equal_pytorch_on_a_gpu(dtype):
     inputs = [x.detach().cuda().to(dtype if x.is_floating_point() else x.dtype) for x in make(n=300, d=64, v=9000, k=8)]
     for each in inputs[:2]:
         each.requires_grad_()
-    assert loss_kernels.there_for(inputs[0].device)
+    assert loss_kernels.kernels_supported(inputs[0].device)
     grads = [torch.autograd.grad(loss_of(*inputs, kernels=way).total, inputs[:2]) for way in (True, False)]
     for a, b in zip(*grads, strict=True):
         assert float((a - b).norm() / b.norm()) < 0.02

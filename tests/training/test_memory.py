@@ -19,7 +19,7 @@ from profuser.recipe.fusing import FuseConfig
 from profuser.recipe.schedule import ModeWeights
 from profuser.training.batches import Update
 from profuser.training.loop import Trainer
-from profuser.training.memory import estimate, largest_micro_batch, on_other_devices
+from profuser.training.memory import estimate, largest_micro_batch, scale_to_devices
 from profuser.training.step import PackedExamples
 from profuser.training.target import load_target
 from tests import tiny
@@ -192,7 +192,7 @@ def test_the_plan_equals_the_memory_of_each_of_two_workers(name, tmp_path):
 @pytest.mark.parametrize("settings", [{}, FULL])
 def test_plans_for_other_numbers_of_devices_are_approximated(settings):
     config = fuse_config(batch_tokens=64 * LENGTH, **settings)
-    others = on_other_devices(estimate(CONFIGS["llama"], config, 8, "float32"), config)
+    others = scale_to_devices(estimate(CONFIGS["llama"], config, 8, "float32"), config)
     assert [other.world_size for other in others] == [1, 2, 4, 8]
     for other in others:
         exact = estimate(CONFIGS["llama"], config, other.world_size, "float32")

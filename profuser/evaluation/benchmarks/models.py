@@ -6,8 +6,8 @@ from unittest import mock
 
 from safetensors import SafetensorError
 
-from profuser.engines.device import context_length, device, dtype_here, vllm_arguments
-from profuser.engines.vllm import unsupported
+from profuser.engines.device import context_length, device, resolve_dtype, vllm_arguments
+from profuser.engines.vllm import unsupported_reason
 from profuser.errors import EngineError, one_line
 from profuser.recipe.models import EngineConfig, JinjaTemplate, TemplateConfig
 
@@ -43,7 +43,7 @@ def load_lm(
     """
     kind = config.kind
     if kind == "auto":
-        kind = "transformers" if unsupported(path, revision, config.trust_remote_code) else "vllm"
+        kind = "transformers" if unsupported_reason(path, revision, config.trust_remote_code) else "vllm"
     try:
         load = _vllm if kind == "vllm" else _transformers
         lm = load(path, revision, config, batch_size)
@@ -93,7 +93,7 @@ def _transformers(path: str, revision: str | None, config: EngineConfig, batch_s
         pretrained=path,
         revision=revision or "main",
         device=device(),
-        dtype=dtype_here(config.dtype),
+        dtype=resolve_dtype(config.dtype),
         max_length=context_length(settings, config),  # the harness does not know MPT's name for it
         trust_remote_code=config.trust_remote_code,
         batch_size=batch_size or TRANSFORMERS_BATCH_SIZE,

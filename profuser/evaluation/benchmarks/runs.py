@@ -14,7 +14,7 @@ from profuser.artifacts.schemas import BENCHMARK
 from profuser.errors import EngineError, UserError, one_line
 from profuser.evaluation.benchmarks.models import longest_request
 from profuser.evaluation.benchmarks.tasks import Benchmark
-from profuser.evaluation.benchmarks.text import read_text_as_text
+from profuser.evaluation.benchmarks.text import neutralise_special_tokens
 
 RANDOM_SEED, OTHER_SEED = 0, 1234
 """The harness's own seeds."""
@@ -42,7 +42,7 @@ def run_benchmark(lm: Any, benchmark: Benchmark) -> pa.Table:
             f"evaluate.benchmarks.{config.name}.apply_chat_template: {lm.tokenizer.name_or_path} has no chat template"
         )
     _check_room(lm, benchmark)
-    read_text_as_text(lm.tokenizer, rendered=config.apply_chat_template)
+    neutralise_special_tokens(lm.tokenizer, rendered=config.apply_chat_template)
     random.seed(RANDOM_SEED)
     np.random.seed(OTHER_SEED)
     torch.manual_seed(OTHER_SEED)

@@ -12,7 +12,7 @@ from profuser.corpus.template import template_commands
 from profuser.recipe.models import OwnTemplate
 
 
-def read_text_as_text(tokenizer: Any, rendered: bool) -> None:
+def neutralise_special_tokens(tokenizer: Any, rendered: bool) -> None:
     """Changes a Transformers tokenizer so that special tokens in texts are read as plain text.
 
     Args:

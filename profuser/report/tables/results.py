@@ -37,7 +37,7 @@ class ScoreLine:
 
 
 @dataclass(frozen=True)
-class AgainstCell:
+class ComparisonCell:
     """The fused model minus one other model on one measure, as text."""
 
     difference: str
@@ -47,12 +47,12 @@ class AgainstCell:
 
 
 @dataclass(frozen=True)
-class AgainstLine:
+class ComparisonLine:
     """The fused model against all others on one measure."""
 
     measure: str
     num_items: int
-    cells: Mapping[str, AgainstCell]
+    cells: Mapping[str, ComparisonCell]
     """Difference by the other model."""
 
 
@@ -116,7 +116,7 @@ def no_benchmarks(facts: RunFacts) -> str:
     return NOT_YET if named else NO_BENCHMARK
 
 
-def against_lines(facts: RunFacts) -> list[AgainstLine]:
+def comparison_lines(facts: RunFacts) -> list[ComparisonLine]:
     """Returns a line per measure, over all its items."""
     whole = [found for found in facts.comparisons if found.category == ALL]
     lines = []
@@ -125,15 +125,15 @@ def against_lines(facts: RunFacts) -> list[AgainstLine]:
         metric = metric_of(measure)
         title = f"{measure}, points" if metric.unit else measure
         cells = {found.model: _against(facts, metric, found) for found in own}
-        lines.append(AgainstLine(title, own[0].difference.num_items, cells))
+        lines.append(ComparisonLine(title, own[0].difference.num_items, cells))
     return lines
 
 
-def _against(facts: RunFacts, metric: Metric, found: ModelDifference) -> AgainstCell:
+def _against(facts: RunFacts, metric: Metric, found: ModelDifference) -> ComparisonCell:
     # For held-out metrics, the difference of the rounded values, as everywhere in the report.
     change = Change(metric, metric.of(facts.score(found.model)), metric.of(facts.score(FUSED)))
     value = metric.text(found.difference.value, sign=True) if metric is SCORE else change.text
-    return AgainstCell(value, metric.interval(found.difference), p_text(found.p_value), found.verdict)
+    return ComparisonCell(value, metric.interval(found.difference), p_text(found.p_value), found.verdict)
 
 
 def metric_of(measure: str) -> Metric:

@@ -63,7 +63,7 @@ def run(sizes: Sizes, vocab_size: int) -> Iterator[Row]:
 
         return way
 
-    has_kernels = loss_kernels.there_for(DEVICE)
+    has_kernels = loss_kernels.kernels_supported(DEVICE)
     losses = {"ours": lambda: ours(has_kernels), "liger": liger, "cross-entropy": cross_entropy, "dense": dense}
     if has_kernels:
         losses |= {"plain": lambda: ours(False), "wide": lambda: ours(True, 4 * sizes.chunk_tokens)}

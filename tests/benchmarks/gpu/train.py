@@ -17,7 +17,7 @@ from profuser.training.loop import Trainer
 from profuser.training.memory import estimate
 from profuser.training.step import FusionModule, MicroBatch
 from profuser.training.step_metrics import ModelFlops, peak_tflops
-from profuser.training.target import allocate, compute_dtype, hollow, shard
+from profuser.training.target import allocate, compute_dtype, empty_model, shard
 from tests.benchmarks.examples import BOTH, Updates
 from tests.benchmarks.gpu.device import DEVICE, DTYPE, GPU, Sizes, free, llama, process_group, seconds_of, sync
 from tests.benchmarks.measure import Row
@@ -43,7 +43,7 @@ def fuse_config(pack_tokens: int, num_packs: int, checkpointing: str = "none", *
 
 def random_target(model_config: Any, config: FuseConfig) -> FusionModule:
     """Returns a sharded target with random weights, as in a worker of the stage."""
-    module = FusionModule(hollow(model_config, config), config, DEVICE, compute_dtype(config, DEVICE))
+    module = FusionModule(empty_model(model_config, config), config, DEVICE, compute_dtype(config, DEVICE))
     shard(module, config, DEVICE)
     allocate(module)
     torch.manual_seed(0)
