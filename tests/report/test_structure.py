@@ -3,7 +3,6 @@
 import html
 import json
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -15,11 +14,11 @@ import profuser.report
 from profuser.report.facts import RunFacts
 from profuser.report.page import render_page
 from profuser.report.plots.style import DARK, LIGHT
+from tests.browser import CHROMIUM
 from tests.report import made_up
 
 TEMPLATES = Path(profuser.report.__file__).parent / "templates"
 CSS = (TEMPLATES / "style.css").read_text()
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 RUNS = {
     "whole": made_up.measured(),
     "without intervals": made_up.facts(),
