@@ -6,7 +6,6 @@ Legend: N probed rows, R rows that the run will collect.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -130,22 +129,10 @@ def extrapolate(per_row: Float[np.ndarray, "N"], num_rows: int, once: float = 0.
     if num == 1:
         return Extrapolation(total, None)
     error = num_rows * float(per_row.std(ddof=1)) * math.sqrt((1 - num / num_rows) / num)
-    return Extrapolation(total, student_quantile((1 + CONFIDENCE) / 2, num - 1) * error)
+    # Imported here: SciPy takes a while, and a plan without a probe needs none.
+    from scipy.special import stdtrit
 
-
-def student_quantile(probability: float, freedom: int) -> float:
-    """Returns a quantile of Student's t: exact for 1 and 2 degrees of freedom, else Abramowitz and Stegun 26.7.5."""
-    if freedom == 1:
-        return math.tan(math.pi * (probability - 0.5))
-    if freedom == 2:
-        return (2 * probability - 1) * math.sqrt(2 / (4 * probability * (1 - probability)))
-    z = NormalDist().inv_cdf(probability)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-    )
-    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
+    return Extrapolation(total, float(stdtrit(num - 1, (1 + CONFIDENCE) / 2)) * error)
 
 
 def collect_cost(probe: Probe, setting: SourceSetting) -> Cost:

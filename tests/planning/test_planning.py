@@ -18,7 +18,6 @@ from profuser.planning.estimates import (
     estimate,
     extrapolate,
     signals_cost,
-    student_quantile,
 )
 from profuser.planning.plan_file import PLAN, PlanError, ProbedPlan, StagePlan, compare, read_plan, write_plan
 from profuser.storage.folder import Folder
@@ -54,14 +53,6 @@ def made_setting(**changes):
         "lazy": False,
     }
     return SourceSetting(**(whole | changes))
-
-
-@pytest.mark.parametrize(
-    ("freedom", "expected"),
-    [(1, 6.3138), (2, 2.9200), (3, 2.3534), (4, 2.1318), (7, 1.8946), (15, 1.7531), (30, 1.6973), (120, 1.6577)],
-)
-def test_quantiles_match_the_tables(freedom, expected):
-    assert student_quantile(0.95, freedom) == pytest.approx(expected, rel=3e-3)
 
 
 def test_a_total_and_its_margin_match_a_calculation_by_hand():
