@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from profuser.alignment.edit_distance import nearest_tokens
+from profuser.alignment.next_steps import find_used_up
 from profuser.alignment.source_signals import NextSteps, SourceSignals
 from profuser.alignment.token_bytes import TokenBytes
 from profuser.alignment.transport import transport_rows
@@ -26,8 +27,9 @@ from profuser.alignment.vocab_projection import VocabProjection
 from profuser.errors import AlignmentError
 from profuser.signals.codec import TopK
 from profuser.signals.ragged import Ragged
-from profuser.signals.rules import Rule
+from profuser.signals.rules import AlignmentRules, Rule
 from tests.benchmarks import published
+from tests.benchmarks.peers.continuations import Continuer
 from tests.benchmarks.peers.models import Model, Reading
 
 TAIL_BITS = 16.0
@@ -76,6 +78,26 @@ def ours(
         raise AlignmentError(rows.refused[0])
     found = rows.row(0)
     return Carried(found.topk, found.rules != Rule.NONE, found.rules.astype(np.int64))
+
+
+def exactly(
+    source: Reading,
+    target: Reading,
+    answer: str,
+    projection: VocabProjection,
+    sides: tuple[TokenBytes, TokenBytes],
+    continuer: Continuer,
+    top_k: int,
+) -> Carried:
+    """Carries under `select.condition: exact`: the source is queried after each used-up candidate, one by one."""
+    goals = Ragged.from_rows([target.ids])
+    found = find_used_up(signals(source, top_k), goals, [answer.encode()], *sides, AlignmentRules())
+    rows = [next(continuer.after(s)([(each,)])) for s, each in zip(*(part.tolist() for part in found), strict=True)]
+    if not rows:
+        return ours(source, target, answer, projection, top_k)
+    best = torch.from_numpy(np.stack(rows)).log().topk(top_k, dim=1)
+    steps = NextSteps(*found, TopK(best.indices.int().numpy(), best.values.numpy()))
+    return ours(source, target, answer, projection, top_k, steps)
 
 
 class MinEdit:

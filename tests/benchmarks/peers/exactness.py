@@ -3,17 +3,14 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from profuser.alignment.matching import Matches, match
-from profuser.alignment.next_steps import find_used_up
-from profuser.alignment.source_signals import NextSteps
 from profuser.alignment.splits import token_begins
 from profuser.alignment.vocab_projection import VocabProjection
 from profuser.signals.codec import TopK
 from profuser.signals.ragged import Ragged
-from profuser.signals.rules import AlignmentRules, Rule
-from tests.benchmarks.peers.carried import ours, signals
+from profuser.signals.rules import Rule
+from tests.benchmarks.peers.carried import exactly, ours
 from tests.benchmarks.peers.continuations import Continuer, Walk, bucket_distance, distance
 from tests.benchmarks.peers.models import MANY, Model, Reading
 
@@ -56,7 +53,8 @@ class Exactness:
         matches = matched(self.source, self.target, source, target)
         carried = {k: ours(source, target, answer, self.projection, k).topk for k in (MANY, FEW)}
         out = []
-        followed = {k: self.follow(source, target, answer, continuer, k) for k in (MANY, FEW)}
+        sides = self.source.tokens, self.target.tokens
+        followed = {k: exactly(source, target, answer, self.projection, sides, continuer, k).topk for k in (MANY, FEW)}
         for rule in RULES:
             places = np.flatnonzero((matches.rules == rule) & (matches.space == 0))
             num_samples = 1 if rule == Rule.PROJECT else per_rule
@@ -83,22 +81,6 @@ class Exactness:
                     )
                 )
         return out
-
-    def follow(self, source: Reading, target: Reading, answer: str, continuer: Continuer, top_k: int) -> TopK:
-        """Carries with the steps after used-up candidates, for which the source is queried one by one."""
-        goals, text = Ragged.from_rows([target.ids]), [answer.encode()]
-        sides = self.source.tokens, self.target.tokens
-        positions, candidates = find_used_up(signals(source, top_k), goals, text, *sides, AlignmentRules())
-        if not len(positions):
-            return ours(source, target, answer, self.projection, top_k).topk
-        rows = [
-            next(continuer.after(s)([(candidate,)]))
-            for s, candidate in zip(positions.tolist(), candidates.tolist(), strict=True)
-        ]
-        best = torch.from_numpy(np.stack(rows)).log().topk(top_k, dim=1)
-        topk = TopK(best.indices.int().numpy(), best.values.numpy())
-        steps = NextSteps(positions, candidates, topk)
-        return ours(source, target, answer, self.projection, top_k, steps).topk
 
 
 def at(topk: TopK, position: int) -> tuple[list[int], list[float]]:

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from profuser.alignment.vocab_projection import VocabProjection
 from tests.benchmarks.peers import gold, xtoken
-from tests.benchmarks.peers.carried import Carried, MinEdit, fusellm, ours
+from tests.benchmarks.peers.carried import Carried, MinEdit, exactly, fusellm, ours
 from tests.benchmarks.peers.continuations import Continuer
 from tests.benchmarks.peers.models import Model, Reading
 
@@ -59,6 +59,10 @@ class Answer:
 
     def ours(self, top_k: int = K) -> Carried:
         return ours(self.source, self.target, self.text, self.pair.projection, top_k)
+
+    def exactly(self, top_k: int = K) -> Carried:
+        sides = self.pair.source.tokens, self.pair.target.tokens
+        return exactly(self.source, self.target, self.text, self.pair.projection, sides, self.continuer(), top_k)
 
     @cached_property
     def all_carried(self) -> dict[str, Carried]:

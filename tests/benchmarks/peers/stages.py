@@ -37,6 +37,7 @@ class Bits:
         sums: dict[str, float] = {"bytes": answer.num_bytes, "positions": len(target.ids), "tokens": len(source.ids)}
         sums |= {"source": -source.own.sum() / np.log(2), "target": -target.own.sum() / np.log(2)}
         carried = answer.all_carried | {f"top-{k}": answer.ours(k) for k in WIDTHS if k != K}
+        carried["exact"] = answer.exactly()
         for name, each in carried.items():
             value = worth(each, target)
             sums |= {f"{name} student": value.student_bits.sum(), f"{name} uniform": value.uniform_bits.sum()}
@@ -70,6 +71,9 @@ class Bits:
             title = f"carried top-{k} against the source's own, tail as uniform"
             out.append(per_byte(title, f"{name} uniform", baseline=own, **reach))
             out.append(per_byte(f"carried top-{k}, tail as student", f"{name} student"))
+            if k == K:
+                title = f"carried top-{k} under condition: exact against the source's own, tail as uniform"
+                out.append(per_byte(title, "exact uniform", baseline=own, reach="<= 1 x"))
             size = self.table(pair, f"codec {k}")
             out.append(ratio(f"{pair}, codec at K = {k}", size, self.table(pair, "tokens"), "bytes/token"))
         return out
