@@ -13,7 +13,7 @@ from profuser.artifacts.artifact import digest
 from profuser.config import flatten
 from profuser.errors import UserError, one_line
 
-PARENT_TAG = "profuser.run.fusion_run"
+PARENT_TAG = "profuser.run"
 STAGE_TAG = "profuser.stage"
 MAX_PARAM_CHARS = 500
 SQLITE = "sqlite:///"
