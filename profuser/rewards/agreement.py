@@ -1,4 +1,4 @@
-"""Agreement between judges, and their bias towards long answers. Legend: N rows, M sources, n values of an array made flat."""
+"""Agreement between judges, and their bias towards long answers. Legend: N rows, M sources, n pairs of values."""
 
 import itertools
 from dataclasses import dataclass
