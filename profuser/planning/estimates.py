@@ -28,7 +28,7 @@ class Extrapolation:
 
     value: float
     margin: float | None
-    """Half the width of the 90 % interval; None for a single row, which gives no interval."""
+    """Half the width of the 90 % interval; None if only one row was probed."""
 
     @property
     def low(self) -> float | None:

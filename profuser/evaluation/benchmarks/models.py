@@ -57,7 +57,7 @@ def load_lm(
 
 
 def longest_request(lm: Any) -> int:
-    """Returns the most tokens of prompt and continuation that a model can rate without truncation."""
+    """Returns the maximum tokens of prompt and continuation that a model can score without truncation."""
     # vLLM always generates one more; Transformers does not read the last.
     return lm.max_length - 1 if hasattr(lm, "model_args") else lm.max_length + 1
 
