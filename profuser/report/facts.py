@@ -203,7 +203,7 @@ class RunFacts:
         return found if sum(found.values()) else {}
 
     def pair_coverage(self) -> list[PairCoverage]:
-        """Returns the same for each source that taught something, with the projection of its vocabulary."""
+        """Returns target tokens by rule, and vocabulary by projection rule, for each source that taught something."""
         out = []
         for source in self.sources:
             rules = {rule: int(self.selection_counts.get(f"alignment/{source}/{rule}", 0)) for rule in RULES}
