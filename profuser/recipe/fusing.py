@@ -20,7 +20,7 @@ class OptimizerConfig(Config):
     final_fraction: float = Field(default=0.0, ge=0, le=1)
     """Rate at the end, as a share of the peak, reached along a cosine."""
     decay: Literal["run", "stage"] = "run"
-    """Span of warm-up and cosine: the whole run, or each piece of the schedule."""
+    """Span of warm-up and cosine: the whole run, or each piece of the schedule (`stage`)."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -64,7 +64,7 @@ class GuardConfig(Config):
     """Handling of non-finite numbers and of loss spikes."""
 
     max_consecutive_skips: int = Field(default=5, gt=0)
-    """Steps in a row with a non-finite loss or gradient after which the stage stops."""
+    """Consecutive updates with a non-finite gradient after which the stage `fuse` fails."""
     spike_deviations: float = execution_field(8.0, gt=0)
     """Median absolute deviations above the recent median at which a loss is reported with its rows."""
 
@@ -85,6 +85,7 @@ class FuseConfig(Config):
     """Weights of the two modes over the run's progress; by default the paper's two stages, each for half of the updates (their
     lengths are not in the paper)."""
     duration: Annotated[Epochs | Steps, Field(discriminator="kind")] = Epochs()
+    """Training length: passes over the tokens, or updates."""
     batch_tokens: int = Field(default=65_536, gt=0)
     """Tokens of an update, prompts and responses of all its examples, over all workers. Not in the paper: FuseChat's 128 rows of
     512."""

@@ -62,6 +62,7 @@ PROGRESSIVE: tuple[SchedulePiece, ...] = (
     SchedulePiece(until=0.5, inference=1.0, training=0.0),
     SchedulePiece(until=1.0, inference=0.1, training=1.0),
 )
+"""The paper's two stages, each for half of the updates."""
 
 
 def check_pieces(pieces: Sequence[SchedulePiece]) -> None:

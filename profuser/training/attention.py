@@ -171,7 +171,7 @@ def why_no_kernel(model: Any, dtype: torch.dtype) -> str | None:
 
 
 def _register() -> None:
-    """Registers both functions with Transformers. Its masks do not know their names, so it builds no mask for them."""
+    """Registers both functions with Transformers. It has no mask function under their names, so it builds no mask."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(VARLEN, varlen)
