@@ -68,7 +68,7 @@ class FileSize:
 
 @dataclass(frozen=True)
 class Probe:
-    """Measurements of one source on the N rows. A row that it rejected has no tokens."""
+    """Measurements of one source on the N rows. A row that it refused has no tokens."""
 
     prompt_tokens: Int[np.ndarray, "N"]
     training_tokens: Int[np.ndarray, "N"]

@@ -58,7 +58,7 @@ class FusionRun(RunInputs):
         return self._artifact("prepare/heldout", CORPUS, self._prepare_config)
 
     def quarantine(self) -> Artifact:
-        """Returns the artifact of rejected rows, with file, line and reason."""
+        """Returns the artifact of quarantined corpus rows, with file, line and reason."""
         return self._artifact("prepare/quarantine", QUARANTINE, self._prepare_config)
 
     @cached_property

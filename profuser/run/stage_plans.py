@@ -18,6 +18,7 @@ BYTES_PER_TOKEN = 4.0
 BENCHMARK_ITEM_BYTES = 300
 """Approximate size of a benchmark item on disk."""
 SCORE_BYTES = 8
+"""Size of a reward's score on disk: one float64."""
 
 
 def prepare(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:

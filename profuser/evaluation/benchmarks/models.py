@@ -94,7 +94,7 @@ def _transformers(path: str, revision: str | None, config: EngineConfig, batch_s
         revision=revision or "main",
         device=device(),
         dtype=resolve_dtype(config.dtype),
-        max_length=context_length(settings, config),  # the harness does not know MPT's name for it
+        max_length=context_length(settings, config),  # the harness does not read MPT's `max_seq_len`
         trust_remote_code=config.trust_remote_code,
         batch_size=batch_size or TRANSFORMERS_BATCH_SIZE,
     )
