@@ -27,10 +27,12 @@ from profuser.errors import ProfuserError, StorageError, UserError
 from profuser.storage.folder import Folder
 
 HEARTBEAT_SECONDS, STALE_SECONDS, SETTLE_SECONDS = 10.0, 60.0, 2.0
+"""Defaults of `RunLock`, which documents them."""
 TAKING_FILE = f".{LOCK}.taking.tmp"
 """File that exactly one of several drivers creates: only that one reads and writes the lock."""
 TERMINATED = 128 + signal.SIGTERM
 TAKEOVER_SIGNAL = signal.SIGUSR2
+"""Signal that interrupts the main thread when another driver has taken over the run."""
 
 log = logging.getLogger(__name__)
 

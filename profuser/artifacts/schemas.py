@@ -34,6 +34,7 @@ QUARANTINE = pa.schema(
 REWARDS = pa.schema([pa.field("row_id", pa.string(), nullable=False), pa.field("scores", pa.list_(pa.float64()))])
 
 MODES = ("training", "inference")
+"""The two modes; arrays with an axis of modes are in this order."""
 
 
 def collect_schema(vocab_size: int, with_topk: bool = True) -> pa.Schema:

@@ -59,7 +59,7 @@ class Folder:
 
     def _with_retry(self, name: str, action: Callable[[pafs.FileSystem, str], T]) -> T:
         """Runs an action on the file system and this folder's path in it, with retries; returns its result."""
-        # Opening is retried too: it may ask an object store for the region of a bucket.
+        # Opening is retried too: it may request the region of a bucket from an object store.
         return with_retry(self.path(name), lambda: action(*self._open()), self.retry_seconds)
 
     def path(self, name: str = "") -> str:
