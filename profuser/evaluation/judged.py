@@ -44,7 +44,7 @@ class JudgedAnswers:
 
 @dataclass(frozen=True)
 class JudgedWinRate:
-    """How often one model's answer is preferred to another's, ties counted half; shares of rows, 0 to 1, with 95 % intervals."""
+    """Rate at which one model's answer is preferred to another's, ties counted half: shares of rows with 95 % intervals."""
 
     raw: Estimate
     length_controlled: Estimate

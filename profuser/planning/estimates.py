@@ -91,7 +91,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class SourceSetting:
-    """How the run will use a source."""
+    """Settings of a source in the run that is estimated."""
 
     num_shards: int
     num_samples: int

@@ -81,7 +81,7 @@ class ExactMatchConfig(_Judge):
 
     kind: Literal["exact_match"]
     ignore_whitespace: bool = True
-    """Whether each run of whitespace counts as one space, and none at the ends."""
+    """Whether each run of whitespace counts as one space, and whitespace at the ends is ignored."""
     ignore_case: bool = False
     """Whether upper and lower case count as equal."""
 

@@ -50,7 +50,7 @@ class StageFact:
 
 @dataclass(frozen=True)
 class WinRow:
-    """How often one source was chosen as the teacher."""
+    """Number of examples that one source teaches."""
 
     source: str
     training: int
@@ -61,7 +61,7 @@ class WinRow:
 
 @dataclass(frozen=True)
 class PairCoverage:
-    """How one source's tokens and distributions reached the target."""
+    """Alignment of one source with the target, in counts."""
 
     source: str
     rules: Mapping[str, int]

@@ -11,7 +11,7 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Agreement:
-    """How often two ways of choosing a source choose the same one."""
+    """Agreement of two columns of choices (of two rewards, or of the two modes)."""
 
     first: str
     second: str
