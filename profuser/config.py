@@ -20,6 +20,7 @@ def _valid_pattern(value: str) -> str:
 
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
+"""A name that is valid in paths and in MLflow: lower-case letters, digits, `.`, `_` and `-`."""
 Pattern = Annotated[str, AfterValidator(_valid_pattern)]
 """A regular expression that compiles and has a group."""
 

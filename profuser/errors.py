@@ -26,7 +26,7 @@ class EngineError(ProfuserError):
 
 
 class TrainingError(ProfuserError):
-    """Training stopped: too many steps in a row with a non-finite loss."""
+    """Training cannot start or continue: the gradient stays non-finite, memory ran out, or the examples do not fit the settings."""
 
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:

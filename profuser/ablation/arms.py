@@ -34,7 +34,7 @@ MEASURED = ("evaluate", "benchmarks")
 NAMED = ("sources", "rewards")
 """Lists from which an ablation may select items by name."""
 DEFAULTS = {"evaluate": {"judged": False}}
-"""Defaults below the recipe: the table shows no win rates, and judging an arm's answers takes longer than evaluating it."""
+"""Settings under the recipe's own: the table shows no win rates, and judging an arm's answers takes longer than evaluating it."""
 LONGEST_NAME = 40
 """Maximum length of the recipe's name; the runs' names add arm and seed."""
 

@@ -48,7 +48,7 @@ class Measured:
         return self.bits if metric is BITS_PER_BYTE else 100.0 * self.correct
 
     def trained_as_long_as(self, other: "Measured") -> bool:
-        """Whether all seeds of both made equally many updates on about as many tokens; an untrained model matches all."""
+        """Returns whether all seeds of both made equally many updates on about as many tokens; an untrained model matches all."""
         if not (self.updates and other.updates):
             return True
         mine, others = np.array(self.tokens), np.array(other.tokens)

@@ -1,6 +1,7 @@
 """Sums the masses that are mapped to the same target token and keeps the K largest.
 
-Legend: N positions, n selected positions, C candidates per position, K top-k, V vocabulary of the source.
+Legend: N positions, n selected positions, C candidates per position, K top-k, V vocabulary of the source, S entries of
+a lookup table.
 """
 
 from functools import cache
@@ -54,7 +55,7 @@ def empty_top_k(num: int, top_k: int) -> TopK:
 def _coded(
     logprobs: Float[np.ndarray, "N C"],
 ) -> tuple[Integer[np.ndarray, "N C"], Float32[np.ndarray, "S"], Float32[np.ndarray, "S"]]:
-    """Returns log-probabilities as indices into tables of values and masses. In half precision, the bits are the indices."""
+    """Returns indices into two tables, of log-probabilities and of masses. In half precision, the bits are the indices."""
     if logprobs.dtype == np.float16:
         return logprobs.view(np.uint16), *_half_tables()
     values = logprobs.astype(np.float32, copy=False).reshape(-1)
@@ -71,9 +72,10 @@ def _half_tables() -> tuple[Float32[np.ndarray, "S"], Float32[np.ndarray, "S"]]:
 
 @no_type_check
 def _sum_rows(ids, codes, values, masses, positions, table, out_ids, out_logprobs, places):
-    """Computes `sum_top_k` of all rows: merges a row's equal ids in a hash table, then inserts each mass, searching from the end.
+    """Computes `sum_top_k` for each row; compiled by Numba (`_compiled`).
 
-    A row costs about C steps: candidates come in nearly descending order, so that few are moved past others.
+    Merges equal ids of the row in a hash table, then inserts each mass into the sorted result, searching from its end. A row costs
+    about C steps, because candidates arrive in nearly descending order.
     """
     width = ids.shape[1]
     top_k = out_ids.shape[1]
@@ -98,7 +100,7 @@ def _sum_rows(ids, codes, values, masses, positions, table, out_ids, out_logprob
                 continue
             changed |= logprob > before
             before = logprob
-            slot = (key * 40503) & (size - 1)
+            slot = (key * 40503) & (size - 1)  # multiplicative hashing: 2**16 over the golden ratio
             while entries[slot] >= 0 and keys[entries[slot]] != key:
                 slot = (slot + 1) & (size - 1)
             entry = entries[slot]

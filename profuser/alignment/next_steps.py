@@ -1,6 +1,7 @@
 """Finds used-up candidates (source tokens that spell exactly the consumed bytes) and projects the step that follows them.
 
-Legend: N_s, N_t tokens of source and target of all rows together, n positions, K top-k, C candidates, U used-up candidates.
+Legend: N_s, N_t tokens of source and target of all rows together, n positions, K top-k, C candidates, U used-up candidates, W
+columns appended.
 """
 
 from collections.abc import Sequence

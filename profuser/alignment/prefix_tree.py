@@ -13,7 +13,7 @@ def prefix_nodes(
     """Returns the nodes of the tree of all prefixes: `nodes[starts[i] + n - 1]` is the node of the first n bytes of string i.
 
     Two prefixes have the same node exactly if they are the same bytes. The tree is built one level at a time, over all
-    strings at once; a hash would do the same with collisions.
+    strings at once. Unlike hashes of the prefixes, nodes cannot collide.
     """
     nodes = np.full(len(blob), -1, dtype=np.int64)
     parents = np.zeros(len(starts), dtype=np.int64)

@@ -47,9 +47,9 @@ def boundaries(
 
 
 def misspelt(tokens: TokenBytes, token_ids: Ragged, responses: Sequence[bytes]) -> dict[int, str]:
-    """Returns rows whose tokens do not spell their response, with the reason: a model's scores there are about another text.
+    """Returns rows whose tokens do not spell their response, with the reason: a model that reads them scores another text.
 
-    Takes the arguments of `byte_spans`. Code that tokenizes text for a score must check this once.
+    Takes the arguments of `byte_spans`. Call it once wherever tokenized text is scored.
     """
     return byte_spans(tokens, token_ids, responses).refused
 

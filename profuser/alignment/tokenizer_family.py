@@ -22,7 +22,7 @@ BYTE_PIECE = re.compile(r"^<0x([0-9A-Fa-f]{2})>$")
 
 @dataclass(frozen=True)
 class Family:
-    """How pieces spell bytes."""
+    """Rules by which the pieces of a tokenizer spell bytes."""
 
     byte_level: bool
     space: str | None

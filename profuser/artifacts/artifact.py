@@ -23,6 +23,7 @@ MANIFEST = "manifest.json"
 COUNTS_KEY = b"profuser.counts"
 KIND_KEY = b"profuser.kind"
 SETTINGS_KEY = b"profuser.settings"
+"""Keys of a shard's metadata: its counts, the artifact's fingerprint (`KIND_KEY`), and the settings and inputs behind it."""
 SHARD_NAME = re.compile(r"^shard-(\d{5,})\.parquet$")
 
 
@@ -39,7 +40,7 @@ class Manifest:
     stage: str
     """Stage and part, e.g. `collect/llama`."""
     fingerprint: str
-    """Digest of `config` and `inputs`."""
+    """Digest of `stage`, `config` and `inputs`."""
     config: dict[str, Any]
     """Settings that decided the result: the recipe's sections without execution settings, digests of models and tokenizers."""
     inputs: dict[str, str]

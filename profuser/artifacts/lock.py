@@ -6,9 +6,10 @@ process. A holder elsewhere (another host, container, or boot) is *watched*: a l
 are never compared.
 
 Limits. A local folder gives the lock to exactly one of several drivers. An object store does not: a driver writes its lock, waits
-`SETTLE_SECONDS`, and checks that the lock is still its own. Two drivers that write further apart than that may both continue until
-the earlier one renews its lock (`HEARTBEAT_SECONDS`) and stops. The same holds for a driver that slept past `STALE_SECONDS` and was
-taken for dead. Until then both write the same rows under the same names, atomically.
+`SETTLE_SECONDS`, and checks that the lock is still its own. If two drivers write with more time than that
+between them, both may continue until the earlier one renews its lock (`HEARTBEAT_SECONDS`) and stops. The same holds for a driver
+that was suspended for longer than `STALE_SECONDS` and taken for dead. Until then both write the same rows under the same names,
+atomically.
 """
 
 import logging
@@ -26,10 +27,12 @@ from profuser.errors import ProfuserError, StorageError, UserError
 from profuser.storage.folder import Folder
 
 HEARTBEAT_SECONDS, STALE_SECONDS, SETTLE_SECONDS = 10.0, 60.0, 2.0
+"""Defaults of `RunLock`, which documents them."""
 TAKING_FILE = f".{LOCK}.taking.tmp"
 """File that exactly one of several drivers creates: only that one reads and writes the lock."""
 TERMINATED = 128 + signal.SIGTERM
 TAKEOVER_SIGNAL = signal.SIGUSR2
+"""Signal that interrupts the main thread when another driver has taken over the run."""
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +91,7 @@ class RunLock:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if self._is_lost and (error is None or isinstance(error, KeyboardInterrupt)):
             self.check()
-        # An error here would hide the body's own; a lock that stays counts as that of a dead process.
+        # An error here would hide one from the body. If the lock stays, other drivers find that its holder is dead.
         with suppress(StorageError, OSError):
             folder = self.folder.without_retry()
             if self._is_own(read_holder(folder)):
@@ -144,7 +147,7 @@ class RunLock:
         return f"run {self.folder.uri}: {who} is running it; {remedy}"
 
     def _take(self, seen: bytes | None) -> bool:
-        """Replaces what was seen (no lock, or that of a dead holder) by our lock; returns False if another driver was faster."""
+        """Writes our lock if the lock file is still as `seen` (None: no lock); returns False if another driver was faster."""
         if not self.folder.is_local:
             if read_lock(self.folder) != seen:
                 return False
@@ -170,16 +173,16 @@ class RunLock:
             self.folder.remove(TAKING_FILE)
 
     def _keep(self) -> None:
-        is_away = False
+        is_unavailable = False
         while not self._ended.wait(self.heartbeat_seconds):
             self.on_heartbeat()
             try:
                 self._is_lost = not self._renew()
-                is_away = False
+                is_unavailable = False
             except (StorageError, OSError) as error:
-                if not is_away:
+                if not is_unavailable:
                     log.warning("%s; the lock is renewed once the storage is available again", error)
-                is_away = True
+                is_unavailable = True
             if self._is_lost:
                 return self._interrupt()
 
@@ -188,7 +191,7 @@ class RunLock:
         folder = self.folder.without_retry()
         if not self._is_own(read_holder(folder)):
             return False
-        # A driver that slept `stale_seconds` right here undoes a takeover; then the other one finds its lock lost and stops.
+        # A driver suspended here for `stale_seconds` overwrites the lock of one that took over, which then finds it lost and stops.
         folder.write_bytes(LOCK, self.own.renewed().data())
         return True
 

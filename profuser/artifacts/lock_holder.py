@@ -22,7 +22,7 @@ class Holder:
     host: str
     pid: int
     machine: str | None
-    """Host, boot and process namespace: if they equal ours, the holder's process is visible from here. None: it never is."""
+    """Host, boot and process namespace: the process is visible from here if this process has the same. None without /proc."""
     process_start: str | None
     """Start time of the process, in clock ticks since boot: a later process with the same pid has another."""
     since: str

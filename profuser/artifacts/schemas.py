@@ -34,6 +34,7 @@ QUARANTINE = pa.schema(
 REWARDS = pa.schema([pa.field("row_id", pa.string(), nullable=False), pa.field("scores", pa.list_(pa.float64()))])
 
 MODES = ("training", "inference")
+"""The two modes; arrays with an axis of modes are in this order."""
 
 
 def collect_schema(vocab_size: int, with_topk: bool = True) -> pa.Schema:
@@ -64,8 +65,8 @@ def collect_schema(vocab_size: int, with_topk: bool = True) -> pa.Schema:
 def signals_schema(vocab_size: int, with_steps: bool = False) -> pa.Schema:
     """Returns the schema of a source's signals on the responses that it was chosen to teach: one per row and mode.
 
-    With `with_steps` (`select.condition: exact`) also after fully consumed candidates: `step_candidates` replace the response
-    tokens at `step_positions`, with the distributions of the token after each.
+    With `with_steps` (`select.condition: exact`) also after used-up candidates: `step_candidates` replace the response tokens
+    at `step_positions`, and `step_topk` predicts the token after each.
     """
     fields = [pa.field("row_id", pa.string(), nullable=False), pa.field("mode", pa.string(), nullable=False)]
     fields += _response_fields("response", vocab_size, True)

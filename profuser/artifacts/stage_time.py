@@ -24,6 +24,7 @@ class TimeNote:
     until: float
     """Time of the note, by the process's own clock. Only a killed attempt is measured by both clocks."""
     device_seconds: float
+    """Seconds since the process got its devices, times their number."""
     has_loaded: bool = True
     """False until the first `DeviceClock.note`: the process has its devices, and is loading."""
 

@@ -29,7 +29,7 @@ def tracking_uri(storage: str) -> str:
 
 
 def artifact_root(storage: str) -> str:
-    """Returns the folder of artifacts without a server: next to the SQLite file. (MLflow needs boto3 to use an object store.)"""
+    """Returns the folder of artifacts if there is no server: next to the SQLite file. (For an object store MLflow needs boto3.)"""
     return str(_own_folder(storage) / "mlflow-artifacts")
 
 

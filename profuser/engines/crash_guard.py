@@ -38,6 +38,7 @@ class AttemptNote:
     guilty: dict[str, str] = field(default_factory=dict)
     """Rows that crash the engine, by their index in the shard, with the engine's last message."""
     last_words: str = "its process died"
+    """Message of the engine's last failure."""
 
 
 class CrashGuard:

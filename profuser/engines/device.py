@@ -1,4 +1,4 @@
-"""Determines an engine's device, dtype and vLLM arguments, alike for sources, reward models and benchmarks."""
+"""Determines an engine's device, dtype and vLLM arguments, identically for sources, reward models and benchmarks."""
 
 import os
 from typing import Any

@@ -1,6 +1,6 @@
 """Converts a source's signals for a shard to tables and back: concatenated responses with their top-k distributions.
 
-Legend: S answers per row, K top-k.
+Legend: N rows (B1 = N + 1 offsets), M sources, S answers per source and row, K top-k.
 """
 
 from collections.abc import Sequence
@@ -124,7 +124,7 @@ def count(signals: Sequence[RowSignals]) -> dict[str, float]:
 
 
 def nats(response: Response) -> float:
-    """Returns a response's negative log-likelihood in float64: cross-entropies summed in half precision would tie."""
+    """Returns a response's negative log-likelihood in nats, summed in float64: in half precision, sums of two sources could tie."""
     return float(-response.logprobs.astype(np.float64).sum())
 
 

@@ -1,4 +1,7 @@
-"""The Transformers engine, for architectures that vLLM does not support, and the oracle for the vLLM engine in tests."""
+"""The Transformers engine, for architectures that vLLM does not support, and the oracle for the vLLM engine in tests.
+
+Legend: B requests of a batch, T tokens of the longest answer, N positions, V vocabulary, K top-k.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +18,7 @@ from profuser.recipe.models import EngineConfig
 from profuser.signals.codec import TopK
 
 BATCH_TOKENS = 4096
+"""Tokens of a batch, padding and the longest allowed answers included."""
 READ_TOKENS = 1024
 """Positions whose logits are read at a time."""
 

@@ -54,7 +54,7 @@ class VllmEngine:
         self.requests: dict[str, Request] = {}
         # vLLM looks up its package's names again at every access.
         self._make_prompt, self._make_parameters = vllm.TokensPrompt, vllm.SamplingParams
-        # Not needed: the text of every candidate, partial answers, and copies of the parameters.
+        # No text of candidates, no partial answers, no copies of the parameters; log-probabilities as flat lists of numbers.
         self._common: dict[str, Any] = {
             "detokenize": False,
             "output_kind": RequestOutputKind.FINAL_ONLY,
@@ -102,10 +102,10 @@ class VllmEngine:
 
 
 def _response(request: Request, output: Any) -> Response:
-    """Concatenates the positions of a request's response."""
+    """Converts a finished output of vLLM, with log-probabilities in its flat form (`FlatLogprobs`)."""
     if request.response_ids is not None:
         ids, reason, found = request.response_ids, "given", output.prompt_logprobs
-        first = len(request.prompt_ids) - 1  # a prompt's first position has none
+        first = len(request.prompt_ids) - 1  # vLLM stores nothing for a prompt's first position
     else:
         ids, reason, found = output.outputs[0].token_ids, output.outputs[0].finish_reason, output.outputs[0].logprobs
         first = 0

@@ -186,6 +186,6 @@ def _matrix(tables: Sequence[pa.Table], key: str, column: str, kept: Sequence[st
 
 
 def _common(items: Iterable[Sequence[str]]) -> list[str]:
-    """Returns the items that all have, sorted."""
+    """Returns the items common to all sequences, sorted."""
     sets = [set(some) for some in items]
     return sorted(set.intersection(*sets)) if sets else []

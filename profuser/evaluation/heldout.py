@@ -19,7 +19,7 @@ from profuser.signals.ragged import Ragged
 def evaluate_table(
     rows: pa.Table, signals: Sequence[RowSignals], tokens: TokenBytes, answer_pattern: str | None
 ) -> pa.Table:
-    """Scores a shard of held-out rows from a model's signals. Rejects a row whose tokens do not spell its text.
+    """Scores a shard of held-out rows from a model's signals. Refuses a row whose tokens do not spell its text.
 
     Args:
         rows: a table of the corpus schema.

@@ -3,7 +3,7 @@
 A reward scores one answer at a time and never sees two, so there is no position bias. The vote over rewards is still taken in both
 orders and averaged, so that a tie counts one half and swapping sides gives exactly one minus the rate.
 
-Length control is that of length-controlled AlpacaEval (Dubois et al., arXiv 2404.04475) without its term for the difficulty of an
+Length control follows length-controlled AlpacaEval (Dubois et al., arXiv 2404.04475) without its term for the difficulty of an
 instruction, which needs many models: over rows i with outcome w_i (1 won, 0.5 tied, 0 lost) and difference of length d_i,
 
     logit P(w_i) = theta + phi * tanh(d_i / std(d)),        rate at equal length = 1 / (1 + exp(-theta)).
@@ -27,6 +27,7 @@ from profuser.rewards.voting import RewardScale, vote
 RIDGE = 1e-3
 """Keeps theta and phi finite if every row was won, or if length alone determines who wins; otherwise its effect is negligible."""
 LONGEST_STEP, NUM_STEPS, TOLERANCE = 4.0, 60, 1e-9
+"""Newton's method: largest change of theta or phi in a step, maximum number of steps, and change below which it stops."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class JudgedAnswers:
 
 @dataclass(frozen=True)
 class JudgedWinRate:
-    """How often one model's answer is preferred to another's, ties counted half; shares of rows, 0 to 1, with 95 % intervals."""
+    """Rate at which one model's answer is preferred to another's, ties counted half: shares of rows with 95 % intervals."""
 
     raw: Estimate
     length_controlled: Estimate
@@ -100,7 +101,7 @@ def outcomes(
 ) -> Float[np.ndarray, "N"]:
     """Returns 1 if the first answer wins the vote, 0 if the second does, and 0.5 for a tie: the mean of both orders.
 
-    The vote is that of `select`, whose last tie-breaker is the order; equal answers, and rows without a winner, are ties.
+    The vote is counted as in `select`, whose last tie-breaker is the order; equal answers, and rows without a winner, are ties.
     """
     here = vote(scores, answers, scales, config, weights).winner
     there = vote(scores[:, ::-1], [row[::-1] for row in answers], scales, config, weights).winner
@@ -122,7 +123,7 @@ def length_controlled(
 
     Args:
         won: outcome of each row, 0 to 1.
-        longer_by: length of the first answer minus that of the second, in any unit.
+        longer_by: length of the first answer minus length of the second, in any unit.
         num_resamples: number of bootstrap resamples.
         confidence: confidence level of the interval.
         seed: seed of the resampling.

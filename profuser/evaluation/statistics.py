@@ -1,7 +1,7 @@
 """Uncertainty of differences: paired bootstrap over items, spread between seeds, McNemar's test, Holm's correction.
 
-Legend: N items (held-out rows, benchmark questions), S seeds of one arm. A value is always `sum(x) / sum(d)` over items: a mean
-where the denominators are 1, bits per byte where x is bits and d bytes.
+Legend: N items (held-out rows, benchmark questions), S seeds of one arm, R resamples. A value is always
+`sum(x) / sum(d)` over items: a mean where the denominators are 1, bits per byte where x is bits and d bytes.
 """
 
 import math
@@ -66,8 +66,8 @@ def paired_bootstrap(
     With one seed each, the interval is the percentile interval (Efron, 1979). With several seeds of either model (rows of a matrix,
     not paired between the models), the interval includes their spread. Resampling two or three seeds would make it far too narrow.
     Instead the variances of items (bootstrap) and of seeds (mean squares, minus the noise of single items) are added, and the
-    interval is Student's t with Satterthwaite's degrees of freedom (1946). A model trained once says nothing about its spread
-    between seeds.
+    interval is Student's t with Satterthwaite's degrees of freedom (1946). A model trained once gives no information about
+    its spread between seeds.
 
     Args:
         mine: numerator per item, e.g. 1 for a right answer, or bits of the response.

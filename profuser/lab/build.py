@@ -33,6 +33,7 @@ from profuser.lab.tokenizers import TOKENIZERS
 from profuser.models.lab_paths import LAB_FILE
 
 NUM_TRAIN, NUM_HELDOUT, NUM_UNSEEN = 3000, 600, 100
+"""Rows of the skills' corpus, for training and held out; rows of any other corpus on which models are measured."""
 SOURCE_STEPS = {"llama": 600, "mpt": 450, "neox": 600}
 GENERALIST_STEPS, REWARD_STEPS = 1300, 400
 CORPUS_SOURCE_STEPS = 220

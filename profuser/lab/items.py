@@ -91,5 +91,5 @@ def final_answer(text: str) -> str:
 
 
 def is_correct(text: str, answer: str) -> bool:
-    """Whether a response's final answer matches exactly."""
+    """Returns whether a response's final answer matches exactly."""
     return final_answer(text) == answer

@@ -82,7 +82,7 @@ def skill_pairs(seed: int, split: str = "train") -> Iterator[Pair]:
 
 
 def bad_answer(item: Item, rng: random.Random) -> str:
-    """Draws a wrong answer, terse or detailed: close to the correct one, that of another case or skill, or garbled."""
+    """Draws a wrong answer, terse or detailed: close to the correct one, correct for another case or skill, or garbled."""
     skill, kind = SKILLS[item.skill], rng.random()
     if kind < NEAR_MISS_SHARE:
         return _answer(item, skill.wrong(item, rng), rng)

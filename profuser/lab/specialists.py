@@ -29,6 +29,7 @@ Progress = Callable[[str], None]
 
 HIDDEN, HEADS, MAX_POSITIONS = 128, 4, 512
 TERSE_SHARE, OTHER_SKILLS_SHARE = 0.6, 0.03
+"""Shares of a specialist's examples: with a terse answer, and of skills that are not its own."""
 PEAK_RATE, WARMUP_SHARE = 3.0e-3, 0.05
 POOL_BATCHES = 8
 PROGRESS_EVERY_SECONDS = 15.0
@@ -215,8 +216,8 @@ def save(model: Any, tokenizer: Any, folder: Any) -> None:
     """Writes a Hugging Face folder in bfloat16.
 
     Raises:
-        RuntimeError: `AutoTokenizer` reads back a different tokenizer. It goes by the model's type, not by the folder's
-            tokenizer config: beside a Qwen2 model, a SentencePiece-style tokenizer silently loses its spaces.
+        RuntimeError: `AutoTokenizer` reads back a different tokenizer. It picks the class by the model's type, not by the
+            folder's tokenizer config: beside a Qwen2 model, a SentencePiece-style tokenizer silently loses its spaces.
     """
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -27,6 +27,7 @@ TOKENIZER_FILES = (
 )
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".gguf"}
 SAMPLE_BYTES = 1 << 20
+"""Bytes of either end of a weights file that its digest covers."""
 
 
 def local_model(location: str, weights: bool = True) -> str:

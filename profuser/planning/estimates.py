@@ -27,7 +27,7 @@ class Extrapolation:
 
     value: float
     margin: float | None
-    """Half the width of the 90 % interval; None for a single row, which gives no interval."""
+    """Half the width of the 90 % interval; None if only one row was probed."""
 
     @property
     def low(self) -> float | None:
@@ -67,7 +67,7 @@ class FileSize:
 
 @dataclass(frozen=True)
 class Probe:
-    """Measurements of one source on the N rows. A row that it rejected has no tokens."""
+    """Measurements of one source on the N rows. A row that it refused has no tokens."""
 
     prompt_tokens: Int[np.ndarray, "N"]
     training_tokens: Int[np.ndarray, "N"]
@@ -90,7 +90,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class SourceSetting:
-    """How the run will use a source."""
+    """Settings of a source in the run that is estimated."""
 
     num_shards: int
     num_samples: int

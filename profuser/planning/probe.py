@@ -36,7 +36,7 @@ def probe_rows(
         signals: artifact of the lazy signals' distributions; nothing is written to its folder.
 
     Raises:
-        UserError: the source rejects every row.
+        UserError: the source refuses every row.
     """
     start = time.monotonic()
     results = source.read(rows, how)
@@ -44,7 +44,7 @@ def probe_rows(
     accepted = [entry for entry in results if entry.refused is None]
     if not accepted:
         raise UserError(
-            f"{collect.stage}: the source rejects all {len(results)} rows of the probe: {results[0].refused}"
+            f"{collect.stage}: the source refuses all {len(results)} rows of the probe: {results[0].refused}"
         )
     start = time.monotonic()
     full = accepted if how.top_k else _fetch_distributions(source, rows, results, top_k)

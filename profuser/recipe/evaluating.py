@@ -21,7 +21,7 @@ class BenchmarkConfig(Config):
     """Folder or JSONL file with the data of one of the six, in the columns of its dataset on the Hub; by default it is downloaded.
     For `open-llm-leaderboard`, a folder with one such folder for each. Its content, not its path, decides the results."""
     num_fewshot: int | None = Field(default=None, ge=0)
-    """Worked examples in the prompt; by default the leaderboard's number, or that of your own task."""
+    """Worked examples in the prompt; by default the leaderboard's number, or your own task's."""
     limit: int | None = Field(default=None, gt=0)
     """Number of items to evaluate, from the first; for MMLU, per subject."""
     metric: str | None = None

@@ -20,7 +20,7 @@ class OptimizerConfig(Config):
     final_fraction: float = Field(default=0.0, ge=0, le=1)
     """Rate at the end, as a share of the peak, reached along a cosine."""
     decay: Literal["run", "stage"] = "run"
-    """Span of warm-up and cosine: the whole run, or each piece of the schedule."""
+    """Span of warm-up and cosine: the whole run, or each piece of the schedule (`stage`)."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -64,7 +64,7 @@ class GuardConfig(Config):
     """Handling of non-finite numbers and of loss spikes."""
 
     max_consecutive_skips: int = Field(default=5, gt=0)
-    """Steps in a row with a non-finite loss or gradient after which the stage stops."""
+    """Consecutive updates with a non-finite gradient after which the stage `fuse` fails."""
     spike_deviations: float = execution_field(8.0, gt=0)
     """Median absolute deviations above the recent median at which a loss is reported with its rows."""
 
@@ -73,19 +73,22 @@ class FuseConfig(Config):
     """Training of the target: `CE + beta * forward KL`, weighted per mode by the schedule."""
 
     beta: float = Field(default=0.11, ge=0)
-    """Weight of the KL against the cross-entropy (ours: FuseLLM's 0.9 and 0.1 make 0.11)."""
+    """Weight of the KL against the cross-entropy (not in the paper: FuseLLM's weights 0.9 and 0.1 give 0.11)."""
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of both distributions in the KL."""
     tail: Literal["bucket", "renormalise", "drop"] = "bucket"
     """Treatment of the mass outside the teacher's top-k in the KL: one more category, spread over the top-k, or ignored."""
     weighting: Literal["none", "margin"] = "none"
-    """Weight of an example within its mode: equal (the paper's), or the best source's lead over the second (ours): the relative
-    difference in their surprise at the ground truth, or their difference in votes as a share of all votes."""
+    """Weight of an example within its mode: equal (the paper's), or the best source's lead over the second (not in the paper):
+    the relative difference of their cross-entropies (training mode), or the difference of their shares of the votes (inference)."""
     schedule: tuple[SchedulePiece, ...] = PROGRESSIVE
-    """Weights of the two modes over the run's progress; by default the paper's two stages, half of the updates each (ours)."""
+    """Weights of the two modes over the run's progress; by default the paper's two stages, each for half of the updates (their
+    lengths are not in the paper)."""
     duration: Annotated[Epochs | Steps, Field(discriminator="kind")] = Epochs()
+    """Training length: passes over the tokens, or updates."""
     batch_tokens: int = Field(default=65_536, gt=0)
-    """Tokens of an update, prompts and responses of all its examples, over all workers (ours: FuseChat's 128 rows of 512)."""
+    """Tokens of an update, prompts and responses of all its examples, over all workers. Not in the paper: FuseChat's 128 rows of
+    512."""
     max_tokens: int = Field(default=2048, gt=0)
     """Length to which examples are packed; a longer example is cut at its end, and counted."""
     packing: bool = True
@@ -112,9 +115,9 @@ class FuseConfig(Config):
     checkpoint_every_steps: int = execution_field(100, gt=0)
     """Updates between two checkpoints."""
     keep_checkpoints: int = execution_field(2, gt=0)
-    """Number of checkpoints kept, those with the fewest held-out bits per byte; the last one is also kept."""
+    """Number of checkpoints kept, those with the lowest held-out bits per byte; the last one is also kept."""
     export: Literal["last", "best"] = "last"
-    """Weights that become the fused model: the last, or those of the checkpoint with the fewest held-out bits per byte."""
+    """Weights that become the fused model: the last, or those of the checkpoint with the lowest held-out bits per byte."""
     guards: GuardConfig = GuardConfig()
     memory: MemoryConfig = execution_field(MemoryConfig())
     workers: WorkersConfig = execution_field(WorkersConfig())

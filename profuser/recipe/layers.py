@@ -40,7 +40,7 @@ def recipe_names(folder: Path) -> list[str]:
 
 
 def read_layers(file: Path, shipped: Path | None = None, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Reads the settings of a recipe file, merged over those of its `base`, of which only the name is not used.
+    """Reads the settings of a recipe file, merged over those of its `base` (all but the base's name).
 
     Args:
         file: the YAML file.
@@ -84,7 +84,7 @@ def read_tree(file: Path) -> dict[str, Any]:
 def merge(under: Mapping[str, Any], over: Mapping[str, Any], model: type[BaseModel] | None = Recipe) -> dict[str, Any]:
     """Merges settings over others: mappings are merged, everything else is replaced, lists too.
 
-    A mapping of another `kind` is also replaced if the kinds are different sections (epochs and steps, for example).
+    A mapping is also replaced if its `kind` differs and each kind is a section of its own (epochs and steps, for example).
 
     Args:
         under: the settings below.

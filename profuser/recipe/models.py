@@ -19,7 +19,7 @@ class CorpusConfig(Config):
     path: str
     """File, folder, glob, URI (`s3://`) or Hub dataset (`hub:owner/name[:split]`); `lab://...` is a file of the laboratory."""
     format: Literal["auto", "alpaca", "qa", "messages", "sharegpt"] = "auto"
-    """Shape of the records; `auto` uses that of the first usable one."""
+    """Shape of the records; `auto` detects the shape of the first usable record."""
     category_field: str | None = None
     """Field of the records (a skill, a topic) by which results are broken down. A record may lack it, but not all of them."""
     max_rows: int | None = Field(default=None, gt=0)
@@ -74,7 +74,7 @@ class GenerationConfig(Config):
     top_k: int | None = Field(default=None, gt=0)
     """Number of most probable tokens to sample from."""
     min_p: float = Field(default=0.0, ge=0, le=1)
-    """Smallest probability of a sampled token, as a share of that of the most probable one."""
+    """Smallest probability of a sampled token, as a share of the most probable token's."""
     repetition_penalty: float = Field(default=1.0, gt=0)
     """Penalty on repeated tokens: above 1, tokens that already occurred become less probable."""
 
@@ -87,7 +87,7 @@ class EngineConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Data type; `auto` is the checkpoint's type on a GPU, float32 on a CPU."""
     max_model_len: int | None = Field(default=None, gt=0)
-    """Longest prompt plus response in tokens; by default what the model allows."""
+    """Longest prompt plus response in tokens; by default the model's own limit."""
     quantization: str | None = None
     """Quantization method that vLLM supports (`fp8`, `awq` ...); by default the checkpoint's."""
     tensor_parallel_size: int = execution_field(1, gt=0)

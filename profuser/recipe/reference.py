@@ -25,7 +25,7 @@ def reference() -> str:
 
 
 def _section(path: str, config: type[BaseModel], done: set[type]) -> Iterator[str]:
-    """Lines of a section's table, then those of the sections inside that are not yet described."""
+    """Yields the lines of a section's table, then those of the sections inside that are not yet described."""
     done.add(config)
     about = " ".join((config.__doc__ or "").split())
     yield f"## {path or 'The recipe'}\n\n{about}\n\n| key | type | default | |\n|---|---|---|---|"
@@ -43,7 +43,7 @@ def _section(path: str, config: type[BaseModel], done: set[type]) -> Iterator[st
 
 
 def _configs(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
-    """The sections that a type holds, each with what is put behind the key: `[]` in a list, the kind of a union."""
+    """Yields the sections that a type holds, each with the suffix of its key: `[]` in a list, the kind in a union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         kind = annotation.model_fields.get("kind")
         kinds = get_args(kind.annotation) if kind else ()
@@ -56,7 +56,7 @@ def _configs(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
 
 
 def _type(annotation: Any) -> str:
-    """A type in words."""
+    """Describes a type in words."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _type(arguments[0])

@@ -65,7 +65,7 @@ class RewardModelConfig(_Judge):
 
 
 class LastNumberConfig(_Judge):
-    """A verifier: 1 if the answer's last number equals that of the ground truth, else 0.
+    """A verifier: 1 if the answer and the ground truth have the same last number, else 0.
 
     Numbers are parsed as people write them: `1,234.50`, `-3`, `$5`, `12 %`, `6.02e23`. A comma separates groups of three digits;
     `$` and `%` are units and change nothing.
@@ -81,13 +81,13 @@ class ExactMatchConfig(_Judge):
 
     kind: Literal["exact_match"]
     ignore_whitespace: bool = True
-    """Whether each run of whitespace counts as one space, and none at the ends."""
+    """Whether each run of whitespace counts as one space, and whitespace at the ends is ignored."""
     ignore_case: bool = False
     """Whether upper and lower case count as equal."""
 
 
 class AnswerMatchConfig(_Judge):
-    """A verifier: 1 if the answer's final part equals that of the ground truth, else 0."""
+    """A verifier: 1 if the answer and the ground truth have the same final part, else 0."""
 
     kind: Literal["answer_match"]
     pattern: Pattern
@@ -110,9 +110,9 @@ RewardConfig = Annotated[RewardModelConfig | VerifierConfig, Field(discriminator
 
 
 class VoteConfig(Config):
-    """How votes decide. Our choice: the paper says only that the answer with most votes wins."""
+    """Rules of the vote. The paper specifies only that the answer with most votes wins."""
 
     margin: float = Field(default=0.0, ge=0)
-    """Lead of its best answer, in its own standard deviations, up to which a reward model abstains."""
+    """Lead of the best answer over the second up to which a reward model abstains, in standard deviations of its rewards."""
     no_majority: Literal["tie_break", "skip"] = "tie_break"
     """Without a strict majority: the mean standardised reward decides, or the inference-mode example is left out."""

@@ -2,7 +2,7 @@
 
 A schedule is data: pieces over progress 0..1, each with the weights `(w1, w2)` of inference and training mode at its start
 and end. Paper: `L = w1 * L_infer + w2 * L_train`, first `(1, 0)`, then `(0.1, 1)` (arXiv 2408.04998). A piece may also end
-early, when the target has stopped improving (ours); `Schedule` keeps track of that.
+early, when the target has stopped improving (not in the paper); `Schedule` keeps track of that.
 """
 
 import math
@@ -33,7 +33,7 @@ class Weights(Config):
 
 
 class Plateau(Config):
-    """Criterion for a plateau of the inference-mode loss: the target is as competent in that mode as it will soon be."""
+    """Criterion for a plateau of the inference-mode loss: its mean over a window of updates hardly decreases any more."""
 
     window_steps: int = Field(default=20, gt=0)
     """Updates in each of the two windows compared: the latest ones, and those before them."""
@@ -62,10 +62,11 @@ PROGRESSIVE: tuple[SchedulePiece, ...] = (
     SchedulePiece(until=0.5, inference=1.0, training=0.0),
     SchedulePiece(until=1.0, inference=0.1, training=1.0),
 )
+"""The paper's two stages, each for half of the updates."""
 
 
 def check_pieces(pieces: Sequence[SchedulePiece]) -> None:
-    """Raises ValueError unless the pieces cover 0..1 in order, have a `to` exactly if they move, and always weigh something."""
+    """Raises ValueError unless the pieces cover 0..1 in order, have a `to` exactly if they move, and have a weight above 0."""
     if not pieces or pieces[-1].until != 1.0:
         raise ValueError("schedule: the last piece must have until: 1.0")
     start = 0.0
@@ -161,10 +162,10 @@ class Schedule:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores the state of a schedule with the same pieces and updates."""
-        # The decimal value in the recipe: stretched as a binary fraction, 0.8 would end an update too late.
+        # Exact decimal fractions: with binary ones, a stretched piece until 0.8 would end one update too late.
         self._exact = [Fraction(repr(piece.until)) for piece in self.pieces]
         self._ends = [float(end) for end in self._exact]
-        # Moving pieces use these ends, which an early end does not change.
+        # Ends to which moving pieces are interpolated. Unlike `_ends`, a piece's own early end does not change its entry.
         self._planned = list(self._ends)
         self._early: list[list[int]] = []
         for index, step in state["ended_early"]:
@@ -187,7 +188,7 @@ class Schedule:
         return self._ends[index - 1] if index else 0.0
 
     def _first_step(self, progress: float) -> int:
-        """Returns the first update at or after a progress. A product may be rounded past the update whose quotient it is."""
+        """Returns the first update at or after a progress; `progress * num_steps` alone may be rounded up to the next update."""
         step = max(0, math.ceil(progress * self.num_steps) - 1)
         while step / self.num_steps < progress:
             step += 1

@@ -50,7 +50,7 @@ class StageFact:
 
 @dataclass(frozen=True)
 class WinRow:
-    """How often one source was chosen as the teacher."""
+    """Number of examples that one source teaches."""
 
     source: str
     training: int
@@ -61,7 +61,7 @@ class WinRow:
 
 @dataclass(frozen=True)
 class PairCoverage:
-    """How one source's tokens and distributions reached the target."""
+    """Alignment of one source with the target, in counts."""
 
     source: str
     rules: Mapping[str, int]
@@ -203,7 +203,7 @@ class RunFacts:
         return found if sum(found.values()) else {}
 
     def pair_coverage(self) -> list[PairCoverage]:
-        """Returns the same for each source that taught something, with the projection of its vocabulary."""
+        """Returns target tokens by rule, and vocabulary by projection rule, for each source that taught something."""
         out = []
         for source in self.sources:
             rules = {rule: int(self.selection_counts.get(f"alignment/{source}/{rule}", 0)) for rule in RULES}

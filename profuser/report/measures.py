@@ -42,7 +42,7 @@ class Metric:
         return f"{shown:{'+' if sign and shown else ''}.{self.decimals}f}"
 
     def interval(self, found: Difference | Estimate) -> str:
-        """Formats both ends of a 95 % interval, with signs if it is that of a difference."""
+        """Formats both ends of a 95 % interval, with signs if it belongs to a difference."""
         sign = isinstance(found, Difference)
         return f"{self.text(found.low, sign)} to {self.text(found.high, sign)}"
 

@@ -1,4 +1,4 @@
-"""Agreement between judges, and their bias towards long answers. Legend: N rows, M sources, n values of an array made flat."""
+"""Agreement between judges, and their bias towards long answers. Legend: N rows, M sources, n pairs of values."""
 
 import itertools
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Agreement:
-    """How often two ways of choosing a source choose the same one."""
+    """Agreement of two columns of choices (of two rewards, or of the two modes)."""
 
     first: str
     second: str

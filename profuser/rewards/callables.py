@@ -30,7 +30,7 @@ def load_callable(config: CallableConfig) -> Function:
 
 
 def source_digest(config: CallableConfig) -> str:
-    """Returns sixteen hex digits of the SHA-256 of the function's file, as an edit changes scores. Imports only parent packages.
+    """Returns sixteen hex digits of the SHA-256 of the function's file: an edit invalidates scores. Imports only parent packages.
 
     Raises:
         UserError: no such module exists.

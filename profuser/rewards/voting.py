@@ -1,9 +1,9 @@
-"""Inference-mode advantage: reward models vote by rank for the best answer.
+"""Inference-mode advantage: each reward model votes for the answer that it scores highest.
 
 Where the paper leaves a choice open: identical answers are one candidate, a reward model abstains if its best candidate leads by
 at most the margin, a vote counts with the recipe's weight, and without a majority the mean standardised reward (weighted like the
 votes) decides or the row is skipped.
-Legend: N rows, M sources, R reward models.
+Legend: N rows, M answers to a row (of each source one or several, source by source), R reward models.
 """
 
 import math
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from profuser.recipe.rewards import VoteConfig
 
 ROUNDING = 1e-12
-"""Largest relative spread that rounding makes of a spread of zero."""
+"""Standard deviation, relative to the mean, up to which rewards count as constant: rounding alone can cause it."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class Votes:
     """Outcome of the votes."""
 
     winner: Int[np.ndarray, "N"]
-    """Index of the source whose answer won; -1 if there is no winner."""
+    """Index of the answer that won; -1 if there is no winner."""
     votes: Float[np.ndarray, "N M"]
-    """Sum of the weights of the votes for each source; an answer given by several sources counts for the first of them."""
+    """Sum of the weights of the votes for each answer; the votes for identical answers count for the first of them."""
     choices: Int[np.ndarray, "N R"]
-    """Source that each reward model chose; -1 if it abstained."""
+    """Index of the answer that each reward model chose; -1 if it abstained."""
 
 
 def vote(
@@ -69,7 +69,7 @@ def vote(
     """Counts the votes of every row.
 
     Args:
-        scores: reward of each source's answer; NaN if a source has none.
+        scores: reward of each answer; NaN for a missing one.
         answers: the answers, `[N][M]`; None for a missing one.
         scales: mean and deviation of each reward model, for margins and ties.
         config: margin, and what happens without a strict majority.
@@ -89,7 +89,7 @@ def vote(
             choices[row, judge] = _choice(standard[row, :, judge], candidates, config.margin)
             if choices[row, judge] >= 0:
                 votes[row, choices[row, judge]] += weight[judge]
-        # Weights of 0.1 and 0.2 tie with one of 0.3.
+        # Rounded, so that weights of 0.1 and 0.2 together tie with one of 0.3.
         votes[row] = votes[row].round(9)
         winner[row] = _winner(votes[row], (standard[row] * weight).mean(axis=1), candidates, config.no_majority)
     return Votes(winner, votes, choices)
@@ -101,7 +101,7 @@ def standardised(scores: Float[np.ndarray, "N M R"], scales: Sequence[RewardScal
 
 
 def distinct(answers: Sequence[str | None]) -> list[int]:
-    """Returns the first source of every distinct answer."""
+    """Returns the index of the first occurrence of every distinct answer."""
     first: dict[str, int] = {}
     for index, answer in enumerate(answers):
         if answer is not None:
@@ -120,7 +120,7 @@ def _choice(rewards: Float[np.ndarray, "M"], candidates: list[int], margin: floa
 def _winner(
     votes: Float[np.ndarray, "M"], mean: Float[np.ndarray, "M"], candidates: list[int], no_majority: str
 ) -> int:
-    """Returns the source with most votes; ties go to the higher mean standardised reward, then to the earlier source."""
+    """Returns the answer with most votes; ties go to the higher mean standardised reward, then to the earlier answer."""
     if no_majority == "skip" and 2 * votes.max() <= votes.sum():
         return -1
     return max(candidates, key=lambda index: (votes[index], mean[index], -index))

@@ -50,15 +50,15 @@ class FusionRun(RunInputs):
     # The artifacts, each with the settings and inputs that determine it.
 
     def corpus(self) -> Artifact:
-        """Accepted training rows."""
+        """Returns the artifact of accepted training rows."""
         return self._artifact("prepare/train", CORPUS, self._prepare_config)
 
     def heldout(self) -> Artifact:
-        """Accepted evaluation rows."""
+        """Returns the artifact of accepted held-out rows."""
         return self._artifact("prepare/heldout", CORPUS, self._prepare_config)
 
     def quarantine(self) -> Artifact:
-        """Rejected rows with file, line and reason."""
+        """Returns the artifact of quarantined corpus rows, with file, line and reason."""
         return self._artifact("prepare/quarantine", QUARANTINE, self._prepare_config)
 
     @cached_property
@@ -69,13 +69,13 @@ class FusionRun(RunInputs):
         return {"corpus": identity(self.recipe.corpus), "digests": digests, "seed": self.recipe.seed}
 
     def reading(self, source: SourceConfig) -> ReadSettings:
-        """Returns how corpus rows are sent to a source."""
+        """Returns the settings for reading corpus rows with a source."""
         collect = self.recipe.collect
         generation = source.generation or collect.generation
         return ReadSettings(generation, collect.stored_top_k, self.recipe.seed, collect.samples_per_source)
 
     def collect(self, source: SourceConfig) -> Artifact:
-        """Signals of one source."""
+        """Returns the artifact of one source's signals."""
         setting = f"sources.{source.name}.model"
         how = self.reading(source)
         config = {
@@ -94,19 +94,19 @@ class FusionRun(RunInputs):
         return self._artifact(f"collect/{source.name}", schema, config, [self.corpus()])
 
     def rewards(self, reward: RewardConfig) -> Artifact:
-        """Scores of every source's answers under one reward."""
+        """Returns the artifact of one reward's scores of all sources' answers."""
         config = self._reward_config(reward) | {"sources": [source.name for source in self.recipe.sources]}
         return self._artifact(f"rewards/{reward.name}", REWARDS, config, self._collected())
 
     def _reward_config(self, reward: RewardConfig) -> dict[str, Any]:
-        """Settings that determine a reward's scores. Its weight is not one of them: it affects only the vote."""
+        """Returns the settings that determine a reward's scores. Its weight is not one of them: it affects only the vote."""
         config: dict[str, Any] = {"reward": {k: v for k, v in identity(reward).items() if k != "weight"}}
         if f"rewards.{reward.name}.model" in self.model_digests:
             config["model"] = self.model_digests[f"rewards.{reward.name}.model"]
         return config | kind_of(reward).digests(reward)
 
     def signals(self, source: SourceConfig) -> Artifact:
-        """With lazy signals: one source's distributions over the responses that it was chosen to teach."""
+        """Returns the artifact of one source's distributions over the responses that it was chosen to teach; for lazy signals."""
         size = self.vocab_size(f"sources.{source.name}.model")
         config = self._choice_config | {"vocab_size": size, "top_k": self.recipe.collect.top_k, "codec": CODEC_VERSION}
         with_steps = self.recipe.select.condition == "exact"
@@ -135,7 +135,7 @@ class FusionRun(RunInputs):
         }
 
     def select(self) -> Artifact:
-        """Training examples, each with its teacher's distributions in the target's vocabulary."""
+        """Returns the artifact of training examples, each with its teacher's distributions in the target's vocabulary."""
         config: dict[str, Any] = self._choice_config | self._target_config
         config |= {
             "vocab_size": self.vocab_size("target.model"),
@@ -147,7 +147,7 @@ class FusionRun(RunInputs):
         return self._artifact("select", schema, config, inputs)
 
     def fuse(self) -> Artifact:
-        """The fused model in `model/`, and `metrics.jsonl`."""
+        """Returns the artifact of the fused model in `model/`, with `metrics.jsonl`."""
         config = {
             "fuse": identity(self.recipe.fuse),
             "target": self.model_digests["target.model"],
@@ -156,7 +156,7 @@ class FusionRun(RunInputs):
         return self._artifact("fuse", NO_ROWS, config, [self.select()])
 
     def evaluate(self, name: str) -> Artifact:
-        """Answers and scores of one model (`target`, `fused`, or a source's name) on the held-out rows."""
+        """Returns the artifact of a model's answers to the held-out rows, with scores: `target`, `fused`, or a source's name."""
         config: dict[str, Any] = {
             "evaluate": {k: v for k, v in identity(self.recipe.evaluate).items() if k not in ("judged", "benchmarks")},
             "template": identity(self.recipe.template),
@@ -170,7 +170,7 @@ class FusionRun(RunInputs):
         return self._artifact(f"evaluate/{name}", EVALUATE, config, inputs)
 
     def benchmark(self, name: str, benchmark: BenchmarkConfig) -> Artifact:
-        """Benchmark items under one model: `target`, `fused`, or a source's name."""
+        """Returns the artifact of a benchmark's items under one model: `target`, `fused`, or a source's name."""
         config: dict[str, Any] = {
             "benchmark": identity(benchmark) | {"num_fewshot": benchmark.shots},
             "data": self._benchmark_digests[benchmark.name],
@@ -189,12 +189,12 @@ class FusionRun(RunInputs):
         return {benchmark.name: data_digest(benchmark) for benchmark in self.recipe.evaluate.benchmarks}
 
     def judge(self, reward: RewardConfig) -> Artifact:
-        """Scores of every evaluated model's held-out answers under one reward."""
+        """Returns the artifact of one reward's scores of all evaluated models' held-out answers."""
         config = self._reward_config(reward) | {"models": self.evaluated()}
         return self._artifact(f"judge/{reward.name}", JUDGE, config, [self.heldout(), *self.artifacts("evaluate")])
 
     def report(self) -> Artifact:
-        """Tables, plots and the HTML page."""
+        """Returns the artifact of tables, plots and the HTML page."""
         results = [a for stage in ("evaluate", "benchmarks", "judge") for a in self.artifacts(stage)]
         inputs = [self.select(), self.fuse(), *results]
         return self._artifact("report", NO_ROWS, {}, inputs)

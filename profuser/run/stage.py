@@ -1,4 +1,4 @@
-"""The record of a stage: everything that the pipeline, the plan and the report need to know about it.
+"""The record of a stage, read by the pipeline, the plan and the report.
 
 To add a stage, add a record to `stages.py` and, in `ray_jobs/stages/NAME.py`, a function of the same name that makes its artifacts.
 """
@@ -74,6 +74,6 @@ class Stage:
     concurrency: Literal["one", "sources", "rewards", "models"] = "one"
     """Number of parts that run concurrently: one, or as many of these as fit in the cluster."""
     report: Callable[[Mapping[str, Mapping[str, float]]], list[str]] | None = None
-    """Phrases for the report, from every artifact's counts by name; by default those of `profuser.report`."""
+    """Phrases for the report, from every artifact's counts by name; by default from `COUNTED` of the report's pipeline table."""
     results: Callable[[str, Mapping[str, float]], dict[str, float]] = lambda name, metrics: {}
     """Run-level metrics for MLflow, from a part's name and its metrics."""

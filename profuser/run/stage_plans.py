@@ -18,16 +18,17 @@ BYTES_PER_TOKEN = 4.0
 BENCHMARK_ITEM_BYTES = 300
 """Approximate size of a benchmark item on disk."""
 SCORE_BYTES = 8
+"""Size of a reward's score on disk: one float64."""
 
 
 def prepare(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
-    """Reads and writes the corpus."""
+    """Estimates reading and writing the corpus."""
     tokens = train_rows(run, size) * _row_tokens(size)
     yield PlanLine(train_rows(run, size), tokens, tokens * BYTES_PER_TOKEN, "1 CPU")
 
 
 def collect(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
-    """Every source reads the ground truth and generates an answer for every row."""
+    """Estimates, per source, teacher-forcing the ground truth and generating an answer for every row."""
     rows, recipe = train_rows(run, size), run.recipe
     disk = 2 * rows * size.response_tokens * _bytes_per_token(recipe.collect.stored_top_k)
     for source in recipe.sources:
@@ -35,7 +36,7 @@ def collect(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
 
 
 def rewards(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
-    """Every reward scores all sources' answers."""
+    """Estimates, per reward, scoring all sources' answers."""
     rows = train_rows(run, size)
     answers = rows * len(run.recipe.sources)
     for reward in run.recipe.rewards:
@@ -43,7 +44,7 @@ def rewards(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
 
 
 def signals(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
-    """Teachers re-read the chosen responses, in equal shares; `select.condition: exact` adds its next steps."""
+    """Estimates, per source, teacher-forcing an equal share of the chosen responses; `select.condition: exact` adds next steps."""
     recipe, rows = run.recipe, train_rows(run, size)
     steps = STEPS_PER_TOKEN if recipe.select.condition == "exact" else 0.0
     for source in recipe.sources if recipe.collect.signals == "lazy" else ():
@@ -54,14 +55,14 @@ def signals(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
 
 
 def select(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
-    """Aligns both responses of every row."""
+    """Estimates aligning both responses of every row."""
     rows = train_rows(run, size)
     tokens = 2 * rows * size.response_tokens
     yield PlanLine(rows, tokens, tokens * _bytes_per_token(run.recipe.collect.top_k), "1 CPU")
 
 
 def fuse(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
-    """Trains for all updates."""
+    """Estimates all updates of training."""
     rows, fusing = train_rows(run, size), run.recipe.fuse
     workers = fusing.workers
     devices = f"{workers.num_workers} GPUs, or {workers.num_workers * workers.num_cpus:g} CPUs"
@@ -69,7 +70,7 @@ def fuse(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
 
 
 def evaluate(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
-    """Every model evaluates the held-out rows."""
+    """Estimates, per model, evaluating the held-out rows."""
     rows = run.recipe.corpus.heldout_rows
     tokens = rows * _row_tokens(size)
     for _ in run.evaluated():
@@ -77,7 +78,7 @@ def evaluate(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
 
 
 def benchmarks(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
-    """Every model runs all items of every benchmark."""
+    """Estimates, per model and benchmark, running all items."""
     sizes = [benchmark_size(config, local_data(config)) for config in run.recipe.evaluate.benchmarks]
     for _ in run.evaluated():
         for items, tokens in sizes:
@@ -85,7 +86,7 @@ def benchmarks(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
 
 
 def judge(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
-    """Every reward scores all models' held-out answers."""
+    """Estimates, per reward, scoring all models' held-out answers."""
     rows = run.recipe.corpus.heldout_rows
     answers = rows * len(run.evaluated())
     for reward in run.recipe.rewards if run.recipe.evaluate.judged else ():

@@ -65,7 +65,7 @@ def _prepared(counts: Mapping[str, Mapping[str, float]]) -> list[str]:
     rows = {name: int(found.get("rows", 0)) for name, found in counts.items()}
     refused = int(sum(found.get("quarantined", 0) for found in counts.values()))
     heldout = [f"{rows['prepare/heldout']:,} rows held out"] if "prepare/heldout" in rows else []
-    return [f"{rows.get('prepare/train', 0):,} training rows", *heldout, f"{refused:,} rows rejected"]
+    return [f"{rows.get('prepare/train', 0):,} training rows", *heldout, f"{refused:,} rows refused"]
 
 
 _ALL = (

@@ -78,7 +78,7 @@ class Chooser:
 
         Returns:
             The choices, and counts: rows, rows that were left out, rows that a source misspells, and wins (if all sources teach
-            together, the win is that of `average`).
+            together, the win counts for `average`).
 
         Raises:
             ArtifactError: the tables do not have the same rows.
@@ -120,7 +120,7 @@ class Chooser:
         for source, table in enumerate(collected):
             taken = np.flatnonzero(~np.isnan(nats[:, source]))
             ids = from_list_column(table["training_ids"].take(pa.array(taken)))
-            # With a normaliser that changes text, a source scores another response than the ground truth.
+            # If its tokenizer's normaliser changed the text, the source has scored another text than the ground truth.
             wrong = misspelt(self.tokens[source], ids, [rows[row]["response"].encode() for row in taken.tolist()])
             nats[taken[sorted(wrong)], source] = np.nan
             counts[f"misspelt/{self.names[source]}"] = len(wrong)

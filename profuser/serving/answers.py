@@ -22,7 +22,7 @@ log = logging.getLogger("ray.serve")
 
 @dataclass
 class RequestOutcome:
-    """How a request ended."""
+    """Outcome of a request, for the log and the metrics."""
 
     status: int = CLIENT_LEFT
     model: str = ""

@@ -59,7 +59,7 @@ def overloaded(name: str) -> ApiError:
 
 
 def interrupted() -> ApiError:
-    """Returns the 503 for a request whose replicas died more often than it is retried, or after it had begun to stream."""
+    """Returns the 503 for a request whose replicas died at all its attempts, or after its stream had begun."""
     return ApiError(503, "The model's replica was lost; try again.", "replica_lost", retry_after=1)
 
 

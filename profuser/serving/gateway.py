@@ -123,7 +123,7 @@ class Gateway:
 
     def _client(self, request: Request) -> Client:
         if self.keys is None:
-            # Also the address in `Host`: a foreign page can make its own name point to this machine.
+            # The `Host` header too (DNS rebinding): a foreign page can make its own name resolve to this machine.
             hosts = {request.client.host if request.client else None, request.url.hostname}
             if not hosts <= LOOPBACK:
                 raise ApiError(403, "A server without keys only answers clients on its own machine.", "loopback_only")
@@ -160,7 +160,7 @@ class Gateway:
 
     @asynccontextmanager
     async def _held(self, path: str, client: Client) -> AsyncIterator[RequestOutcome]:
-        """Takes one of a key's concurrent requests, its body included; counts and logs it when it ends."""
+        """Holds one of the key's request slots, from before the body is read; counts and logs the request when it ends."""
         most = client.limits.concurrency
         if self.in_flight[client.name] >= most:
             self.metrics.count("", path, client.name, 429)

@@ -72,7 +72,7 @@ class GatewaySettings(Config):
     keys_file: str | None = None
     """YAML list of API keys, see `profuser.serving.keys`; reloaded when it changes. Needed on every node that runs a gateway."""
     insecure: bool = False
-    """Whether to require no key; then only clients on the same machine are answered."""
+    """Whether no key is required; then only clients on the same machine are answered."""
     limits: Limits = Limits()
     """Limits of every key that sets none."""
     cors_origins: tuple[str, ...] = ()

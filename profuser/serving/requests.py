@@ -50,7 +50,7 @@ class ApiRequest:
 
     @property
     def questions(self) -> list[dict[str, Any] | int]:
-        """Request to tokenize for each prompt, or its length if it is given as tokens."""
+        """For each prompt, the body of a tokenize request that counts its tokens, or the number of tokens if it is given as ids."""
         names = ("model", "add_special_tokens", *PROMPT_FIELDS[self.path])
         whole = {name: self.fields[name] for name in names if name in self.fields}
         prompts = whole.get("prompt")

@@ -27,7 +27,7 @@ LOW_BITS = 16
 class TopK:
     """The K most probable next tokens at each of T positions.
 
-    Position t is the distribution from which token t was drawn (not that of its successor). Log-probabilities descend
+    Position t holds the distribution that predicts token t, not token t + 1. Log-probabilities descend
     along K; an empty slot is id 0 with log-probability -inf.
 
     Raises:

@@ -15,8 +15,8 @@ class Rule(IntEnum):
     CONDITION = 2
     """The position is inside a source token: conditioned on the bytes already consumed."""
     CHAIN = 3
-    """The target token ends after the source token: the realised token's mass is a product along the source tokens.
-    Where it also begins inside a source token, both this rule and CONDITION are needed."""
+    """The target token ends after the source token: the mass of the realised token (the one in the response) is a product
+    along the source tokens. If the target token also begins inside a source token, CONDITION must be allowed too."""
     END = 4
     """The target's end of turn, where the source ends its turn too."""
 
@@ -60,7 +60,7 @@ class AlignmentRules:
         return cls(frozenset(Rule[rule_name(name).upper()] for name in names))
 
     def without(self, name: str) -> "AlignmentRules":
-        """Returns these rules without one."""
+        """Returns these rules without the named one."""
         return AlignmentRules(self.allowed - {Rule[rule_name(name).upper()]})
 
 

@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 from profuser.storage.folder import Folder
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "profuser"
-"""Folder of the copies, `s3://bucket/x` as `s3/bucket/x`. It may be deleted whenever nothing runs."""
+"""Root folder of the copies: `s3://bucket/x` is copied to `s3/bucket/x`. It may be deleted while nothing runs."""
 NUM_THREADS = 8
 
 
@@ -41,9 +41,9 @@ def local_copy(source: Folder, wanted: Callable[[str], bool] = lambda name: True
         chosen = {name: info for name, info in found.items() if wanted(name) and not _is_unfinished(name)}
         if not chosen:
             raise FileNotFoundError(f"nothing to read at {source.uri}")
-        old = {name: info for name, info in chosen.items() if not _is_same(place / name, info)}
+        stale = {name: info for name, info in chosen.items() if not _is_same(place / name, info)}
         with ThreadPoolExecutor(NUM_THREADS) as threads:
-            list(threads.map(partial(_fetch, source, place), old, old.values()))
+            list(threads.map(partial(_fetch, source, place), stale, stale.values()))
         for file in [file for file in place.rglob("*") if file.is_file()]:
             if file.relative_to(place).as_posix() not in found:
                 file.unlink()
@@ -80,14 +80,14 @@ def _is_same(file: Path, info: pafs.FileInfo) -> bool:
 
 
 def _is_unfinished(name: str) -> bool:
-    """Returns whether a name is that of a temporary file, still being written at the source."""
+    """Returns whether a file is temporary, by its name: it is still being written at the source."""
     last = name.rpartition("/")[2]
     return last.startswith(".") and last.endswith(".tmp")
 
 
 @contextmanager
 def _exclusive(uri: str) -> Iterator[None]:
-    """Keeps other processes of this machine from copying this URI meanwhile."""
+    """Holds a lock against other processes of this machine that copy the same URI."""
     folder = CACHE / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / hashlib.sha256(uri.encode()).hexdigest()[:16]).open("w") as lock:

@@ -1,6 +1,7 @@
 """Reads and atomically writes files in a folder of any storage that pyarrow supports (local, `s3://`, `gs://`).
 
-Reads and writes are retried while the storage is unavailable (`retry_seconds`), then raise StorageError; a full disk does at once.
+While the storage is unavailable, reads and writes are retried for `retry_seconds` and then raise StorageError; a full disk raises
+it at once.
 """
 
 import json
@@ -21,7 +22,7 @@ from profuser.storage.retry import RETRY_SECONDS, reason, with_retry
 T = TypeVar("T")
 
 ABANDONED_SECONDS = 600.0
-"""Age at which an unmodified temporary file is taken for that of a dead process."""
+"""Time since its last modification after which a temporary file counts as left behind by a dead process."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Folder:
 
     def _with_retry(self, name: str, action: Callable[[pafs.FileSystem, str], T]) -> T:
         """Runs an action on the file system and this folder's path in it, with retries; returns its result."""
-        # Opening is retried too: it may ask an object store for the region of a bucket.
+        # Opening is retried too: it may request the region of a bucket from an object store.
         return with_retry(self.path(name), lambda: action(*self._open()), self.retry_seconds)
 
     def path(self, name: str = "") -> str:
@@ -86,7 +87,7 @@ class Folder:
         return {entry.base_name: entry.size for entry in self._entries() if entry.type == pafs.FileType.File}
 
     def files(self) -> dict[str, pafs.FileInfo]:
-        """Returns all files below, by their path from here; if this is itself a file, under the name `""`."""
+        """Returns all files of the folder and its subfolders, by relative path; if this is itself a file, under the name `""`."""
 
         def find(fs: pafs.FileSystem, root: str) -> dict[str, pafs.FileInfo]:
             own = fs.get_file_info(root)
@@ -125,7 +126,7 @@ class Folder:
         """Raises UserError if nothing can be written here, without retries: to be called at set-up."""
         otherwise = "or choose another: --set storage=FOLDER"
         try:
-            # First, because a store that does not answer fails here in half the time that creating a folder takes.
+            # Checked first: if the store does not answer, this fails in half the time of `clock`, which creates a folder.
             self.without_retry().exists()
             self.without_retry().clock()
         except StorageError as error:
@@ -229,7 +230,7 @@ class Folder:
         number_lists = [
             f for f in table.schema if pa.types.is_list(f.type) and pa.types.is_primitive(f.type.value_type)
         ]
-        # Ids and log-probabilities rarely repeat, but their high bytes are alike: stored separately, they shrink by a fifth.
+        # Ids and log-probabilities rarely repeat, but their high bytes do: stored separately, a column is a fifth smaller.
         encoding = {f"{field.name}.list.element": "BYTE_STREAM_SPLIT" for field in number_lists}
 
         def write(fs: pafs.FileSystem, path: str) -> None:

@@ -12,10 +12,12 @@ from profuser.errors import StorageError, one_line
 T = TypeVar("T")
 
 RETRY_SECONDS = 120.0
+"""Longest outage that a read or write waits for, by default."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 10.0
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_AN_OUTAGE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 """Errors about the path itself, which waiting does not change. All others (object stores give no errno) may be temporary."""
+# Parts of object stores' error messages, by cause.
 REFUSED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH", "EXPIRED_TOKEN", "UNAUTHENTICATED")
 NO_BUCKET = ("Bucket '", "NO_SUCH_BUCKET")
 NO_NETWORK = ("NETWORK_CONNECTION", "UNAVAILABLE")
@@ -36,7 +38,7 @@ def with_retry(path: str, action: Callable[[], T], retry_seconds: float) -> T:
         OSError: the file or folder does not exist or has the wrong type; as the action raised it.
     """
     began, pause = time.monotonic(), FIRST_PAUSE_SECONDS
-    is_away = False
+    is_unavailable = False
     while True:
         try:
             result = action()
@@ -45,17 +47,17 @@ def with_retry(path: str, action: Callable[[], T], retry_seconds: float) -> T:
         except OSError as error:
             if error.errno in FULL:
                 raise StorageError(f"{path}: {reason(error)}; free some space there and run again") from error
-            waited = time.monotonic() - began if is_away else 0.0
+            waited = time.monotonic() - began if is_unavailable else 0.0
             if waited >= retry_seconds:
-                after = f" for {waited:.0f} s" if is_away else ""
+                after = f" for {waited:.0f} s" if is_unavailable else ""
                 raise StorageError(f"{path}: {reason(error)}{after}; {remedy(error)} and run again") from error
-            if not is_away:
-                is_away, began = True, time.monotonic()
+            if not is_unavailable:
+                is_unavailable, began = True, time.monotonic()
                 log.warning("%s: %s; retrying for up to %.0f s", path, reason(error), retry_seconds)
             time.sleep(min(pause, retry_seconds - waited))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
         else:
-            if is_away:
+            if is_unavailable:
                 log.warning("%s: available again after %.0f s, continuing", path, time.monotonic() - began)
             return result
 
@@ -70,7 +72,7 @@ def remedy(error: OSError) -> str:
     if error.errno:
         return "fix the storage"
     text = str(error)
-    # A refusal names the bucket too.
+    # Checked before NO_BUCKET: a message about refused access also names the bucket.
     if any(sign in text for sign in REFUSED):
         return "set credentials that may read and write there (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, a role)"
     if any(sign in text for sign in NO_NETWORK):

@@ -171,7 +171,7 @@ def why_no_kernel(model: Any, dtype: torch.dtype) -> str | None:
 
 
 def _register() -> None:
-    """Registers both functions with Transformers. Its masks do not know their names, so it builds no mask for them."""
+    """Registers both functions with Transformers. It has no mask function under their names, so it builds no mask."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(VARLEN, varlen)
@@ -219,7 +219,7 @@ def by_example(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "B N H D2"], None]:
-    """Computes the same by `scaled_dot_product_attention` over examples grouped by similar length.
+    """Computes the same as `varlen`, by `scaled_dot_product_attention` over examples grouped by similar length.
 
     Shorter examples are padded at the end with the tokens that follow, which causal attention never reads. Without boundaries each
     sequence is one example, and the queries are its last tokens (M > N with a cache).

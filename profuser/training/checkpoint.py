@@ -15,6 +15,7 @@ from profuser.training.loop import Trainer
 
 PROGRESS = "progress.json"
 COUNTERS = ("step", "cursor", "skipped", "consecutive_skips")
+"""Attributes of `Trainer` that a checkpoint restores."""
 OPTIONS = StateDictOptions(ignore_frozen_params=True, strict=False)
 """Frozen weights (LoRA) equal the target's: only the adapters are saved."""
 

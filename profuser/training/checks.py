@@ -11,6 +11,7 @@ from profuser.training.output_head import check_head
 from profuser.training.step import FusionModule
 
 PROBE_LENGTHS = (5, 7)
+"""Tokens of the two examples that are packed for the check."""
 MAX_DIFFERENCE = 0.1
 """Relative difference of hidden states. Measured: up to 0.02 for bfloat16 in 32 layers, over 0.5 for a model that mixes."""
 

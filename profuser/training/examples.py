@@ -78,7 +78,7 @@ class ExampleIndex:
         parts = [_index_shard(number, table, max_tokens, weighting) for number, table in shards]
         parts = [part for part in parts if len(part.shards)]
         if not parts:
-            raise ArtifactError("the select artifact has no training examples: every row was rejected or skipped")
+            raise ArtifactError("the select artifact has no training examples: every row was refused or skipped")
         teachers: dict[str, int] = {}
         for part in parts:
             teachers = {name: teachers.get(name, 0) + part.teachers.get(name, 0) for name in teachers | part.teachers}

@@ -15,6 +15,7 @@ from profuser.training.step import PackedExamples
 
 NUM_ROWS_NAMED = 5
 WINDOW = 100
+"""Number of recent losses over which the median is taken."""
 MIN_SEEN = 20
 """Number of losses from which the running median is used."""
 

@@ -88,14 +88,14 @@ class Trainer:
         moves_on = any(piece.moves_on for piece in config.schedule)
         self.overlaps = self.device.type == "cuda" and not moves_on
         """Whether an update's numbers are read, logged and checked while the next one runs, so that the device never waits for the
-        host. A stage that ends by its losses must know them first."""
+        host. A piece of the schedule that may end early needs the losses before the next update."""
         self._launched: LaunchedStep | None = None
         self._last_done = 0.0
 
     def run(self, stream: Stream, hooks: Hooks) -> bool:
         """Runs the remaining updates; returns False if stopped before the last one.
 
-        A stage that ends early invalidates what the stream has prepared, so a new stream starts.
+        If a piece of the schedule ends early, the updates prepared by the stream are invalid, and a new stream starts.
 
         Raises:
             TrainingError: too many consecutive steps had a non-finite gradient, or memory ran out.
@@ -111,7 +111,7 @@ class Trainer:
         return True
 
     def _advance(self, update: Update, batches: list[PackedExamples], hooks: Hooks) -> tuple[bool, bool]:
-        """Runs one update with its logging and checkpoint; returns whether the stage ended early, and whether training stops."""
+        """Runs one update, logs it and writes a due checkpoint; returns whether the piece ended early, and whether to stop."""
         before, self._launched = self._launched, self.train_step(update, batches, hooks.wants_stop())
         self.step, self.cursor = update.step + 1, update.end
         stopped = before is not None and self._settle(before, hooks)[1]
@@ -155,7 +155,7 @@ class Trainer:
         return LaunchedStep(update, batches, ce_nats, numbers, done, rate, start)
 
     def _settle(self, launched: LaunchedStep, hooks: Hooks, validates: bool = False) -> tuple[bool, bool]:
-        """Waits for an update and logs it; returns whether the stage ended early, and whether a worker wants to stop."""
+        """Waits for an update and logs it; returns whether the schedule's piece ended early, and whether a worker wants to stop."""
         if launched.done:
             launched.done.synchronize()
         now = time.perf_counter()
@@ -178,7 +178,7 @@ class Trainer:
     def validate(self) -> Record:
         """Returns the bits per byte of the validation rows, by mode: `sum(CE) / (ln 2 * bytes of the responses)`.
 
-        The one without a mode's name is that of the ground truth, or of the sources' answers if there is no ground truth.
+        The entry without a mode's name repeats the training mode's value, or the inference mode's if there is no other.
         """
         if len(self.plan.apart) == 0:
             return {}

@@ -123,7 +123,7 @@ class _FusionLoss(torch.autograd.Function):
         kl_weight,
         temperature,
         tail,
-        step,
+        chunk_tokens,
         kernels,
     ):
         working = _working(hidden.dtype)
@@ -135,8 +135,8 @@ class _FusionLoss(torch.autograd.Function):
         )
         ce = torch.empty(len(hidden), dtype=working, device=hidden.device)
         kl = torch.empty_like(ce)
-        for start in range(0, len(hidden), step):
-            part = slice(start, start + step)
+        for start in range(0, len(hidden), chunk_tokens):
+            part = slice(start, start + chunk_tokens)
             passes = (KernelPasses if kernels else PlainPasses)(hidden[part] @ weight.T, bias, scale, softcap)
             ce[part], kl[part], grad = _chunk(
                 passes, targets[part], ids[part], logprobs[part], ce_weight[part], kl_weight[part], temperature, tail

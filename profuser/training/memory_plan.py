@@ -38,7 +38,7 @@ class MemoryPlan:
 
     @property
     def peak_bytes(self) -> int:
-        """The most that the device holds at once."""
+        """Bytes that the device holds at the peak."""
         return self.total(self.peak_moment)
 
     def total(self, moment: Moment) -> int:

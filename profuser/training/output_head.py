@@ -43,7 +43,7 @@ class OutputHead(NamedTuple):
 
 @torch.no_grad()
 def check_head(model: Any, path: str, device: torch.device | None = None) -> None:
-    """Compares the model's own logits with those of its head on a few tokens.
+    """Compares the model's own logits with the head's on a few tokens.
 
     Raises:
         UserError: they differ: the architecture transforms its logits in a way that the fusion loss does not support.
@@ -54,9 +54,9 @@ def check_head(model: Any, path: str, device: torch.device | None = None) -> Non
     model.eval()
     own = model(input_ids=ids, use_cache=False).logits.float()
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    ours = OutputHead.of(model).logits(hidden).float()
+    rebuilt = OutputHead.of(model).logits(hidden).float()
     model.train(was_training)
-    if own.shape != ours.shape or not torch.allclose(own, ours, rtol=1e-3, atol=1e-3 * float(own.abs().max())):
+    if own.shape != rebuilt.shape or not torch.allclose(own, rebuilt, rtol=1e-3, atol=1e-3 * float(own.abs().max())):
         kind = type(model).__name__
         raise UserError(
             f"target.model: {path}: {kind} changes its logits in a way that the fusion loss does not support; "

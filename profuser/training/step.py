@@ -155,7 +155,7 @@ class FusionModule(nn.Module):
         Args:
             model: the target; its parameters may have no memory yet.
             config: training settings.
-            device: device of the computation; by default that of the parameters (which may have no memory, or be offloaded).
+            device: device of the computation; by default the parameters' device (they may have no memory, or be offloaded).
             dtype: type in which its parameters are used; by default their own.
         """
         super().__init__()
@@ -177,7 +177,7 @@ class FusionModule(nn.Module):
             scale: per mode, its weight divided by its response tokens in the whole update, each weighted like its example.
         """
         hidden = self.hidden(batch.input_ids, batch.position_ids, batch.boundaries).flatten(0, 1)
-        # Not by brackets: their backward pass first sorts the indices, in case of duplicates.
+        # Indexing with brackets would sort the indices in its backward pass, in case of duplicates.
         hidden = hidden.index_select(0, batch.places)
         ce_weight = scale[batch.mode] * batch.weight
         return fusion_loss(

@@ -36,7 +36,7 @@ class StepMetrics:
     step: int
     num_steps: int
     stage: int
-    """Number of the schedule's piece, from 0."""
+    """Index of the schedule's piece (not a stage of the pipeline), from 0."""
     learning_rate: float
     weight_inference: float
     weight_training: float

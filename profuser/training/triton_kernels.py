@@ -1,6 +1,6 @@
 """Triton kernels of `profuser.training.loss_kernels`; imported only by that module, and only where they can run.
 
-Legend: n tokens of a chunk, V vocabulary. `x` is `[n, V]`, rows `stride` numbers apart; all arithmetic is in float32.
+Legend: n tokens of a chunk, V vocabulary. `x` is `[n, V]`, row i starts at element `i * stride`; all arithmetic is in float32.
 """
 
 import triton  # pyright: ignore[reportMissingImports]
@@ -9,7 +9,7 @@ import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 @triton.jit
 def bend(x, scale, softcap, capped: tl.constexpr):
-    """`softcap * tanh(scale * x / softcap)`, or `scale * x`."""
+    """Returns `softcap * tanh(scale * x / softcap)` if capped, else `scale * x`."""
     z = x * scale
     if capped:
         z = softcap * (2 * tl.sigmoid(2 * z / softcap) - 1)

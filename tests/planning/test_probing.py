@@ -111,6 +111,6 @@ def test_tokens_are_counted_row_by_row_and_a_rejected_row_has_none(tmp_path):
     assert probe.prompt_tokens[3] == probe.inference_tokens[3] == 0
     assert (probe.inference_tokens[:3] >= 3).all()
     with pytest.raises(
-        UserError, match=r"collect/a: the source rejects all 1 rows of the probe: prompt and response are"
+        UserError, match=r"collect/a: the source refuses all 1 rows of the probe: prompt and response are"
     ):
         probe_rows(source, rows.slice(3), reading(K), K, *artifacts(tmp_path, K))

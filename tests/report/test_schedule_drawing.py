@@ -60,7 +60,7 @@ def test_the_note_on_a_piece_states_when_it_may_end_early():
     text = " ".join(" ".join(drawn(COMPETENCE, 100)).split())
     assert "may end early" in text
     assert "Piece 1 may end from update 20 on, and ends at update 50" in text
-    assert "of the last 10 updates is not 1 % below that of the 10 before" in text
+    assert "of the last 10 updates is not 1 % below the mean of the 10 before" in text
     assert "more than 20 updates" in " ".join(" ".join(drawn(COMPETENCE, 40)).split())
 
 

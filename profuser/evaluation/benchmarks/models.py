@@ -57,7 +57,7 @@ def load_lm(
 
 
 def longest_request(lm: Any) -> int:
-    """Returns the most tokens of prompt and continuation that a model can rate without truncation."""
+    """Returns the maximum tokens of prompt and continuation that a model can score without truncation."""
     # vLLM always generates one more; Transformers does not read the last.
     return lm.max_length - 1 if hasattr(lm, "model_args") else lm.max_length + 1
 
@@ -94,7 +94,7 @@ def _transformers(path: str, revision: str | None, config: EngineConfig, batch_s
         revision=revision or "main",
         device=device(),
         dtype=resolve_dtype(config.dtype),
-        max_length=context_length(settings, config),  # the harness does not know MPT's name for it
+        max_length=context_length(settings, config),  # the harness does not read MPT's `max_seq_len`
         trust_remote_code=config.trust_remote_code,
         batch_size=batch_size or TRANSFORMERS_BATCH_SIZE,
     )

@@ -21,6 +21,7 @@ BYTE_INCHES, MARGIN_INCHES = 0.27, 1.1
 CHARACTERS, BYTES, SOURCE, TARGET, LETTERS = 4.3, 3.5, 2.4, 0.9, 0.32
 """Vertical centre of each row of the picture."""
 BOX = 0.62
+"""Height of a token's box."""
 LETTER_WIDTH = 0.062
 """Inches per letter of a token."""
 

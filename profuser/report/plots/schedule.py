@@ -149,7 +149,7 @@ def _early_words(index: int, stretch: Stretch, plateau: Plateau) -> str:
     return (
         f"Piece {index + 1} may end from update {stretch.earliest:,} on, and ends at update {stretch.end:,}: it ends early once "
         f"the mean inference-mode cross-entropy of the last {plateau.window_steps:,} updates is not "
-        f"{100 * plateau.min_gain:.3g} % below that of the {plateau.window_steps:,} before them. The pieces after it are then "
+        f"{100 * plateau.min_gain:.3g} % below the mean of the {plateau.window_steps:,} before them. The pieces after it are then "
         "stretched over the remaining updates."
     )
 

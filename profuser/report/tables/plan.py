@@ -67,7 +67,7 @@ def plan_words(plan: ProbedPlan) -> list[str]:
     ]
     return [
         f"Disk for the sources' output: {', '.join(disks)}.",
-        "Time is that of each stage alone, with all its actors and their start. A device is a GPU, or a CPU if an actor has none.",
+        "Time: each stage alone, with all its actors and their start. A device is a GPU, or a CPU if an actor has none.",
         COVERED,
         *(f"{note[:1].upper()}{note[1:]}." for note in plan.notes),
     ]

@@ -137,7 +137,7 @@ def _against(facts: RunFacts, metric: Metric, found: ModelDifference) -> Compari
 
 
 def metric_of(measure: str) -> Metric:
-    """Returns the format of a measure: a held-out metric's, or that of benchmark scores."""
+    """Returns the format of a measure: a held-out metric's, or `SCORE` for a benchmark."""
     return next((metric for metric in METRICS if metric.name == measure), SCORE)
 
 
