@@ -67,7 +67,7 @@ def autoscaling(
     from cluster.harness.node_history import NodeWatch, bill, node_plot, rows
     from profuser.recipe import load_recipe
     from profuser.report.tables.table import csv_text
-    from ray_jobs.cli.app import RECIPES
+    from ray_jobs.cli.options import RECIPES
 
     placed = [*(settings or ()), f"storage={output.absolute()}"]
     folder = output / load_recipe(recipe, placed, RECIPES).name

@@ -26,7 +26,8 @@ from cluster.harness.run_comparison import Difference, differences
 from profuser.errors import ProfuserError, UserError
 from profuser.recipe import load_recipe
 from profuser.run.fusion_run import FusionRun
-from ray_jobs.cli.app import RECIPES, run_app
+from ray_jobs.cli.app import run_app
+from ray_jobs.cli.options import RECIPES
 from ray_jobs.runtime.progress import console, format_clock, print_line
 
 KINDS = ("node", "actor", "worker", "driver")

@@ -6,7 +6,8 @@ import typer
 
 from profuser.run.stage import Stage
 from profuser.run.stages import REGISTRY
-from ray_jobs.cli.app import Arm, RecipePath, Settings, run, run_app
+from ray_jobs.cli.app import run, run_app
+from ray_jobs.cli.options import Arm, RecipePath, Settings
 
 
 def stage_app() -> typer.Typer:
