@@ -17,7 +17,8 @@ DEMO_QUESTION = "Put the letters h b a i in alphabetical order."
 
 app = typer.Typer(
     help="Fuse several large language models into one. On each example, the best source model is the teacher.",
-    epilog="First steps: `profuser demo`, then `profuser plan RECIPE` and `profuser run RECIPE`.",
+    epilog="First steps: `profuser demo`, then `profuser plan RECIPE` and `profuser run RECIPE`.\n\n"
+    "Exit codes: 0 done, 1 the run failed, 2 wrong usage or recipe, 130 interrupted, 143 stopped by SIGTERM.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -41,7 +42,10 @@ def run(
     ] = "report",
     only: Annotated[
         str | None,
-        typer.Option(metavar="STAGE[/PART]", help="Run only this stage (fuse) or this part of one (collect/NAME)."),
+        typer.Option(
+            metavar="STAGE[/PART]",
+            help="Run only this stage, e.g. fuse, or this part of one, e.g. collect/mpt. Its inputs must be finished.",
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check recipe, corpus, models and tokenizers without starting anything.")
@@ -49,7 +53,8 @@ def run(
 ) -> None:
     """Run a fusion from corpus to report.
 
-    Finished stages are skipped: run the same command again to continue after an interruption.
+    Stages, in order: prepare, collect, rewards, signals, select, fuse, evaluate, benchmarks, judge, report. Finished ones are
+    skipped: run the same command again to continue after an interruption.
     """
     from profuser.run.stages import STAGES
 
@@ -92,7 +97,9 @@ def plan(
     num_probed: Annotated[
         int | None,
         typer.Option(
-            "--probe", metavar="N", help="Run N corpus rows through every source and extrapolate, with error bars."
+            "--probe",
+            metavar="N",
+            help="Start the sources, run N corpus rows through each, and extrapolate time and cost, with error bars.",
         ),
     ] = None,
 ) -> None:
@@ -108,7 +115,7 @@ def plan(
 
 @app.command()
 def doctor(storage: Storage = "runs") -> None:
-    """Check this machine. Reports GPU, memory, vLLM, Ray and storage, what is missing and how to fix it."""
+    """Check this machine. Reports GPU, memory, vLLM, Ray and storage. Exits with 1 if something is missing; says how to fix it."""
     from ray_jobs.cli.doctor import examine
 
     raise typer.Exit(0 if examine(storage) else 1)
@@ -132,7 +139,7 @@ def status(
 
 @app.command()
 def report(name: RunName, storage: Storage = "runs") -> None:
-    """Print a finished run's results. Also rewrites its report."""
+    """Print a run's results and rewrite its HTML report. The run must be finished up to evaluate."""
     from profuser.artifacts.lock import RunLock
     from profuser.run.finding import find_run
     from ray_jobs.stages.report import print_report, write_run_report
@@ -145,14 +152,17 @@ def report(name: RunName, storage: Storage = "runs") -> None:
 
 @app.command()
 def compare(
-    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names of runs, or their folders.")],
+    names: Annotated[list[str], typer.Argument(metavar="RUN", help="Names of runs, or their folders.")],
     storage: Storage = "runs",
     group_seeds: Annotated[
         bool, typer.Option("--group-seeds", help="Pool runs that differ only in fuse.seed.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
-    """Compare several runs, each with its target and with the first run. Also prints how their recipes differ."""
+    """Compare the results of several runs.
+
+    Each fused model is compared with its target and with the fused model of the first run. Also prints which settings differ.
+    """
     from ray_jobs.cli.compare import print_comparison
 
     print_comparison(names, storage, group_seeds, as_json)
@@ -162,9 +172,11 @@ def compare(
 def evaluate(
     name: RunName,
     storage: Storage = "runs",
-    redo: Annotated[bool, typer.Option("--redo", help="Delete the measurements and repeat them.")] = False,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Delete the results of evaluate and of all later stages, then repeat them.")
+    ] = False,
 ) -> None:
-    """Evaluate a run's models on its held-out rows. Skips models that are evaluated already."""
+    """Evaluate a run's models on its held-out rows. Runs every stage of the run that is not finished, and prints the results."""
     from profuser.run.finding import find_run
     from ray_jobs.pipeline.pipeline import run_pipeline
     from ray_jobs.stages.report import print_report

@@ -8,7 +8,9 @@ import typer
 from ray_jobs.cli.options import RECIPES, Settings
 from ray_jobs.runtime.progress import print_line
 
-lab_app = typer.Typer(help="Build and use the laboratory. Its tiny models show fusion at work on two CPU cores.")
+lab_app = typer.Typer(
+    help="Build tiny models and run ablations on them. This laboratory shows fusion at work on two CPU cores."
+)
 
 
 @lab_app.command("build")
@@ -62,7 +64,10 @@ def lab_ablate(
         ),
     ] = False,
 ) -> None:
-    """Train and compare the arms of an ablation. All arms share one base run; run again to continue."""
+    """Train variants of a recipe (arms) and compare them.
+
+    All arms share one base run, so the sources run only once. Run the command again to continue.
+    """
     from profuser.ablation.arms import SCHEDULES, find_arms, plan_ablation
     from ray_jobs.cli.ablate import print_plan, run_ablation
 

@@ -19,12 +19,17 @@ Settings = Annotated[
     typer.Option(
         "--set",
         metavar="KEY.PATH=VALUE",
-        help="Override a recipe setting, e.g. fuse.beta=0.5. Address list items by number or name. Repeatable.",
+        help="Override a recipe setting, e.g. fuse.beta=0.5, or sources.mpt.model=FOLDER for a list item (by name or number). "
+        "Repeatable.",
     ),
 ]
 Arm = Annotated[
     str | None,
-    typer.Option("--arm", metavar="NAME", help="Apply an experiment arm (a schedule or baseline), e.g. sft-gt."),
+    typer.Option(
+        "--arm",
+        metavar="NAME",
+        help="Apply an arm: a variant of the recipe with another schedule, or a baseline, e.g. sft-gt.",
+    ),
 ]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or its folder.")]
 Storage = Annotated[str, typer.Option(help="Folder or URI where the runs are stored.")]

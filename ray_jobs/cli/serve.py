@@ -11,7 +11,7 @@ from ray_jobs.runtime.progress import print_line
 
 def serve(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN...]", help="Runs whose fused models are served.")
+        list[str] | None, typer.Argument(metavar="RUN", help="Runs whose fused models are served.")
     ] = None,
     storage: Storage = "runs",
     beside: Annotated[
@@ -23,14 +23,18 @@ def serve(
     models: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", metavar="NAME=LOCATION", help="Serve a folder, URI, Hub name or models:/NAME@ALIAS. Repeatable."
+            "--model",
+            metavar="NAME=LOCATION",
+            help="Also serve this model as NAME: a folder, URI, Hub name or models:/NAME@ALIAS. Repeatable.",
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
-    served_name: Annotated[str | None, typer.Option("--name", help="First model's name; by default the run's.")] = None,
+    served_name: Annotated[
+        str | None, typer.Option("--name", help="Name of the first run's model in the API; by default the run's.")
+    ] = None,
     keys: Annotated[
-        Path | None, typer.Option(help="YAML file listing API keys. Default: PROFUSER_API_KEYS, comma-separated.")
+        Path | None, typer.Option(help="YAML file of API keys. Without it: PROFUSER_API_KEYS, comma-separated.")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Require no key; accept only local clients.")] = False,
     min_replicas: Annotated[int, typer.Option(min=0, help="Minimum replicas per model; 0: none while idle.")] = 1,
