@@ -62,6 +62,7 @@ _RayParams = parameter.RayParams
 
 
 def _with_memory(**params: Any) -> Any:
+    """Constructs RayParams whose memory is that of the requested resources."""
     return _RayParams(memory=params["resources"].pop("memory", None), **params)
 
 
