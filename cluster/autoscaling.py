@@ -60,14 +60,14 @@ def autoscaling(
     ] = None,
     currency: Annotated[str, typer.Option(help="Currency of all prices.")] = "USD",
 ) -> None:
-    """Run a fusion on nodes that Ray's autoscaler adds and removes; write nodes.csv, nodes.png and bill.json."""
+    """Run a fusion on nodes that Ray's autoscaler adds and removes. Writes nodes.csv, nodes.png and bill.json."""
     priced = EXAMPLE_PRICES | dict(map(_price, prices or ()))
     # Imported after the checks that do not need them: these take seconds.
     from cluster.harness.local_cluster import GROUPS, autoscaling_cluster
     from cluster.harness.node_history import NodeWatch, bill, node_plot, rows
     from profuser.recipe import load_recipe
     from profuser.report.tables.table import csv_text
-    from ray_jobs.cli.app import RECIPES
+    from ray_jobs.cli.options import RECIPES
 
     placed = [*(settings or ()), f"storage={output.absolute()}"]
     folder = output / load_recipe(recipe, placed, RECIPES).name
@@ -96,6 +96,7 @@ def autoscaling(
 
 
 def _price(text: str) -> tuple[str, float]:
+    """Parses `GROUP=PRICE`."""
     group, _, price = text.partition("=")
     try:
         if group in EXAMPLE_PRICES and float(price) >= 0:

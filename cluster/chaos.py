@@ -26,13 +26,14 @@ from cluster.harness.run_comparison import Difference, differences
 from profuser.errors import ProfuserError, UserError
 from profuser.recipe import load_recipe
 from profuser.run.fusion_run import FusionRun
-from ray_jobs.cli.app import RECIPES, run_app
+from ray_jobs.cli.app import run_app
+from ray_jobs.cli.options import RECIPES
 from ray_jobs.runtime.progress import console, format_clock, print_line
 
 KINDS = ("node", "actor", "worker", "driver")
 """Kinds of kills. A worker is the process of a task, or of an engine below its actor."""
 DRIVER, SUPERVISOR = f"{sys.executable} -m ray_jobs run", "JobSupervisor"
-"""Prefix of the driver's command, and class of the actor that Ray starts for every job."""
+"""Prefix of the driver's command line; class of the actor that Ray starts for every job, which is never killed."""
 MORE_SUBMISSIONS = 20
 """Submissions beyond one per kill: a job submitted while the previous one is still ending is refused."""
 PAUSE_SECONDS = 5.0
@@ -92,6 +93,7 @@ class Monkey:
         return None
 
     def _found(self, kind: str) -> list[psutil.Process]:
+        """Returns the cluster's processes of a kind other than `node`."""
         processes = self.cluster.processes()
         if kind == "driver":
             return [process for process in processes if _title(process).startswith(DRIVER)]
@@ -170,6 +172,7 @@ def _submit(cluster: LocalCluster, command: list[str], log: Path, most: int) -> 
 
 
 def _is_same(found: Difference, tolerance: float) -> bool:
+    """Returns whether no row is missing or different and, for the model, every weight is within the tolerance."""
     exact = not found.num_missing and not found.num_unlike
     return exact and (found.name != "fuse/model" or found.largest <= tolerance)
 

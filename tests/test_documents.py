@@ -20,7 +20,8 @@ from profuser.recipe import Recipe, find_arm, load_recipe
 from profuser.recipe.layers import merge, read_layers, sections_in
 from profuser.recipe.loading import parse_recipe
 from profuser.run.stages import STAGES
-from ray_jobs.cli.app import RECIPES, app
+from ray_jobs.cli.app import app
+from ray_jobs.cli.options import RECIPES
 from ray_jobs.cli.stage_commands import stage_app
 
 ROOT = Path(__file__).parents[1]

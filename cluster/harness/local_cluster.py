@@ -23,7 +23,7 @@ from cluster.harness.node_processes import NodeProcess, free_port
 HEAD = "ray.head.default"
 AUTOSCALER_ENVIRONMENT = {
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-    "PYTHONPATH": str(Path(__file__).parents[1]),
+    "PYTHONPATH": str(Path(__file__).parents[2]),
     "RAY_FAKE_CLUSTER": "1",
     "RAY_enable_autoscaler_v2": "1",
     "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
@@ -62,6 +62,7 @@ _RayParams = parameter.RayParams
 
 
 def _with_memory(**params: Any) -> Any:
+    """Constructs RayParams whose memory is that of the requested resources."""
     return _RayParams(memory=params["resources"].pop("memory", None), **params)
 
 

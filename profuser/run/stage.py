@@ -63,6 +63,8 @@ class Stage:
     """A stage of the pipeline."""
 
     name: str
+    purpose: str
+    """What the stage does, for `python -m ray_jobs --help`, which shows the first sentence."""
     parts: Callable[[FusionRun], Sequence[Part]]
     """Parts, in order; empty if the recipe does not request the stage."""
     plan: Callable[[FusionRun, CorpusSize], Iterable[PlanLine]]

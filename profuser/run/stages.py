@@ -71,12 +71,14 @@ def _prepared(counts: Mapping[str, Mapping[str, float]]) -> list[str]:
 _ALL = (
     Stage(
         name="prepare",
+        purpose="Read the corpus and hold out rows for evaluation. Unusable rows are quarantined.",
         parts=lambda run: [Part("prepare/train", lambda: [run.corpus(), run.heldout(), run.quarantine()])],
         plan=stage_plans.prepare,
         report=_prepared,
     ),
     Stage(
         name="collect",
+        purpose="Read and answer every row with every source. Stores top-k distributions of the ground truth and of the answers.",
         parts=_collect,
         plan=stage_plans.collect,
         part_option="source",
@@ -85,6 +87,7 @@ _ALL = (
     ),
     Stage(
         name="rewards",
+        purpose="Score every answer with every reward model and verifier.",
         parts=_rewards,
         plan=stage_plans.rewards,
         part_option="reward",
@@ -93,6 +96,7 @@ _ALL = (
     ),
     Stage(
         name="signals",
+        purpose="Collect the chosen teachers' distributions. Only if collect.signals is lazy.",
         parts=_signals,
         plan=stage_plans.signals,
         part_option="source",
@@ -101,12 +105,19 @@ _ALL = (
     ),
     Stage(
         name="select",
+        purpose="Choose teachers and write the training examples.",
         parts=lambda run: [_part("select", run.select, pool=run.recipe.select.pool)],
         plan=stage_plans.select,
     ),
-    Stage(name="fuse", parts=lambda run: [_part("fuse", run.fuse)], plan=stage_plans.fuse),
+    Stage(
+        name="fuse",
+        purpose="Train the target on the examples; export the fused model.",
+        parts=lambda run: [_part("fuse", run.fuse)],
+        plan=stage_plans.fuse,
+    ),
     Stage(
         name="evaluate",
+        purpose="Measure all models on the held-out rows.",
         parts=_evaluate,
         plan=stage_plans.evaluate,
         part_option="model",
@@ -115,6 +126,7 @@ _ALL = (
     ),
     Stage(
         name="benchmarks",
+        purpose="Run the recipe's benchmarks on all models.",
         parts=_benchmarks,
         plan=stage_plans.benchmarks,
         part_option="model",
@@ -124,13 +136,19 @@ _ALL = (
     ),
     Stage(
         name="judge",
+        purpose="Score all models' held-out answers with every reward.",
         parts=_judge,
         plan=stage_plans.judge,
         part_option="reward",
         plural="judges",
         concurrency="rewards",
     ),
-    Stage(name="report", parts=lambda run: [_part("report", run.report)], plan=lambda run, size: ()),
+    Stage(
+        name="report",
+        purpose="Write the HTML report and the model card.",
+        parts=lambda run: [_part("report", run.report)],
+        plan=lambda run, size: (),
+    ),
 )
 REGISTRY = {stage.name: stage for stage in _ALL}
 STAGES = tuple(REGISTRY)

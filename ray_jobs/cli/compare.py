@@ -74,7 +74,7 @@ class RunComparison:
 def compare_runs(names: Sequence[str], storage: str, group_seeds: bool = False) -> RunComparison:
     """Compares target and fused model of each run, on the items that all of them were measured on.
 
-    Every fused model is compared with its target and with that of the first run named.
+    Every fused model is compared with its target and with the fused model of the first run.
 
     Args:
         names: names of the runs.

@@ -88,7 +88,7 @@ def _vllm() -> Finding:
         except (ImportError, OSError, RuntimeError) as error:
             return Finding("vllm", False, f"{name} {found} cannot be imported: {' '.join(str(error).split())[:160]}")
         return Finding("vllm", True, f"{name} {found}")
-    return Finding("vllm", False, "missing: `pip install profuser[gpu]`, or profuser[cpu] without a GPU")
+    return Finding("vllm", False, "missing; run `make setup`")
 
 
 def _package(name: str) -> Finding:

@@ -31,7 +31,11 @@ def check_recipe(recipe: Recipe, name: str) -> None:
 def print_pairs(run: FusionRun) -> None:
     """Prints how each source's vocabulary maps to the target's."""
     pairs = read_tokenizer_pairs(run)
-    table = Table("source", *RULE_TITLES.values(), title=f"tokens by how they map to {run.recipe.target.model}")
+    table = Table(
+        "source",
+        *RULE_TITLES.values(),
+        title=f"tokens of each source, by how they map to those of {run.recipe.target.model}",
+    )
     for source, projection in zip(run.recipe.sources, pairs.projections, strict=True):
         counts = projection.counts()
         table.add_row(source.name, *(f"{counts[rule]:,}" for rule in RULE_TITLES))

@@ -21,8 +21,6 @@ from profuser.run.stages import plan_run
 from ray_jobs.runtime.progress import console, print_line
 
 MAX_ROWS_READ = 20_000
-
-
 UNKNOWN_SIZE = CorpusSize(50_000, 100, 200, False)
 """Size assumed for a corpus that cannot be read: roughly Alpaca's."""
 
@@ -65,7 +63,7 @@ def print_plan(recipe: Recipe) -> None:
         print_line(f"{error}; planning for {UNKNOWN_SIZE.num_rows:,} rows of 300 tokens")
         size = UNKNOWN_SIZE
     title = f"{recipe.name}: {size.num_rows:,} rows{'' if size.exact else ' or more'}, "
-    title += f"{size.prompt_tokens:.0f} + {size.response_tokens:.0f} tokens each (estimated)"
+    title += f"{size.prompt_tokens:.0f} prompt + {size.response_tokens:.0f} response tokens each (estimated)"
     table = Table("stage", "rows", "tokens", "disk", "devices", "state", title=title, title_justify="left")
     for name, line in plan_run(run, size).items():
         disk = f"{line.disk_bytes / 1e6:,.1f} MB" if line.disk_bytes else ""

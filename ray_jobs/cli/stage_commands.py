@@ -6,13 +6,14 @@ import typer
 
 from profuser.run.stage import Stage
 from profuser.run.stages import REGISTRY
-from ray_jobs.cli.app import Arm, RecipePath, Settings, run, run_app
+from ray_jobs.cli.app import run, run_app
+from ray_jobs.cli.options import Arm, RecipePath, Settings
 
 
 def stage_app() -> typer.Typer:
     """Returns a command for every stage, and `run` for all of them."""
     app = typer.Typer(
-        help="Run one stage of a fusion. Its inputs must be finished. `run` runs all stages, like `profuser run`.",
+        help="Run one stage of a fusion as a separate job. Its inputs must be finished. `run` runs all, like `profuser run`.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -32,7 +33,9 @@ def main() -> None:
 def _command(stage: Stage):
     """Returns `profuser run RECIPE --only STAGE` as a command."""
     kind = stage.part_option
-    one_part = typer.Option(f"--{kind or 'part'}", metavar="NAME", hidden=kind is None, help=f"Run only this {kind}.")
+    one_part = typer.Option(
+        f"--{kind or 'part'}", metavar="NAME", hidden=kind is None, help=f"Run only this {kind}; by default all."
+    )
     again = typer.Option("--redo", help="Delete its results and those of all later stages, then run it again.")
 
     def command(
@@ -45,5 +48,5 @@ def _command(stage: Stage):
         only = f"{stage.name}/{part}" if part else stage.name
         run(recipe, settings, arm, [stage.name] if redo else None, only=only)
 
-    command.__doc__ = f"Run the stage {stage.name}. Skips its finished parts."
+    command.__doc__ = f"{stage.purpose} Finished parts are skipped."
     return command

@@ -1,4 +1,4 @@
-"""Checks that run before a run makes anything, and names of stages and parts."""
+"""Checks of a run before anything is written, and look-ups of stages and parts by name."""
 
 import os
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def is_part(name: str, of: str) -> bool:
 
 
 def stage_index(name: str, option: str) -> int:
-    """Returns a stage's place in the order; raises UserError that names the option where there is no such stage."""
+    """Returns a stage's index in the order of stages; raises UserError, with the option's name, if there is no such stage."""
     if name not in STAGES:
         raise UserError(f"{option} {name}: no such stage; there are: {', '.join(STAGES)}")
     return STAGES.index(name)

@@ -137,7 +137,7 @@ def _run_part(
     part: Part,
     draining: OnDraining,
 ) -> None:
-    """Makes one part of a stage, unless it is finished."""
+    """Runs one part of a stage unless it is finished; records it in `summary.json`, MLflow and Prometheus."""
     artifact, stage = part.artifact, stage_of(part.name)
     manifest = artifact.manifest()
     if manifest is not None:

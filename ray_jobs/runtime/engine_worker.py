@@ -20,6 +20,7 @@ from profuser.recipe.models import EvaluateConfig, ModelConfig, TemplateConfig
 from ray_jobs.runtime.stage_metrics import EngineMetrics
 
 NOTES = "attempts"
+"""Folder in an artifact where the attempts at its shards are noted, to find rows that crash the engine."""
 ENGINE_DEAD = 70
 """Exit code of an actor whose engine died; Ray restarts the actor."""
 

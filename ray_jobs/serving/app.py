@@ -28,6 +28,7 @@ from ray_jobs.serving.listener import build_listening_gateway
 from ray_jobs.serving.model import APP, app_name, build_model
 
 REQUEST_TIMEOUT_SECONDS = 300.0
+"""Timeout of `ask`."""
 
 
 def serve_file(config: ServeConfig, host: str, port: int) -> str:
@@ -91,6 +92,7 @@ def deploy(config: ServeConfig, host: str, port: int) -> None:
 
 
 def _our_applications() -> set[str]:
+    """Returns the names of the gateway's and the models' applications on this cluster."""
     return {name for name in serve.status().applications if name == APP or name.startswith(f"{APP}-")}
 
 
@@ -123,6 +125,7 @@ def ask(base_url: str, model: str, prompt: str, max_tokens: int = 64) -> str:
 
 
 def _check_port(host: str, port: int) -> None:
+    """Raises UserError where the port is in use or not permitted."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -25,7 +25,9 @@ from ray_jobs.serving.model import app_name
 MAX_ONGOING = 10_000
 """Concurrent requests at one gateway replica; keys and models have their own limits."""
 TOKENIZE = "/tokenize"
+"""Path of vLLM's application that counts a prompt's tokens."""
 EVENTS = "text/event-stream"
+"""Content type of a streamed answer."""
 
 
 class Replicas:

@@ -89,6 +89,7 @@ def _gpus() -> float:
 
 
 def _served(name: str, path: str, config: ModelConfig, settings: dict[str, Any]) -> ServedModel:
+    """Returns a model with the engine settings of its recipe; `settings` override them."""
     engine = config.engine
     tree = {
         "name": name,

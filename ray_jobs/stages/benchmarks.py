@@ -42,7 +42,10 @@ class _Part:
 
 
 def _measure(part: _Part) -> None:
-    """Runs in a separate process, which exits afterwards and so releases its device."""
+    """Measures one model on one benchmark and writes a row per item.
+
+    Runs in a separate process, which exits afterwards and so releases its device.
+    """
     from profuser.evaluation.benchmarks.models import load_lm
     from profuser.evaluation.benchmarks.runs import run_benchmark
     from profuser.evaluation.benchmarks.tasks import load_benchmark
@@ -89,6 +92,7 @@ def _print_score(stage: str, manifest: Manifest, counts: dict[str, float]) -> No
 
 
 def _wait(stage: str, task: ray.ObjectRef) -> None:
+    """Waits for a task and raises its error; cancels the task if the thread is interrupted."""
     try:
         # Short waits: an interruption of the thread takes effect between them.
         while not ray.wait([task], timeout=1.0)[0]:

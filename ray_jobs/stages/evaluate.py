@@ -29,7 +29,7 @@ class EvaluateWorker(EngineWorker):
 
 
 def evaluate(run: FusionRun, name: str) -> Manifest:
-    """Runs the stage for one model."""
+    """Runs the stage for one model: `target`, `fused` or a source's name."""
     output = run.evaluate(name)
     path, config = run.evaluated_model(name)
     model = ReadModel(path, config, run.recipe.template)

@@ -30,7 +30,7 @@ def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
 
     Raises:
         TrainingError: training failed more than `fuse.workers.max_failures` times.
-        SystemExit: SIGTERM came; a checkpoint was written.
+        SystemExit: SIGTERM was received; a checkpoint was written.
     """
     start, began = time.monotonic(), time.time()
     output, recipe = run.fuse(), run.recipe
@@ -81,6 +81,7 @@ def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
 
 
 def _scaling(config: FuseConfig) -> tuple[ScalingConfig, TorchConfig]:
+    """Returns the workers and their communication backend; GPUs are used if the cluster has enough or the recipe requires them."""
     workers = config.workers
     fewest = workers.min_workers or workers.num_workers
     use_gpu = total_gpus() >= fewest if workers.use_gpu is None else workers.use_gpu
@@ -103,10 +104,12 @@ def _kept(config: FuseConfig, plan: UpdatePlan) -> CheckpointConfig:
 
 
 def _light_tables(select: Artifact) -> Any:
+    """Yields each shard with its light columns: enough to index the examples, without their distributions."""
     return ((shard, select.read_shard(shard, LIGHT_COLUMNS)) for shard in select.shards())
 
 
 def _index_facts(plan: UpdatePlan) -> dict[str, float]:
+    """Returns counts of examples and rows for MLflow."""
     index = plan.index
     facts = {"examples": float((index.tokens > 0).sum()), "training_rows": float(len(plan.rows))}
     facts |= {"heldout_rows": float(len(plan.apart)), "cut_examples": float(index.num_cut)}

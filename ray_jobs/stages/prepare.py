@@ -14,7 +14,10 @@ from ray_jobs.runtime.stage_metrics import count_rows
 
 
 def prepare(run: FusionRun) -> Manifest:
-    """Runs the stage on the driver's machine, where a corpus given by path is stored."""
+    """Reads the corpus and writes the train, held-out and quarantine artifacts; returns the manifest of the train rows.
+
+    Runs on the driver's node, where a corpus given by path is stored.
+    """
     start = time.monotonic()
     task = ray.remote(num_cpus=0)(write_corpus).options(scheduling_strategy=pin_to_driver_node())
     recipe, artifacts = run.recipe, (run.corpus(), run.heldout(), run.quarantine())

@@ -38,7 +38,7 @@ NEEDED = STAGES[: STAGES.index("evaluate") + 1]
 
 
 def report(run: FusionRun, handle: RunHandle) -> Manifest:
-    """Runs the stage."""
+    """Writes the report and the model card; returns the stage's manifest, which has no counts."""
     start = time.monotonic()
     write_run_report(run, handle)
     return finish(run.report(), [], time.monotonic() - start)
@@ -169,6 +169,7 @@ def _stages(run: FusionRun) -> Iterator[StageFact]:
 
 
 def _rows(artifact: Artifact, limit: int) -> list[dict[str, Any]]:
+    """Returns the first rows of an artifact, at most `limit`."""
     out: list[dict[str, Any]] = []
     for table in artifact.tables():
         out += table.slice(0, limit - len(out)).to_pylist()

@@ -46,7 +46,7 @@ class SelectWorker:
 
 
 def select(run: FusionRun) -> Manifest:
-    """Runs the stage."""
+    """Writes the missing shards of training examples; the manifest also counts each vocabulary's tokens by how they map."""
     output, recipe = run.select(), run.recipe
     rewards, pairs = run.artifacts("rewards"), read_tokenizer_pairs(run)
     worker = partial(

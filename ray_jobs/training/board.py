@@ -101,6 +101,7 @@ class TrainingMonitor:
         self.stopped = True
 
     def _watch(self) -> None:
+        """Polls the board every second until training ends, and forwards the stop request to it."""
         with ExitStack() as stack:
             counter: Counter | None = None
             stalls = stack.enter_context(StallWatch("fuse", self.why))
@@ -126,6 +127,7 @@ class TrainingMonitor:
 
 
 def _describe(record: dict[str, float]) -> str:
+    """Formats the losses, speed and skipped steps of an update, for the progress line."""
     losses = " ".join(f"{key[:-5]} {value:.3f}" for key, value in record.items() if key.endswith("_nats"))
     skipped = f", {record['skipped_steps']:.0f} skipped" if record["skipped_steps"] else ""
     return f"{losses} nats/token, {record['tokens_per_second']:,.0f} tokens/s{skipped}"

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from profuser.training.loop import Record, Trainer
 
 WORST = 1.0e9
+"""Held-out score of a checkpoint that was not scored: worse than any measured one."""
 STEP_METRIC = "learning_rate"
 """Metric logged with every step; its last step in MLflow marks how far logging got."""
 

@@ -19,7 +19,7 @@ from profuser.recipe.layers import read_tree
 from profuser.report.measures import BITS_PER_BYTE, EXACT_MATCH
 from profuser.run.stages import FUSED, TARGET
 from profuser.run.tokenizers import read_tokenizer_pairs
-from ray_jobs.cli.app import RECIPES
+from ray_jobs.cli.options import RECIPES
 
 EVERY = find_arms(["all", "homogeneous"], RECIPES)
 SAME_SELECT = {

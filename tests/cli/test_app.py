@@ -6,6 +6,7 @@ import sys
 import pytest
 import yaml
 
+from profuser.run.stages import STAGES
 from ray_jobs.cli import app as cli
 from tests import tiny
 
@@ -56,6 +57,11 @@ def test_every_verb_has_help(monkeypatch, capsys, verb):
     code, out, _ = profuser(monkeypatch, capsys, verb, "--help")
     assert code == 0
     assert "Usage: profuser" in out
+
+
+def test_help_of_run_names_every_stage_in_order(monkeypatch, capsys):
+    _, out, _ = profuser(monkeypatch, capsys, "run", "--help")
+    assert ", ".join(STAGES) in " ".join(out.split())
 
 
 def test_help_and_plan_load_nothing_heavy():

@@ -14,7 +14,7 @@ from profuser.recipe import Recipe, load_recipe
 from profuser.recipe.resources import PoolConfig
 from profuser.serving.keys import ENVIRONMENT
 from profuser.serving.options import GatewayConfig, ServeConfig, ServedModel
-from ray_jobs.cli.app import RECIPES
+from ray_jobs.cli.options import RECIPES
 from tests.cluster.rendered import OVERLAYS, RAY_KINDS, Document, cluster_spec, found, of_kind, render
 
 FUSIONS = [name for name in OVERLAYS if name.startswith("fusion")]

@@ -11,7 +11,7 @@ from profuser.recipe.loading import load_recipe
 from profuser.run.finding import RECIPE
 from profuser.run.fusion_run import FusionRun
 from profuser.serving.options import GatewayConfig, ServedModel
-from ray_jobs.cli.app import RECIPES
+from ray_jobs.cli.options import RECIPES
 from ray_jobs.serving.app import check_serving, serve_file
 from ray_jobs.serving.models import serve_config
 

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 from profuser.alignment.transport import ALL_RULES, SourceSignals, transport
 from profuser.alignment.vocab_projection import VocabProjection
 from profuser.models.lab_paths import assets_path
-from profuser.report.plots.alignment import LETTERS, mass_plot, pair_coverage_plot, ruler_plot
+from profuser.report.plots.alignment import mass_plot, pair_coverage_plot
+from profuser.report.plots.ruler import LETTERS, ruler_plot
 from profuser.report.tables.alignment import (
     Aligned,
     Masses,

@@ -11,8 +11,10 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from profuser.run.stages import FUSED, TARGET
+from profuser.signals.rules import RULES
 
 WIDTH_INCHES = 4.8
 """Width of a figure: 10-point text stays legible when scaled to a phone."""
@@ -81,3 +83,23 @@ def styled(theme: Theme) -> Iterator[None]:
     }
     with mpl.rc_context(settings):
         yield
+
+
+def drawable(text: str) -> str:
+    """Replaces characters that matplotlib's own font lacks by their code points."""
+    font = get_font(findfont(FontProperties()))
+    return "".join(c if font.get_char_index(ord(c)) else f"U+{ord(c):04X}" for c in text)
+
+
+def rule_look(theme: Theme, rule: str) -> dict[str, Any]:
+    """Returns Matplotlib's fill, edge and hatch for tokens that an alignment rule covers."""
+    colours = dict(zip(RULES, (*theme.others[1:2], theme.modes["inference"], theme.modes["training"]), strict=False))
+    edge = colours.get(rule, theme.text)
+    return {"facecolor": f"{edge}33", "edgecolor": edge, "hatch": RULES[rule].hatch}
+
+
+def label_background(theme: Theme, look: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the background that keeps a label readable on a hatch."""
+    if not look.get("hatch"):
+        return None
+    return {"facecolor": theme.background, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
