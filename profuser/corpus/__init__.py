@@ -1,11 +1,12 @@
 """Reads, validates and tokenizes instruction corpora."""
 
-from profuser.corpus.formats import CorpusFormat, Message
+from profuser.corpus.formats import CorpusFormat
 from profuser.corpus.locations import corpus_files
 from profuser.corpus.prepare import CorpusRow, QuarantinedRow, RowCounts, check_quarantine, choose_heldout, prepare_rows
 from profuser.corpus.readers import read_corpus
 from profuser.corpus.rows import RawRow
 from profuser.corpus.template import EncodedExample, encode_example, encode_examples, end_token_id, render_prompt
+from profuser.corpus.turns import Message
 
 __all__ = [
     "CorpusFormat",

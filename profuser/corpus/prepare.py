@@ -4,23 +4,17 @@ import hashlib
 import heapq
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from profuser.corpus.category import category_of
-from profuser.corpus.formats import (
-    KNOWN_SHAPES,
-    UNKNOWN_SHAPE,
-    CorpusFormat,
-    Message,
-    PromptedResponse,
-    RowFault,
-    parse_detected,
-    parse_record,
-)
+from profuser.corpus.formats import UNKNOWN_SHAPE, CorpusFormat, known_shapes, parse_record
 from profuser.corpus.rows import RawRow, Unit, excerpt_of
 from profuser.corpus.seen import SeenRows
+from profuser.corpus.trees import join_trees
+from profuser.corpus.turns import Message, PromptedResponse, TurnsLearnt
+from profuser.corpus.values import RowFault
 from profuser.errors import UserError
 
 DUPLICATE = "duplicate"
@@ -36,6 +30,12 @@ class CorpusRow:
     category: str | None
     source_file: str
     source_line: int
+    shape: str = ""
+    """Shape of its record."""
+    unused_fields: tuple[str, ...] = ()
+    """Fields of its record that would change the meaning and are not used; only on the first row of a record."""
+    unused_turns: int = 0
+    """Turns of its record that are in no row; only on the first row of a record."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,12 @@ class RowCounts:
     """Refused rows by reason, without the details that differ from row to row."""
     first: QuarantinedRow | None = None
     """First refused row."""
+    shapes: set[str] = field(default_factory=set)
+    """Shapes of the accepted rows."""
+    unused_fields: Counter[str] = field(default_factory=Counter)
+    """Records that have a field which would change their meaning and is not used, by field."""
+    unused_turns: int = 0
+    """Turns of accepted records that are in no row."""
 
     @property
     def quarantined(self) -> int:
@@ -74,6 +80,9 @@ class RowCounts:
         """Counts a row."""
         if isinstance(row, CorpusRow):
             self.accepted += 1
+            self.shapes.add(row.shape)
+            self.unused_fields.update(row.unused_fields)
+            self.unused_turns += row.unused_turns
             return
         is_duplicate = row.reason.startswith(f"{DUPLICATE} of ")
         self.reasons[DUPLICATE if is_duplicate else row.reason.partition(" (")[0]] += 1
@@ -86,8 +95,9 @@ def prepare_rows(
     category_field: str | None = None,
     max_row_bytes: int = 1_000_000,
     seen: SeenRows | None = None,
+    turns: TurnsLearnt = "last",
 ) -> Iterator[CorpusRow | QuarantinedRow]:
-    """Validates records. Yields each one once, in order, as accepted or quarantined.
+    """Validates records. Yields the rows of each, in order, as accepted or quarantined; with `turns: last` one for each record.
 
     Args:
         rows: records as they were read.
@@ -95,23 +105,41 @@ def prepare_rows(
         category_field: field that holds a record's category; a record may lack it.
         max_row_bytes: a larger row (prompt and response, UTF-8) is refused.
         seen: rows that count as duplicates from the start; accepted rows are added to it.
+        turns: assistant turns of a conversation that become rows.
     """
     seen = SeenRows() if seen is None else seen
-    for raw in rows:
+    for raw in join_trees(rows):
         try:
             if raw.record is None:
                 raise RowFault(raw.fault or "no record")
-            shape, example = (
-                parse_detected(raw.record) if format == "auto" else (format, parse_record(raw.record, format))
-            )
-            row = _corpus_row(raw, raw.record, example, category_field, max_row_bytes)
-            if first := seen.add(row.row_id, raw.file, raw.line):
-                raise RowFault(f"{DUPLICATE} of {first}")
+            parsed = parse_record(raw.record, format, turns)
+            category = category_of(raw.record, category_field) if category_field else None
         except RowFault as fault:
-            yield QuarantinedRow(raw.file, raw.line, str(fault), raw.excerpt or excerpt_of(raw.record), raw.unit)
+            yield _refused(raw, fault)
             continue
-        format = shape
-        yield row
+        notes: dict[str, Any] = {"unused_fields": parsed.unused_fields, "unused_turns": parsed.unused_turns}
+        for example in parsed.examples:
+            try:
+                _check_size(example, max_row_bytes)
+                row_id = example_id(example)
+                if first := seen.add(row_id, raw.file, raw.line):
+                    raise RowFault(f"{DUPLICATE} of {first}")
+            except RowFault as fault:
+                yield _refused(raw, fault)
+                continue
+            format = parsed.shape
+            yield CorpusRow(row_id, *example, category, raw.file, raw.line, parsed.shape, **notes)
+            notes = {}
+
+
+def _refused(raw: RawRow, fault: RowFault) -> QuarantinedRow:
+    return QuarantinedRow(raw.file, raw.line, str(fault), raw.excerpt or excerpt_of(raw.record), raw.unit)
+
+
+def _check_size(example: PromptedResponse, max_row_bytes: int) -> None:
+    size = len(example.response.encode()) + sum(len(message.content.encode()) for message in example.messages)
+    if size > max_row_bytes:
+        raise RowFault(f"larger than corpus.max_row_bytes={max_row_bytes} ({size} bytes)")
 
 
 def example_id(example: PromptedResponse) -> str:
@@ -158,15 +186,5 @@ def check_quarantine(location: str, summary: RowCounts, max_fraction: float) -> 
 
 def _first_cause(location: str, first: QuarantinedRow) -> str:
     where = f"{first.unit} {first.line}" if first.file == location else f"{first.file}, {first.unit} {first.line}"
-    hint = f"; known shapes: {KNOWN_SHAPES}" if first.reason.startswith(UNKNOWN_SHAPE) else ""
+    hint = f"; known shapes: {known_shapes()}" if first.reason.startswith(UNKNOWN_SHAPE) else ""
     return f"; the first: {where}: {first.reason}{hint}"
-
-
-def _corpus_row(
-    raw: RawRow, record: Mapping[str, Any], example: PromptedResponse, category_field: str | None, max_row_bytes: int
-) -> CorpusRow:
-    size = len(example.response.encode()) + sum(len(message.content.encode()) for message in example.messages)
-    if size > max_row_bytes:
-        raise RowFault(f"larger than corpus.max_row_bytes={max_row_bytes} ({size} bytes)")
-    category = category_of(record, category_field) if category_field else None
-    return CorpusRow(example_id(example), example.messages, example.response, category, raw.file, raw.line)

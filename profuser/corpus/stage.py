@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from profuser.artifacts.artifact import Artifact
 from profuser.artifacts.schemas import CORPUS, QUARANTINE
-from profuser.corpus.category import CategoryField
+from profuser.corpus.category import OptionalFields
 from profuser.corpus.prepare import CorpusRow, RowCounts, check_quarantine, choose_heldout, prepare_rows
 from profuser.corpus.readers import read_corpus
 from profuser.corpus.rows import RawRow
@@ -51,9 +51,9 @@ def write_corpus(
     """
     rows_per_shard = config.rows_per_shard
     kept, refused, seen = Spool(CORPUS, rows_per_shard), Spool(QUARANTINE, rows_per_shard), SeenRows()
-    category = CategoryField(config.category_field)
-    _read(path, category.watch(read_corpus(path)), config, config.max_rows, kept, refused, seen)
-    category.check(path)
+    named = OptionalFields({"corpus.category_field": config.category_field} if config.category_field else {})
+    _read(path, named.watch(read_corpus(path)), config, config.max_rows, kept, refused, seen)
+    named.check(path)
     for artifact in (corpus, heldout, quarantine):
         artifact.finished_shards()  # Renames shards of an attempt with other settings, which may have had more of them.
     train, held, bad = (ShardWriter(artifact, rows_per_shard) for artifact in (corpus, heldout, quarantine))

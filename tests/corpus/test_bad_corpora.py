@@ -57,7 +57,10 @@ RECORDS = {
 }
 # Conversations, each placed between two good ones.
 TALKS = {
-    "an unknown role": (talk(("user", "a"), ("tool", "b"), ("assistant", "c")), "unknown role 'tool' (turn 2)"),
+    "a tool's turn": (
+        talk(("user", "a"), ("tool", "b"), ("assistant", "c")),
+        "a tool's turn, which each template writes differently (turn 2)",
+    ),
     "a role with a line end": (talk(("us\ner", "a"), ("assistant", "c")), r"unknown role 'us\ner' (turn 1)"),
     "a role of a million letters": (talk(("r" * 1_000_000, "a")), "unknown role '" + "r" * 39 + " (turn 1)"),
     "the assistant first": (
@@ -69,9 +72,9 @@ TALKS = {
         "user and assistant do not alternate (user, assistant, assistant)",
     ),
     "no assistant": (talk(("user", "a"), ("user", "b")), "no assistant turn (of 2 turns)"),
-    "no answer to the last turn": (
-        talk(("user", "a"), ("assistant", "b"), ("user", "c")),
-        "messages end with a user turn",
+    "the system last": (
+        talk(("user", "a"), ("assistant", "b"), ("system", "c")),
+        "messages end with a system turn",
     ),
     "an empty turn": (talk(("user", "a"), ("assistant", " ")), "content is empty (turn 2)"),
     "no turns": (talk(), "no assistant turn (of 0 turns)"),
@@ -106,7 +109,7 @@ CELLS = {
     "a NUL character": ({"question": "q", "answer": "a\x00"}, "answer has a NUL character"),
     "two megabytes": ({"question": "q", "answer": "a" * 2_000_000}, f"{LARGER} (2000001 bytes)"),
     "a duplicate": ({"question": "Say 1.", "answer": "1"}, "duplicate of ..."),
-    "an unknown role": ({"messages": [{"role": "tool", "content": "a"}]}, "unknown role 'tool' (turn 1)"),
+    "an unknown role": ({"messages": [{"role": "judge", "content": "a"}]}, "unknown role 'judge' (turn 1)"),
     "no turns": ({"messages": []}, "no assistant turn (of 0 turns)"),
 }
 CONTAINERS = {

@@ -95,7 +95,7 @@ FILES = {
     "an error in JSON": (
         "data.json",
         b'{"error": "Not found"}',
-        "no known shape (fields: error); known shapes: alpaca",
+        "no known shape (fields: error); known shapes: messages",
     ),
     "a Git LFS pointer": ("data.jsonl", LFS, "is a Git LFS pointer, not the data; run git lfs pull"),
     "a Git LFS pointer of a Parquet": ("data.parquet", LFS, "it is a Git LFS pointer, not the data; run git lfs pull"),
