@@ -1,23 +1,28 @@
 """Turns records into corpus rows: validates them, assigns stable ids, removes duplicates, quarantines unusable ones."""
 
 import hashlib
-import heapq
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from profuser.corpus.category import category_of
-from profuser.corpus.formats import UNKNOWN_SHAPE, CorpusFormat, known_shapes, parse_record
+from profuser.corpus.formats import UNKNOWN_SHAPE, CorpusFormat, known_shapes, parse_as, parse_record
+from profuser.corpus.heldout import prompt_key
 from profuser.corpus.rows import RawRow, Unit, excerpt_of
 from profuser.corpus.seen import SeenRows
+from profuser.corpus.shapes import mapped
 from profuser.corpus.trees import join_trees
 from profuser.corpus.turns import Message, PromptedResponse, TurnsLearnt
 from profuser.corpus.values import RowFault
 from profuser.errors import UserError
+from profuser.recipe.models import CorpusConfig
+from profuser.recipe.preparing import FieldsConfig
 
 DUPLICATE = "duplicate"
+UNUSED_FIELDS = "unused_fields/"
+"""Beginning of a count's name; the field's name follows."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,11 @@ class RowCounts:
         """Number of all rows."""
         return self.accepted + self.quarantined
 
+    def not_used(self) -> dict[str, float]:
+        """Returns the counts of what accepted records hold and no row uses, by name; empty if there is nothing."""
+        out: dict[str, float] = {f"{UNUSED_FIELDS}{name}": num for name, num in sorted(self.unused_fields.items())}
+        return out | ({"unused_turns": self.unused_turns} if self.unused_turns else {})
+
     def add(self, row: CorpusRow | QuarantinedRow) -> None:
         """Counts a row."""
         if isinstance(row, CorpusRow):
@@ -96,6 +106,7 @@ def prepare_rows(
     max_row_bytes: int = 1_000_000,
     seen: SeenRows | None = None,
     turns: TurnsLearnt = "last",
+    fields: FieldsConfig | None = None,
 ) -> Iterator[CorpusRow | QuarantinedRow]:
     """Validates records. Yields the rows of each, in order, as accepted or quarantined; with `turns: last` one for each record.
 
@@ -106,13 +117,16 @@ def prepare_rows(
         max_row_bytes: a larger row (prompt and response, UTF-8) is refused.
         seen: rows that count as duplicates from the start; accepted rows are added to it.
         turns: assistant turns of a conversation that become rows.
+        fields: fields of records of any other shape, instead of `format`.
     """
     seen = SeenRows() if seen is None else seen
-    for raw in join_trees(rows):
+    own = mapped(fields) if fields else None
+    shape: str = format
+    for raw in rows if own else join_trees(rows):
         try:
             if raw.record is None:
                 raise RowFault(raw.fault or "no record")
-            parsed = parse_record(raw.record, format, turns)
+            parsed = parse_as(own, raw.record, turns) if own else parse_record(raw.record, shape, turns)
             category = category_of(raw.record, category_field) if category_field else None
         except RowFault as fault:
             yield _refused(raw, fault)
@@ -122,14 +136,24 @@ def prepare_rows(
             try:
                 _check_size(example, max_row_bytes)
                 row_id = example_id(example)
-                if first := seen.add(row_id, raw.file, raw.line):
+                key = prompt_key(example, whole=turns == "last")
+                if first := seen.add(row_id, raw.file, raw.line, key):
                     raise RowFault(f"{DUPLICATE} of {first}")
             except RowFault as fault:
                 yield _refused(raw, fault)
                 continue
-            format = parsed.shape
+            shape = parsed.shape
             yield CorpusRow(row_id, *example, category, raw.file, raw.line, parsed.shape, **notes)
             notes = {}
+
+
+def corpus_rows(
+    config: CorpusConfig, raws: Iterable[RawRow], seen: SeenRows | None = None
+) -> Iterator[CorpusRow | QuarantinedRow]:
+    """Validates records as the recipe says, see `prepare_rows`."""
+    return prepare_rows(
+        raws, config.format, config.category_path, config.max_row_bytes, seen, config.turns, config.fields
+    )
 
 
 def _refused(raw: RawRow, fault: RowFault) -> QuarantinedRow:
@@ -148,25 +172,14 @@ def example_id(example: PromptedResponse) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def choose_heldout(row_ids: Collection[str], heldout_rows: int, seed: int) -> set[str]:
-    """Chooses the held-out rows: those with the smallest hash of seed and id, whatever their order in the file.
-
-    Args:
-        row_ids: ids of all rows.
-        heldout_rows: number of rows to hold out.
-        seed: another seed gives other rows.
-
-    Raises:
-        UserError: no row would be left to train on.
-    """
-    if heldout_rows >= len(row_ids):
-        raise UserError(
-            f"corpus: {len(row_ids)} usable rows, and corpus.heldout_rows={heldout_rows} holds out all of them: none is left "
-            "to train on; lower corpus.heldout_rows"
-        )
-    return set(
-        heapq.nsmallest(heldout_rows, row_ids, lambda row_id: hashlib.sha256(f"{seed}:{row_id}".encode()).digest())
-    )
+def unused_line(counts: Mapping[str, float]) -> str:
+    """Names the fields that a corpus has and that are not used; empty if there are none."""
+    named = [
+        f"{name.removeprefix(UNUSED_FIELDS)} ({num:,.0f} rows)"
+        for name, num in counts.items()
+        if name.startswith(UNUSED_FIELDS)
+    ]
+    return f"fields not used: {', '.join(named)}" if named else ""
 
 
 def check_quarantine(location: str, summary: RowCounts, max_fraction: float) -> None:
@@ -174,7 +187,7 @@ def check_quarantine(location: str, summary: RowCounts, max_fraction: float) -> 
     total, refused = summary.read, summary.quarantined
     if total == 0:
         raise UserError(f"corpus {location}: no usable row: it contains no records")
-    cause = _first_cause(location, summary.first) if summary.first else ""
+    cause = first_cause(location, summary.first) if summary.first else ""
     if summary.accepted == 0:
         raise UserError(f"corpus {location}: no usable row: {total} read, {refused} refused{cause}")
     if refused > max_fraction * total:
@@ -184,7 +197,8 @@ def check_quarantine(location: str, summary: RowCounts, max_fraction: float) -> 
         )
 
 
-def _first_cause(location: str, first: QuarantinedRow) -> str:
+def first_cause(location: str, first: QuarantinedRow) -> str:
+    """Returns the place and reason of the first refused row, as the end of a sentence."""
     where = f"{first.unit} {first.line}" if first.file == location else f"{first.file}, {first.unit} {first.line}"
     hint = f"; known shapes: {known_shapes()}" if first.reason.startswith(UNKNOWN_SHAPE) else ""
     return f"; the first: {where}: {first.reason}{hint}"

@@ -22,10 +22,12 @@ from profuser.corpus.turns import (
     user,
 )
 from profuser.corpus.values import ABSENT, RowFault, find, is_blank, optional_text, text_of, value_of
+from profuser.recipe.preparing import FieldsConfig
 
 Record = Mapping[str, Any]
 SYSTEM = ("system", "system_prompt", "system_message")
-PREFERENCE_PROMPTS = ("prompt", "question", "instruction", "input", "query")
+CHOSEN_FOR = ("prompt", "question", "query", "instruction", "input")
+"""Fields of the prompt of a preferred response, the most likely first."""
 TASK_FIELDS = ("instruction", "input", "history", "context", "contexts", "passage", "document", "documents", "article")
 OTHER_FIELDS = ("background", "choices", "options", "tools", "functions", "image", "images", "audio", "video")
 CHANGES_MEANING = frozenset((*SYSTEM, *TASK_FIELDS, *OTHER_FIELDS, *THOUGHTS))
@@ -79,7 +81,13 @@ def _listed(field: str) -> Parser:
     return parse
 
 
-def pair(question: str, answer: str, contexts: Sequence[str], systems: Sequence[str] = SYSTEM) -> Parser:
+def pair(
+    question: str,
+    answer: str,
+    contexts: Sequence[str],
+    systems: Sequence[str] = SYSTEM,
+    history: Sequence[str] = ("history",),
+) -> Parser:
     """Returns the parser of a shape that has a prompt in one field and its response in another, each as text or turns.
 
     Args:
@@ -87,14 +95,13 @@ def pair(question: str, answer: str, contexts: Sequence[str], systems: Sequence[
         answer: field of the response.
         contexts: fields that follow the prompt after a blank line.
         systems: fields of which one may hold the system turn.
+        history: fields of which one may hold earlier turns.
     """
 
     def parse(record: Record) -> Conversation:
-        asked = as_context(_said(record, question, user))
-        if context := optional_text(record, *contexts):
-            last = asked[-1].message
-            asked[-1] = asked[-1]._replace(message=Message(last.role, f"{last.content}\n\n{context}"))
-        turns = [*parse_history(record.get("history")), *asked, *_said(record, answer, assistant)]
+        asked = _with_context(as_context(_said(record, question, user)), record, contexts)
+        earlier = [turn for field in history for turn in parse_history(record.get(field))]
+        turns = [*earlier, *asked, *_said(record, answer, assistant)]
         return Conversation(_with_system(turns, record, systems))
 
     return parse
@@ -105,6 +112,15 @@ def _said(record: Record, field: str, speaker: Callable[[str], Turn]) -> list[Tu
     value = value_of(record, field)
     is_list = isinstance(value, list) and bool(value) and is_turn(value[0])
     return parse_turns(value, field) if is_list else [speaker(text_of(record, field))]
+
+
+def _with_context(asked: list[Turn], record: Record, fields: Sequence[str]) -> list[Turn]:
+    """Puts the record's further text behind the last turn of a prompt, after a blank line."""
+    context = optional_text(record, *fields)
+    if not context or not asked:
+        return asked
+    role, content = asked[-1].message
+    return [*asked[:-1], asked[-1]._replace(message=Message(role, f"{content}\n\n{context}"))]
 
 
 def _with_system(turns: list[Turn], record: Record, fields: Sequence[str]) -> list[Turn]:
@@ -118,18 +134,21 @@ def _with_system(turns: list[Turn], record: Record, fields: Sequence[str]) -> li
     return [*(Turn(Message("system", text)) for text in texts), *rest]
 
 
-def _preference(record: Record) -> Conversation:
-    """Parses a preferred response: the whole conversation, or the response to a prompt beside it. Only its last turn is learnt."""
-    chosen = _spoken(record, "chosen", assistant)
-    field = next((field for field in PREFERENCE_PROMPTS if not is_blank(record.get(field))), None)
-    asked = _spoken(record, field, user) if field else []
-    if not chosen or chosen[0].message.role == "assistant":
-        if not asked:
-            raise RowFault("chosen has no prompt: neither a field beside it nor text 'Human: ... Assistant: ...'")
-        chosen = [*asked, *chosen]
-    elif asked and asked[-1].message.content not in [turn.message.content for turn in chosen]:
-        raise RowFault(f"{field} is not the prompt in chosen")
-    return Conversation(_with_system([*as_context(chosen[:-1]), *chosen[-1:]], record, SYSTEM), "chosen")
+def _chosen(prompt: str | None, contexts: Sequence[str]) -> Parser:
+    """Returns the parser of preferred responses: a whole conversation, or what follows the prompt. Only the last turn is learnt."""
+
+    def parse(record: Record) -> Conversation:
+        chosen = _spoken(record, "chosen", assistant)
+        asked = _with_context(_spoken(record, prompt, user), record, contexts) if prompt else []
+        if not chosen or chosen[0].message.role == "assistant":
+            if not asked:
+                raise RowFault("chosen has no prompt: neither a field beside it nor text 'Human: ... Assistant: ...'")
+            chosen = [*asked, *chosen]
+        elif asked and asked[-1].message.content not in [turn.message.content for turn in chosen]:
+            raise RowFault(f"{prompt} is not the prompt in chosen")
+        return Conversation(_with_system([*as_context(chosen[:-1]), *chosen[-1:]], record, SYSTEM), "chosen")
+
+    return parse
 
 
 def _spoken(record: Record, field: str, speaker: Callable[[str], Turn]) -> list[Turn]:
@@ -151,6 +170,21 @@ def _qa(question: str, answer: str, *contexts: str, without: tuple[str, ...] = (
     return Shape("qa", (question, answer), (*contexts, *SYSTEM, "history"), parse, without)
 
 
+def _preference(prompt: str | None, before: Sequence[str]) -> Shape:
+    """Returns the shape of a preferred response and the field of its prompt, unless one of the fields `before` has it."""
+    contexts = [field for field in ("input", "context") if prompt and field != prompt]
+    needs = ("chosen", prompt) if prompt else ("chosen",)
+    return Shape("preference", needs, (*contexts, *SYSTEM), _chosen(prompt, contexts), tuple(before))
+
+
+def mapped(fields: FieldsConfig) -> Shape:
+    """Returns the shape of records whose fields the recipe names."""
+    contexts, systems = ([name] if name else [] for name in (fields.context, fields.system))
+    uses = (*contexts, *systems, *([fields.category] if fields.category else []))
+    parse = pair(fields.prompt, fields.response, contexts, systems, history=())
+    return Shape("fields", (fields.prompt, fields.response), uses, parse)
+
+
 SHAPES = (
     Shape("messages", ("messages",), SYSTEM, _listed("messages")),
     Shape("sharegpt", ("conversations",), SYSTEM, _listed("conversations")),
@@ -166,7 +200,8 @@ SHAPES = (
     _qa("problem", "solution"),
     _qa("input", "output", without=("instruction",)),
     Shape("sharegpt", ("conversation",), SYSTEM, _listed("conversation")),
-    Shape("preference", ("chosen",), (*PREFERENCE_PROMPTS, *SYSTEM), _preference),
+    *(_preference(prompt, CHOSEN_FOR[:place]) for place, prompt in enumerate(CHOSEN_FOR)),
+    _preference(None, CHOSEN_FOR),
     Shape("oasst", ("prompt.replies",), (), _tree),
 )
 """All shapes, the most likely first. Their order decides between shapes that both fit."""

@@ -51,12 +51,13 @@ def join_trees(rows: Iterable[RawRow]) -> Iterator[RawRow]:
     """Joins the messages of flat trees, each tree's records one after another, into one nested record; others are unchanged."""
     tree: list[tuple[RawRow, dict[str, Any]]] = []
     for row in rows:
-        is_message = row.record is not None and all(field in row.record for field in FLAT)
-        if tree and not (is_message and row.record["message_tree_id"] == tree[0][1]["message_tree_id"]):
+        record = row.record or {}
+        is_message = all(field in record for field in FLAT)
+        if tree and not (is_message and record["message_tree_id"] == tree[0][1]["message_tree_id"]):
             yield from _nested(tree)
             tree = []
         if is_message:
-            tree.append((row, {**row.record, "replies": []}))
+            tree.append((row, {**record, "replies": []}))
         else:
             yield row
     yield from _nested(tree)
@@ -75,6 +76,6 @@ def _nested(tree: list[tuple[RawRow, dict[str, Any]]]) -> Iterator[RawRow]:
     known = {id(message) for message in reached}
     for row, message in tree:
         if roots and message is roots[0][1]:
-            yield RawRow(row.file, row.line, {**row.record, "prompt": message}, None, row.excerpt, row.unit)
+            yield RawRow(row.file, row.line, {**message, "prompt": message}, None, row.excerpt, row.unit)
         elif id(message) not in known:
             yield RawRow(row.file, row.line, None, f"{ORPHAN} (parent_id)", row.excerpt, row.unit)

@@ -194,3 +194,21 @@ def test_a_bad_value_of_a_column_quarantines_only_its_row(tmp_path, kind):
     good = {"question": ["Say 1.", "q", "Say 2."], "answer": ["1", "a", "2"]}
     pq.write_table(pa.table(good | columns), tmp_path / "data.parquet")
     check_quarantined(tmp_path / "data.parquet", reason)
+
+
+CSV_ROWS = {
+    "a value too many": (b"q,a,more", "another number of values than of columns (3 and 2)"),
+    "a value too few": (b"q", "another number of values than of columns (1 and 2)"),
+    "no answer": (b"q,", "answer is empty"),
+    "a quote inside quotes": (b'"q"x,a', "not CSV (',' expected after '\"')"),
+    "Latin-1": ("caf\u00e9,a".encode("latin-1"), "not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("kind", CSV_ROWS)
+def test_a_bad_row_of_csv_is_quarantined_between_its_neighbours(tmp_path, kind):
+    bad, reason = CSV_ROWS[kind]
+    (tmp_path / "data.csv").write_bytes(b"\n".join([b"question,answer", b"Say 1.,1", bad, b"Say 2.,2"]))
+    kept, (refused,) = prepared(tmp_path / "data.csv", 1.0)
+    assert [row.response for row in kept] == ["1", "2"]
+    assert (refused.line, refused.reason) == (3, reason)

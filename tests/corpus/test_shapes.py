@@ -45,6 +45,8 @@ RECORDS = {
     "trl, system": ({"prompt": say(("s", "Speak French."), U), "completion": say(A)}, SYSTEM_QA),
     "chosen beside a prompt": ({"prompt": "q", "chosen": "a", "rejected": "b"}, QA),
     "chosen without rejected": ({"question": "q", "system": "Speak French.", "chosen": "a"}, SYSTEM_QA),
+    "chosen with instruction and input": ({"instruction": "q", "input": "c", "chosen": "a"}, (["q\n\nc"], "a")),
+    "chosen beside an empty prompt": ({"prompt": "", "question": "q", "chosen": "a"}, QA),
     "chosen as turns": ({"prompt": "q", "chosen": say(U, A), "rejected": say(U, ("a", "b"))}, QA),
     "chosen as an answer's turn": ({"prompt": say(U), "chosen": say(A)}, QA),
     "chosen alone": ({"chosen": say(U, A), "rejected": say(U, ("a", "b"))}, QA),
@@ -104,7 +106,7 @@ def test_a_shape_is_recognised_and_all_of_its_prompt_is_used(name):
     ("record", "reason"),
     [
         ({"messages": say(("s", "x"), U, A), "system": "y"}, "two system texts that differ"),
-        ({"prompt": "p", "chosen": say(U, A)}, "prompt is not the prompt in chosen"),
+        ({"prompt": "p", "question": "q", "chosen": say(U, A)}, "prompt is not the prompt in chosen"),
         ({"chosen": "a", "rejected": "b"}, "chosen has no prompt: neither a field beside it nor text"),
         ({"messages": "hello"}, "messages is text that is not a JSON list of turns"),
         (
@@ -131,6 +133,7 @@ def test_what_cannot_be_used_is_refused_with_the_reason(record, reason):
     [
         ({"question": "q", "answer": "a", "choices": ["a", "b"], "id": 7}, ("choices",)),
         ({"question": "q", "answer": "a", "input": "x", "choices": []}, ("input",)),
+        ({"prompt": "q", "instruction": "other", "chosen": "a"}, ("instruction",)),
         ({"messages": say(U, A), "tools": [{"type": "function"}]}, ("tools",)),
         ({"messages": [*say(U), {**say(A)[0], "reasoning_content": "two"}]}, ("reasoning_content",)),
     ],
