@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from pydantic.fields import Field
 
 EXECUTION = "execution"
+LATER = "later"
 
 
 def _valid_pattern(value: str) -> str:
@@ -36,14 +37,22 @@ def execution_field(default: Any = ..., **constraints: Any) -> Any:
     return Field(default, json_schema_extra={EXECUTION: True}, **constraints)
 
 
+def later_field(default: Any, **constraints: Any) -> Any:
+    """Defines a field that older recipes lacked: fingerprints leave it out at its default, so that older runs stay valid."""
+    return Field(default, json_schema_extra={LATER: True}, **constraints)
+
+
 def identity(config: BaseModel) -> dict[str, Any]:
-    """Returns the part of a section that decides results: its fields in JSON form, without the execution fields."""
+    """Returns the part of a section that decides results: its fields in JSON form, without the execution fields and the later
+    ones at their defaults."""
     out: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
         extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get(EXECUTION):
+        marks = extra if isinstance(extra, dict) else {}
+        value = getattr(config, name)
+        if marks.get(EXECUTION) or (marks.get(LATER) and value == field.default):
             continue
-        out[name] = _plain(getattr(config, name))
+        out[name] = _plain(value)
     return out
 
 

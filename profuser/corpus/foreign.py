@@ -7,9 +7,9 @@ BEGINNINGS = (
     (b"<", "is HTML or XML, perhaps the error page of a download; fetch the file again"),
     (b"PK\x03\x04", "is a zip archive or an Excel file; extract it, or export it as JSONL"),
     (b"7z\xbc\xaf\x27\x1c", "is a 7z archive; extract it"),
-    (b"\x28\xb5\x2f\xfd", "is compressed with Zstandard; decompress it, or use gzip"),
+    (b"\x28\xb5\x2f\xfd", "is compressed twice; decompress it once"),
     (b"\xfd7zXZ\x00", "is compressed with xz; decompress it, or use gzip"),
-    (b"BZh", "is compressed with bzip2; decompress it, or use gzip"),
+    (b"BZh", "is compressed twice; decompress it once"),
     (b"\x1f\x8b", "is a gzip inside a gzip; decompress it once"),
     (b"PAR1", "is a Parquet file inside a gzip; decompress it"),
     (b"ARROW1", "is an Arrow file; write it as Parquet"),
@@ -19,11 +19,11 @@ BEGINNINGS = (
 )
 
 
-def describe_foreign(head: bytes) -> str | None:
-    """Returns the kind of a file that is not a corpus, as a phrase to follow the file's name; None if it may be a corpus.
+def known_kind(head: bytes) -> str | None:
+    """Returns the kind of a file that is not text in UTF-8, as a phrase to follow the file's name; None if it may be.
 
     Args:
-        head: the first bytes, decompressed if the file is a gzip.
+        head: the first bytes, decompressed if the file is compressed.
     """
     is_wide = b"\x00" in head[:2] and head[:8].replace(b"\x00", b"").lstrip()[:1] in (b"{", b"[")
     if is_wide or head.startswith(WIDE_BOMS):
@@ -34,7 +34,15 @@ def describe_foreign(head: bytes) -> str | None:
     for beginning, kind in BEGINNINGS:
         if text.startswith(beginning):
             return kind
+    return None
+
+
+def describe_foreign(head: bytes) -> str | None:
+    """Returns the kind of a file that is not JSON, see `known_kind`; None if it may be."""
+    if kind := known_kind(head):
+        return kind
+    text = head.removeprefix(BOM).lstrip()
     if text[:1] in (b"", b"{", b"["):
         return None
     found = f"begins with {text[:1]!r}, so it is not a JSON list, JSONL or Parquet file"
-    return f"{found}; convert it (CSV, YAML, other text) to JSONL"
+    return f"{found}; convert it (YAML, other text) to JSONL, or name it .csv if it is one"

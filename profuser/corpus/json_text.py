@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from profuser.corpus.foreign import BOM, describe_foreign
-from profuser.corpus.rows import EXCERPT_CHARS, RawRow, make_row
+from profuser.corpus.rows import EXCERPT_CHARS, RawRow, is_turn, make_row
 from profuser.errors import UserError
 
 MAX_LINE_BYTES = 64 << 20
@@ -29,8 +29,21 @@ def read_json_text(stream: io.BufferedIOBase, head: bytes, label: str) -> Iterat
     """
     if foreign := describe_foreign(head):
         raise UserError(f"{label}: {foreign}")
-    is_list = head.removeprefix(BOM).lstrip().startswith(b"[")
-    yield from _read_list(stream.read(), label) if is_list else _read_lines(stream, label)
+    if not head.removeprefix(BOM).lstrip().startswith(b"["):
+        yield from _read_lines(stream, label)
+        return
+    data = stream.read()
+    # A list of turns is one record: the file is JSONL of such lists.
+    yield from _read_lines(io.BytesIO(data), label) if _lists_turns(data) else _read_list(data, label)
+
+
+def _lists_turns(data: bytes) -> bool:
+    """Returns whether the first item of a JSON list is a turn of a conversation."""
+    text = data.removeprefix(BOM).decode("utf-8", "surrogateescape")
+    try:
+        return is_turn(json.JSONDecoder().raw_decode(text, _skip(text, text.index("[") + 1))[0])
+    except (ValueError, RecursionError):
+        return False  # The reader of lists reports it.
 
 
 def _read_list(data: bytes, label: str) -> Iterator[RawRow]:

@@ -5,12 +5,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from profuser.corpus.compressed import SUFFIXES as PACKED
 from profuser.errors import StorageError, UserError
 from profuser.storage.cache import local_copy
 from profuser.storage.folder import Folder
 
 HUB = "hub:"
-SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".parquet")
+TEXTS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+SUFFIXES = (*(text + packed for text in TEXTS for packed in PACKED), ".parquet")
 GLOB_SIGNS = "*?["
 HUB_LOCATION = re.compile(r"hub:\w[\w.-]*(/\w[\w.-]*(/[^/:]+)?)?(:.+)?")
 

@@ -1,29 +1,28 @@
 """Turns records into corpus rows: validates them, assigns stable ids, removes duplicates, quarantines unusable ones."""
 
 import hashlib
-import heapq
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from profuser.corpus.category import category_of
-from profuser.corpus.formats import (
-    KNOWN_SHAPES,
-    UNKNOWN_SHAPE,
-    CorpusFormat,
-    Message,
-    PromptedResponse,
-    RowFault,
-    parse_detected,
-    parse_record,
-)
+from profuser.corpus.formats import UNKNOWN_SHAPE, CorpusFormat, known_shapes, parse_as, parse_record
+from profuser.corpus.heldout import prompt_key
 from profuser.corpus.rows import RawRow, Unit, excerpt_of
 from profuser.corpus.seen import SeenRows
+from profuser.corpus.shapes import mapped
+from profuser.corpus.trees import join_trees
+from profuser.corpus.turns import Message, PromptedResponse, TurnsLearnt
+from profuser.corpus.values import RowFault
 from profuser.errors import UserError
+from profuser.recipe.models import CorpusConfig
+from profuser.recipe.preparing import FieldsConfig
 
 DUPLICATE = "duplicate"
+UNUSED_FIELDS = "unused_fields/"
+"""Beginning of a count's name; the field's name follows."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,12 @@ class CorpusRow:
     category: str | None
     source_file: str
     source_line: int
+    shape: str = ""
+    """Shape of its record."""
+    unused_fields: tuple[str, ...] = ()
+    """Fields of its record that would change the meaning and are not used; only on the first row of a record."""
+    unused_turns: int = 0
+    """Turns of its record that are in no row; only on the first row of a record."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,12 @@ class RowCounts:
     """Refused rows by reason, without the details that differ from row to row."""
     first: QuarantinedRow | None = None
     """First refused row."""
+    shapes: set[str] = field(default_factory=set)
+    """Shapes of the accepted rows."""
+    unused_fields: Counter[str] = field(default_factory=Counter)
+    """Records that have a field which would change their meaning and is not used, by field."""
+    unused_turns: int = 0
+    """Turns of accepted records that are in no row."""
 
     @property
     def quarantined(self) -> int:
@@ -70,10 +81,18 @@ class RowCounts:
         """Number of all rows."""
         return self.accepted + self.quarantined
 
+    def not_used(self) -> dict[str, float]:
+        """Returns the counts of what accepted records hold and no row uses, by name; empty if there is nothing."""
+        out: dict[str, float] = {f"{UNUSED_FIELDS}{name}": num for name, num in sorted(self.unused_fields.items())}
+        return out | ({"unused_turns": self.unused_turns} if self.unused_turns else {})
+
     def add(self, row: CorpusRow | QuarantinedRow) -> None:
         """Counts a row."""
         if isinstance(row, CorpusRow):
             self.accepted += 1
+            self.shapes.add(row.shape)
+            self.unused_fields.update(row.unused_fields)
+            self.unused_turns += row.unused_turns
             return
         is_duplicate = row.reason.startswith(f"{DUPLICATE} of ")
         self.reasons[DUPLICATE if is_duplicate else row.reason.partition(" (")[0]] += 1
@@ -86,8 +105,10 @@ def prepare_rows(
     category_field: str | None = None,
     max_row_bytes: int = 1_000_000,
     seen: SeenRows | None = None,
+    turns: TurnsLearnt = "last",
+    fields: FieldsConfig | None = None,
 ) -> Iterator[CorpusRow | QuarantinedRow]:
-    """Validates records. Yields each one once, in order, as accepted or quarantined.
+    """Validates records. Yields the rows of each, in order, as accepted or quarantined; with `turns: last` one for each record.
 
     Args:
         rows: records as they were read.
@@ -95,23 +116,54 @@ def prepare_rows(
         category_field: field that holds a record's category; a record may lack it.
         max_row_bytes: a larger row (prompt and response, UTF-8) is refused.
         seen: rows that count as duplicates from the start; accepted rows are added to it.
+        turns: assistant turns of a conversation that become rows.
+        fields: fields of records of any other shape, instead of `format`.
     """
     seen = SeenRows() if seen is None else seen
-    for raw in rows:
+    own = mapped(fields) if fields else None
+    shape: str = format
+    for raw in rows if own else join_trees(rows):
         try:
             if raw.record is None:
                 raise RowFault(raw.fault or "no record")
-            shape, example = (
-                parse_detected(raw.record) if format == "auto" else (format, parse_record(raw.record, format))
-            )
-            row = _corpus_row(raw, raw.record, example, category_field, max_row_bytes)
-            if first := seen.add(row.row_id, raw.file, raw.line):
-                raise RowFault(f"{DUPLICATE} of {first}")
+            parsed = parse_as(own, raw.record, turns) if own else parse_record(raw.record, shape, turns)
+            category = category_of(raw.record, category_field) if category_field else None
         except RowFault as fault:
-            yield QuarantinedRow(raw.file, raw.line, str(fault), raw.excerpt or excerpt_of(raw.record), raw.unit)
+            yield _refused(raw, fault)
             continue
-        format = shape
-        yield row
+        notes: dict[str, Any] = {"unused_fields": parsed.unused_fields, "unused_turns": parsed.unused_turns}
+        for example in parsed.examples:
+            try:
+                _check_size(example, max_row_bytes)
+                row_id = example_id(example)
+                key = prompt_key(example, whole=turns == "last")
+                if first := seen.add(row_id, raw.file, raw.line, key):
+                    raise RowFault(f"{DUPLICATE} of {first}")
+            except RowFault as fault:
+                yield _refused(raw, fault)
+                continue
+            shape = parsed.shape
+            yield CorpusRow(row_id, *example, category, raw.file, raw.line, parsed.shape, **notes)
+            notes = {}
+
+
+def corpus_rows(
+    config: CorpusConfig, raws: Iterable[RawRow], seen: SeenRows | None = None
+) -> Iterator[CorpusRow | QuarantinedRow]:
+    """Validates records as the recipe says, see `prepare_rows`."""
+    return prepare_rows(
+        raws, config.format, config.category_path, config.max_row_bytes, seen, config.turns, config.fields
+    )
+
+
+def _refused(raw: RawRow, fault: RowFault) -> QuarantinedRow:
+    return QuarantinedRow(raw.file, raw.line, str(fault), raw.excerpt or excerpt_of(raw.record), raw.unit)
+
+
+def _check_size(example: PromptedResponse, max_row_bytes: int) -> None:
+    size = len(example.response.encode()) + sum(len(message.content.encode()) for message in example.messages)
+    if size > max_row_bytes:
+        raise RowFault(f"larger than corpus.max_row_bytes={max_row_bytes} ({size} bytes)")
 
 
 def example_id(example: PromptedResponse) -> str:
@@ -120,25 +172,14 @@ def example_id(example: PromptedResponse) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def choose_heldout(row_ids: Collection[str], heldout_rows: int, seed: int) -> set[str]:
-    """Chooses the held-out rows: those with the smallest hash of seed and id, whatever their order in the file.
-
-    Args:
-        row_ids: ids of all rows.
-        heldout_rows: number of rows to hold out.
-        seed: another seed gives other rows.
-
-    Raises:
-        UserError: no row would be left to train on.
-    """
-    if heldout_rows >= len(row_ids):
-        raise UserError(
-            f"corpus: {len(row_ids)} usable rows, and corpus.heldout_rows={heldout_rows} holds out all of them: none is left "
-            "to train on; lower corpus.heldout_rows"
-        )
-    return set(
-        heapq.nsmallest(heldout_rows, row_ids, lambda row_id: hashlib.sha256(f"{seed}:{row_id}".encode()).digest())
-    )
+def unused_line(counts: Mapping[str, float]) -> str:
+    """Names the fields that a corpus has and that are not used; empty if there are none."""
+    named = [
+        f"{name.removeprefix(UNUSED_FIELDS)} ({num:,.0f} rows)"
+        for name, num in counts.items()
+        if name.startswith(UNUSED_FIELDS)
+    ]
+    return f"fields not used: {', '.join(named)}" if named else ""
 
 
 def check_quarantine(location: str, summary: RowCounts, max_fraction: float) -> None:
@@ -146,7 +187,7 @@ def check_quarantine(location: str, summary: RowCounts, max_fraction: float) -> 
     total, refused = summary.read, summary.quarantined
     if total == 0:
         raise UserError(f"corpus {location}: no usable row: it contains no records")
-    cause = _first_cause(location, summary.first) if summary.first else ""
+    cause = first_cause(location, summary.first) if summary.first else ""
     if summary.accepted == 0:
         raise UserError(f"corpus {location}: no usable row: {total} read, {refused} refused{cause}")
     if refused > max_fraction * total:
@@ -156,17 +197,8 @@ def check_quarantine(location: str, summary: RowCounts, max_fraction: float) -> 
         )
 
 
-def _first_cause(location: str, first: QuarantinedRow) -> str:
+def first_cause(location: str, first: QuarantinedRow) -> str:
+    """Returns the place and reason of the first refused row, as the end of a sentence."""
     where = f"{first.unit} {first.line}" if first.file == location else f"{first.file}, {first.unit} {first.line}"
-    hint = f"; known shapes: {KNOWN_SHAPES}" if first.reason.startswith(UNKNOWN_SHAPE) else ""
+    hint = f"; known shapes: {known_shapes()}" if first.reason.startswith(UNKNOWN_SHAPE) else ""
     return f"; the first: {where}: {first.reason}{hint}"
-
-
-def _corpus_row(
-    raw: RawRow, record: Mapping[str, Any], example: PromptedResponse, category_field: str | None, max_row_bytes: int
-) -> CorpusRow:
-    size = len(example.response.encode()) + sum(len(message.content.encode()) for message in example.messages)
-    if size > max_row_bytes:
-        raise RowFault(f"larger than corpus.max_row_bytes={max_row_bytes} ({size} bytes)")
-    category = category_of(record, category_field) if category_field else None
-    return CorpusRow(example_id(example), example.messages, example.response, category, raw.file, raw.line)

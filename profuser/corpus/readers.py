@@ -1,25 +1,24 @@
-"""Reads records from corpus files and Hub datasets, one by one: JSON list, JSONL (also .gz), Parquet.
+"""Reads records from corpus files and Hub datasets, one by one: JSON list, JSONL, CSV, TSV (also compressed), Parquet.
 
 A bad record becomes a row with a fault, and reading continues; an unreadable file raises a UserError that names it.
 """
 
-import gzip
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from profuser.corpus.compressed import first_bytes, naming_damage, unpacked
 from profuser.corpus.foreign import describe_foreign
 from profuser.corpus.json_text import read_json_text
 from profuser.corpus.locations import HUB, corpus_files
 from profuser.corpus.rows import RawRow, make_row
+from profuser.corpus.tables import DELIMITERS, read_table
 from profuser.errors import UserError, one_line
 from profuser.storage.cache import origin
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 64 << 20
-GZIP = b"\x1f\x8b"
 PARQUET = (b"PAR1", b"PARE")
 
 
@@ -42,31 +41,20 @@ def read_corpus(location: str) -> Iterator[RawRow]:
 
 
 def _read_file(file: Path) -> Iterator[RawRow]:
-    """Reads a file by its content, not its name: a gzip need not end in .gz, and a file that does may be plain text."""
+    """Reads a file by its content: a gzip need not end in .gz, and a file that does may be plain text. CSV goes by its name."""
     label = os.fsencode(origin(file)).decode("utf-8", "replace")
-    try:
-        with file.open("rb") as raw:
-            head = raw.peek(1)
-            if head.startswith(PARQUET) or file.suffix.lower() == ".parquet":
-                yield from _read_parquet(file, head, label)
-            elif head.startswith(GZIP):
-                unpacked = gzip.GzipFile(fileobj=raw)
-                yield from read_json_text(unpacked, _head(unpacked), label)
-            else:
-                yield from read_json_text(raw, head, label)
-    except EOFError:
-        raise UserError(f"{label}: truncated; fetch the file again") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{label}: cannot be read: {error}; the gzip is damaged, fetch it again") from None
-    except OSError as error:
-        raise UserError(f"{label}: cannot be read: {error.strerror or error}") from None
-
-
-def _head(stream: gzip.GzipFile) -> bytes:
-    try:
-        return stream.peek(1)
-    except EOFError:
-        return b""  # Nothing before the cut: the line reader reports it.
+    stem = file.name.lower().removesuffix(".gz").removesuffix(".bz2").removesuffix(".zst")
+    delimiter = DELIMITERS.get(os.path.splitext(stem)[1])
+    with naming_damage(label), file.open("rb") as raw:
+        head = raw.peek(1)
+        if head.startswith(PARQUET) or file.suffix.lower() == ".parquet":
+            yield from _read_parquet(file, head, label)
+            return
+        stream = unpacked(raw)
+        if delimiter is None:
+            yield from read_json_text(stream, first_bytes(stream), label)
+        else:
+            yield from read_table(stream, first_bytes(stream), label, delimiter)
 
 
 def _read_parquet(file: Path, head: bytes, label: str) -> Iterator[RawRow]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 EXCERPT_CHARS = 160
+TURN_FIELDS = (("role", "content"), ("from", "value"))
+"""Fields of a turn: its role and its text."""
 Unit = Literal["line", "record"]
 
 
@@ -26,13 +28,20 @@ class RawRow:
 
 
 def make_row(label: str, number: int, record: Any, text: str = "", unit: Unit = "line") -> RawRow:
-    """Builds the row of a parsed value; `text` is what it was parsed from."""
+    """Builds the row of a parsed value; `text` is what it was parsed from. A list of turns counts as a record of messages."""
     excerpt = text[:EXCERPT_CHARS].encode("utf-8", "backslashreplace").decode()
+    if isinstance(record, list) and record and is_turn(record[0]):
+        record = {"messages": record}
     if not isinstance(record, dict):
         return RawRow(label, number, None, f"a record must be an object (this is {type_name(record)})", excerpt, unit)
     if not _encodable(text):
         return RawRow(label, number, None, "not UTF-8", excerpt, unit)
     return RawRow(label, number, record, None, excerpt, unit)
+
+
+def is_turn(value: Any) -> bool:
+    """Returns whether a value has the fields of a conversation's turn."""
+    return isinstance(value, Mapping) and any(role in value and text in value for role, text in TURN_FIELDS)
 
 
 def excerpt_of(record: Mapping[str, Any] | None) -> str:

@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from profuser.artifacts.artifact import Artifact
 from profuser.artifacts.schemas import CORPUS, QUARANTINE
-from profuser.corpus.category import CategoryField
-from profuser.corpus.prepare import CorpusRow, RowCounts, check_quarantine, choose_heldout, prepare_rows
+from profuser.corpus.category import OptionalFields
+from profuser.corpus.heldout import choose_heldout
+from profuser.corpus.prepare import CorpusRow, RowCounts, check_quarantine, corpus_rows
 from profuser.corpus.readers import read_corpus
 from profuser.corpus.rows import RawRow
 from profuser.corpus.seen import SeenRows
@@ -51,14 +52,14 @@ def write_corpus(
     """
     rows_per_shard = config.rows_per_shard
     kept, refused, seen = Spool(CORPUS, rows_per_shard), Spool(QUARANTINE, rows_per_shard), SeenRows()
-    category = CategoryField(config.category_field)
-    _read(path, category.watch(read_corpus(path)), config, config.max_rows, kept, refused, seen)
-    category.check(path)
+    named = OptionalFields(config.optional_fields)
+    summary = _read(path, named.watch(read_corpus(path)), config, config.max_rows, kept, refused, seen)
+    named.check(path)
     for artifact in (corpus, heldout, quarantine):
         artifact.finished_shards()  # Renames shards of an attempt with other settings, which may have had more of them.
     train, held, bad = (ShardWriter(artifact, rows_per_shard) for artifact in (corpus, heldout, quarantine))
     if heldout_path is None:
-        chosen = choose_heldout(seen, config.heldout_rows, seed)
+        chosen = choose_heldout(seen, config.heldout_rows, seed, seen.prompts)
         for table in kept.tables():
             rest, known = _split(table, chosen)
             train.add(rest)
@@ -77,6 +78,7 @@ def write_corpus(
     for writer in (train, held, bad):
         writer.close()
     counts: dict[str, float] = {"rows": train.num_rows, "quarantined": bad.num_rows}
+    counts |= summary.not_used()
     return [counts, {"rows": held.num_rows}, {"rows": bad.num_rows}]
 
 
@@ -88,10 +90,10 @@ def _read(
     kept: Spool,
     refused: Spool,
     seen: SeenRows,
-) -> None:
-    """Sorts records into usable rows, at most `limit`, and the rows refused up to there."""
+) -> RowCounts:
+    """Sorts records into usable rows, at most `limit`, and the rows refused up to there; returns their counts."""
     summary = RowCounts()
-    for row in prepare_rows(raws, config.format, config.category_field, config.max_row_bytes, seen):
+    for row in corpus_rows(config, raws, seen):
         summary.add(row)
         if isinstance(row, CorpusRow):
             kept.add(vars(row) | {"messages": [message._asdict() for message in row.messages]})
@@ -100,6 +102,7 @@ def _read(
         if summary.accepted == limit:
             break
     check_quarantine(path, summary, config.max_quarantined_fraction)
+    return summary
 
 
 def _write(writer: ShardWriter, tables: Iterable[pa.Table]) -> None:

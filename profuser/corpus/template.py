@@ -11,8 +11,8 @@ from typing import Any
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from profuser.corpus.formats import Message
 from profuser.corpus.special_tokens import Commands, commands, encode, protect
+from profuser.corpus.turns import Message
 from profuser.errors import UserError
 from profuser.recipe.models import JinjaTemplate, TemplateConfig
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
-from profuser.config import Config, execution_field
+from profuser.config import Config, execution_field, later_field
 from profuser.recipe.resources import PoolConfig
 from profuser.recipe.rewards import VoteConfig
 from profuser.signals.rules import DISTRIBUTION_RULES, rule_name
@@ -27,7 +27,7 @@ class SelectConfig(Config):
     """Treatment of a row that a source refused (too long for its context ...): taught by the others, or dropped."""
     alignment_rules: tuple[Annotated[str, AfterValidator(rule_name)], ...] = DISTRIBUTION_RULES
     """Rules that carry distributions to the target's positions; a position that no rule fits has CE only."""
-    condition: Literal["exact", "tail"] = "tail"
+    condition: Literal["exact", "tail"] = later_field("tail")
     """Mass of a candidate that spells exactly the bytes already consumed, at a target position inside a source token: moved to the
     `tail`; or spread over the source's distribution after that candidate (`exact`), one more request each in the stage `signals`
     (needs `collect.signals: lazy`)."""

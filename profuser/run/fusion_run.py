@@ -124,12 +124,8 @@ class FusionRun(RunInputs):
     @property
     def _choice_config(self) -> dict[str, Any]:
         """Settings that determine which source teaches which row."""
-        select = identity(self.recipe.select)
-        if select["condition"] == "tail":
-            # Omit the default, as before the option existed, so that artifacts of older runs stay valid.
-            del select["condition"]
         return {
-            "select": select,
+            "select": identity(self.recipe.select),
             "teachers": [teacher.name for teacher in self.recipe.teachers],
             "weights": {reward.name: reward.weight for reward in self.recipe.rewards},
         }

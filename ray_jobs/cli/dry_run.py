@@ -5,6 +5,7 @@ from rich.table import Table
 from profuser.recipe.models import Recipe
 from profuser.run.fusion_run import FusionRun
 from profuser.run.tokenizers import read_tokenizer_pairs
+from ray_jobs.cli.corpus import print_corpus
 from ray_jobs.pipeline.checks import check_target
 from ray_jobs.runtime.progress import console, print_line
 
@@ -21,6 +22,7 @@ def check_recipe(recipe: Recipe, name: str) -> None:
     """Checks a recipe, its corpus, models and benchmarks, and prints how each vocabulary maps to the target's."""
     run = FusionRun(recipe)
     run.check_inputs()
+    print_corpus(run)
     check_target(run)
     print_pairs(run)
     if measured := ", ".join(benchmark.name for benchmark in recipe.evaluate.benchmarks):

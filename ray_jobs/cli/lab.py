@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from profuser.corpus import CorpusRow, RowCounts, check_quarantine, prepare_rows, read_corpus
+from profuser.corpus import CorpusRow, RowCounts, check_quarantine, prepare_rows, read_corpus, unused_line
 from profuser.errors import UserError
 from profuser.lab.build import build_lab, build_sources_from_corpus
 from ray_jobs.runtime.progress import print_line
@@ -33,4 +33,6 @@ def read_prompts_and_responses(location: str, skip_rows: int) -> list[tuple[str,
         if isinstance(row, CorpusRow):
             rows.append(row)
     check_quarantine(location, summary, 1.0)
+    if line := unused_line(summary.not_used()):
+        print_line(line)
     return [("\n\n".join(message.content for message in row.messages), row.response) for row in rows[skip_rows:]]

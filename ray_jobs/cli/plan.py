@@ -8,7 +8,7 @@ With `--probe` the sources are started and measured instead (`ray_jobs.cli.probe
 from rich.table import Table
 
 from profuser.artifacts.artifact import read_manifest
-from profuser.corpus import QuarantinedRow, prepare_rows, read_corpus
+from profuser.corpus import QuarantinedRow, corpus_rows, read_corpus
 from profuser.errors import TrainingError, UserError
 from profuser.planning.plan_file import PLAN
 from profuser.recipe.fusing import Epochs
@@ -18,6 +18,7 @@ from profuser.run.fusion_run import FusionRun
 from profuser.run.stage import CorpusSize
 from profuser.run.stage_plans import BYTES_PER_TOKEN, num_updates, train_rows
 from profuser.run.stages import plan_run
+from ray_jobs.cli.corpus import print_corpus
 from ray_jobs.runtime.progress import console, print_line
 
 MAX_ROWS_READ = 20_000
@@ -30,7 +31,7 @@ def measure(run: FusionRun) -> CorpusSize:
     config = run.recipe.corpus
     rows, prompt, response, more = 0, 0, 0, False
     limit = min(config.max_rows or MAX_ROWS_READ, MAX_ROWS_READ)
-    for row in prepare_rows(read_corpus(run.corpus_path), config.format, max_row_bytes=config.max_row_bytes):
+    for row in corpus_rows(config, read_corpus(run.corpus_path)):
         if isinstance(row, QuarantinedRow):
             continue
         if rows == limit:
@@ -57,6 +58,7 @@ def print_plan(recipe: Recipe) -> None:
             print_line(f"{setting}: {ref.path} is downloaded from the Hub when the run starts")
     try:
         size = measure(run)
+        print_corpus(run)
     except UserError as error:
         if not recipe.corpus.path.startswith("hub:"):
             raise

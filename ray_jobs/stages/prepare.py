@@ -6,9 +6,11 @@ import ray
 from ray.exceptions import RayTaskError
 
 from profuser.artifacts.artifact import Manifest
+from profuser.corpus import unused_line
 from profuser.corpus.stage import write_corpus
 from profuser.run.fusion_run import FusionRun
 from ray_jobs.runtime.cluster import pin_to_driver_node, unwrap_error
+from ray_jobs.runtime.progress import print_line
 from ray_jobs.runtime.shards import finish
 from ray_jobs.runtime.stage_metrics import count_rows
 
@@ -30,4 +32,7 @@ def prepare(run: FusionRun) -> Manifest:
     # The time is measured once, and recorded for the corpus artifact.
     for artifact, count in zip(artifacts[1:], counts[1:], strict=True):
         finish(artifact, [count], 0.0)
-    return finish(artifacts[0], [counts[0]], seconds)
+    manifest = finish(artifacts[0], [counts[0]], seconds)
+    if line := unused_line(manifest.counts):
+        print_line(f"prepare: {line}")
+    return manifest

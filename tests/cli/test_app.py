@@ -127,13 +127,24 @@ def test_a_dry_run_validates_without_starting_anything(monkeypatch, capsys, reci
     code, out, _ = profuser(monkeypatch, capsys, "run", recipe, "--dry-run")
     assert code == 0
     assert "valid" in out
+    assert "corpus: qa: 30 rows read, 30 usable" in out
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("verb", [("run", "--dry-run"), ("plan",)])
+def test_what_prepare_would_refuse_is_refused_before_anything_starts(monkeypatch, capsys, recipe, tmp_path, verb):
+    with (tmp_path / "data.jsonl").open("a") as file:
+        file.write('{"question": "q"}\n' * 20)
+    code, _, err = profuser(monkeypatch, capsys, verb[0], recipe, *verb[1:])
+    assert code == 2
+    assert "20 of 50 rows (40 %) were refused" in err
 
 
 def test_the_plan_counts_rows_updates_and_all_stages(monkeypatch, capsys, recipe):
     code, out, _ = profuser(monkeypatch, capsys, "plan", recipe, "--set", "fuse.duration={kind: epochs, value: 2}")
     assert code == 0
     assert "30 rows" in out
+    assert "corpus: qa: 30 rows read, 30 usable" in out
     for stage in ("prepare/train", "collect/a", "collect/b", "rewards/match", "select", "fuse", "evaluate/fused"):
         assert stage in out
     # 20 rows of about 5 tokens, in both modes, twice.

@@ -57,7 +57,10 @@ RECORDS = {
 }
 # Conversations, each placed between two good ones.
 TALKS = {
-    "an unknown role": (talk(("user", "a"), ("tool", "b"), ("assistant", "c")), "unknown role 'tool' (turn 2)"),
+    "a tool's turn": (
+        talk(("user", "a"), ("tool", "b"), ("assistant", "c")),
+        "a tool's turn, which each template writes differently (turn 2)",
+    ),
     "a role with a line end": (talk(("us\ner", "a"), ("assistant", "c")), r"unknown role 'us\ner' (turn 1)"),
     "a role of a million letters": (talk(("r" * 1_000_000, "a")), "unknown role '" + "r" * 39 + " (turn 1)"),
     "the assistant first": (
@@ -69,9 +72,9 @@ TALKS = {
         "user and assistant do not alternate (user, assistant, assistant)",
     ),
     "no assistant": (talk(("user", "a"), ("user", "b")), "no assistant turn (of 2 turns)"),
-    "no answer to the last turn": (
-        talk(("user", "a"), ("assistant", "b"), ("user", "c")),
-        "messages end with a user turn",
+    "the system last": (
+        talk(("user", "a"), ("assistant", "b"), ("system", "c")),
+        "messages end with a system turn",
     ),
     "an empty turn": (talk(("user", "a"), ("assistant", " ")), "content is empty (turn 2)"),
     "no turns": (talk(), "no assistant turn (of 0 turns)"),
@@ -106,7 +109,7 @@ CELLS = {
     "a NUL character": ({"question": "q", "answer": "a\x00"}, "answer has a NUL character"),
     "two megabytes": ({"question": "q", "answer": "a" * 2_000_000}, f"{LARGER} (2000001 bytes)"),
     "a duplicate": ({"question": "Say 1.", "answer": "1"}, "duplicate of ..."),
-    "an unknown role": ({"messages": [{"role": "tool", "content": "a"}]}, "unknown role 'tool' (turn 1)"),
+    "an unknown role": ({"messages": [{"role": "judge", "content": "a"}]}, "unknown role 'judge' (turn 1)"),
     "no turns": ({"messages": []}, "no assistant turn (of 0 turns)"),
 }
 CONTAINERS = {
@@ -191,3 +194,21 @@ def test_a_bad_value_of_a_column_quarantines_only_its_row(tmp_path, kind):
     good = {"question": ["Say 1.", "q", "Say 2."], "answer": ["1", "a", "2"]}
     pq.write_table(pa.table(good | columns), tmp_path / "data.parquet")
     check_quarantined(tmp_path / "data.parquet", reason)
+
+
+CSV_ROWS = {
+    "a value too many": (b"q,a,more", "another number of values than of columns (3 and 2)"),
+    "a value too few": (b"q", "another number of values than of columns (1 and 2)"),
+    "no answer": (b"q,", "answer is empty"),
+    "a quote inside quotes": (b'"q"x,a', "not CSV (',' expected after '\"')"),
+    "Latin-1": ("caf\u00e9,a".encode("latin-1"), "not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("kind", CSV_ROWS)
+def test_a_bad_row_of_csv_is_quarantined_between_its_neighbours(tmp_path, kind):
+    bad, reason = CSV_ROWS[kind]
+    (tmp_path / "data.csv").write_bytes(b"\n".join([b"question,answer", b"Say 1.,1", bad, b"Say 2.,2"]))
+    kept, (refused,) = prepared(tmp_path / "data.csv", 1.0)
+    assert [row.response for row in kept] == ["1", "2"]
+    assert (refused.line, refused.reason) == (3, reason)

@@ -7,10 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profuser.corpus import CorpusRow, Message, prepare_rows
-from profuser.corpus.formats import RowFault, parse_detected, parse_record
+from profuser.corpus.formats import parse_record
 from profuser.corpus.rows import RawRow
+from profuser.corpus.values import RowFault
 
 QUESTION, ANSWER = "Add 1 and 2.", "3"
+
+
+def parse(record, format="auto"):
+    """Returns the only example of a record."""
+    (example,) = parse_record(record, format).examples
+    return example
 
 
 def chat(*pairs):
@@ -37,10 +44,8 @@ MISSING = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_shape_is_detected_and_parsed_as_if_it_were_named(shape):
-    found, example = parse_detected(SHAPES[shape])
-    assert found == shape
-    assert example == parse_record(SHAPES[shape], shape) == parse_record(SHAPES[shape], "auto")
-    assert example == ((Message("user", QUESTION),), ANSWER)
+    assert parse_record(SHAPES[shape]).shape == shape
+    assert parse(SHAPES[shape], shape) == parse(SHAPES[shape]) == ((Message("user", QUESTION),), ANSWER)
 
 
 @pytest.mark.parametrize(("shape", "asked"), permutations(SHAPES, 2))
@@ -61,8 +66,8 @@ def test_a_record_without_the_fields_is_refused_and_its_fields_named(shape):
 def test_the_next_likely_shape_is_used_if_the_first_has_no_text(shape, missing):
     # In a Parquet table of several shapes each row has all columns, with nulls in those of the other shapes.
     empty = {"messages": missing, "conversations": missing, "instruction": missing, "output": missing}
-    found, example = parse_detected({**empty, "question": missing, "answer": missing, **SHAPES[shape]})
-    assert (found, example.response) == (shape, ANSWER)
+    parsed = parse_record({**empty, "question": missing, "answer": missing, **SHAPES[shape]})
+    assert (parsed.shape, parsed.examples[0].response) == (shape, ANSWER)
 
 
 @pytest.mark.parametrize(
@@ -82,13 +87,13 @@ def test_the_next_likely_shape_is_used_if_the_first_has_no_text(shape, missing):
     ],
 )
 def test_text_is_kept_byte_for_byte_except_surrounding_whitespace(record, prompt, response):
-    assert parse_record(record, "auto") == ((Message("user", prompt),), response)
+    assert parse(record) == ((Message("user", prompt),), response)
 
 
 @pytest.mark.parametrize("make", [chat, sharegpt])
 def test_a_long_conversation_keeps_all_turns_and_their_roles(make):
     turns = [("system", "s"), ("user", "a"), ("assistant", "b"), ("human", "c"), ("gpt", "d")]
-    example = parse_record(make(*turns), "auto")
+    example = parse(make(*turns))
     assert [message.role for message in example.messages] == ["system", "user", "assistant", "user"]
     assert [message.content for message in example.messages] == ["s", "a", "b", "c"]
     assert example.response == "d"
@@ -106,7 +111,7 @@ def test_a_long_conversation_keeps_all_turns_and_their_roles(make):
         ([("user", ""), ("assistant", "b")], "content is empty (turn 1)"),
         ([("user", "a"), ("assistant", None)], "content is null, expected text (turn 2)"),
         ([("user", [{"type": "text"}]), ("assistant", "b")], "content is a list, expected text (turn 1)"),
-        ([("user", "a"), ("tool", "b")], "unknown role 'tool' (turn 2)"),
+        ([("user", "a"), ("tool", "b")], "a tool's turn, which each template writes differently (turn 2)"),
         ([("user", "a"), (None, "b")], "unknown role None (turn 2)"),
         ([(["user"], "a"), ("assistant", "b")], "unknown role ['user'] (turn 1)"),
     ],

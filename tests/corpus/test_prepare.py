@@ -166,7 +166,7 @@ def test_ten_broken_rows_among_good_ones_are_counted_and_the_rest_is_kept(tmp_pa
 
 @pytest.mark.parametrize(
     ("records", "expected"),
-    [([], "it contains no records"), ([{"a": 1}], "1 read, 1 refused.*known shapes: alpaca")],
+    [([], "it contains no records"), ([{"a": 1}], "1 read, 1 refused.*known shapes: messages")],
 )
 def test_a_corpus_without_a_usable_row_is_refused(records, expected):
     summary = RowCounts()

@@ -15,8 +15,8 @@ from jinja2 import Environment
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3Config, MixtralConfig
 
-from profuser.corpus.formats import Message
 from profuser.corpus.template import encode_example
+from profuser.corpus.turns import Message
 from profuser.engines.base import Request
 from profuser.engines.loading import load_engine
 from profuser.engines.loop import EngineLoop

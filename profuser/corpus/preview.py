@@ -1,0 +1,49 @@
+"""Reads the first rows of a corpus and reports what the stage `prepare` would say about them."""
+
+from profuser.corpus.category import OptionalFields
+from profuser.corpus.heldout import choose_heldout
+from profuser.corpus.prepare import RowCounts, check_quarantine, corpus_rows, first_cause, unused_line
+from profuser.corpus.readers import read_corpus
+from profuser.corpus.seen import SeenRows
+from profuser.recipe.models import CorpusConfig
+
+PREVIEW_ROWS = 2_000
+
+
+def preview(config: CorpusConfig, path: str, seed: int = 0, is_heldout: bool = False) -> str:
+    """Returns one line on the first rows: their shape, how many are usable, the first reason for a refusal, and fields not used.
+
+    Args:
+        config: the recipe's section.
+        path: the corpus, see `read_corpus`.
+        seed: seed of the choice of held-out rows.
+        is_heldout: whether it is the separate held-out corpus.
+
+    Raises:
+        UserError: the corpus cannot be read; or it is no longer than the rows read here, and `prepare` would refuse it.
+    """
+    counts, seen, named = RowCounts(), SeenRows(), OptionalFields(config.optional_fields)
+    limit, is_whole = (config.heldout_rows or None) if is_heldout else config.max_rows, True
+    for row in corpus_rows(config, named.watch(read_corpus(path)), seen):
+        counts.add(row)
+        if counts.accepted == limit:
+            break
+        if counts.read == PREVIEW_ROWS:
+            is_whole = False
+            break
+    if is_whole:
+        check_quarantine(path, counts, config.max_quarantined_fraction)
+    if is_whole and not is_heldout:
+        named.check(path)
+        choose_heldout(seen, 0 if config.heldout else config.heldout_rows, seed, seen.prompts)
+    return _words(counts, path, is_whole)
+
+
+def _words(counts: RowCounts, path: str, is_whole: bool) -> str:
+    shape = ", ".join(sorted(counts.shapes)) or "no known shape"
+    rows = f"{'' if is_whole else 'the first '}{counts.read:,} rows read, {counts.accepted:,} usable"
+    refused = f", {counts.quarantined:,} refused" if counts.quarantined else ""
+    cause = first_cause(path, counts.first) if counts.first else ""
+    turns = f"; {counts.unused_turns:,} turns not used" if counts.unused_turns else ""
+    unused = unused_line(counts.not_used())
+    return f"{shape}: {rows}{refused}{cause}{turns}{'; ' if unused else ''}{unused}"
