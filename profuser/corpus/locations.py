@@ -13,6 +13,7 @@ from profuser.storage.folder import Folder
 HUB = "hub:"
 TEXTS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 SUFFIXES = (*(text + packed for text in TEXTS for packed in PACKED), ".parquet")
+KNOWN_ENDINGS = "known endings: .json, .jsonl, .ndjson, .csv, .tsv (each also with .gz, .bz2, .zst), .parquet"
 GLOB_SIGNS = "*?["
 HUB_LOCATION = re.compile(r"hub:\w[\w.-]*(/\w[\w.-]*(/[^/:]+)?)?(:.+)?")
 
@@ -65,7 +66,7 @@ def _local_files(location: str) -> list[Path]:
     if path.is_dir():
         files = sorted(filter(_usable, _walk(path)))
         if not files:
-            raise UserError(f"{location}: no corpus file in this folder; known endings: {', '.join(SUFFIXES)}")
+            raise UserError(f"{location}: no corpus file in this folder; {KNOWN_ENDINGS}")
         return files
     if path.exists():
         raise UserError(
@@ -78,7 +79,7 @@ def _local_files(location: str) -> list[Path]:
             raise UserError(f"{location}: matches no file")
         files = sorted(filter(_usable, matches))
         if not files:
-            raise UserError(f"{location}: matches no corpus file; known endings: {', '.join(SUFFIXES)}")
+            raise UserError(f"{location}: matches no corpus file; {KNOWN_ENDINGS}")
         return files
     if is_hub_name(location):
         return []
@@ -93,9 +94,7 @@ def _fetched_files(location: str) -> list[Path]:
         place = local_copy(source, lambda name: not name or (_known(name) and not _hidden(Path(name))))
     except FileNotFoundError:
         if source.exists():
-            raise UserError(
-                f"{location}: no corpus file in this folder; known endings: {', '.join(SUFFIXES)}"
-            ) from None
+            raise UserError(f"{location}: no corpus file in this folder; {KNOWN_ENDINGS}") from None
         pattern = "; globs work on local paths only: give the folder" if "*" in location else ""
         raise UserError(f"{location}: no such file or folder{pattern}") from None
     except StorageError as error:

@@ -16,7 +16,7 @@ from profuser.errors import UserError
 from tests.corpus.prepared import FIRST, LAST, prepared
 
 NOBODY = 65534
-ENDINGS = "known endings: .json, .jsonl, .json.gz, .jsonl.gz, .ndjson, .ndjson.gz, .parquet"
+ENDINGS = "known endings: .json, .jsonl, .ndjson, .csv, .tsv (each also with .gz, .bz2, .zst), .parquet"
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def broken_neighbour(name):
 PLACES = {
     "an empty folder": (lambda: folder("data"), f"data: no corpus file in this folder; {ENDINGS}"),
     "a folder with no data": (
-        lambda: folder("data", a_txt=b"a", b_csv=b"b"),
+        lambda: folder("data", a_txt=b"a", b_xlsx=b"b"),
         f"data: no corpus file in this folder; {ENDINGS}",
     ),
     "a folder with empty files": (

@@ -28,7 +28,7 @@ NUM_ROWS, NUM_HELDOUT, NUM_STEPS = 304, 4, 8
 STOPPED = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
 ENGINES = {
     name: {"kind": kind, "dtype": "float32", "max_model_len": 128, "max_num_seqs": n}
-    for name, kind, n in (("llama", "vllm", 64), ("neox", "transformers", 1))
+    for name, kind, n in (("llama", "transformers", 64), ("neox", "vllm", 1))
 }
 """One engine is slow, so that there is time to stop it."""
 

@@ -237,7 +237,9 @@ def test_the_command_prints_the_plan_if_the_target_is_available(target, expected
     from profuser.recipe.loading import load_recipe
     from ray_jobs.cli.plan import print_plan
 
-    (tmp_path / "data.jsonl").write_text('{"question": "What?", "answer": "This."}\n' * 30)
+    (tmp_path / "data.jsonl").write_text(
+        "".join(f'{{"question": "What is {n}?", "answer": "This."}}\n' for n in range(30))
+    )
     content = {
         "name": "small",
         "storage": str(tmp_path / "runs"),
