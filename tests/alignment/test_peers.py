@@ -244,7 +244,7 @@ def test_a_ratio_is_of_sums_and_its_interval_holds_it():
 
 def test_the_tables_in_the_document_match_the_report_of_the_committed_results():
     folder = Path(__file__).parents[2] / "notebooks"
-    names = ("bits_speed_ends", "gradients", "exactness")
+    names = ("bits_speed", "ends", "gradients", "exactness")
     results = [json.loads((folder / "results" / "peers" / f"{name}.json").read_text()) for name in names]
     printed = "\n".join(report.tables(report.Figures(results)))
     lines = [line for line in printed.splitlines() if line.startswith("|")]

@@ -48,7 +48,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def tables(found: Figures) -> Iterator[str]:
     """Yields the Markdown tables that have figures."""
-    makers = {"bits": (bits, widths), "gradients": (gradients,), "exactness": (exactness,), "speed": (speed,)}
+    makers = {"bits": (bits, widths, exactly), "gradients": (gradients,), "exactness": (exactness,), "speed": (speed,)}
     makers |= {"ends": (ends,), "ends, short answers": (ends,)}
     for stage, each in makers.items():
         if any(name == stage for name, _ in found.by_name):
@@ -92,6 +92,20 @@ def widths(found: Figures, stage: str) -> str:
             cells.append(found.cell(stage, f"{pair}, carried top-{k}, tail as student", spread=False))
             rows.append([pair, str(k), *cells, found.cell(stage, f"{pair}, codec at K = {k}", 0, False)])
     return table(["pair", "K", "carried, uniform", "own, uniform", "carried, student", "codec"], rows)
+
+
+def exactly(found: Figures, stage: str) -> str:
+    """bits per byte under the carried top-10, tail as `uniform`, by `select.condition`"""
+    rows = []
+    for pair in PAIRS:
+        names = (
+            f"{pair}, carried top-{K}{how} against the source's own, tail as uniform"
+            for how in ("", " under condition: exact")
+        )
+        tail, exact = (found.get(stage, name) for name in names)
+        if tail and exact:
+            rows.append([pair, *(f"{value:.4f}" for value in (tail["value"], exact["value"], tail["baseline"]))])
+    return table(["pair", "`condition: tail`", "`condition: exact`", "own"], rows)
 
 
 def gradients(found: Figures, stage: str) -> str:
