@@ -50,6 +50,8 @@ class Chromium:
 class Tab:
     """A tab with separate storage, and the actions of a user."""
 
+    timeout_seconds = 30.0
+
     def __init__(self, chromium: Chromium):
         self.chromium = chromium
         self.context = chromium.call("Target.createBrowserContext")["browserContextId"]
@@ -75,7 +77,7 @@ class Tab:
         return done["result"].get("value")
 
     def until(self, expression: str) -> None:
-        end = time.monotonic() + 30
+        end = time.monotonic() + self.timeout_seconds
         while not self.js(f"Boolean({expression})"):
             assert time.monotonic() < end, f"never: {expression}; the page: {self.js('document.body.innerText')}"
             time.sleep(0.02)
