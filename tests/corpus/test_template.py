@@ -80,7 +80,8 @@ def test_a_word_of_the_maximum_row_size_is_tokenized(name):
 @settings(max_examples=6)
 @given(
     question=st.text(LETTERS, max_size=12).map(str.strip).filter(bool),
-    response=st.text(LETTERS, max_size=12).map(str.strip).filter(bool)
+    # SentencePiece writes a blank as U+2581: alone, it is spelt as nothing, and such a row is refused and counted.
+    response=st.text(LETTERS, max_size=12).map(str.strip).filter(lambda text: text.strip("\u2581"))
     | st.sampled_from(["k", "think", "</think>", "user"]),
 )
 def test_a_responses_tokens_spell_its_bytes_under_every_template(name, template, question, response):
