@@ -128,7 +128,9 @@ def chaos(
         list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a setting. Repeatable.")
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder for both runs and their logs.")] = Path("runs/chaos"),
-    num_nodes: Annotated[int, typer.Option("--nodes", min=2, help="Nodes of two CPUs each, besides the head.")] = 3,
+    num_nodes: Annotated[
+        int, typer.Option("--nodes", min=2, help="Nodes of two CPUs each, in addition to the head.")
+    ] = 3,
     num_kills: Annotated[int, typer.Option("--kills", min=1, help="Number of kills.")] = 10,
     every_seconds: Annotated[float, typer.Option("--every", min=1, help="Seconds between two kills.")] = 20.0,
     seed: Annotated[int, typer.Option(help="Seed of the choice of victims.")] = 0,

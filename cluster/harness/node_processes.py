@@ -77,7 +77,7 @@ class LocalCluster:
     """A cluster that runs within a `with`.
 
     Args:
-        num_nodes: nodes besides the head.
+        num_nodes: nodes in addition to the head.
         num_cpus: CPUs that Ray assumes per node, whatever this machine has.
         environment: environment variables of all nodes.
 

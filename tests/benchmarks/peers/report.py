@@ -158,7 +158,7 @@ def ends(found: Figures, stage: str) -> str:
         both = [" / ".join(cells) for cells in zip(*sides, strict=True)]
         count = [found.cell(stage, f"{title}, {name}", 0) for name in ("ends", "ends where the target goes on")]
         rows.append([pair, *count, *both, *(found.cell(stage, f"{title}, {name}", 2) for name in forecasts)])
-    head = ["pair", "ends", "of these the target goes on at", *places, *forecasts]
+    head = ["pair", "ends", "of these the target continues at", *places, *forecasts]
     return table(head, rows)
 
 
