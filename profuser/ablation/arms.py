@@ -121,6 +121,11 @@ class ArmRun:
             return "finished"
         return "begun" if self.run.folder.exists() else "waiting"
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether its model is trained and evaluated; the report may still be missing."""
+        return all(self.parts[stage].manifest() is not None for stage in ("fuse", f"evaluate/{FUSED}"))
+
     def manifest(self, stage: str) -> Manifest | None:
         """Returns the manifest of a stage that this run produced itself, with these settings; else None."""
         found = read_manifest(self.run.folder / stage)
@@ -150,6 +155,10 @@ class Ablation:
     def finished(self) -> list[ArmRun]:
         """Returns the finished runs."""
         return [each for each in self.runs if each.state == "finished"]
+
+    def measured(self) -> list[ArmRun]:
+        """Returns the runs with a row in the table."""
+        return [each for each in self.runs if each.is_measured]
 
     @cached_property
     def shared(self) -> dict[str, Artifact]:

@@ -108,7 +108,7 @@ class Results:
 
 
 def gather_results(ablation: Ablation) -> Results:
-    """Reads the measurements of the base and the finished arms, and compares them.
+    """Reads the measurements of the base and of the measured arms, and compares them.
 
     Raises:
         UserError: the base has not measured target and sources yet, or no row is common to all models.
@@ -117,7 +117,7 @@ def gather_results(ablation: Ablation) -> Results:
     missing = [name for name in models if ablation.shared[f"evaluate/{name}"].manifest() is None]
     if missing:
         raise UserError(f"{ablation.base.recipe.name}: {missing[0]} is not measured yet; run the ablation first")
-    done = ablation.finished()
+    done = ablation.measured()
     finished = {arm: [each for each in done if each.arm == arm] for arm in ablation.arms}
     tables = {_title(name): [_whole(ablation.shared[f"evaluate/{name}"])] for name in models}
     tables |= {

@@ -1,6 +1,7 @@
 """Implements `make bench`: runs every benchmark in one process, prints tables, and writes `benchmarks.json`.
 
 `python -m tests.benchmarks losses` runs only one and writes nothing. `python -m tests.benchmarks gpu` is `make bench-gpu`.
+`python -m tests.benchmarks arms` trains the arms of an ablation without Ray (`arms.py`).
 `python -m tests.benchmarks peers` compares alignment with other methods on released models (`peers/run.py`).
 """
 
@@ -70,6 +71,15 @@ def main_peers(options: list[str]) -> None:
     )
 
 
+def main_arms(options: list[str]) -> None:
+    from rich.console import Console
+
+    from tests.benchmarks.arms import run
+
+    console = Console(width=max(120, Console().width))
+    run(console.print, lambda line: console.print(line, highlight=False), options)
+
+
 def table(title: str, rows: list[Any]) -> Any:
     """Returns rows as a table; rows that miss their target are marked."""
     from rich.table import Table
@@ -88,7 +98,7 @@ def _cells(row: Any) -> tuple[str, str, str]:
 
 
 if __name__ == "__main__":
-    others = {"gpu": main_gpu, "peers": main_peers}
+    others = {"gpu": main_gpu, "peers": main_peers, "arms": main_arms}
     if sys.argv[1:2] and sys.argv[1] in others:
         others[sys.argv[1]](sys.argv[2:])
     else:

@@ -1,17 +1,21 @@
 """Ablation on tiny models: all arms share one base run, a failing arm stops no other, a second call redoes nothing."""
 
 import json
+import shutil
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from tests import tiny
+from tests.benchmarks.arms import run as run_arms
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 RUNS = ("small.base", "small.sft-gt.s0", "small.beta-0.s0")
 BASE_STAGES = {"prepare", "collect", "rewards", "select", "evaluate"}
+TIMED = {"tokens_per_second", "model_tflops", "memory_gib"}
 ARM_STAGES = {"fuse", "evaluate", "report"}
 
 
@@ -92,3 +96,29 @@ def test_arms_share_one_base_a_failing_arm_stops_no_other_and_a_second_call_redo
     assert done.returncode == 0, done.stderr
     assert manifests(storage) == made
     assert "bits per byte, 8 held-out rows" in done.stdout
+
+
+def test_arms_trained_without_ray_have_the_same_losses_and_rows(recipe, tmp_path):
+    before = recipe.parent / "runs"
+    after = shutil.copytree(before, tmp_path / "runs")
+    for arm in RUNS[1:]:
+        shutil.rmtree(after / arm)
+    lines = []
+    options = ["--recipe", str(recipe), "--set", f"storage={after}", "--seeds", "1", "--arms", "sft-gt,beta-0"]
+    run_arms(lines.append, lines.append, options)
+    for arm in RUNS[1:]:
+        assert losses(after / arm) == losses(before / arm)
+        mine, other = (evaluated(storage / arm) for storage in (after, before))
+        assert mine == other
+    done = ablate(recipe, "--arms", "sft-gt,beta-0", "--seeds", "1", "--set", f"storage={after}")
+    assert done.returncode == 0, done.stderr
+    assert table(after)["rows"] == table(before)["rows"]
+
+
+def losses(run):
+    records = [json.loads(line) for line in (run / "fuse" / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name not in TIMED} for record in records]
+
+
+def evaluated(run):
+    return pq.read_table(run / "evaluate" / "fused" / "shard-00000.parquet").to_pylist()
