@@ -203,13 +203,12 @@ def check_make(words: Sequence[str]) -> None:
 def check_benchmarks(words: Sequence[str]) -> None:
     """Raises Mistake where `python -m tests.benchmarks ...` would be refused."""
     name, *options = words or [""]
-    if name == "peers":
-        from tests.benchmarks.peers.run import parse as parse_peers
-
+    if name in ("peers", "arms"):
+        module = "peers.run" if name == "peers" else name
         try:
-            parse_peers(options)
+            import_module(f"tests.benchmarks.{module}").parse(options)
         except SystemExit:
-            raise Mistake(f"tests.benchmarks peers refuses {options}") from None
+            raise Mistake(f"tests.benchmarks {name} refuses {options}") from None
     elif name == "gpu":
         if set(options) - {"--tiny", "--output"}:
             raise Mistake(f"tests.benchmarks gpu has no {options}")

@@ -39,7 +39,7 @@ Log = Callable[[str], None]
 
 def run(show: Callable[[Any], None], log: Log, options: list[str]) -> None:
     """Runs what is unfinished of every arm and seed, and shows the table of all that are measured."""
-    chosen = _parse(options)
+    chosen = parse(options)
     ablation = plan_ablation(
         chosen.recipe, chosen.settings, find_arms(chosen.arms or [SCHEDULES], RECIPES), chosen.seeds, RECIPES
     )
@@ -57,8 +57,9 @@ def run(show: Callable[[Any], None], log: Log, options: list[str]) -> None:
     log(f"{len(ablation.runs)} runs in {time.monotonic() - start:.0f} s")
 
 
-def _parse(options: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m tests.benchmarks arms", description=__doc__.splitlines()[0])
+def parse(options: list[str]) -> argparse.Namespace:
+    """Parses the command's options."""
+    parser = argparse.ArgumentParser("python -m tests.benchmarks arms", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipe", required=True, help="the recipe of the ablation")
     parser.add_argument("--arms", action="append", help="names or groups, as of `profuser lab ablate`")
     parser.add_argument("--seeds", type=int, default=2, help="seeds of each arm")
