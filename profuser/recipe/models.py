@@ -2,42 +2,16 @@
 
 from typing import Annotated, Literal
 
-import jinja2
 from pydantic import Field, field_validator, model_validator
 
-from profuser.config import Config, Name, Pattern, execution_field
+from profuser.config import Config, Name, Pattern, execution_field, later_field
 from profuser.recipe.evaluating import Benchmarks
 from profuser.recipe.fusing import FuseConfig
 from profuser.recipe.preparing import CorpusConfig
 from profuser.recipe.resources import PlanConfig, PoolConfig
 from profuser.recipe.rewards import RewardConfig, RewardModelConfig
 from profuser.recipe.selecting import AVERAGE, SelectConfig
-
-
-class OwnTemplate(Config):
-    """Each model's own chat template."""
-
-    kind: Literal["own"] = "own"
-
-
-class JinjaTemplate(Config):
-    """One template for all models, as in FuseChat."""
-
-    kind: Literal["jinja"]
-    text: str
-    """Jinja source over `messages`, `add_generation_prompt`, `bos_token`, `eos_token`."""
-
-    @field_validator("text")
-    @classmethod
-    def _text_is_jinja(cls, text: str) -> str:
-        try:
-            jinja2.Environment().parse(text)
-        except jinja2.TemplateSyntaxError as error:
-            raise ValueError(f"line {error.lineno}: {error.message}") from None
-        return text
-
-
-TemplateConfig = Annotated[OwnTemplate | JinjaTemplate, Field(discriminator="kind")]
+from profuser.recipe.template import OwnTemplate, TemplateConfig
 
 
 class GenerationConfig(Config):
@@ -106,6 +80,8 @@ class ModelConfig(Config):
     """Local folder, URI (`s3://`, `gs://`), Hub name, or `lab://...`."""
     revision: str | None = None
     """Commit, branch or tag of a Hub model."""
+    template: TemplateConfig | None = later_field(None)
+    """Template of this model, instead of the recipe's `template`."""
     engine: EngineConfig = EngineConfig()
     pool: PoolConfig = execution_field(PoolConfig())
 
@@ -189,6 +165,7 @@ class Recipe(Config):
     """Folder of a built laboratory, for `lab://` paths; by default the one that ships with the package."""
     corpus: CorpusConfig
     template: TemplateConfig = OwnTemplate()
+    """Template of all sources and of the target; judges use their own."""
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     target: TargetConfig
     collect: CollectConfig = CollectConfig()

@@ -4,8 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from profuser.config import Config, Name, Pattern, execution_field
+from profuser.config import Config, Name, Pattern, execution_field, later_field
 from profuser.recipe.resources import PoolConfig
+from profuser.recipe.template import OwnTemplate, TemplateConfig
 
 
 class _Judge(Config):
@@ -49,6 +50,8 @@ class RewardModelConfig(_Judge):
     revision: str | None = None
     """Commit, branch or tag of a Hub model."""
     engine: RewardEngineConfig = execution_field(RewardEngineConfig())
+    template: TemplateConfig = later_field(OwnTemplate())
+    """Template of its conversations; a judge without a chat template of its own reads the turns one below the other."""
     max_length: int = Field(default=2048, gt=0)
     """Longest conversation in tokens of the reward model; a longer one is cut from the left."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -18,7 +18,8 @@ from profuser.evaluation.benchmarks.results import benchmark_score, metric_means
 from profuser.recipe.benchmarks import LEADERBOARD, PRESETS
 from profuser.recipe.evaluating import BenchmarkConfig
 from profuser.recipe.loading import parse_recipe
-from profuser.recipe.models import EngineConfig, EvaluateConfig, JinjaTemplate, OwnTemplate
+from profuser.recipe.models import EngineConfig, EvaluateConfig
+from profuser.recipe.template import JinjaTemplate, OwnTemplate
 from profuser.run.fusion_run import FusionRun
 from profuser.run.results import read_benchmarks
 from profuser.run.stages import plan_run

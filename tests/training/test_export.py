@@ -20,7 +20,8 @@ from profuser.corpus.turns import Message
 from profuser.engines.base import Request
 from profuser.engines.loading import load_engine
 from profuser.engines.loop import EngineLoop
-from profuser.recipe.models import EngineConfig, GenerationConfig, JinjaTemplate, OwnTemplate, TargetConfig
+from profuser.recipe.models import EngineConfig, GenerationConfig, TargetConfig
+from profuser.recipe.template import JinjaTemplate, OwnTemplate
 from profuser.training import export as exporting
 from profuser.training.export import as_chat_template, export, whole_weights
 from profuser.training.target import load_target

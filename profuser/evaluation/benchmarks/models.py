@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from profuser.engines.device import context_length, device, resolve_dtype, vllm_arguments
 from profuser.engines.vllm import unsupported_reason
 from profuser.errors import EngineError, one_line
-from profuser.recipe.models import EngineConfig, JinjaTemplate, TemplateConfig
+from profuser.recipe.models import EngineConfig, TemplateConfig
 
 TRANSFORMERS_BATCH_SIZE = 8
 VLLM_BATCH_SIZE = 1 << 20
