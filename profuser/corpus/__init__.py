@@ -13,8 +13,8 @@ from profuser.corpus.prepare import (
     unused_line,
 )
 from profuser.corpus.readers import read_corpus
-from profuser.corpus.rows import RawRow
 from profuser.corpus.rendering import Refusal
+from profuser.corpus.rows import RawRow
 from profuser.corpus.template import (
     EncodedExample,
     encode_example,

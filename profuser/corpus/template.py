@@ -46,8 +46,8 @@ def encode_examples(
     such as Qwen3's empty thinking) the response is tokenized separately, as continued text. In both cases its tokens spell the
     response's bytes, possibly after one space that the template or tokenizer adds by convention.
 
-    A prompt never leaves thinking open that its response does not continue: an open one is closed, or left out before a response that
-    begins with its own. Only an answer that a model generated (`generated`) may continue thinking that the prompt opens.
+    A prompt never leaves thinking open that its response does not continue: an open one is closed, or left out before a response
+    that begins with its own. Only an answer that a model generated (`generated`) may continue thinking that the prompt opens.
 
     Returns:
         One entry per example, in order; a refusal where the template does not accept the conversation.

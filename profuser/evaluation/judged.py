@@ -65,7 +65,8 @@ def judge_table(judge: Judge, rows: Sequence[Mapping], predictions: Mapping[str,
     places = [(row, model, text) for model, texts in predictions.items() for row, text in enumerate(texts)]
     distinct = list(dict.fromkeys((row, text) for row, _, text in places if unless_blank(text)))
     scores = judge.score([rows[row] for row, _ in distinct], [text or "" for _, text in distinct]) if distinct else []
-    known = dict(zip(distinct, map(float, scores), strict=True))
+    # A judge gives NaN to a conversation that its template refuses.
+    known = {key: float(score) for key, score in zip(distinct, scores, strict=True) if not np.isnan(score)}
     records = [
         {"row_id": rows[row]["row_id"], "model": model, "score": known.get((row, text))} for row, model, text in places
     ]

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ TOKENIZER_FILES = (
     "tekken.json",
     "chat_template.jinja",
 )
+TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json")
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".gguf"}
 SAMPLE_BYTES = 1 << 20
 """Bytes of either end of a weights file that its digest covers."""
@@ -85,6 +86,17 @@ class ModelRef:
         else:
             file = Path(_from_hub(self.path, self.revision, "config.json", setting))
         return _json(file.read_bytes(), setting, str(file))
+
+    def template_files(self) -> bytes:
+        """Returns the content of the files that hold the tokenizer's chat template; empty if there is none."""
+        found = []
+        for name in TEMPLATE_FILES:
+            with suppress(UserError, FileNotFoundError):
+                if self.is_local:
+                    found.append(Folder.at(self.path).without_retry().read_bytes(name))
+                else:
+                    found.append(Path(_from_hub(self.path, self.revision, name, "template")).read_bytes())
+        return b"".join(found)
 
     def digest(self, setting: str) -> str:
         """Returns sixteen hex digits that identify the model.

@@ -1,6 +1,6 @@
 """The recipe and its sections. Each default is defined in its section and nowhere else."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -213,6 +213,10 @@ class Recipe(Config):
             if AVERAGE in (source.name for source in self.sources):
                 raise ValueError("sources: with select.training_teacher: average no source may be named 'average'")
         return self
+
+    def template_of(self, config: ModelConfig) -> TemplateConfig:
+        """Returns the template of a source or of the target."""
+        return config.template or self.template
 
     def is_target(self, source: SourceConfig) -> bool:
         """Returns whether a source is the same model as the target."""

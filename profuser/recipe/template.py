@@ -1,7 +1,7 @@
 """The recipe section of chat templates: whose template renders prompts, its arguments, its date, and what becomes of thinking."""
 
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jinja2
 import jinja2.ext
@@ -16,7 +16,7 @@ RESERVED = {"messages", "tools", "documents", "add_generation_prompt", "strftime
 class _Generation(jinja2.ext.Extension):
     """Parses `{% generation %}` as Transformers does; there it marks the text of answers, and changes nothing."""
 
-    tags = {"generation"}
+    tags: ClassVar = {"generation"}
 
     def parse(self, parser: Any) -> Any:
         line = next(parser.stream).lineno
@@ -41,9 +41,9 @@ class _Template(Config):
         # YAML reads a bare `off` as false.
         Literal["off", "strip", "keep"], BeforeValidator(lambda value: "off" if value is False else value)
     ] = later_field("strip")
-    """What becomes of the thinking of a reasoning model (`<think> ... </think>` and the like). `strip`: it thinks, and its answer is
-    what follows; `keep`: its thinking is learnt with the answer, and judges see the answer alone; `off`: it is asked to answer at
-    once. A ground truth never lands inside an open thinking."""
+    """Thinking of a reasoning model (`<think> ... </think>` and the like). `strip`: it thinks, and its answer is what follows; `keep`:
+    its thinking is learnt with the answer, and judges see the answer alone; `off`: it is asked to answer at once. A ground truth
+    never follows thinking that is still open."""
     date: Annotated[IsoDate, AfterValidator(_valid_date)] | None = later_field(None)
     """Date that templates write (`strftime_now`); by default the day on which the run began."""
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from profuser.corpus.thinking import without_thinking
 from profuser.recipe.rewards import CallableConfig, RewardConfig, RewardModelConfig
 from profuser.rewards.callables import call_function, load_callable, source_digest
 from profuser.rewards.judges import Judge
@@ -52,8 +53,10 @@ def _callable(config: CallableConfig, _: str | None) -> Judge:
 
 
 def _by_rule(rule: Callable[[Any, str, str], float]) -> RewardKind:
-    """Returns the kind of verifier whose rule takes its configuration, the answer and the ground truth."""
-    return RewardKind(lambda config, _: Verifier(lambda row, answer: rule(config, answer, row["response"])))
+    """Returns the kind of verifier whose rule takes its configuration, the answer and the ground truth without any thinking."""
+    return RewardKind(
+        lambda config, _: Verifier(lambda row, answer: rule(config, answer, without_thinking(row["response"])))
+    )
 
 
 KINDS: dict[str, RewardKind] = {

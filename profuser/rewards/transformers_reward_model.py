@@ -31,8 +31,9 @@ class TransformersRewardModel:
     def score(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> Float[np.ndarray, "N"]:
         """See `Judge.score`; raw logits."""
         conversations = self.conversations.encode(rows, answers)
-        order = sorted(range(len(conversations)), key=lambda index: len(conversations[index]))
-        out = np.empty(len(conversations))
+        accepted = [index for index, ids in enumerate(conversations) if ids]
+        order = sorted(accepted, key=lambda index: len(conversations[index]))
+        out = np.full(len(conversations), np.nan)
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             logits = self.model(**self._padded([conversations[index] for index in batch])).logits

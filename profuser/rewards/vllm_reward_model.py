@@ -56,8 +56,11 @@ class VllmRewardModel:
         """See `Judge.score`; raw logits."""
         from vllm import PoolingParams, TokensPrompt
 
-        prompts = [TokensPrompt(prompt_token_ids=ids) for ids in self.conversations.encode(rows, answers)]
+        conversations = self.conversations.encode(rows, answers)
+        prompts = [TokensPrompt(prompt_token_ids=ids) for ids in conversations if ids]
         # By default vLLM returns the sigmoid, which is about 1 for all good answers.
         raw = PoolingParams(use_activation=False)
         outputs = self.llm.classify(prompts, pooling_params=raw, use_tqdm=False)
-        return np.array([output.outputs.probs[0] for output in outputs], dtype=np.float64)
+        scores = np.full(len(conversations), np.nan)
+        scores[[bool(ids) for ids in conversations]] = [output.outputs.probs[0] for output in outputs]
+        return scores

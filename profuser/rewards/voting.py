@@ -69,7 +69,7 @@ def vote(
     """Counts the votes of every row.
 
     Args:
-        scores: reward of each answer; NaN for a missing one.
+        scores: reward of each answer; NaN for a missing one, and for one that the reward refused.
         answers: the answers, `[N][M]`; None for a missing one.
         scales: mean and deviation of each reward model, for margins and ties.
         config: margin, and what happens without a strict majority.
@@ -91,7 +91,9 @@ def vote(
                 votes[row, choices[row, judge]] += weight[judge]
         # Rounded, so that weights of 0.1 and 0.2 together tie with one of 0.3.
         votes[row] = votes[row].round(9)
-        winner[row] = _winner(votes[row], (standard[row] * weight).mean(axis=1), candidates, config.no_majority)
+        # A judge that refused the conversation has scored none of its answers.
+        mean = np.nansum(standard[row] * weight, axis=1) / num_rewards
+        winner[row] = _winner(votes[row], mean, candidates, config.no_majority)
     return Votes(winner, votes, choices)
 
 
@@ -110,7 +112,10 @@ def distinct(answers: Sequence[str | None]) -> list[int]:
 
 
 def _choice(rewards: Float[np.ndarray, "M"], candidates: list[int], margin: float) -> int:
-    """Returns the candidate that one judge prefers, or -1 if it leads by at most the margin."""
+    """Returns the candidate that one judge prefers, or -1 if it leads by at most the margin, or was not scored."""
+    candidates = [index for index in candidates if not np.isnan(rewards[index])]
+    if not candidates:
+        return -1
     if len(candidates) == 1:
         return candidates[0]
     ranked = sorted(candidates, key=lambda index: -rewards[index])

@@ -83,7 +83,7 @@ class FusionRun(RunInputs):
             "tokenizer": self.tokenizer_digest(setting),
             "vocab_size": self.vocab_size(setting),
             "engine": identity(source.engine),
-            "template": identity(self.recipe.template),
+            "template": identity(self.template(source)),
             "top_k": how.top_k,
             "generation": identity(how.generation),
             "samples": how.num_samples,
@@ -100,7 +100,8 @@ class FusionRun(RunInputs):
 
     def _reward_config(self, reward: RewardConfig) -> dict[str, Any]:
         """Returns the settings that determine a reward's scores. Its weight is not one of them: it affects only the vote."""
-        config: dict[str, Any] = {"reward": {k: v for k, v in identity(reward).items() if k != "weight"}}
+        settings = identity(self.reward(reward))
+        config: dict[str, Any] = {"reward": {k: v for k, v in settings.items() if k != "weight"}}
         if f"rewards.{reward.name}.model" in self.model_digests:
             config["model"] = self.model_digests[f"rewards.{reward.name}.model"]
         return config | kind_of(reward).digests(reward)
@@ -119,7 +120,8 @@ class FusionRun(RunInputs):
     @property
     def _target_config(self) -> dict[str, Any]:
         """Settings that determine the target's tokens of a response."""
-        return {"tokenizer": self.tokenizer_digest("target.model"), "template": identity(self.recipe.template)}
+        template = identity(self.template(self.recipe.target))
+        return {"tokenizer": self.tokenizer_digest("target.model"), "template": template}
 
     @property
     def _choice_config(self) -> dict[str, Any]:
@@ -155,7 +157,7 @@ class FusionRun(RunInputs):
         """Returns the artifact of a model's answers to the held-out rows, with scores: `target`, `fused`, or a source's name."""
         config: dict[str, Any] = {
             "evaluate": {k: v for k, v in identity(self.recipe.evaluate).items() if k not in ("judged", "benchmarks")},
-            "template": identity(self.recipe.template),
+            "template": identity(self.template(self.evaluated_config(name))),
         }
         inputs = [self.heldout()]
         if name == FUSED:
@@ -174,7 +176,7 @@ class FusionRun(RunInputs):
             "lm_eval": version("lm_eval"),
         }
         if benchmark.apply_chat_template:
-            config["template"] = identity(self.recipe.template)
+            config["template"] = identity(self.template(self.evaluated_config(name)))
         if name == FUSED:
             return self._artifact(f"benchmarks/{name}/{benchmark.name}", BENCHMARK, config, [self.fuse()])
         config["model"] = self.model_digests["target.model" if name == TARGET else f"sources.{name}.model"]

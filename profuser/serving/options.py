@@ -48,6 +48,8 @@ class ServedModel(Config):
     """CPUs that a replica reserves."""
     num_gpus: float = Field(default=0.0, ge=0)
     """GPUs that a replica reserves; `tensor_parallel_size` of them, or a share of one."""
+    chat_template: str | None = None
+    """Jinja source of the template; by default the tokenizer's own."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Data type of the weights; `auto`: the checkpoint's on a GPU, float32 on a CPU."""
     max_model_len: int | None = Field(default=None, gt=0)

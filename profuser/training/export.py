@@ -3,7 +3,6 @@ chat template and the end-of-turn token of its training.
 """
 
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,15 +10,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jinja2 import Environment
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from profuser.corpus.rendering import chat_texts
 from profuser.corpus.template import end_token_id
 from profuser.errors import ArtifactError
 from profuser.models.reference import TOKENIZER_FILES
-from profuser.recipe.models import TargetConfig, TemplateConfig
-from profuser.recipe.template import JinjaTemplate
+from profuser.recipe.models import TargetConfig
+from profuser.recipe.template import TemplateConfig
 from profuser.training.lora import ADAPTER, MARK, adapted_layers, merged
 from profuser.training.step import FusionModule
 
@@ -112,8 +111,9 @@ def _write_turn_settings(template: TemplateConfig, trust_remote_code: bool, fold
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    if isinstance(template, JinjaTemplate):
-        (folder / TEMPLATE).write_text(as_chat_template(template.text), encoding="utf-8")
+    text = served_text(tokenizer, template)
+    if not tokenizer.chat_template or text != tokenizer.get_chat_template():
+        (folder / TEMPLATE).write_text(text, encoding="utf-8")
         _edit(folder / TOKENIZER, chat_template=None)
     end = end_token_id(tokenizer, template)
     known = json.loads((folder / GENERATION).read_text()).get("eos_token_id")
@@ -122,31 +122,15 @@ def _write_turn_settings(template: TemplateConfig, trust_remote_code: bool, fold
         _edit(folder / GENERATION, eos_token_id=[*ends, end])
 
 
+def served_text(tokenizer: Any, template: TemplateConfig) -> str:
+    """Returns the chat template whose prompts are those of the training; its date is the day of the request."""
+    texts = chat_texts(tokenizer, template.model_copy(update={"date": None}))
+    return texts.asking if template.thinking == "keep" else texts.answering
+
+
 def _edit(file: Path, **settings: Any) -> None:
     """Sets settings of a JSON file; removes those that are None."""
     if file.is_file():
         found = json.loads(file.read_text(encoding="utf-8")) | settings
         text = json.dumps({key: found[key] for key in found if settings.get(key, key) is not None}, indent=2)
         file.write_text(text + "\n", encoding="utf-8")
-
-
-def as_chat_template(template: str) -> str:
-    """Converts a recipe's template so that Transformers renders the same text.
-
-    Transformers drops the newline after a block, and blanks between the start of a line and a block; the run does not. Plus signs
-    keep both.
-    """
-    plain, transformers = Environment(), Environment(trim_blocks=True, lstrip_blocks=True)
-    if _data(plain, template) == _data(transformers, template):
-        return template
-    out = []
-    for _, kind, text in plain.lexer.tokeniter(template, None):
-        if kind.startswith(("block_", "comment_", "raw_")):
-            text = re.sub(r"^{([%#])(?![-+])", r"{\1+", text)
-            text = text if kind == "raw_begin" else re.sub(r"(?<![-+])([%#])}\Z", r"+\1}", text)
-        out.append(text)
-    return "".join(out) + "\n"  # Jinja removes it again
-
-
-def _data(environment: Environment, template: str) -> list[str]:
-    return [text for _, kind, text in environment.lexer.tokeniter(template, None) if kind == "data"]

@@ -35,6 +35,7 @@ from profuser.planning.estimates import (
 from profuser.planning.plan_file import ProbedPlan, StagePlan, write_plan
 from profuser.planning.probe import probe_rows
 from profuser.recipe.models import SourceConfig
+from profuser.run.beginning import begin
 from profuser.run.fusion_run import FusionRun
 from profuser.storage.folder import Folder
 from ray_jobs.pipeline.checks import check_storage, check_tokenizers
@@ -74,6 +75,7 @@ def probe(run: FusionRun, num_rows: int) -> ProbedPlan:
     check_storage(run.recipe.storage)
     run.check_inputs()
     run.folder.check_writable()
+    run = begin(run)
     check_tokenizers(run)
     drawn = draw(run, num_rows)
     if len(drawn.rows) < num_rows:
@@ -125,7 +127,7 @@ def _probe_source(
     resources: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": num_gpus}
     if pool.accelerator_type:
         resources["accelerator_type"] = pool.accelerator_type
-    model = ReadModel(run.model(source).path, source, run.recipe.template)
+    model = ReadModel(run.model(source).path, source, run.template(source))
     how = (run.reading(source), run.recipe.collect.top_k, run.collect(source), run.signals(source))
     print_line(f"probe/{source.name}: {len(rows):,} rows")
     start = time.monotonic()

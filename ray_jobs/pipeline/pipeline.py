@@ -15,6 +15,7 @@ from profuser.artifacts.tracking import Tracker, artifact_root, tracking_uri
 from profuser.config import identity
 from profuser.errors import UserError
 from profuser.recipe.models import Recipe
+from profuser.run.beginning import begin
 from profuser.run.finding import RECIPE
 from profuser.run.fusion_run import FusionRun
 from profuser.run.stage import Part, Stage
@@ -64,6 +65,7 @@ def run_pipeline(
     if only:
         check_only([part.name for part in parts(run)], only, redo)
     with RunLock(run.folder, on_heartbeat=refresh) as lock:
+        run = begin(run)
         delete_stages(run, redo)
         check_fits_recipe(run)
         chosen = [part for part in parts(run) if _is_requested(part.name, last, only)]

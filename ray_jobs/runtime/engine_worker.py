@@ -14,9 +14,11 @@ from profuser.engines.base import ReadSettings
 from profuser.engines.collecting import RowSignals, SourceReader
 from profuser.engines.crash_guard import Attempt, CrashGuard, EngineDeadError
 from profuser.engines.loading import load_engine
+from profuser.engines.signal_tables import unreadable
 from profuser.evaluation.heldout import evaluate_table
 from profuser.models.reference import local_model
-from profuser.recipe.models import EvaluateConfig, ModelConfig, TemplateConfig
+from profuser.recipe.models import EvaluateConfig, ModelConfig
+from profuser.recipe.template import TemplateConfig
 from ray_jobs.runtime.stage_metrics import EngineMetrics
 
 NOTES = "attempts"
@@ -35,14 +37,14 @@ class ReadModel:
     template: TemplateConfig
 
     def load(self) -> SourceReader:
-        """Loads the engine, with the template's end-of-turn token as a stop token."""
+        """Loads the engine, which stops at every token that ends the model's turn."""
         from transformers import AutoTokenizer
 
-        from profuser.corpus import end_token_id
+        from profuser.corpus.turn_ends import turn_ends
 
         path, trust = local_model(self.path), self.config.engine.trust_remote_code
         tokenizer = AutoTokenizer.from_pretrained(path, revision=self.config.revision, trust_remote_code=trust)
-        ends = [end_token_id(tokenizer, self.template)]
+        ends = turn_ends(tokenizer, self.template, path, self.config.revision)
         return SourceReader(load_engine(path, self.config.revision, self.config.engine, ends), self.template)
 
 
@@ -85,9 +87,15 @@ class Evaluation:
     def make(self, reader: SourceReader, shard: int, rows: pa.Table, attempt: Attempt) -> dict[str, float]:
         """Evaluates and writes one shard."""
         signals = read_guarded(reader, rows, ReadSettings(self.config.generation, 0, self.seed), attempt)
-        table = evaluate_table(rows, signals, reader.tokens, self.config.answer_pattern)
+        keeps = reader.template.thinking == "keep"
+        table = evaluate_table(rows, signals, reader.tokens, self.config.answer_pattern, keeps)
         refused = len(table) - table["refused"].null_count
-        counts: dict[str, float] = {"rows": len(table), "refused": refused}
+        counts: dict[str, float] = {
+            "rows": len(table),
+            "refused": refused,
+            "answers": sum(len(s.texts) for s in signals),
+        }
+        counts |= unreadable(signals)
         self.output.write_shard(shard, table, counts)
         return counts
 

@@ -78,6 +78,8 @@ def vllm_flags(options: ServedModel, path: str, on_gpu: bool) -> list[str]:
     dtype = "float32" if options.dtype == "auto" and not on_gpu else options.dtype
     flags = ["--model", path, "--served-model-name", options.name, "--dtype", dtype]
     flags += ["--tensor-parallel-size", str(options.tensor_parallel_size)]
+    if options.chat_template is not None:
+        flags += ["--chat-template", options.chat_template]
     if options.max_model_len is not None:
         flags += ["--max-model-len", str(options.max_model_len)]
     if on_gpu:

@@ -16,7 +16,8 @@ from profuser.evaluation.benchmarks.data import Pack
 from profuser.evaluation.benchmarks.results import benchmark_score, metric_means, standard_error
 from profuser.models.reference import local_model
 from profuser.recipe.evaluating import BenchmarkConfig
-from profuser.recipe.models import ModelConfig, TemplateConfig
+from profuser.recipe.models import ModelConfig
+from profuser.recipe.template import TemplateConfig
 from profuser.run.fusion_run import FusionRun
 from ray_jobs.runtime.cluster import check_fits, gpus_for, pool_resources, unwrap_error
 from ray_jobs.runtime.progress import print_line
@@ -71,7 +72,7 @@ def benchmarks(run: FusionRun, name: str, config: BenchmarkConfig) -> Manifest:
         check_fits(output.stage, model.pool.num_cpus, num_gpus)
         pack = local_data(config)
         devices = num_gpus or model.pool.num_cpus
-        part = _Part(output, path, model, run.recipe.template, config, pack, devices, began)
+        part = _Part(output, path, model, run.template(model), config, pack, devices, began)
         items = benchmark_size(config, pack)[0]
         size = f" {items:,} items" if items else ""
         print_line(f"{output.stage}: measuring{size}")

@@ -11,6 +11,7 @@ from profuser.engines.signal_tables import collect_table, count
 from profuser.recipe.models import SourceConfig
 from profuser.run.fusion_run import FusionRun
 from profuser.run.stages import TARGET
+from ray_jobs.runtime.answer_report import report_answers
 from ray_jobs.runtime.cluster import gpus_for
 from ray_jobs.runtime.engine_worker import EngineWorker, Evaluation, ReadModel, read_guarded
 from ray_jobs.runtime.shards import ExtraShards, OnDraining, finish, run_shards
@@ -51,7 +52,7 @@ def collect(run: FusionRun, source: SourceConfig, draining: OnDraining | None = 
     """
     output = run.collect(source)
     evaluation = shared_evaluation(run, source)
-    model = ReadModel(run.model(source).path, source, run.recipe.template)
+    model = ReadModel(run.model(source).path, source, run.template(source))
     counts, seconds = run_shards(
         output,
         run.corpus(),
@@ -62,7 +63,10 @@ def collect(run: FusionRun, source: SourceConfig, draining: OnDraining | None = 
         draining,
         (ExtraShards(evaluation.source, evaluation.output, "evaluate"),) if evaluation else (),
     )
-    return finish(output, counts, seconds)
+    manifest = finish(output, counts, seconds)
+    accepted = manifest.counts["rows"] - manifest.counts["refused"]
+    report_answers(output, manifest, accepted * run.recipe.collect.samples_per_source)
+    return manifest
 
 
 def shared_evaluation(run: FusionRun, source: SourceConfig) -> Evaluation | None:

@@ -11,6 +11,7 @@ from profuser.artifacts.artifact import Artifact, Manifest
 from profuser.engines.crash_guard import Attempt
 from profuser.evaluation.heldout import score
 from profuser.run.fusion_run import FusionRun
+from ray_jobs.runtime.answer_report import report_answers
 from ray_jobs.runtime.cluster import gpus_for
 from ray_jobs.runtime.engine_worker import EngineWorker, Evaluation, ReadModel
 from ray_jobs.runtime.shards import finish, run_shards
@@ -32,7 +33,7 @@ def evaluate(run: FusionRun, name: str) -> Manifest:
     """Runs the stage for one model: `target`, `fused` or a source's name."""
     output = run.evaluate(name)
     path, config = run.evaluated_model(name)
-    model = ReadModel(path, config, run.recipe.template)
+    model = ReadModel(path, config, run.template(config))
     evaluation = Evaluation(run.heldout(), output, run.recipe.evaluate, run.recipe.seed)
     counts, seconds = run_shards(
         output,
@@ -45,4 +46,6 @@ def evaluate(run: FusionRun, name: str) -> Manifest:
     table = pa.concat_tables(output.tables())
     known = {row["row_id"] for row in table.to_pylist() if row["refused"] is None}
     result = score(table, known)
-    return finish(output, counts, seconds, bits_per_byte=result.bits_per_byte, exact_match=result.exact_match)
+    manifest = finish(output, counts, seconds, bits_per_byte=result.bits_per_byte, exact_match=result.exact_match)
+    report_answers(output, manifest, manifest.counts.get("answers", 0))
+    return manifest

@@ -50,7 +50,7 @@ def judge(run: FusionRun, reward: RewardConfig, draining: OnDraining) -> Manifes
     """
     output = run.judge(reward)
     evaluated = {name: run.evaluate(name) for name in run.evaluated()}
-    worker = partial(JudgeWorker, run.heldout(), evaluated, output, reward, run.reward_path(reward))
+    worker = partial(JudgeWorker, run.heldout(), evaluated, output, run.reward(reward), run.reward_path(reward))
     counts, seconds = run_shards(output, run.heldout(), worker, reward.pool, gpus_for(reward), draining=draining)
     judged = read_answers(run, [reward])
     rates = win_rates(judged, FUSED, run.recipe.select.vote, [1.0]) if judged.answers else {}

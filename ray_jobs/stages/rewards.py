@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from profuser.artifacts.artifact import Artifact, Manifest
 from profuser.artifacts.schemas import REWARDS
+from profuser.corpus.thinking import without_thinking
 from profuser.engines.signal_tables import candidate_answers
 from profuser.recipe.rewards import RewardConfig
 from profuser.rewards.kinds import load_judge
@@ -27,9 +28,15 @@ class RewardWorker:
         reward: RewardConfig,
         path: str | None,
         num_samples: int,
+        keeps: list[bool],
     ):
         self.corpus, self.collected, self.output, self.num_samples = corpus, collected, output, num_samples
+        self.keeps = keeps
         self.judge = load_judge(reward, path)
+
+    def _judged(self, answer: str, place: int) -> str:
+        """Returns an answer as it is judged: without the thinking that the recipe keeps."""
+        return without_thinking(answer, inside=True) if self.keeps[place // self.num_samples] else answer
 
     def process(self, shard: int) -> dict[str, float]:
         """Scores one shard."""
@@ -39,10 +46,12 @@ class RewardWorker:
         scores = np.full((len(rows), len(tables) * self.num_samples), math.nan)
         places = [(row, place) for row, texts in enumerate(answers) for place, text in enumerate(texts) if text]
         if places:
-            texts = [answers[row][place] or "" for row, place in places]
+            texts = [self._judged(answers[row][place] or "", place) for row, place in places]
             scores[tuple(zip(*places, strict=True))] = self.judge.score([rows[row] for row, _ in places], texts)
         table = pa.table({"row_id": [r["row_id"] for r in rows], "scores": list(scores)}, schema=REWARDS)
         counts: dict[str, float] = {"rows": len(rows), "answers": len(places)}
+        refused = len(places) - int((~np.isnan(scores)).sum())
+        counts |= {"refused": refused} if refused else {}
         self.output.write_shard(shard, table, counts)
         return counts
 
@@ -55,9 +64,10 @@ def rewards(run: FusionRun, reward: RewardConfig, draining: OnDraining | None = 
         run.corpus(),
         run.artifacts("collect"),
         output,
-        reward,
+        run.reward(reward),
         run.reward_path(reward),
         run.recipe.collect.samples_per_source,
+        [run.template(source).thinking == "keep" for source in run.recipe.sources],
     )
     counts, seconds = run_shards(output, run.corpus(), worker, reward.pool, gpus_for(reward), draining=draining)
     return finish(output, counts, seconds)

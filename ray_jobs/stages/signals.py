@@ -75,7 +75,7 @@ class SignalsWorker(EngineWorker):
         records = rows.take([choice.row for choice in choices]).to_pylist()
         part = answers.take([choice.row for choice in choices])
         ids = read_own_ids(part, mode, [choice.sample for choice in choices])
-        responses = self.reader.force(records, ids, self.top_k)
+        responses = self.reader.force(records, ids, self.top_k, mode == "inference")
         steps = self._steps(rows, records, choices, responses) if self.target else None
         return signals_table([r["row_id"] for r in records], mode, responses, self.reader.engine.vocab_size, steps)
 
@@ -88,7 +88,7 @@ class SignalsWorker(EngineWorker):
         texts = [choice.response.encode() for choice in choices]
         tables = self.chooser.tokens[self.teacher], self.target.tokens
         used_up = find_used_up(found, target_ids, texts, *tables, self.rules)
-        return self.reader.step_after(records, found, used_up, self.top_k)
+        return self.reader.step_after(records, found, used_up, self.top_k, choices[0].mode == "inference")
 
 
 def signals(run: FusionRun, source: SourceConfig, draining: OnDraining | None = None) -> Manifest:
@@ -101,7 +101,7 @@ def signals(run: FusionRun, source: SourceConfig, draining: OnDraining | None = 
             SignalsWorker,
             run.corpus(),
             output,
-            ReadModel(run.model(source).path, source, recipe.template),
+            ReadModel(run.model(source).path, source, run.template(source)),
             collected=run.artifacts("collect"),
             rewards=rewards,
             recipe=recipe,

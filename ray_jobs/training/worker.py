@@ -71,7 +71,8 @@ def train_worker(config: dict[str, Any]) -> None:
         if task.recipe.fuse.export == "best":
             _load_best(trainer)
         with tempfile.TemporaryDirectory() as folder:
-            export(trainer.module, task.target, task.recipe.target, task.recipe.template, Path(folder))
+            target = task.recipe.target
+            export(trainer.module, task.target, target, task.recipe.template_of(target), Path(folder))
             if first:
                 (task.output.folder / MODEL).upload(Path(folder))
     clock.note()

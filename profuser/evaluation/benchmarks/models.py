@@ -6,10 +6,12 @@ from unittest import mock
 
 from safetensors import SafetensorError
 
+from profuser.corpus.rendering import chat_texts
 from profuser.engines.device import context_length, device, resolve_dtype, vllm_arguments
 from profuser.engines.vllm import unsupported_reason
 from profuser.errors import EngineError, one_line
-from profuser.recipe.models import EngineConfig, TemplateConfig
+from profuser.recipe.models import EngineConfig
+from profuser.recipe.template import JinjaTemplate, TemplateConfig
 
 TRANSFORMERS_BATCH_SIZE = 8
 VLLM_BATCH_SIZE = 1 << 20
@@ -50,9 +52,10 @@ def load_lm(
     except LOAD_ERRORS as error:
         text = one_line(error)
         raise EngineError(f"{path}: the harness could not load the model into {kind}: {text}") from error
-    if isinstance(template, JinjaTemplate):
-        # The Transformers backend reads it from the tokenizer; the vLLM one has resolved it while loading.
-        lm.tokenizer.chat_template = lm.hf_chat_template = template.text
+    if isinstance(template, JinjaTemplate) or lm.tokenizer.chat_template:
+        # Answers and choices follow no open thinking. The Transformers backend reads the template from the tokenizer; the vLLM one
+        # has resolved it while loading.
+        lm.tokenizer.chat_template = lm.hf_chat_template = chat_texts(lm.tokenizer, template).answering
     return lm
 
 
