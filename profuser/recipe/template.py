@@ -41,9 +41,9 @@ class _Template(Config):
         # YAML reads a bare `off` as false.
         Literal["off", "strip", "keep"], BeforeValidator(lambda value: "off" if value is False else value)
     ] = later_field("strip")
-    """Thinking of a reasoning model (`<think> ... </think>` and the like). `strip`: it thinks, and its answer is what follows; `keep`:
-    its thinking is learnt with the answer, and judges see the answer alone; `off`: it is asked to answer at once. A ground truth
-    never follows thinking that is still open."""
+    """Thinking of a reasoning model (`<think> ... </think>` and the like). `strip`: it thinks, and its answer is what follows;
+    `keep`: its thinking is learnt with the answer, and judges see the answer alone; `off`: it is asked to answer at once. A ground
+    truth never follows thinking that is still open."""
     date: Annotated[IsoDate, AfterValidator(_valid_date)] | None = later_field(None)
     """Date that templates write (`strftime_now`); by default the day on which the run began."""
 

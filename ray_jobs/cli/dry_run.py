@@ -4,6 +4,7 @@ from rich.table import Table
 
 from profuser.recipe.models import Recipe
 from profuser.run.fusion_run import FusionRun
+from profuser.run.templates import template_lines
 from profuser.run.tokenizers import read_tokenizer_pairs
 from ray_jobs.cli.corpus import print_corpus
 from ray_jobs.pipeline.checks import check_target
@@ -25,6 +26,8 @@ def check_recipe(recipe: Recipe, name: str) -> None:
     print_corpus(run)
     check_target(run)
     print_pairs(run)
+    for line in template_lines(run):
+        print_line(line)
     if measured := ", ".join(benchmark.name for benchmark in recipe.evaluate.benchmarks):
         print_line(f"benchmarks: {measured}; their data are available")
     print_line(f"recipe {name}: valid; corpus and models are available")

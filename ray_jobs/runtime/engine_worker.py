@@ -90,12 +90,7 @@ class Evaluation:
         keeps = reader.template.thinking == "keep"
         table = evaluate_table(rows, signals, reader.tokens, self.config.answer_pattern, keeps)
         refused = len(table) - table["refused"].null_count
-        counts: dict[str, float] = {
-            "rows": len(table),
-            "refused": refused,
-            "answers": sum(len(s.texts) for s in signals),
-        }
-        counts |= unreadable(signals)
+        counts: dict[str, float] = {"rows": len(table), "refused": refused, **unreadable(signals)}
         self.output.write_shard(shard, table, counts)
         return counts
 
