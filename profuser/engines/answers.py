@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from profuser.alignment.token_bytes import Role, TokenBytes
 from profuser.corpus.rendering import chat_texts
-from profuser.corpus.thinking import BLANK, MARKS, answer_start
+from profuser.corpus.thinking import BLANK, FAMILIES, MARKS, answer_start
 from profuser.engines.base import Response
 from profuser.errors import UserError
 from profuser.recipe.template import TemplateConfig
@@ -61,8 +61,9 @@ class AnswerReader:
         self.thinks = texts.asking != texts.answering
         """Whether the prompt that the model answers differs from that of an answer without thinking."""
         self.names = {i: t.content for i, t in tokenizer.added_tokens_decoder.items()}
-        marks = [mark for mark in MARKS if mark in texts.asking]
-        special = next((n for i, n in self.names.items() if n in marks and tokens.roles[i] != Role.TEXT), None)
+        marks = [f.open + f.close for f in FAMILIES if f.open in texts.asking or f.close in texts.asking]
+        specials = (name for i, name in self.names.items() if tokens.roles[i] != Role.TEXT)
+        special = next((name for name in specials if any(name in mark for mark in marks)), None)
         if self.keeps and special:
             raise UserError(
                 f"template.thinking: keep: {tokenizer.name_or_path} marks its thinking with the special token {special}, "
