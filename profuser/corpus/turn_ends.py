@@ -28,7 +28,7 @@ def _generation_ends(path: str, revision: str | None) -> list[int]:
 
     for name in (None, "config.json"):
         try:
-            found = GenerationConfig.from_pretrained(path, name, revision=revision).eos_token_id
+            found = GenerationConfig.from_pretrained(path, name, revision=revision or "main").eos_token_id
         except (OSError, ValueError):
             continue
         return found if isinstance(found, list) else [] if found is None else [found]

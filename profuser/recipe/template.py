@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import jinja2
 import jinja2.ext
+from jinja2.nodes import Scope
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from profuser.config import Config, later_field
@@ -20,7 +21,7 @@ class _Generation(jinja2.ext.Extension):
 
     def parse(self, parser: Any) -> Any:
         line = next(parser.stream).lineno
-        return jinja2.nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+        return Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
 def _valid_date(value: str) -> str:

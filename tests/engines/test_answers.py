@@ -1,6 +1,10 @@
 """Answers of reasoning models, answers with several ends of turn, and rows that a template refuses."""
 
+import json
+import shutil
+
 import numpy as np
+import pyarrow as pa
 import pytest
 from tokenizers import AddedToken
 
@@ -12,7 +16,8 @@ from profuser.engines.collecting import SourceReader
 from profuser.engines.signal_tables import collect_table, count
 from profuser.errors import UserError
 from profuser.evaluation.heldout import evaluate_table
-from profuser.recipe.models import GenerationConfig
+from profuser.models.lab_paths import assets_path
+from profuser.recipe.models import GenerationConfig, ModelConfig
 from profuser.recipe.template import OwnTemplate
 from profuser.signals.codec import TopK
 from tests import tiny
@@ -181,3 +186,26 @@ def test_every_named_end_of_turn_ends_an_answer(named, tmp_path):
     reader = AnswerReader(tokenizer, tokens, OwnTemplate())
     spelt = tokenizer.encode("7.", add_special_tokens=False)
     assert [reader.read(response([*spelt, end])).text for end in ends] == ["7.", "7."]
+
+
+@pytest.mark.parametrize("kind", ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
+def test_a_model_that_ends_with_the_second_end_of_its_generation_config_gives_whole_answers(kind, tmp_path):
+    from ray_jobs.runtime.engine_worker import ReadModel
+
+    folder = shutil.copytree(assets_path() / "sources" / "llama", tmp_path / "model")
+    for name, change in (("tokenizer_config", {"eos_token": "<unk>"}), ("generation_config", {"eos_token_id": [0, 2]})):
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    engine = {"kind": kind, "dtype": "float32", "max_model_len": 128}
+    model = ReadModel(str(folder), ModelConfig.model_validate({"model": str(folder), "engine": engine}), OwnTemplate())
+    reader = model.load()
+    rows = corpus("gale", "x").to_pylist()
+    rows = [row | {"messages": [{"role": "user", "content": "Reverse the word elag."}]} for row in rows]
+    table = pa.Table.from_pylist(rows, schema=corpus("x").schema)
+    signals = reader.read(table, ReadSettings(GenerationConfig(max_tokens=40), K, 0))
+    reader.loop.close()
+    assert [entry.answers[0].finish_reason for entry in signals] == ["stop", "stop"]
+    assert all(entry.answers[0].ids[-1] == 2 and entry.texts[0] for entry in signals)
+    assert count(signals)["unreadable_answers"] == 0
+    scored = evaluate_table(table, signals, reader.tokens, "(.+)")["prediction"].to_pylist()
+    assert scored == [entry.texts[0] for entry in signals]
