@@ -138,7 +138,8 @@ def test_a_dry_run_names_ends_of_turn_thinking_and_the_rows_that_a_template_refu
     with (tmp_path / "data.jsonl").open("a") as file:
         file.write('{"question": "q", "answer": "a", "system": "Be brief."}\n')
     text = (
-        "{{ strftime_now('%Y') if x else '' }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{{ strftime_now('%Y') if x else '' }}{% if messages[0].role == 'system' %}"
+        "{{ raise_exception('System role not supported') }}{% endif %}"
         "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}<think>\n{% endif %}"
     )
@@ -151,7 +152,8 @@ def test_a_dry_run_names_ends_of_turn_thinking_and_the_rows_that_a_template_refu
         "the prompt opens <think>; its answer is what follows its thinking (template.thinking: strip)",
         "the template does not use typo",
         "the template writes the date of the day",
-        "its template refuses 1 of the first 31 rows, e.g. data.jsonl:31: System role not supported (for turns of system, user)",
+        "its template refuses 1 of the first 31 rows, e.g. ",
+        "data.jsonl:31: System role not supported (for turns of system, user)",
     ):
         assert words in found
 
