@@ -49,7 +49,7 @@ def _read(run: FusionRun, setting: str, config: ModelConfig) -> tuple[Any, Token
     path = run.model(config).path
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.engine.trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(run.model(config).local(weights=False), **options)
+        tokenizer = AutoTokenizer.from_pretrained(run.model(config).local(weights=False, setting=setting), **options)
         ends = [end_token_id(tokenizer, run.recipe.template)]
         return tokenizer, TokenBytes.from_tokenizer(tokenizer, run.vocab_size(setting), ends)
     except AlignmentError as error:

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from profuser.corpus.template import end_token_id
 from profuser.errors import ArtifactError
-from profuser.models.reference import TOKENIZER_FILES
+from profuser.models.formats import TOKENIZER_FILES
 from profuser.recipe.models import JinjaTemplate, TargetConfig, TemplateConfig
 from profuser.training.lora import ADAPTER, MARK, adapted_layers, merged
 from profuser.training.step import FusionModule

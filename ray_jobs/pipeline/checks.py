@@ -92,4 +92,5 @@ def check_target(run: FusionRun) -> None:
     """Raises UserError where the target cannot be trained as the recipe says; runs before anything is collected."""
     from profuser.training.target import check_trainable
 
-    check_trainable(run.model(run.recipe.target).local(weights=False), run.recipe.target.revision, run.recipe.fuse)
+    path = run.model(run.recipe.target).local(weights=False, setting="target.model", trained=True)
+    check_trainable(path, run.recipe.target.revision, run.recipe.fuse)

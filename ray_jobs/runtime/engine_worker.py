@@ -40,7 +40,7 @@ class ReadModel:
 
         from profuser.corpus import end_token_id
 
-        path, trust = local_model(self.path), self.config.engine.trust_remote_code
+        path, trust = local_model(self.path, self.config.revision), self.config.engine.trust_remote_code
         tokenizer = AutoTokenizer.from_pretrained(path, revision=self.config.revision, trust_remote_code=trust)
         ends = [end_token_id(tokenizer, self.template)]
         return SourceReader(load_engine(path, self.config.revision, self.config.engine, ends), self.template)
