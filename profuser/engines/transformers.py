@@ -43,7 +43,9 @@ class TransformersEngine:
         own = own_end if isinstance(own_end, list) else [own_end] if own_end is not None else []
         self.end_ids = sorted({*end_ids, *own})
         self.waiting: dict[int, Request] = {}
-        self.pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        pad_id = self.tokenizer.pad_token_id
+        # Many tokenizers have an added padding token that the model has no embedding for.
+        self.pad_id = pad_id if pad_id is not None and pad_id < self.vocab_size else 0
 
     def add(self, number: int, request: Request) -> None:
         """See `SourceEngine.add`."""

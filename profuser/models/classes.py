@@ -21,6 +21,12 @@ def language_model_class(config: Any) -> Any:
     return AutoModelForCausalLM
 
 
+def backbone(model: Any) -> Any:
+    """Returns the part of a language model that ends with the last hidden states, before the output layer."""
+    # Llama 4's text model names as its base a part that only the multimodal model has.
+    return model.model if model.base_model is model else model.base_model
+
+
 def text_parameters(model: Any) -> dict[str, Any] | None:
     """Returns the parameters of a multimodal model's text part by name: decoder, embeddings, output layer. None for text models."""
     if model.config.get_text_config() is model.config:

@@ -163,10 +163,12 @@ class Selector:
         return transported
 
     def _encode(self, rows: list[dict], choices: list[Choice], counts: dict[str, float]) -> list[EncodedChoice]:
-        """Encodes choices in the target's tokens. A choice whose response they do not spell would teach another text: it is
-        left out and counted."""
+        """Encodes choices in the target's tokens. A choice whose response they do not spell would teach another text, and one
+        whose prompt has a token beyond the target's logits cannot be read: it is left out and counted."""
         examples = self.target.encode(rows, choices)
-        wrong = misspelt(self.target.tokens, response_ids(examples), [c.response.encode() for c in choices])
+        wrong = {*misspelt(self.target.tokens, response_ids(examples), [c.response.encode() for c in choices])}
+        size = self.target.tokens.vocab_size
+        wrong |= {place for place, one in enumerate(examples) if max(one.prompt_ids, default=0) >= size}
         add_counts(counts, {"misspelt_by_target": len(wrong), "examples": -len(wrong)})
         for choice in (choices[place] for place in wrong):
             add_counts(counts, {f"wins/{choice.mode}/{self.chooser.teacher_of(choice)}": -1})
