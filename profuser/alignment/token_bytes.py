@@ -91,7 +91,7 @@ class TokenBytes:
         roles = {index: role for index, role in roles.items() if index < vocab_size}
         if ends and ends[0] >= vocab_size:
             raise AlignmentError(
-                f"the token that ends a turn has id {ends[0]}, but the logits have only {vocab_size} entries"
+                f"the token that ends a turn has id {ends[0]}, outside the vocabulary: the logits have only {vocab_size} entries"
             )
         ends = tuple(index for index in ends if index < vocab_size)
         stripped = tokenizers.Tokenizer.from_str(json.dumps(bare(spec, vocab_size)))

@@ -123,7 +123,9 @@ class SourceReader:
             return f"prompt and response are {total} tokens; this source takes fewer than {limit}"
         beyond = [index for index in (*encoded.prompt_ids, *encoded.response_ids) if index >= self.engine.vocab_size]
         if beyond:
-            return f"its text contains the token {beyond[0]}, which lies beyond the {self.engine.vocab_size:,} logits of this source"
+            return (
+                f"its text contains the token {beyond[0]}, beyond the {self.engine.vocab_size:,} logits of this source"
+            )
         return None
 
     def whole(self, response: Response) -> Response:

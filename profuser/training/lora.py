@@ -109,7 +109,10 @@ def _chosen(model: Any, config: LoraConfig) -> list[str]:
     layers = [
         name
         for name, layer in model.named_modules()
-        if isinstance(layer, (nn.Linear, Conv1D)) and layer is not head and (text is None or f"{name}.weight" in text)
+        # Not a linear layer with a forward pass of its own, as Llama 4's router, to whose result peft cannot add.
+        if type(layer).forward in (nn.Linear.forward, Conv1D.forward)
+        and layer is not head
+        and (text is None or f"{name}.weight" in text)
     ]
     if not config.dropout:
         layers += [name for name in expert_parameters(model) if text is None or name in text]

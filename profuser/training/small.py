@@ -150,5 +150,5 @@ def _factor(config: Any) -> int:
         for n in range(1, common + 1)
         if common % n == 0 and all(width // n >= HIDDEN and width // n % 16 == 0 for width in widths)
     ]
-    enough = [n for n in fitting if all(count // n >= 2 for count in heads)]
-    return max(enough, default=0) or max(fitting, default=1)
+    enough = [n for n in fitting if n > 1 and all(count // n >= 2 for count in heads)]
+    return max(enough or fitting, default=1)

@@ -48,6 +48,6 @@ def print_pairs(run: FusionRun) -> None:
     for setting, tokens in sizes.items():
         if tokens.num_beyond:
             print_line(
-                f"{setting}: {tokens.num_beyond} token(s) of the tokenizer have ids beyond the {tokens.vocab_size:,} logits and are "
-                "ignored; a row that contains one is refused"
+                f"{setting}: {tokens.num_beyond} token(s) of the tokenizer have ids beyond the {tokens.vocab_size:,} logits and "
+                "are ignored; a row that contains one is refused"
             )

@@ -86,7 +86,9 @@ def test_a_component_that_bytes_cannot_express_is_refused_by_name(change, reason
 
 
 def test_wrong_sizes_and_objects_are_refused(byte_level):
-    with pytest.raises(AlignmentError, match=r"ends a turn has id 511, but the logits have only 300"):
+    with pytest.raises(
+        AlignmentError, match=r"ends a turn has id 511, outside the vocabulary: the logits have only 300"
+    ):
         TokenBytes.from_tokenizer(byte_level, 300, end_ids=[511])
     with pytest.raises(AlignmentError, match="outside the vocabulary"):
         TokenBytes.from_tokenizer(byte_level, 512, end_ids=[512])
