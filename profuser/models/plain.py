@@ -70,7 +70,8 @@ def gguf_header(file: Path) -> Write:
 
         given = {"gguf_file": file.name}
         config = AutoConfig.from_pretrained(file.parent, **given)
-        config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__]
+        known: Any = MODEL_FOR_CAUSAL_LM_MAPPING
+        config.architectures = [known[type(config)].__name__]
         config.dtype = _gguf_type(file)
         config.save_pretrained(folder)
         AutoTokenizer.from_pretrained(file.parent, **given).save_pretrained(folder)

@@ -109,6 +109,18 @@ class ModelRef:
             return str(plain.make_plain(self.digest(setting), f"{what} (FP8)", plain.dequantised_header(source), write))
         return str(self._fetched(weights, setting)) if self.is_local else self.path
 
+    def conversion(self, setting: str, trained: bool) -> str | None:
+        """Returns what `local` converts, in words; None for a model that is used as it is."""
+        if self.format is Format.GGUF:
+            found = "a GGUF file: its weights are dequantised"
+        elif self.format is Format.ADAPTER:
+            found = f"a LoRA adapter: it is merged into {self._base(setting).path}"
+        elif trained and (quantization(self.config(setting)) or {}).get("quant_method") == FP8:
+            found = "stored in FP8: its weights are multiplied by their scales"
+        else:
+            return None
+        return f"{setting}: {self.path} is {found}, once in the cache of each machine that uses it"
+
     def _plain_folder(self, weights: bool, setting: str) -> str:
         """Returns the model as a local folder of plain weights, even if it is on the Hub."""
         found = self.local(weights, setting, trained=True)

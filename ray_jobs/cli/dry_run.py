@@ -23,6 +23,9 @@ def check_recipe(recipe: Recipe, name: str) -> None:
     run = FusionRun(recipe)
     run.check_inputs()
     print_corpus(run)
+    for setting, config in run.models().items():
+        if line := run.model(config).conversion(setting, trained=config is recipe.target):
+            print_line(line)
     for line in check_target(run):
         print_line(line)
     print_pairs(run)

@@ -159,7 +159,8 @@ def _compare_engine(model: ReadModel, scored: list[ScoredRow], resources: dict[s
     # The first process has exited: its memory is free.
     task: Any = ray.remote(max_calls=1, max_retries=0)(_compare)
     try:
-        return ray.get(task.options(**resources).remote(model, scored)).sentence(name)
+        found: Any = ray.get(task.options(**resources).remote(model, scored))
+        return found.sentence(name)
     except RayError as error:
         cause = unwrap_error(error) if isinstance(error, RayTaskError) else error
         return f"{name}: vLLM was not compared with Transformers: {one_line(cause, 200)}"

@@ -61,6 +61,8 @@ def test_fp8_weights_are_multiplied_by_their_scales_for_training(scales, llama, 
     oracle.load_state_dict(exact, strict=False)
     torch.testing.assert_close(logits(folder), oracle(IDS).logits.detach(), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(logits(folder), plainly, rtol=1e-4, atol=1e-4)
+    assert "multiplied by their scales" in (ref.conversion(SETTING, trained=True) or "")
+    assert ref.conversion(SETTING, trained=False) is None
     # An engine reads FP8 itself.
     assert ref.local() == str(tmp_path / "fp8")
 
@@ -136,6 +138,7 @@ def test_an_adapter_is_merged_into_its_base(rows, llama, tmp_path):
     oracle = stored.adapter(llama, tmp_path / "adapter", rows=rows)
     ref = ModelRef(str(tmp_path / "adapter"))
     assert ref.format is Format.ADAPTER
+    assert f"merged into {llama}, once in the cache" in (ref.conversion(SETTING, trained=False) or "")
     assert ref.config(SETTING)["vocab_size"] == (rows or config(llama)["vocab_size"])
     folder = ref.local(setting=SETTING, trained=True)
     torch.testing.assert_close(logits(folder), oracle(IDS).logits.detach(), rtol=1e-4, atol=1e-4)
