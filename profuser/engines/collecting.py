@@ -175,6 +175,11 @@ class SourceReader:
         total = max(len(encoded.prompt_ids) + len(encoded.response_ids), len(asked))
         if total >= limit:
             return f"prompt and response are {total} tokens; this source takes fewer than {limit}"
+        beyond = [index for index in (*encoded.prompt_ids, *encoded.response_ids) if index >= self.engine.vocab_size]
+        if beyond:
+            return (
+                f"its text contains the token {beyond[0]}, beyond the {self.engine.vocab_size:,} logits of this source"
+            )
         return None
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from profuser.engines.base import Request, Response
 from profuser.engines.device import context_length, device, resolve_dtype
 from profuser.errors import EngineError, one_line
+from profuser.models.classes import language_model_class
 from profuser.recipe.models import EngineConfig
 from profuser.signals.codec import TopK
 
@@ -27,12 +28,13 @@ class TransformersEngine:
     """An `AutoModelForCausalLM`, run in batches of requests of similar length."""
 
     def __init__(self, path: str, revision: str | None, config: EngineConfig, end_ids: Sequence[int] = ()):
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoTokenizer
 
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path, **options)
-            model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=resolve_dtype(config.dtype), **options)
+            factory = language_model_class(AutoConfig.from_pretrained(path, **options))
+            model: Any = factory.from_pretrained(path, dtype=resolve_dtype(config.dtype), **options)
         except (RuntimeError, ValueError, OSError, ImportError) as error:
             text = one_line(error)
             raise EngineError(f"{path}: Transformers could not load the model: {text}") from error
@@ -43,7 +45,9 @@ class TransformersEngine:
         own = own_end if isinstance(own_end, list) else [own_end] if own_end is not None else []
         self.end_ids = sorted({*end_ids, *own})
         self.waiting: dict[int, Request] = {}
-        self.pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        pad_id = self.tokenizer.pad_token_id
+        # Many tokenizers have an added padding token that the model has no embedding for.
+        self.pad_id = pad_id if pad_id is not None and pad_id < self.vocab_size else 0
 
     def add(self, number: int, request: Request) -> None:
         """See `SourceEngine.add`."""

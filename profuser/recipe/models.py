@@ -77,7 +77,8 @@ class ModelConfig(Config):
     """A model and how to run it."""
 
     model: str
-    """Local folder, URI (`s3://`, `gs://`), Hub name, or `lab://...`."""
+    """Local folder, GGUF file, URI (`s3://`, `gs://`), Hub name, GGUF file on the Hub (`owner/name/file.gguf`), or `lab://...`. A
+    folder or Hub name may be a LoRA adapter."""
     revision: str | None = None
     """Commit, branch or tag of a Hub model."""
     template: TemplateConfig | None = later_field(None)

@@ -42,7 +42,7 @@ class TransformersRewardModel:
 
     def _padded(self, sequences: list[list[int]]) -> dict[str, torch.Tensor]:
         pad_id = self.conversations.tokenizer.pad_token_id
-        if pad_id is None:
+        if pad_id is None or pad_id >= self.model.get_input_embeddings().weight.shape[0]:
             # The model reads the score at the last token that is not padding: any id will do that ends no conversation.
             ends = {sequence[-1] for sequence in sequences}
             pad_id = next(token for token in range(len(sequences) + 1) if token not in ends)

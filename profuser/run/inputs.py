@@ -8,6 +8,7 @@ from pathlib import Path
 from profuser.corpus import corpus_files
 from profuser.corpus.template_text import CLOCK
 from profuser.errors import UserError
+from profuser.models.formats import Format
 from profuser.models.lab_paths import LAB_FILE, resolve
 from profuser.models.reference import ModelRef
 from profuser.recipe.models import ModelConfig, Recipe
@@ -56,6 +57,12 @@ class RunInputs:
                 except UserError as error:
                     raise UserError(f"{setting}: {error}") from None
         _ = self.model_digests
+        for reward in self.recipe.reward_models:
+            if (found := self.model(reward).format) is not Format.PLAIN:
+                raise UserError(
+                    f"rewards.{reward.name}.model: {reward.model}: a reward model must be plain weights, this is stored as "
+                    f"{found.value}; convert it and save it with save_pretrained"
+                )
         for reward in self.recipe.rewards:
             kind_of(reward).check(reward)
 

@@ -49,7 +49,7 @@ def _read(run: FusionRun, setting: str, config: ModelConfig) -> tuple[Any, Token
     path = run.model(config).path
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.engine.trust_remote_code}
     try:
-        folder = run.model(config).local(weights=False)
+        folder = run.model(config).local(weights=False, setting=setting)
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         ends = turn_ends(tokenizer, run.template(config), folder, config.revision)
         return tokenizer, TokenBytes.from_tokenizer(tokenizer, run.vocab_size(setting), ends)

@@ -170,11 +170,13 @@ class Selector:
         return transported
 
     def _encode(self, rows: list[dict], choices: list[Choice], counts: dict[str, float]) -> list[EncodedChoice]:
-        """Encodes choices in the target's tokens. A choice whose response they do not spell would teach another text: it is
-        left out and counted, as is one that the target's template does not accept."""
+        """Encodes choices in the target's tokens. A choice is left out and counted if they do not spell its response, which would
+        teach another text, if the target's template does not accept its prompt, or if a token of it is beyond the logits."""
         examples = self.target.encode(rows, choices)
-        wrong = misspelt(self.target.tokens, response_ids(examples), [c.response.encode() for c in choices])
+        wrong = {*misspelt(self.target.tokens, response_ids(examples), [c.response.encode() for c in choices])}
         refused = sum(one.refused is not None for one in examples)
+        size = self.target.tokens.vocab_size
+        wrong |= {place for place, one in enumerate(examples) if max(one.prompt_ids, default=0) >= size}
         add_counts(counts, {"misspelt_by_target": len(wrong) - refused, "examples": -len(wrong)})
         add_counts(counts, {"refused_by_target": refused} if refused else {})
         for choice in (choices[place] for place in wrong):

@@ -16,10 +16,11 @@ from torch.distributed.tensor import DTensor
 from profuser.corpus.rendering import chat_texts
 from profuser.corpus.template import end_token_id
 from profuser.errors import ArtifactError
-from profuser.models.reference import TOKENIZER_FILES
+from profuser.models.classes import language_model_class
+from profuser.models.formats import TOKENIZER_FILES
 from profuser.recipe.models import TargetConfig
 from profuser.recipe.template import TemplateConfig
-from profuser.training.lora import ADAPTER, MARK, adapted_layers, merged
+from profuser.training.lora import ADAPTER, MARK, adapted_layers, merged, plain_name, weight_name
 from profuser.training.step import FusionModule
 
 SHARD_SIZE = "5GB"
@@ -47,12 +48,12 @@ def export(module: FusionModule, target: str, config: TargetConfig, template: Te
         ArtifactError: the weights do not match the target's architecture.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     settings = AutoConfig.from_pretrained(target, revision=config.revision)
     dtype: Any = settings.dtype or settings.get_text_config().dtype or torch.float32
     with init_empty_weights(include_buffers=False):
-        plain = AutoModelForCausalLM.from_config(settings, dtype=dtype)
+        plain = language_model_class(settings).from_config(settings, dtype=dtype)
     plain.tie_weights()  # init_empty_weights untied them
     dtypes = {name: parameter.dtype for name, parameter in plain.named_parameters()}
     first = not dist.is_initialized() or dist.get_rank() == 0
@@ -68,23 +69,22 @@ def export(module: FusionModule, target: str, config: TargetConfig, template: Te
             f"fused model: weights missing from or unknown to {type(plain).__name__}: {sorted(wrong)[:3]}"
         )
     plain.save_pretrained(folder, state_dict=weights, max_shard_size=SHARD_SIZE)
-    _copy_files(target, config.revision, folder)
+    _copy_files(target, config.revision, folder, keep_config=type(plain.config) is type(settings))
     _write_turn_settings(template, config.engine.trust_remote_code, folder)
 
 
 @torch.no_grad()
 def whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
     """Yields the model's weights (on every worker), one after another, unsharded and under their names without adapters."""
-    layers = adapted_layers(model)
+    layers = {weight_name(name, layer): layer for name, layer in adapted_layers(model).items()}
     for name, parameter in model.named_parameters():
         if MARK in name:
             continue
-        layer, _, rest = name.rpartition(".base_layer.")
-        weight = _whole(parameter)
-        if layer in layers and rest == "weight":
-            a, b = (_whole(getattr(layers[layer], part)[ADAPTER].weight) for part in ("lora_A", "lora_B"))
-            weight = merged(layers[layer], weight, a, b)
-        yield (f"{layer}.{rest}" if layer else name), weight
+        plain, weight = plain_name(name), _whole(parameter)
+        if layer := layers.get(plain):
+            a, b = (_whole(getattr(layer, part)[ADAPTER].weight) for part in ("lora_A", "lora_B"))
+            weight = merged(layer, weight, a, b)
+        yield plain, weight
     kept = model.state_dict().keys()
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
 
@@ -93,15 +93,19 @@ def _whole(parameter: Tensor) -> Tensor:
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
 
 
-def _copy_files(target: str, revision: str | None, folder: Path) -> None:
-    """Replaces files written by Transformers with the target's own."""
+def _copy_files(target: str, revision: str | None, folder: Path, keep_config: bool) -> None:
+    """Replaces files written by Transformers with the target's own.
+
+    Its config stays out where the fused model is only the text part of a multimodal target (Llama 4), which has another.
+    """
     there = Path(target)
     if not there.is_dir():
         from huggingface_hub import snapshot_download
 
         there = Path(snapshot_download(target, revision=revision, allow_patterns=list(KEPT)))
     for file in (file for pattern in KEPT for file in there.glob(pattern) if file.is_file()):
-        shutil.copyfile(file, folder / file.name)
+        if file.name != CONFIG or keep_config:
+            shutil.copyfile(file, folder / file.name)
     # Training used Transformers' own class, not code shipped with the model; `_name_or_path` is obsolete.
     _edit(folder / CONFIG, auto_map=None, _name_or_path=None)
 

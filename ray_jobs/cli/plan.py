@@ -93,7 +93,8 @@ def print_memory(run: FusionRun) -> None:
     from profuser.report.tables.memory import memory_table, memory_words
     from profuser.training.memory import estimate, scale_to_devices
 
-    config = AutoConfig.from_pretrained(ref.local(weights=False), revision=ref.revision, local_files_only=True)
+    path = ref.local(weights=False, setting="target.model", trained=True)
+    config = AutoConfig.from_pretrained(path, revision=ref.revision, local_files_only=True)
     dtype = recipe.fuse.dtype
     if dtype == "auto":
         dtype = "float32" if recipe.fuse.workers.use_gpu is False else "bfloat16"

@@ -21,6 +21,8 @@ from profuser.artifacts.artifact import Artifact
 from profuser.corpus.stage import write_corpus
 from profuser.engines.base import ReadSettings
 from profuser.errors import EngineError, UserError, one_line
+from profuser.models.reference import local_model
+from profuser.planning.engine_check import Disagreement, ScoredRow, compare
 from profuser.planning.estimates import (
     STEPS_PER_TOKEN,
     Cost,
@@ -81,10 +83,13 @@ def probe(run: FusionRun, num_rows: int) -> ProbedPlan:
     if len(drawn.rows) < num_rows:
         print_line(f"--probe {num_rows:,}: the corpus has only {drawn.num_rows:,} rows; all are probed")
     probes: dict[str, Probe] = {}
+    engines: dict[str, str] = {}
     with connected():
-        works = [partial(_probe_source, run, source, drawn.rows, probes) for source in run.recipe.sources]
+        works = [partial(_probe_source, run, source, drawn.rows, probes, engines) for source in run.recipe.sources]
         run_concurrently(works, concurrent_sources(run.recipe))
         plan = make_plan(run, drawn, probes)
+    compared = tuple(engines[source.name] for source in run.recipe.sources if source.name in engines)
+    plan = replace(plan, notes=(*plan.notes, *compared))
     write_plan(run.folder, plan)
     return plan
 
@@ -117,9 +122,14 @@ def _corpus(run: FusionRun) -> Iterator[Artifact]:
 
 
 def _probe_source(
-    run: FusionRun, source: SourceConfig, rows: pa.Table, probes: dict[str, Probe], _: OnDraining
+    run: FusionRun,
+    source: SourceConfig,
+    rows: pa.Table,
+    probes: dict[str, Probe],
+    engines: dict[str, str],
+    _: OnDraining,
 ) -> None:
-    """Runs one source's probe on its devices, in a separate process."""
+    """Runs one source's probe on its devices, in a separate process; then compares its engine with Transformers in another."""
     pool, num_gpus = source.pool, gpus_for(source)
     check_fits(f"collect/{source.name}", pool.num_cpus, num_gpus)
     # A reused worker process would leave the next source's engine too little memory.
@@ -132,21 +142,43 @@ def _probe_source(
     print_line(f"probe/{source.name}: {len(rows):,} rows")
     start = time.monotonic()
     try:
-        found, ready_seconds = ray.get(task.options(**resources).remote(model, rows, *how))
+        found, scored, ready_seconds = ray.get(task.options(**resources).remote(model, rows, *how))
     except RayTaskError as error:
         raise unwrap_error(error) from None
     except RayError as error:
         words = one_line(error, 200)
         raise EngineError(f"probe/{source.name}: the engine's process died over {len(rows)} rows: {words}") from None
     probes[source.name] = replace(found, start_seconds=time.monotonic() - start - ready_seconds)
+    if scored:
+        engines[source.name] = _compare_engine(model, scored, resources)
 
 
-def _measure(model: ReadModel, rows: pa.Table, how: ReadSettings, *more: Any) -> tuple[Probe, float]:
-    """Returns the probe, and the seconds since the engine was ready for it."""
+def _compare_engine(model: ReadModel, scored: list[ScoredRow], resources: dict[str, Any]) -> str:
+    """Returns a sentence on how far the engine is from Transformers, or on why it was not compared."""
+    name = model.config.name if isinstance(model.config, SourceConfig) else model.path
+    if model.config.num_devices > 1:
+        return f"{name}: vLLM was not compared with Transformers, which would need one device for the whole model"
+    # The first process has exited: its memory is free.
+    task: Any = ray.remote(max_calls=1, max_retries=0)(_compare)
+    try:
+        found: Any = ray.get(task.options(**resources).remote(model, scored))
+        return found.sentence(name)
+    except RayError as error:
+        cause = unwrap_error(error) if isinstance(error, RayTaskError) else error
+        return f"{name}: vLLM was not compared with Transformers: {one_line(cause, 200)}"
+
+
+def _compare(model: ReadModel, scored: list[ScoredRow]) -> Disagreement:
+    path = local_model(model.path, model.config.revision)
+    return compare(path, model.config.revision, model.config.engine, scored)
+
+
+def _measure(model: ReadModel, rows: pa.Table, how: ReadSettings, *more: Any) -> tuple[Probe, list[ScoredRow], float]:
+    """Returns the probe, rows to compare the engine on, and the seconds since the engine was ready."""
     source = model.load()
     source.read(rows.slice(0, 1), how)  # The extra cost of a first request counts as start-up.
     ready = time.monotonic()
-    return probe_rows(source, rows, how, *more), time.monotonic() - ready
+    return *probe_rows(source, rows, how, *more), time.monotonic() - ready
 
 
 def make_plan(run: FusionRun, drawn: Drawn, probes: dict[str, Probe]) -> ProbedPlan:

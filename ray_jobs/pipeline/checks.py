@@ -88,8 +88,16 @@ def check_tokenizers(run: FusionRun) -> None:
     read_tokenizer_pairs(run)
 
 
-def check_target(run: FusionRun) -> None:
-    """Raises UserError where the target cannot be trained as the recipe says; runs before anything is collected."""
+def check_target(run: FusionRun) -> list[str]:
+    """Checks the target before anything is collected.
+
+    Returns:
+        Lines for the user: what is trained, and what could not be checked.
+
+    Raises:
+        UserError: the target cannot be trained as the recipe says.
+    """
     from profuser.training.target import check_trainable
 
-    check_trainable(run.model(run.recipe.target).local(weights=False), run.recipe.target.revision, run.recipe.fuse)
+    path = run.model(run.recipe.target).local(weights=False, setting="target.model", trained=True)
+    return check_trainable(path, run.recipe.target.revision, run.recipe.fuse)

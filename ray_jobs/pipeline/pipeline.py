@@ -74,7 +74,8 @@ def run_pipeline(
         if run.select().manifest() is None:
             check_tokenizers(run)
         if run.fuse().manifest() is None:
-            check_target(run)
+            for line in check_target(run):
+                print_line(line)
         _run_stages(run, lock, chosen, after_stage)
     return run
 

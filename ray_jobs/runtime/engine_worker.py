@@ -42,7 +42,7 @@ class ReadModel:
 
         from profuser.corpus.turn_ends import turn_ends
 
-        path, trust = local_model(self.path), self.config.engine.trust_remote_code
+        path, trust = local_model(self.path, self.config.revision), self.config.engine.trust_remote_code
         tokenizer = AutoTokenizer.from_pretrained(path, revision=self.config.revision, trust_remote_code=trust)
         ends = turn_ends(tokenizer, self.template, path, self.config.revision)
         return SourceReader(load_engine(path, self.config.revision, self.config.engine, ends), self.template)

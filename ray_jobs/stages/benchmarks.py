@@ -52,7 +52,7 @@ def _measure(part: _Part) -> None:
     from profuser.evaluation.benchmarks.tasks import load_benchmark
 
     clock = DeviceClock(part.output, part.num_devices, part.began)
-    path = local_model(part.path)
+    path = local_model(part.path, part.model.revision)
     benchmark = load_benchmark(part.benchmark, part.pack)
     lm = load_lm(path, part.model.revision, part.model.engine, part.template, part.benchmark.batch_size)
     clock.note()
