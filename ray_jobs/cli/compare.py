@@ -29,8 +29,9 @@ from profuser.run.stages import FUSED, TARGET
 from ray_jobs.runtime.progress import console, print_line
 
 NOTE = (
-    "p: McNemar's where single runs are right or wrong on every item, else the paired bootstrap's; adjusted by Holm over the "
-    "comparisons of a metric.\nwithin noise: the interval includes 0, or p is 0.05 or more."
+    "p: McNemar's exact test where single runs are right or wrong on every item, else Student's t (sign flips where fewer than 25 "
+    "items differ); adjusted by Holm over the comparisons of a metric.\n"
+    "within noise: the interval includes 0, or p is 0.05 or more."
 )
 
 
@@ -179,13 +180,13 @@ def _contrasts_table(metric: Metric, found: Sequence[Contrast]) -> Table:
 
 def _judged_table(judged: Mapping[str, JudgedWinRate]) -> Table:
     table = new_table("judged win rate of the fused model against its target, majority vote of the rewards", "run")
-    for column in ("win rate", "at equal length", "ties", "rows"):
+    for column in ("win rate", "at equal length", "won / lost / tied"):
         table.add_column(column, justify="right")
     for name, rate in judged.items():
         shown = [
             Text(f"{_value('', found.value)} {_interval('', found)}") for found in (rate.raw, rate.length_controlled)
         ]
-        table.add_row(Text(name), *shown, f"{rate.num_ties:,}", f"{rate.raw.num_items:,}")
+        table.add_row(Text(name), *shown, f"{rate.num_won:,} / {rate.num_lost:,} / {rate.num_ties:,}")
     return table
 
 

@@ -81,6 +81,22 @@ def check_fits_recipe(run: FusionRun) -> None:
                 raise UserError(f"{error}{f'; it affects {after} too' if after else ''}") from None
 
 
+def check_reward_categories(run: FusionRun) -> None:
+    """Raises UserError where a reward names a category that no training row has; needs `prepare`, and runs before `collect`."""
+    named = {
+        f"rewards.{reward.name}.{key}": getattr(reward, key) or ()
+        for reward in run.recipe.rewards
+        for key in ("categories", "except_categories")
+    }
+    if not any(named.values()):
+        return
+    there = {name for table in run.corpus().tables(["category"]) for name in table["category"].to_pylist() if name}
+    for setting, names in named.items():
+        for name in set(names) - there:
+            known = ", ".join(sorted(there)[:20]) or "none"
+            raise UserError(f"{setting}: no training row has the category {name!r}; there are: {known}")
+
+
 def check_tokenizers(run: FusionRun) -> None:
     """Raises UserError where a source's tokenizer cannot be aligned with the target's; runs before anything is collected."""
     from profuser.run.tokenizers import read_tokenizer_pairs

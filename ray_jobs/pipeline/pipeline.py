@@ -23,6 +23,7 @@ from ray_jobs.pipeline.checks import (
     check_fits_recipe,
     check_inputs_finished,
     check_only,
+    check_reward_categories,
     check_storage,
     check_target,
     check_tokenizers,
@@ -104,6 +105,8 @@ def _run_stages(
             for stage, group in groupby(chosen, lambda part: stage_of(part.name)):
                 works = [partial(_run_part, tracker, summary, part) for part in group]
                 run_concurrently(works, concurrent_parts(stage.concurrency, run))
+                if stage.name == "prepare":
+                    check_reward_categories(run)
                 after_stage(stage.name, run)
         if recipe.tracking.registered_model and summary.is_finished():
             version = tracker.register(recipe.tracking.registered_model, run.fused_model.uri)

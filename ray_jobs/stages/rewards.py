@@ -17,7 +17,8 @@ from ray_jobs.runtime.shards import OnDraining, finish, run_shards
 
 
 class RewardWorker:
-    """One reward model or verifier; turns shards of answers into shards of scores, one per answer, NaN for a missing answer."""
+    """One reward model or verifier; turns shards of answers into shards of scores, one per answer, NaN for a missing
+    answer and for a row that the reward does not judge."""
 
     def __init__(
         self,
@@ -42,7 +43,8 @@ class RewardWorker:
             texts = [answers[row][place] or "" for row, place in places]
             scores[tuple(zip(*places, strict=True))] = self.judge.score([rows[row] for row, _ in places], texts)
         table = pa.table({"row_id": [r["row_id"] for r in rows], "scores": list(scores)}, schema=REWARDS)
-        counts: dict[str, float] = {"rows": len(rows), "answers": len(places)}
+        judged = int((~np.isnan(scores)).sum())
+        counts: dict[str, float] = {"rows": len(rows), "answers": judged, "answers_not_judged": len(places) - judged}
         self.output.write_shard(shard, table, counts)
         return counts
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from profuser.evaluation.judged import JudgedWinRate
 from profuser.report.comparisons import in_percent, preference
 from profuser.report.facts import ALL, ModelDifference, RunFacts
-from profuser.report.measures import METRICS, SCORE, Change, Metric
+from profuser.report.measures import METRICS, SCORE, Change, Metric, p_text
 from profuser.report.tables.table import new_table
 from profuser.run.stages import FUSED, TARGET
 
@@ -67,7 +67,10 @@ class JudgedLine:
     even_rate: str
     """Win rate at equal length."""
     even_interval: str
-    ties: str
+    outcomes: str
+    """Rows won, lost and tied."""
+    p_value: str
+    """Sign test over the rows won and lost."""
     characters: str
     verdict: str
 
@@ -156,11 +159,6 @@ def comparison_rows(facts: RunFacts) -> list[dict[str, Any]]:
     ]
 
 
-def p_text(p_value: float) -> str:
-    """Formats a p-value for a table."""
-    return "< 0.001" if p_value < 0.001 else f"{p_value:.2g}"
-
-
 def judged_lines(facts: RunFacts) -> list[JudgedLine]:
     """Returns a line per judge and other model, the majority vote first."""
     return [
@@ -177,7 +175,8 @@ def _judged(facts: RunFacts, judge: str, model: str, rate: JudgedWinRate) -> Jud
         interval=SCORE.interval(raw),
         even_rate=f"{SCORE.text(even.value)} %",
         even_interval=SCORE.interval(even),
-        ties=f"{rate.num_ties:,} of {rate.raw.num_items:,}",
+        outcomes=f"{rate.num_won:,} / {rate.num_lost:,} / {rate.num_ties:,}",
+        p_value=p_text(rate.p_value),
         characters=" / ".join(f"{mean:,.0f}" for mean in rate.mean_characters),
         verdict=preference(rate.length_controlled).verdict(larger_is_better=True),
     )
@@ -202,13 +201,13 @@ def benchmark_table(facts: RunFacts) -> Table:
 def judged_table(facts: RunFacts) -> Table:
     """Returns the fused model's win rates under the majority vote, for a terminal."""
     table = new_table("judged win rates of the fused model, ties half, with 95 % intervals", "against")
-    table.caption = "verdict: of the rate at equal length against 50 %"
-    for name in ("win rate", "at equal length", "ties"):
+    table.caption = "p: sign test over the rows won and lost\nverdict: of the rate at equal length against 50 %"
+    for name in ("win rate", "at equal length", "won / lost\n/ tied", "p"):
         table.add_column(name, justify="right")
     table.add_column("verdict")
     majority = next(iter(facts.judged), None)
     for line in judged_lines(facts):
         if line.judge == majority:
             rates = (f"{line.rate}\n{line.interval}", f"{line.even_rate}\n{line.even_interval}")
-            table.add_row(Text(line.model), *rates, line.ties, line.verdict)
+            table.add_row(Text(line.model), *rates, line.outcomes, line.p_value, line.verdict)
     return table

@@ -19,7 +19,7 @@ KAPPA = "Cohen's kappa; 0 is chance, 1 is always the same choice"
 
 
 def selection_words(facts: RunFacts) -> list[str]:
-    """States how often both modes choose the same teacher, and how often the target itself is chosen; a sentence each."""
+    """States how often both modes choose the same teacher, how many rejected answers teach, and how often the target is chosen."""
     out = []
     modes = facts.selection.modes if facts.selection else None
     if modes and modes.num_rows:
@@ -28,6 +28,13 @@ def selection_words(facts: RunFacts) -> list[str]:
             f"Both modes choose the same teacher on {percent(modes.share, 1)} of the {modes.num_rows:,} rows "
             f"that have one in both{chance}."
         )
+    out += [
+        f"{judge.taught_rejected:,} of the {judge.num_taught:,} answers that teach are rejected by {judge.name}."
+        for judge in (facts.selection.judges if facts.selection else ())
+        if judge.taught_rejected is not None and judge.num_taught
+    ]
+    if silent := facts.selection_counts.get("rows_without_accepted_answer"):
+        out.append(f"{silent:,.0f} rows teach only the ground truth: every verifier rejects all their answers.")
     wins = [f"{percent(part, 1)} of the examples in {mode} mode" for mode, part in facts.target_wins().items()]
     if wins:
         out.append(f"The target itself wins, with little new to learn, in {', '.join(wins)}.")
