@@ -7,7 +7,7 @@ from pathlib import Path
 from profuser.artifacts.artifact import Artifact
 from profuser.errors import UserError
 from profuser.run.fusion_run import FusionRun
-from profuser.run.stages import STAGES, stage_name
+from profuser.run.stages import REGISTRY, STAGES, stage_name
 from profuser.storage.folder import Folder
 
 JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -71,8 +71,13 @@ def check_inputs_finished(run: FusionRun, only: str, chosen: Sequence[Artifact])
 
 
 def check_fits_recipe(run: FusionRun) -> None:
-    """Raises UserError where a finished artifact no longer fits the recipe, and names the later stages that it affects."""
+    """Raises UserError where a finished artifact no longer fits the recipe, and names the later stages that it affects.
+
+    A result that was added to or removed from the recipe affects only the stages that are written again by themselves.
+    """
     for index, stage in enumerate(STAGES):
+        if REGISTRY[stage].rewritten:
+            continue
         for artifact in run.artifacts(stage):
             try:
                 artifact.is_complete()
