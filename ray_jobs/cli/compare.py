@@ -21,7 +21,7 @@ from profuser.evaluation.comparison import (
 )
 from profuser.evaluation.judged import JudgedWinRate
 from profuser.evaluation.statistics import Difference, Estimate
-from profuser.report.tables.table import new_table
+from profuser.report.tables.table import name_cell, new_table
 from profuser.run.finding import find_run
 from profuser.run.fusion_run import FusionRun
 from profuser.run.results import MAJORITY, judged_win_rates, read_benchmarks
@@ -160,13 +160,13 @@ def _values_table(metric: Metric) -> Table:
         table.add_column(column, justify="right")
     for name, found in metric.estimates().items():
         shown = _value(metric.name, found.value), Text(_interval(metric.name, found))
-        table.add_row(Text(name), str(len(metric.values[name])), *shown)
+        table.add_row(name_cell(name), str(len(metric.values[name])), *shown)
     return table
 
 
 def _contrasts_table(metric: Metric, found: Sequence[Contrast]) -> Table:
     table = new_table(f"differences in {_title(metric.name)}", "model")
-    table.add_column("against", overflow="fold")
+    table.add_column("against", no_wrap=True)
     for column in ("difference", "95 % interval", "p"):
         table.add_column(column, justify="right")
     table.add_column("verdict")
@@ -174,7 +174,7 @@ def _contrasts_table(metric: Metric, found: Sequence[Contrast]) -> Table:
         difference, p_value = contrast.difference, contrast.adjusted_p_value
         shown = _value(metric.name, difference.value, sign=True), Text(_interval(metric.name, difference))
         p_shown = "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
-        table.add_row(Text(contrast.model), Text(contrast.baseline), *shown, p_shown, contrast.verdict)
+        table.add_row(name_cell(contrast.model), name_cell(contrast.baseline), *shown, p_shown, contrast.verdict)
     return table
 
 
@@ -186,7 +186,7 @@ def _judged_table(judged: Mapping[str, JudgedWinRate]) -> Table:
         shown = [
             Text(f"{_value('', found.value)} {_interval('', found)}") for found in (rate.raw, rate.length_controlled)
         ]
-        table.add_row(Text(name), *shown, f"{rate.num_won:,} / {rate.num_lost:,} / {rate.num_ties:,}")
+        table.add_row(name_cell(name), *shown, f"{rate.num_won:,} / {rate.num_lost:,} / {rate.num_ties:,}")
     return table
 
 

@@ -1,4 +1,4 @@
-"""Shows results with their intervals, as lines of text for the page and as tables for a terminal of 100 columns."""
+"""Shows results with their intervals, as lines of text for the page and as tables for a terminal of 80 columns or more."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ from profuser.evaluation.judged import JudgedWinRate
 from profuser.report.comparisons import in_percent, preference
 from profuser.report.facts import ALL, ModelDifference, RunFacts
 from profuser.report.measures import METRICS, SCORE, Change, Metric, p_text
-from profuser.report.tables.table import new_table
+from profuser.report.tables.table import model_header, name_cell, new_table
 from profuser.run.stages import FUSED, TARGET
 
 NO_BENCHMARK = "No benchmark was measured: the recipe names none (evaluate.benchmarks)."
@@ -188,13 +188,13 @@ def benchmark_table(facts: RunFacts) -> Table:
     table.add_column("items", justify="right")
     models = benchmark_models(facts)
     for model in models:
-        table.add_column(Text(facts.label(model).replace(" ", "\n")), justify="right", overflow="fold")
+        table.add_column(model_header(facts.label(model)), justify="right", no_wrap=True)
     table.add_column("change", justify="right")
     table.add_column("")
     for line in benchmark_lines(facts):
         cells = [Text(line.cells.get(m, "-"), style="bold" if m == line.better_model else "") for m in models]
         change = Text(f"{line.change}\n{line.interval}")
-        table.add_row(Text(line.name), f"{line.num_items:,}", *cells, change, line.verdict)
+        table.add_row(name_cell(line.name), f"{line.num_items:,}", *cells, change, line.verdict)
     return table
 
 
@@ -202,12 +202,12 @@ def judged_table(facts: RunFacts) -> Table:
     """Returns the fused model's win rates under the majority vote, for a terminal."""
     table = new_table("judged win rates of the fused model, ties half, with 95 % intervals", "against")
     table.caption = "p: sign test over the rows won and lost\nverdict: of the rate at equal length against 50 %"
-    for name in ("win rate", "at equal length", "won / lost\n/ tied", "p"):
-        table.add_column(name, justify="right")
+    for name in ("win rate", "at equal\nlength", "won / lost /\ntied", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict")
     majority = next(iter(facts.judged), None)
     for line in judged_lines(facts):
         if line.judge == majority:
             rates = (f"{line.rate}\n{line.interval}", f"{line.even_rate}\n{line.even_interval}")
-            table.add_row(Text(line.model), *rates, line.outcomes, line.p_value, line.verdict)
+            table.add_row(name_cell(line.model, 10), *rates, line.outcomes, line.p_value, line.verdict)
     return table

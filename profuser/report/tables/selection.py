@@ -1,15 +1,14 @@
-"""Shows the choice of teachers in words, as rows for a CSV, and as tables for a terminal of 100 columns."""
+"""Shows the choice of teachers in words, as rows for a CSV, and as tables for a terminal of 80 columns or more."""
 
 import math
 from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from profuser.artifacts.schemas import MODES
 from profuser.report.facts import RunFacts
-from profuser.report.tables.table import new_table, percent
+from profuser.report.tables.table import name_cell, new_table, percent
 
 LONGER_WINS = (
     "how often the longer of two answers of different length to one prompt has the higher reward; 50 % is no bias"
@@ -73,14 +72,14 @@ def length_rows(facts: RunFacts) -> list[dict[str, Any]]:
 def win_rates_table(facts: RunFacts) -> Table:
     """Returns the share of rows on which the first source of each pair is better, in both modes."""
     table = new_table("who beats whom on the same row, ties count half", "source beats")
-    table.add_column("source")
+    table.add_column("source", no_wrap=True)
     for mode in MODES:
         table.add_column(f"{mode} mode", justify="right")
         table.add_column("rows", justify="right")
     for duel in facts.selection.duels if facts.selection else ():
         rates = [getattr(duel, mode) for mode in MODES]
         cells = [cell for rate in rates for cell in (share(rate.share), f"{rate.num_rows:,}")]
-        table.add_row(Text(facts.source_label(duel.first)), Text(facts.source_label(duel.second)), *cells)
+        table.add_row(name_cell(facts.source_label(duel.first)), name_cell(facts.source_label(duel.second)), *cells)
     return table
 
 
@@ -93,7 +92,7 @@ def judges_table(facts: RunFacts) -> Table:
         table.add_column(name, justify="right")
     for judge in judges:
         abstains, correlation = percent(judge.abstained, judge.num_rows), signed(judge.length_correlation)
-        table.add_row(Text(judge.name), f"{judge.weight:g}", abstains, share(judge.longer_wins), correlation)
+        table.add_row(name_cell(judge.name), f"{judge.weight:g}", abstains, share(judge.longer_wins), correlation)
     return table
 
 
@@ -101,12 +100,12 @@ def agreement_table(facts: RunFacts) -> Table:
     """Returns how often each pair of rewards chooses the same answer, and Cohen's kappa."""
     table = new_table("agreement of the judges, where both voted", "reward")
     table.caption = f"kappa: {KAPPA}"
-    table.add_column("reward")
+    table.add_column("reward", no_wrap=True)
     for name in ("rows", "same choice", "kappa"):
         table.add_column(name, justify="right")
     for pair in facts.selection.agreements if facts.selection else ():
         numbers = (f"{pair.num_rows:,}", share(pair.share), signed(pair.kappa))
-        table.add_row(Text(pair.first), Text(pair.second), *numbers)
+        table.add_row(name_cell(pair.first), name_cell(pair.second), *numbers)
     return table
 
 
