@@ -147,7 +147,7 @@ def tango(num_won: int, num_lost: int, num_items: int) -> tuple[float, float]:
     Its ends are the differences t at which `(won - lost - n t) / sqrt(n (2 q + t (1 - t)))` is plus or minus 1.96, with q the
     probability of a loss that is most likely given t.
     """
-    from scipy.optimize import brentq
+    from scipy.optimize import root_scalar
     from scipy.special import ndtri
 
     limit, lead = float(ndtri((1 + LEVEL) / 2)), num_won - num_lost
@@ -160,9 +160,9 @@ def tango(num_won: int, num_lost: int, num_items: int) -> tuple[float, float]:
         return gap / math.sqrt(variance) if variance > 0 else math.copysign(1e9, gap) if gap else 0.0
 
     value, edge = lead / num_items, 1 - 1e-12
-    low = -1.0 if value == -1 else float(brentq(lambda t: score(t) - limit, -edge, value))
-    high = 1.0 if value == 1 else float(brentq(lambda t: score(t) + limit, value, edge))
-    return low, high
+    low = -1.0 if value == -1 else root_scalar(lambda t: score(t) - limit, bracket=(-edge, value)).root
+    high = 1.0 if value == 1 else root_scalar(lambda t: score(t) + limit, bracket=(value, edge)).root
+    return float(low), float(high)
 
 
 def sign_test(num_won: int, num_lost: int) -> float:

@@ -150,7 +150,7 @@ class ChrfConfig(_Verifier):
     """Longest character n-gram."""
     word_order: int = Field(default=0, ge=0)
     """Longest word n-gram; 2 is chrF++."""
-    beta: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    beta: int = Field(default=2, gt=0)
     """Weight of recall: above 1, leaving something out costs more than adding something."""
 
 

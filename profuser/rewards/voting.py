@@ -141,7 +141,8 @@ def _rejected(
     part, limits = scores[..., verifiers], [thresholds[index] for index in verifiers]
     judges = ~np.isnan(part).all(axis=1, keepdims=True)
     accepted = part > np.array(limits, dtype=np.float64)
-    return ~(accepted & judges).any(axis=2) & judges.any(axis=2)
+    accepted_by_any = np.any(accepted & judges, axis=2)
+    return np.asarray(~accepted_by_any & np.any(judges, axis=2))
 
 
 def standardised(scores: Float[np.ndarray, "N M R"], scales: Sequence[RewardScale]) -> Float[np.ndarray, "N M R"]:

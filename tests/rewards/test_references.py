@@ -30,7 +30,7 @@ def rewards(answers, truth=TRUTH, **settings):
     return judge(**settings).score([{"response": truth, "category": None}] * len(answers), answers)
 
 
-@pytest.mark.parametrize("options", [{}, {"word_order": 2}, {"beta": 1.0, "char_order": 4}])
+@pytest.mark.parametrize("options", [{}, {"word_order": 2}, {"beta": 1, "char_order": 4}])
 def test_chrf_is_sacrebleus(options):
     found = rewards(ANSWERS, kind="chrf", **options)
     assert found == pytest.approx([sentence_chrf(answer, [TRUTH], **options).score / 100 for answer in ANSWERS])
