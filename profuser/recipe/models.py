@@ -193,6 +193,12 @@ class Recipe(Config):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{what}: the name {twice[0]!r} is used twice")
+        for reward in self.rewards:
+            if (reward.categories or reward.except_categories) and self.corpus.category_path is None:
+                key = "categories" if reward.categories else "except_categories"
+                raise ValueError(
+                    f"rewards.{reward.name}.{key}: the corpus has no categories; set corpus.category_field"
+                )
         if not any(reward.weight for reward in self.rewards):
             raise ValueError("rewards: every weight is 0, so there would be no votes; give one a weight above 0")
         for source in self.sources:

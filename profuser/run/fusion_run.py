@@ -24,7 +24,7 @@ from profuser.engines.base import ReadSettings
 from profuser.evaluation.benchmarks.checks import check_data, data_digest
 from profuser.recipe.evaluating import BenchmarkConfig
 from profuser.recipe.models import ModelConfig, SourceConfig
-from profuser.recipe.rewards import RewardConfig
+from profuser.recipe.rewards import VOTE_SETTINGS, RewardConfig
 from profuser.rewards.kinds import kind_of
 from profuser.run.inputs import RunInputs, corpus_digest
 from profuser.run.stages import FUSED, REGISTRY, STAGES, TARGET
@@ -99,9 +99,9 @@ class FusionRun(RunInputs):
         return self._artifact(f"rewards/{reward.name}", REWARDS, config, self._collected())
 
     def _reward_config(self, reward: RewardConfig) -> dict[str, Any]:
-        """Returns the settings that determine a reward's scores. Its weight is not one of them: it affects only the vote."""
+        """Returns the settings that determine a reward's scores. Those of the vote are not among them."""
         settings = identity(self.reward(reward))
-        config: dict[str, Any] = {"reward": {k: v for k, v in settings.items() if k != "weight"}}
+        config: dict[str, Any] = {"reward": {k: v for k, v in settings.items() if k not in VOTE_SETTINGS}}
         if f"rewards.{reward.name}.model" in self.model_digests:
             config["model"] = self.model_digests[f"rewards.{reward.name}.model"]
         return config | kind_of(reward).digests(reward)
@@ -126,11 +126,13 @@ class FusionRun(RunInputs):
     @property
     def _choice_config(self) -> dict[str, Any]:
         """Settings that determine which source teaches which row."""
+        rewards = self.recipe.rewards
+        accept = {r.name: own["accept_above"] for r in rewards if "accept_above" in (own := identity(r))}
         return {
             "select": identity(self.recipe.select),
             "teachers": [teacher.name for teacher in self.recipe.teachers],
-            "weights": {reward.name: reward.weight for reward in self.recipe.rewards},
-        }
+            "weights": {reward.name: reward.weight for reward in rewards},
+        } | ({"accept_above": accept} if accept else {})
 
     def select(self) -> Artifact:
         """Returns the artifact of training examples, each with its teacher's distributions in the target's vocabulary."""

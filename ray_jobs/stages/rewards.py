@@ -18,7 +18,8 @@ from ray_jobs.runtime.shards import OnDraining, finish, run_shards
 
 
 class RewardWorker:
-    """One reward model or verifier; turns shards of answers into shards of scores, one per answer, NaN for a missing answer."""
+    """One reward model or verifier; turns shards of answers into shards of scores, one per answer, NaN for a missing
+    answer and for a row that the reward does not judge."""
 
     def __init__(
         self,
@@ -31,7 +32,7 @@ class RewardWorker:
         keeps: list[bool],
     ):
         self.corpus, self.collected, self.output, self.num_samples = corpus, collected, output, num_samples
-        self.keeps = keeps
+        self.reward, self.keeps = reward, keeps
         self.judge = load_judge(reward, path)
 
     def _judged(self, answer: str, place: int) -> str:
@@ -49,8 +50,10 @@ class RewardWorker:
             texts = [self._judged(answers[row][place] or "", place) for row, place in places]
             scores[tuple(zip(*places, strict=True))] = self.judge.score([rows[row] for row, _ in places], texts)
         table = pa.table({"row_id": [r["row_id"] for r in rows], "scores": list(scores)}, schema=REWARDS)
-        counts: dict[str, float] = {"rows": len(rows), "answers": len(places)}
-        refused = len(places) - int((~np.isnan(scores)).sum())
+        judged = int((~np.isnan(scores)).sum())
+        foreign = sum(not self.reward.judges(rows[row]["category"]) for row, _ in places)
+        counts: dict[str, float] = {"rows": len(rows), "answers": judged, "answers_not_judged": foreign}
+        refused = len(places) - judged - foreign
         counts |= {"refused": refused} if refused else {}
         self.output.write_shard(shard, table, counts)
         return counts
