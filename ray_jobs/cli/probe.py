@@ -20,6 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from profuser.artifacts.artifact import Artifact
 from profuser.corpus.stage import write_corpus
 from profuser.engines.base import ReadSettings
+from profuser.engines.loading import ReadModel
 from profuser.errors import EngineError, UserError, one_line
 from profuser.models.reference import local_model
 from profuser.planning.engine_check import Disagreement, ScoredRow, compare
@@ -43,7 +44,6 @@ from profuser.storage.folder import Folder
 from ray_jobs.pipeline.checks import check_storage, check_tokenizers
 from ray_jobs.runtime.cluster import check_fits, connected, gpus_for, unwrap_error
 from ray_jobs.runtime.concurrency import concurrent_sources, run_concurrently
-from ray_jobs.runtime.engine_worker import ReadModel
 from ray_jobs.runtime.progress import print_line
 from ray_jobs.runtime.shards import OnDraining
 

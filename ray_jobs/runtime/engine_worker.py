@@ -13,39 +13,16 @@ from profuser.artifacts.artifact import Artifact
 from profuser.engines.base import ReadSettings
 from profuser.engines.collecting import RowSignals, SourceReader
 from profuser.engines.crash_guard import Attempt, CrashGuard, EngineDeadError
-from profuser.engines.loading import load_engine
+from profuser.engines.loading import ReadModel
 from profuser.engines.signal_tables import unreadable
 from profuser.evaluation.heldout import evaluate_table
-from profuser.models.reference import local_model
-from profuser.recipe.models import EvaluateConfig, ModelConfig
-from profuser.recipe.template import TemplateConfig
+from profuser.recipe.models import EvaluateConfig
 from ray_jobs.runtime.stage_metrics import EngineMetrics
 
 NOTES = "attempts"
 """Folder in an artifact where the attempts at its shards are noted, to find rows that crash the engine."""
 ENGINE_DEAD = 70
 """Exit code of an actor whose engine died; Ray restarts the actor."""
-
-
-@dataclass(frozen=True)
-class ReadModel:
-    """A model that reads and answers rows; its engine is not loaded yet."""
-
-    path: str
-    """Folder, URI or Hub name."""
-    config: ModelConfig
-    template: TemplateConfig
-
-    def load(self) -> SourceReader:
-        """Loads the engine, which stops at every token that ends the model's turn."""
-        from transformers import AutoTokenizer
-
-        from profuser.corpus.turn_ends import turn_ends
-
-        path, trust = local_model(self.path, self.config.revision), self.config.engine.trust_remote_code
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=self.config.revision, trust_remote_code=trust)
-        ends = turn_ends(tokenizer, self.template, path, self.config.revision)
-        return SourceReader(load_engine(path, self.config.revision, self.config.engine, ends), self.template)
 
 
 class EngineWorker(ABC):

@@ -7,13 +7,14 @@ import pyarrow as pa
 from profuser.artifacts.artifact import Artifact, Manifest
 from profuser.engines.base import ReadSettings
 from profuser.engines.crash_guard import Attempt
+from profuser.engines.loading import ReadModel
 from profuser.engines.signal_tables import collect_table, count
 from profuser.recipe.models import SourceConfig
 from profuser.run.fusion_run import FusionRun
 from profuser.run.stages import TARGET
 from ray_jobs.runtime.answer_report import report_answers
 from ray_jobs.runtime.cluster import gpus_for
-from ray_jobs.runtime.engine_worker import EngineWorker, Evaluation, ReadModel, read_guarded
+from ray_jobs.runtime.engine_worker import EngineWorker, Evaluation, read_guarded
 from ray_jobs.runtime.shards import ExtraShards, OnDraining, finish, run_shards
 
 

@@ -9,11 +9,12 @@ import pyarrow as pa
 
 from profuser.artifacts.artifact import Artifact, Manifest
 from profuser.engines.crash_guard import Attempt
+from profuser.engines.loading import ReadModel
 from profuser.evaluation.heldout import score
 from profuser.run.fusion_run import FusionRun
 from ray_jobs.runtime.answer_report import report_answers
 from ray_jobs.runtime.cluster import gpus_for
-from ray_jobs.runtime.engine_worker import EngineWorker, Evaluation, ReadModel
+from ray_jobs.runtime.engine_worker import EngineWorker, Evaluation
 from ray_jobs.runtime.shards import finish, run_shards
 
 

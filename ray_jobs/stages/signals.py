@@ -16,6 +16,7 @@ from profuser.artifacts.artifact import Artifact, Manifest
 from profuser.artifacts.schemas import MODES
 from profuser.engines.base import Response
 from profuser.engines.crash_guard import Attempt
+from profuser.engines.loading import ReadModel
 from profuser.engines.signal_tables import read_own_ids, signals_table, to_source_signals
 from profuser.recipe.models import Recipe, SourceConfig
 from profuser.rewards.voting import RewardScale
@@ -26,7 +27,7 @@ from profuser.selection.examples import Target, response_ids
 from profuser.selection.teachers import LIGHT_COLUMNS, Choice
 from profuser.signals.rules import AlignmentRules
 from ray_jobs.runtime.cluster import gpus_for
-from ray_jobs.runtime.engine_worker import EngineWorker, ReadModel
+from ray_jobs.runtime.engine_worker import EngineWorker
 from ray_jobs.runtime.shards import OnDraining, finish, run_shards
 
 

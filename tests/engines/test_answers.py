@@ -190,7 +190,7 @@ def test_every_named_end_of_turn_ends_an_answer(named, tmp_path):
 
 @pytest.mark.parametrize("kind", ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
 def test_a_model_that_ends_with_the_second_end_of_its_generation_config_gives_whole_answers(kind, tmp_path):
-    from ray_jobs.runtime.engine_worker import ReadModel
+    from profuser.engines.loading import ReadModel
 
     folder = shutil.copytree(assets_path() / "sources" / "llama", tmp_path / "model")
     for name, change in (("tokenizer_config", {"eos_token": "<unk>"}), ("generation_config", {"eos_token_id": [0, 2]})):
