@@ -89,8 +89,8 @@ class AnswerReader:
 
     def _answer_start(self, ids: Int[np.ndarray, "T"]) -> int | None:
         """Returns the index of the answer's first token; None if the thinking before it does not end where a token does."""
-        pieces = [self._piece(token) for token in (ids if self.family else ids[:HEAD]).tolist()]
-        if not self.family and not b"".join(pieces).decode(errors="replace").lstrip(BLANK).startswith(MARKS):
+        head = b"".join(self._piece(token) for token in ids[:HEAD].tolist()).decode(errors="replace")
+        if not self.family and not head.lstrip(BLANK).startswith(MARKS):
             return 0
         pieces = [self._piece(token) for token in ids.tolist()]
         # One character per byte: places in the text are places among the bytes.

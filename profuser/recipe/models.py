@@ -208,6 +208,11 @@ class Recipe(Config):
                     f"collect.samples_per_source is {self.collect.samples_per_source}, but {source.name} samples at temperature 0, "
                     "which gives the same answer each time; set generation.temperature"
                 )
+            if self.template_of(source).thinking == "keep" != self.template_of(self.target).thinking:
+                raise ValueError(
+                    f"sources: the thinking of {source.name} is kept, but the target's template closes thinking, and so would the "
+                    "fused model's; set template.thinking: keep for the target too"
+                )
         if self.select.condition == "exact" and self.collect.signals == "eager":
             raise ValueError("select.condition: exact needs the stage signals; set collect.signals: lazy")
         if self.select.exclude_target and not self.teachers:

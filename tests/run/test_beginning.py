@@ -7,6 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from profuser.corpus import Message, render_prompt
+from profuser.errors import UserError
 from profuser.recipe.loading import parse_recipe
 from profuser.run import beginning
 from profuser.run.beginning import begin
@@ -114,6 +115,13 @@ def test_a_run_from_before_dates_were_kept_stays_as_it_is(make, today):
     old.folder.write_json(RECIPE, {})
     assert collected(begin(old))["dated"].fingerprint == before
     assert json.loads((old.folder / "").read_bytes(RECIPE)) == {}
+
+
+def test_thinking_is_kept_for_the_target_too(make):
+    keep = {"kind": "own", "thinking": "keep"}
+    assert make(template=keep).recipe.template.thinking == "keep"
+    with pytest.raises(UserError, match="thinking of plain is kept, but the target's template closes thinking"):
+        make(template=keep, target={"model": "x", "template": {"kind": "own"}})
 
 
 def test_a_source_a_target_and_a_judge_may_have_templates_of_their_own(make):
