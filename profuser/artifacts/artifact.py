@@ -152,8 +152,9 @@ class Artifact:
     def changes(self) -> list[str]:
         """Returns how the finished artifact differs from its settings and inputs now; empty if it fits, or is not finished."""
         manifest = self.manifest()
-        fits = manifest is None or manifest.fingerprint == self.fingerprint
-        return [] if fits else self._changes(manifest.config, manifest.inputs)
+        if manifest is None or manifest.fingerprint == self.fingerprint:
+            return []
+        return self._changes(manifest.config, manifest.inputs)
 
     def _changes(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
         """Lists the differences between the settings of a shard or manifest and those of this artifact."""

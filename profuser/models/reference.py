@@ -108,7 +108,7 @@ class ModelRef:
             source = self._fetched(weights, setting)
             write = plain.dequantised_weights(source) if weights else None
             return str(plain.make_plain(self.digest(setting), f"{what} (FP8)", plain.dequantised_header(source), write))
-        return str(self._fetched(weights, setting)) if self.is_local else self.path
+        return str(self._fetched(weights, setting)) if "://" in self.path else self.path
 
     def conversion(self, setting: str, trained: bool) -> str | None:
         """Returns what `local` converts, in words; None for a model that is used as it is."""
