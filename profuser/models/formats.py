@@ -1,6 +1,6 @@
 """Recognises how a model is stored: plain weights, a GGUF file, a LoRA adapter, or quantised weights. Light."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from enum import Enum
 from typing import Any
 
@@ -33,16 +33,13 @@ class Format(Enum):
     ADAPTER = "adapter"
 
 
-def format_of(has: Callable[[str], bool], names: Collection[str]) -> Format:
-    """Returns the format of a folder.
-
-    Args:
-        has: returns whether the folder has a file.
-        names: the folder's files if they can be listed; empty for a model on the Hub.
-    """
-    if has(ADAPTER_CONFIG) and not any(map(has, WEIGHTS)):
+def format_of(names: Collection[str]) -> Format:
+    """Returns the format of a folder with these files."""
+    if any(name in names for name in WEIGHTS):
+        return Format.PLAIN
+    if ADAPTER_CONFIG in names:
         return Format.ADAPTER
-    return Format.GGUF if gguf_files(names) and not any(map(has, WEIGHTS)) else Format.PLAIN
+    return Format.GGUF if gguf_files(names) else Format.PLAIN
 
 
 def gguf_files(names: Collection[str]) -> list[str]:

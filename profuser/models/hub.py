@@ -1,7 +1,7 @@
 """Reads models from the Hugging Face Hub, through its cache on this machine."""
 
 from profuser.errors import UserError
-from profuser.models.formats import GGUF
+from profuser.models.formats import ADAPTER_CONFIG, GGUF, WEIGHTS, Format
 
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
 WEIGHT_FILES = ("*.safetensors", "*.bin")
@@ -26,18 +26,34 @@ def from_hub(name: str, revision: str | None, file: str, setting: str) -> str:
         return hf_hub_download(name, file, revision=revision)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
+        remedy = f"; of a repository of GGUF files name one: {name}/FILE.gguf" if _is_missing(error) else ""
         raise UserError(
-            f"{setting}: {name!r} is not a local folder, and the Hub does not provide it: {reason}{_gguf_remedy(error, name)}"
+            f"{setting}: {name!r} is not a local folder, and the Hub does not provide it: {reason}{remedy}"
         ) from None
 
 
-def hub_has(name: str, revision: str | None, file: str) -> bool:
-    """Returns whether a Hub model has a file, as far as the Hub or its cache can say."""
+def hub_format(name: str, revision: str | None) -> Format:
+    """Returns how a Hub model is stored, from the cache if it holds the model. Plain if the Hub cannot be reached."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    def is_cached(file: str) -> bool:
+        return isinstance(try_to_load_from_cache(name, file, revision=revision), str)
+
     try:
-        from_hub(name, revision, file, "")
-    except UserError:
-        return False
-    return True
+        if is_cached(ADAPTER_CONFIG) and not any(map(is_cached, WEIGHTS)):
+            return Format.ADAPTER
+        if not is_cached("config.json"):
+            hf_hub_download(name, "config.json", revision=revision)
+        return Format.PLAIN
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        if not _is_missing(error):
+            return Format.PLAIN
+    try:
+        hf_hub_download(name, ADAPTER_CONFIG, revision=revision)
+        return Format.ADAPTER
+    except (HfHubHTTPError, OSError):
+        return Format.PLAIN
 
 
 def hub_folder(name: str, revision: str | None, weights: bool, setting: str) -> str:
@@ -57,9 +73,8 @@ def hub_folder(name: str, revision: str | None, weights: bool, setting: str) -> 
         raise UserError(f"{setting}: the Hub does not provide {name!r}: {reason}") from None
 
 
-def _gguf_remedy(error: Exception, name: str) -> str:
-    """Returns how to name a GGUF file, where a repository exists and has no such file."""
+def _is_missing(error: Exception) -> bool:
+    """Returns whether the Hub has the repository, but not the file."""
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    missing = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
-    return f"; of a repository of GGUF files name one: {name}/FILE.gguf" if missing else ""
+    return isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)

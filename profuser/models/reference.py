@@ -22,7 +22,7 @@ from profuser.models.formats import (
     only_gguf,
     quantization,
 )
-from profuser.models.hub import from_hub, hub_folder, hub_has, split_hub_file
+from profuser.models.hub import from_hub, hub_folder, hub_format, split_hub_file
 from profuser.models.lab_paths import resolve
 from profuser.storage.cache import local_copy
 from profuser.storage.folder import Folder
@@ -66,12 +66,12 @@ class ModelRef:
         if self.path.endswith(GGUF):
             return Format.GGUF
         if not self.is_local:
-            return format_of(lambda name: hub_has(self.path, self.revision, name), ())
+            return hub_format(self.path, self.revision)
         try:
             names = Folder.at(self.path).without_retry().names()
         except (StorageError, OSError):
             return Format.PLAIN
-        return format_of(names.__contains__, names)
+        return format_of(names)
 
     def local(self, weights: bool = True, setting: str = "model", trained: bool = False) -> str:
         """Returns what Transformers and vLLM load: a plain folder, or the Hub name of a plain model.
