@@ -118,7 +118,7 @@ def vote(
                 out.votes[row, out.choices[row, judge]] += weight[judge]
         # Rounded, so that weights of 0.1 and 0.2 together tie with one of 0.3.
         out.votes[row] = out.votes[row].round(9)
-        counted = known.any(axis=0) & counts
+        counted = known.any(axis=0) & (weight > 0)
         mean = (rewards[:, counted] * weight[counted]).sum(axis=1) / num_rewards
         best = _best(out.votes[row], mean.round(9), candidates)
         out.tied[row] = len(best) > 1
