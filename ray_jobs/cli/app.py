@@ -80,13 +80,19 @@ def run(
 
 @app.command()
 def demo(
+    recipe: Annotated[str, typer.Argument(help="Recipe: a YAML file, or the name of a shipped one.")] = "demo",
     settings: Settings = None,
-    question: Annotated[str, typer.Option(help="Prompt for the served model at the end.")] = DEMO_QUESTION,
+    question: Annotated[
+        str | None,
+        typer.Option(
+            help="Prompt for the served model at the end.", show_default="the first held-out one, or the demo's"
+        ),
+    ] = None,
 ) -> None:
-    """Run the demo fusion and query the result. Fuses three tiny models, then serves the fused one."""
+    """Run a fusion and query the result. By default fuses three tiny models, then serves the fused one."""
     from ray_jobs.cli.demo import run_demo
 
-    run_demo(load("demo", settings), question)
+    run_demo(load(recipe, settings), question or (DEMO_QUESTION if recipe == "demo" else None))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Implements `profuser demo`: fuses the laboratory's models, then asks the served result one question."""
+"""Implements `profuser demo`: fuses the models of a recipe, then asks the served result one question."""
 
 import socket
 import time
@@ -15,8 +15,10 @@ from ray_jobs.serving.models import fused_model
 from ray_jobs.stages.report import print_report
 
 
-def run_demo(recipe: Recipe, question: str) -> None:
-    """Runs the demo recipe, prints its table, serves the fused model and prints its answer.
+def run_demo(recipe: Recipe, question: str | None) -> None:
+    """Runs a recipe, prints its table, serves the fused model and prints its answer to a question.
+
+    Without a question, asks the last one of the first held-out row.
 
     Serving starts as soon as the model is fused, so that it is loaded when the last stage ends.
     """
@@ -31,7 +33,8 @@ def run_demo(recipe: Recipe, question: str) -> None:
 
         run = run_pipeline(recipe, after_stage=serve)
         url = serving[0].result()
-        answer = ask(url, recipe.name, question, max_tokens=64)
+        question = question or run.heldout().read_shard(0)["messages"][0].as_py()[-1]["content"]
+        answer = ask(url, recipe.name, question, recipe.evaluate.generation.max_tokens)
         stop_server()
     print_report(run)
     print_line(f"\nThe fused model, served at {url}:\n  > {question}\n  {answer.strip()}")
