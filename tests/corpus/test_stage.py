@@ -37,7 +37,7 @@ def written(folder, path, heldout=None, seed=0, **settings):
     """Returns counts and rows of the three artifacts."""
     config = CorpusConfig(path=path, heldout=heldout, **{"max_quarantined_fraction": 1.0, **settings})
     made = artifacts(folder)
-    counts = write_corpus(config, path, heldout, seed, *made)
+    counts = write_corpus(config, seed, made, {})
     return counts, [[row for table in artifact.tables() for row in table.to_pylist()] for artifact in made]
 
 
@@ -118,7 +118,7 @@ def test_memory_hardly_grows_with_the_rows(tmp_path):
     def peak(number):
         path = write(tmp_path / f"{number}.jsonl", records(range(number), text="x" * 200))
         tracemalloc.start()
-        written_rows = write_corpus(CorpusConfig(path=path), path, None, 0, *artifacts(tmp_path / f"{number}"))
+        written_rows = write_corpus(CorpusConfig(path=path), 0, artifacts(tmp_path / f"{number}"), {})
         size = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert written_rows[0]["rows"] == number - 200
