@@ -137,5 +137,7 @@ class CorpusConfig(RowsConfig):
                 raise ValueError(f"corpus.parts: the name {twice[0]!r} is used twice")
             for name in ("path", "max_rows", *(() if self.heldout else tuple(RowsConfig.model_fields))):
                 if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(f"corpus.{name} does not apply to corpus.parts; set it in each part")
+                    raise ValueError(
+                        f"corpus.{name} does not apply to corpus.parts; set it in each part, and leave it out here"
+                    )
         return self

@@ -4,6 +4,7 @@ Reads finished artifacts; chooses nothing. Legend: N corpus rows, M sources, R r
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -135,6 +136,17 @@ def read_rows(
         for reward in rewards
     ]
     return SelectionRows(teachers, surprise, *_best_samples(tables, np.stack(scores, axis=2)))
+
+
+def wins_by_category(selected: Artifact) -> dict[str, Counter[tuple[str, str]]]:
+    """Returns how many examples each source teaches in each category: `{category: {(mode, teacher): number}}`."""
+    out: dict[str, Counter[tuple[str, str]]] = {}
+    for table in selected.tables(["category", "mode", "teacher"]):
+        categories, modes, teachers = (table[name].to_pylist() for name in ("category", "mode", "teacher"))
+        for category, mode, teacher in zip(categories, modes, teachers, strict=True):
+            if category is not None:
+                out.setdefault(category, Counter())[mode, teacher] += 1
+    return {category: out[category] for category in sorted(out)}
 
 
 def _best_samples(

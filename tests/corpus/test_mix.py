@@ -14,7 +14,7 @@ from profuser.corpus.stage import write_corpus
 from profuser.errors import UserError
 from profuser.recipe.models import CorpusConfig
 from profuser.recipe.preparing import PartConfig
-from tests.corpus.test_stage import artifacts, records, write, written
+from tests.corpus.test_stage import artifacts, write, written
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -84,7 +84,8 @@ def test_the_drawn_rows_depend_on_the_seed_and_not_on_the_order_of_the_file(tmp_
 
 def test_a_prompt_of_two_parts_is_on_one_side_whatever_their_turns(tmp_path):
     alone = [{"instruction": f"Talk {n}", "output": f"other {n}"} for n in range(30)]
-    two = [{"messages": talk(n)["messages"] + [{"role": "user", "content": "?"}, {"role": "assistant", "content": f"b{n}"}]} for n in range(30)]  # fmt: skip
+    more = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "b"}]
+    two = [{"messages": talk(n)["messages"] + more} for n in range(30)]
     parts = [
         {"name": "alone", "path": write(tmp_path / "a.jsonl", alone)},
         {"name": "talks", "path": write(tmp_path / "b.jsonl", two), "turns": "all"},
@@ -131,7 +132,7 @@ def test_a_part_whose_rows_are_refused_is_named(tmp_path, parts):
 
 def test_a_separate_heldout_corpus_has_its_own_shape_beside_parts(tmp_path, parts):
     own = write(tmp_path / "own.jsonl", [{"frage": "Ask 3", "a": "x"}, {"frage": "new", "a": "y"}])
-    counts, (train, held, bad) = mixed(
+    _, (train, held, bad) = mixed(
         tmp_path / "out", parts, heldout=own, fields={"prompt": "frage", "response": "a"}, heldout_rows=5
     )
     assert (len(train), [row["response"] for row in held]) == (90, ["y"])
@@ -145,11 +146,17 @@ A = {"name": "a", "path": "x"}
     ("settings", "expected"),
     [
         ({}, "corpus.path: is required, or corpus.parts"),
-        ({"parts": [A], "path": "x"}, "corpus.path does not apply to corpus.parts; set it in each part"),
+        (
+            {"parts": [A], "path": "x"},
+            "corpus.path does not apply to corpus.parts; set it in each part, and leave it out here",
+        ),
         ({"parts": [A], "turns": "all"}, "corpus.turns does not apply to corpus.parts"),
         ({"parts": [A], "max_rows": 3}, "corpus.max_rows does not apply to corpus.parts"),
         ({"parts": [A, A]}, "corpus.parts: the name 'a' is used twice"),
-        ({"parts": [{**A, "share": 0.5, "max_rows": 3}]}, "corpus.parts.a.share and corpus.parts.a.max_rows both limit"),
+        (
+            {"parts": [{**A, "share": 0.5, "max_rows": 3}]},
+            "corpus.parts.a.share and corpus.parts.a.max_rows both limit",
+        ),
         (
             {"parts": [{**A, "format": "qa", "fields": {"prompt": "x", "response": "y"}}]},
             "corpus.parts.a.format and corpus.parts.a.fields both say",
