@@ -31,6 +31,17 @@ QUARANTINE = pa.schema(
     ]
 )
 
+CONTAMINATED = pa.schema(
+    [
+        pa.field("row_id", pa.string(), nullable=False),
+        pa.field("source_file", pa.string(), nullable=False),
+        pa.field("source_line", pa.int64(), nullable=False),
+        pa.field("found_in", pa.string(), nullable=False),
+        pa.field("phrase", pa.string(), nullable=False),
+    ]
+)
+"""Schema of a training row dropped by decontamination, with the phrase that a benchmark or a held-out row shares with it."""
+
 REWARDS = pa.schema([pa.field("row_id", pa.string(), nullable=False), pa.field("scores", pa.list_(pa.float64()))])
 
 MODES = ("training", "inference")

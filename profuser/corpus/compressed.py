@@ -6,6 +6,7 @@ import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from profuser.errors import UserError
 
@@ -22,10 +23,30 @@ def unpacked(raw: io.BufferedReader) -> io.BufferedIOBase:
     if head.startswith(BZIP2):
         return io.BufferedReader(bz2.BZ2File(raw))  # type: ignore[arg-type]
     if head.startswith(ZSTANDARD):
+        return io.BufferedReader(_Zstandard(raw))
+    return raw
+
+
+class _Zstandard(io.RawIOBase):
+    """Decompresses Zstandard; like the other formats, a truncated file raises EOFError after its last whole block."""
+
+    def __init__(self, raw: io.BufferedReader):
         import pyarrow as pa
 
-        return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd"))
-    return raw
+        self._stream = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._stream.read(len(buffer))
+        except OSError as error:
+            if "Truncated" in str(error):
+                raise EOFError(str(error)) from None
+            raise
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def first_bytes(stream: io.BufferedIOBase) -> bytes:

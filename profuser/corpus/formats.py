@@ -61,6 +61,21 @@ def parse_record(record: Mapping[str, Any], format: str = "auto", learnt: TurnsL
     raise RowFault(f"no field {missing!r} ({named_fields(record)})")
 
 
+def parse_as_before(record: Mapping[str, Any], format: str, learnt: TurnsLearnt) -> ParsedRecord:
+    """Parses the first record of a further file: as the shape of the file before, or else as any other.
+
+    Raises:
+        RowFault: no shape fits; the reason is that of the shape before, unless another one is more likely.
+    """
+    try:
+        return parse_record(record, format, learnt)
+    except RowFault as before:
+        try:
+            return parse_record(record, "auto", learnt)
+        except RowFault as other:
+            raise before if str(other).startswith(UNKNOWN_SHAPE) else other from None
+
+
 def parse_as(shape: Shape, record: Mapping[str, Any], learnt: TurnsLearnt) -> ParsedRecord:
     """Parses a record of one shape; raises RowFault if it cannot be used."""
     turns, field, left_out = shape.parse(record)

@@ -10,10 +10,10 @@ from profuser.corpus.turns import PromptedResponse
 from profuser.errors import UserError
 
 
-def prompt_key(example: PromptedResponse, whole: bool) -> int:
-    """Returns 64 bits that are equal for equal prompts; else for conversations that begin with the same question."""
+def prompt_key(example: PromptedResponse, by_first_question: bool) -> int:
+    """Returns 64 bits that are equal for equal prompts, or for all conversations that begin with the same question."""
     roles = [message.role for message in example.messages]
-    messages = example.messages if whole else example.messages[: roles.index("user") + 1]
+    messages = example.messages[: roles.index("user") + 1] if by_first_question else example.messages
     return int.from_bytes(hashlib.sha256(json.dumps(messages).encode()).digest()[:8])
 
 

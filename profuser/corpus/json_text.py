@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from profuser.corpus.foreign import BOM, describe_foreign
-from profuser.corpus.rows import EXCERPT_CHARS, RawRow, is_turn, make_row
+from profuser.corpus.rows import EXCERPT_CHARS, TRUNCATED, RawRow, is_turn, make_row
 from profuser.errors import UserError
 
 MAX_LINE_BYTES = 64 << 20
@@ -116,7 +116,7 @@ def _read_lines(stream: io.BufferedIOBase, label: str) -> Iterator[RawRow]:
                 is_first = False
                 yield _read_line(text, label, number, whole=line.endswith(b"\n"))
     except EOFError:
-        yield RawRow(label, number + 1, None, "the file is truncated here")
+        yield RawRow(label, number + 1, None, TRUNCATED)
 
 
 def _read_line(line: bytes, label: str, number: int, whole: bool) -> RawRow:
@@ -142,7 +142,7 @@ def _extra(error: json.JSONDecodeError) -> str:
 def _broken(error: json.JSONDecodeError, whole: bool) -> str:
     what = "not JSON"
     if not whole:
-        what = "not JSON, the file is truncated here"
+        what = f"not JSON, {TRUNCATED}"
     elif error.pos >= len(error.doc) or error.msg.startswith("Unterminated string"):
         what = "not JSON, the line ends inside its record"
     return f"{what} ({error.msg} at column {error.colno})"

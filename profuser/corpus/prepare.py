@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from profuser.corpus.category import category_of
-from profuser.corpus.formats import UNKNOWN_SHAPE, CorpusFormat, known_shapes, parse_as, parse_record
+from profuser.corpus.formats import UNKNOWN_SHAPE, CorpusFormat, known_shapes, parse_as, parse_as_before, parse_record
 from profuser.corpus.heldout import prompt_key
 from profuser.corpus.rows import RawRow, Unit, excerpt_of
 from profuser.corpus.seen import SeenRows
@@ -18,11 +19,14 @@ from profuser.corpus.turns import Message, PromptedResponse, TurnsLearnt
 from profuser.corpus.values import RowFault
 from profuser.errors import UserError
 from profuser.recipe.models import CorpusConfig
-from profuser.recipe.preparing import FieldsConfig
+from profuser.recipe.preparing import FieldsConfig, RowsConfig
 
 DUPLICATE = "duplicate"
 UNUSED_FIELDS = "unused_fields/"
 """Beginning of a count's name; the field's name follows."""
+UNUSED_TURNS = "unused_turns"
+MOST_FIELDS = 20
+"""Maximum number of fields that are counted by name."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class CorpusRow:
     shape: str = ""
     """Shape of its record."""
     unused_fields: tuple[str, ...] = ()
-    """Fields of its record that would change the meaning and are not used; only on the first row of a record."""
+    """Fields of its record with text, or that would change the meaning, that are not used; only on the first row of a record."""
     unused_turns: int = 0
     """Turns of its record that are in no row; only on the first row of a record."""
 
@@ -67,7 +71,7 @@ class RowCounts:
     shapes: set[str] = field(default_factory=set)
     """Shapes of the accepted rows."""
     unused_fields: Counter[str] = field(default_factory=Counter)
-    """Records that have a field which would change their meaning and is not used, by field."""
+    """Records that have a field which is not used, by field: it holds text, or would change their meaning."""
     unused_turns: int = 0
     """Turns of accepted records that are in no row."""
 
@@ -83,8 +87,14 @@ class RowCounts:
 
     def not_used(self) -> dict[str, float]:
         """Returns the counts of what accepted records hold and no row uses, by name; empty if there is nothing."""
-        out: dict[str, float] = {f"{UNUSED_FIELDS}{name}": num for name, num in sorted(self.unused_fields.items())}
-        return out | ({"unused_turns": self.unused_turns} if self.unused_turns else {})
+        found: Counter[str] = Counter()
+        for name, num in self.unused_fields.items():
+            found[_count_name(name)] += num
+        most = dict(sorted(found.most_common(MOST_FIELDS)))
+        out: dict[str, float] = {f"{UNUSED_FIELDS}{name}": num for name, num in most.items()}
+        if rest := found.total() - sum(most.values()):
+            out[f"{UNUSED_FIELDS}others"] = rest
+        return out | ({UNUSED_TURNS: self.unused_turns} if self.unused_turns else {})
 
     def add(self, row: CorpusRow | QuarantinedRow) -> None:
         """Counts a row."""
@@ -107,53 +117,74 @@ def prepare_rows(
     seen: SeenRows | None = None,
     turns: TurnsLearnt = "last",
     fields: FieldsConfig | None = None,
+    by_first_question: bool | None = None,
 ) -> Iterator[CorpusRow | QuarantinedRow]:
     """Validates records. Yields the rows of each, in order, as accepted or quarantined; with `turns: last` one for each record.
 
     Args:
         rows: records as they were read.
-        format: shape of all records; `auto` uses the shape of the first usable one.
+        format: shape of all records; `auto` uses the shape of the first usable one of each file.
         category_field: field that holds a record's category; a record may lack it.
         max_row_bytes: a larger row (prompt and response, UTF-8) is refused.
         seen: rows that count as duplicates from the start; accepted rows are added to it.
         turns: assistant turns of a conversation that become rows.
         fields: fields of records of any other shape, instead of `format`.
+        by_first_question: whether rows have one prompt if their conversations begin with the same question; by default with
+            `turns: all`.
     """
     seen = SeenRows() if seen is None else seen
     own = mapped(fields) if fields else None
-    shape: str = format
+    shape, file, is_new = str(format), None, False
     for raw in rows if own else join_trees(rows):
+        is_new, file = is_new or (raw.file != file and format == "auto"), raw.file
         try:
             if raw.record is None:
                 raise RowFault(raw.fault or "no record")
-            parsed = parse_as(own, raw.record, turns) if own else parse_record(raw.record, shape, turns)
+            if own:
+                parsed = parse_as(own, raw.record, turns)
+            else:
+                parsed = (parse_as_before if is_new else parse_record)(raw.record, shape, turns)
             category = category_of(raw.record, category_field) if category_field else None
         except RowFault as fault:
             yield _refused(raw, fault)
             continue
-        notes: dict[str, Any] = {"unused_fields": parsed.unused_fields, "unused_turns": parsed.unused_turns}
+        unused = [name for name in parsed.unused_fields if name != (category_field or "").partition(".")[0]]
+        notes: dict[str, Any] = {"unused_fields": tuple(unused), "unused_turns": parsed.unused_turns}
         for example in parsed.examples:
             try:
                 _check_size(example, max_row_bytes)
                 row_id = example_id(example)
-                key = prompt_key(example, whole=turns == "last")
+                key = prompt_key(example, turns == "all" if by_first_question is None else by_first_question)
                 if first := seen.add(row_id, raw.file, raw.line, key):
                     raise RowFault(f"{DUPLICATE} of {first}")
             except RowFault as fault:
                 yield _refused(raw, fault)
                 continue
-            shape = parsed.shape
+            shape, is_new = parsed.shape, False
             yield CorpusRow(row_id, *example, category, raw.file, raw.line, parsed.shape, **notes)
             notes = {}
 
 
 def corpus_rows(
-    config: CorpusConfig, raws: Iterable[RawRow], seen: SeenRows | None = None
+    config: CorpusConfig, raws: Iterable[RawRow], seen: SeenRows | None = None, source: RowsConfig | None = None
 ) -> Iterator[CorpusRow | QuarantinedRow]:
-    """Validates records as the recipe says, see `prepare_rows`."""
+    """Validates records as the recipe says, see `prepare_rows`; `source` is the part that they belong to, if there are parts."""
+    how = source or config
     return prepare_rows(
-        raws, config.format, config.category_path, config.max_row_bytes, seen, config.turns, config.fields
+        raws,
+        how.format,
+        how.category_path,
+        config.max_row_bytes,
+        seen,
+        how.turns,
+        how.fields,
+        config.by_first_question,
     )
+
+
+def _count_name(field: str) -> str:
+    """Returns a field's name as a part of a count's name, which MLflow must accept."""
+    return re.sub(r"[^\w. -]", "_", field)[:60].strip(" .") or "_"
 
 
 def _refused(raw: RawRow, fault: RowFault) -> QuarantinedRow:
@@ -173,13 +204,15 @@ def example_id(example: PromptedResponse) -> str:
 
 
 def unused_line(counts: Mapping[str, float]) -> str:
-    """Names the fields that a corpus has and that are not used; empty if there are none."""
+    """Names the fields that a corpus has and that are not used, and counts its unused turns; empty if there are none."""
     named = [
         f"{name.removeprefix(UNUSED_FIELDS)} ({num:,.0f} rows)"
         for name, num in counts.items()
         if name.startswith(UNUSED_FIELDS)
     ]
-    return f"fields not used: {', '.join(named)}" if named else ""
+    fields = [f"fields not used: {', '.join(named)}"] if named else []
+    turns = [f"{num:,.0f} turns not used"] if (num := counts.get(UNUSED_TURNS)) else []
+    return "; ".join([*turns, *fields])
 
 
 def check_quarantine(location: str, summary: RowCounts, max_fraction: float) -> None:

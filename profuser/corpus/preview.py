@@ -6,25 +6,30 @@ from profuser.corpus.prepare import RowCounts, check_quarantine, corpus_rows, fi
 from profuser.corpus.readers import read_corpus
 from profuser.corpus.seen import SeenRows
 from profuser.recipe.models import CorpusConfig
+from profuser.recipe.preparing import PartConfig
 
 PREVIEW_ROWS = 2_000
 
 
-def preview(config: CorpusConfig, path: str, seed: int = 0, is_heldout: bool = False) -> str:
+def preview(
+    config: CorpusConfig, path: str, seed: int = 0, is_heldout: bool = False, part: PartConfig | None = None
+) -> str:
     """Returns one line on the first rows: their shape, how many are usable, the first reason for a refusal, and fields not used.
 
     Args:
         config: the recipe's section.
-        path: the corpus, see `read_corpus`.
+        path: the corpus or one of its parts, see `read_corpus`.
         seed: seed of the choice of held-out rows.
         is_heldout: whether it is the separate held-out corpus.
+        part: the part that it is.
 
     Raises:
         UserError: the corpus cannot be read; or it is no longer than the rows read here, and `prepare` would refuse it.
     """
-    counts, seen, named = RowCounts(), SeenRows(), OptionalFields(config.optional_fields)
+    source = part or config
+    counts, seen, named = RowCounts(), SeenRows(), OptionalFields(source.optional_fields)
     limit, is_whole = (config.heldout_rows or None) if is_heldout else config.max_rows, True
-    for row in corpus_rows(config, named.watch(read_corpus(path)), seen):
+    for row in corpus_rows(config, named.watch(read_corpus(path)), seen, source):
         counts.add(row)
         if counts.accepted == limit:
             break
@@ -35,6 +40,7 @@ def preview(config: CorpusConfig, path: str, seed: int = 0, is_heldout: bool = F
         check_quarantine(path, counts, config.max_quarantined_fraction)
     if is_whole and not is_heldout:
         named.check(path)
+    if is_whole and not is_heldout and not part:
         choose_heldout(seen, 0 if config.heldout else config.heldout_rows, seed, seen.prompts)
     return _words(counts, path, is_whole)
 
@@ -44,6 +50,5 @@ def _words(counts: RowCounts, path: str, is_whole: bool) -> str:
     rows = f"{'' if is_whole else 'the first '}{counts.read:,} rows read, {counts.accepted:,} usable"
     refused = f", {counts.quarantined:,} refused" if counts.quarantined else ""
     cause = first_cause(path, counts.first) if counts.first else ""
-    turns = f"; {counts.unused_turns:,} turns not used" if counts.unused_turns else ""
     unused = unused_line(counts.not_used())
-    return f"{shape}: {rows}{refused}{cause}{turns}{'; ' if unused else ''}{unused}"
+    return f"{shape}: {rows}{refused}{cause}{'; ' if unused else ''}{unused}"

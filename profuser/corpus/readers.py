@@ -25,7 +25,7 @@ PARQUET = (b"PAR1", b"PARE")
 def read_corpus(location: str) -> Iterator[RawRow]:
     """Streams all records of a corpus, in order; only a JSON list is held in memory (as text) while it is read.
 
-    A truncated gzip or JSONL file yields the rows before the cut, then one row with a fault.
+    A truncated JSONL or CSV file, compressed or not, yields the rows before the cut, then one row with a fault.
 
     Args:
         location: see `corpus_files`; on the Hub also `hub:owner/name/config:split`. The split is `train` by default.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 EXCERPT_CHARS = 160
+TRUNCATED = "the file is truncated here"
 TURN_FIELDS = (("role", "content"), ("from", "value"))
 """Fields of a turn: its role and its text."""
 Unit = Literal["line", "record"]

@@ -3,6 +3,7 @@
 To add a shape, add its record to `SHAPES`; a new name belongs in `corpus.format` too.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -31,7 +32,15 @@ CHOSEN_FOR = ("prompt", "question", "query", "instruction", "input")
 TASK_FIELDS = ("instruction", "input", "history", "context", "contexts", "passage", "document", "documents", "article")
 OTHER_FIELDS = ("background", "choices", "options", "tools", "functions", "image", "images", "audio", "video")
 CHANGES_MEANING = frozenset((*SYSTEM, *TASK_FIELDS, *OTHER_FIELDS, *THOUGHTS))
-"""Fields that would change what a prompt or response means: named if a shape does not use them."""
+"""Fields that would change what a prompt or response means: named if a shape does not use them, whatever they hold."""
+METADATA = re.compile(
+    r"(.*_)?(ids?|names?|idx|index|uuid|guid|hash|sha256|md5|key|source|src|origin|dataset|split|subset|config|models?|generator|author"
+    r"|annotator|user|username|urls?|link|uri|domain|file|filename|path|licen[cs]e|lang|language|locale|country|scores?|rating"
+    r"|rank|quality|labels?|tags?|topics?|category|categories|subject|type|kind|style|level|difficulty|status|state|date|time"
+    r"|timestamp|at|version)",
+    re.IGNORECASE,
+)
+"""Names of fields that describe a record rather than belong to its text: not named if a shape does not use them."""
 
 
 class Conversation(NamedTuple):
@@ -67,9 +76,17 @@ class Shape:
         return has_all and all(is_blank(find(record, field)) for field in self.without)
 
     def unused(self, record: Record) -> list[str]:
-        """Returns the fields of a record that would change its meaning and that this shape does not use."""
+        """Returns the fields of a record that this shape does not use, and that hold text or would change its meaning."""
         used = {field.partition(".")[0] for field in (*self.needs, *self.uses)} | {*self.needs, *self.uses}
-        return [name for name in record if name in CHANGES_MEANING - used and not is_blank(record[name])]
+        left = [name for name in record if name not in used and not is_blank(record[name])]
+        return [n for n in left if n in CHANGES_MEANING or (_holds_text(record[n]) and not METADATA.fullmatch(n))]
+
+
+def _holds_text(value: Any) -> bool:
+    """Returns whether a value is text with a letter (in a CSV, numbers are text too), or a list of such texts or of turns."""
+    if isinstance(value, list):
+        return any((isinstance(item, str) and _holds_text(item)) or is_turn(item) for item in value)
+    return isinstance(value, str) and any(map(str.isalpha, value))
 
 
 def _listed(field: str) -> Parser:
@@ -174,7 +191,7 @@ def _preference(prompt: str | None, before: Sequence[str]) -> Shape:
     """Returns the shape of a preferred response and the field of its prompt, unless one of the fields `before` has it."""
     contexts = [field for field in ("input", "context") if prompt and field != prompt]
     needs = ("chosen", prompt) if prompt else ("chosen",)
-    return Shape("preference", needs, (*contexts, *SYSTEM), _chosen(prompt, contexts), tuple(before))
+    return Shape("preference", needs, (*contexts, *SYSTEM, "rejected"), _chosen(prompt, contexts), tuple(before))
 
 
 def mapped(fields: FieldsConfig) -> Shape:
@@ -202,6 +219,6 @@ SHAPES = (
     Shape("sharegpt", ("conversation",), SYSTEM, _listed("conversation")),
     *(_preference(prompt, CHOSEN_FOR[:place]) for place, prompt in enumerate(CHOSEN_FOR)),
     _preference(None, CHOSEN_FOR),
-    Shape("oasst", ("prompt.replies",), (), _tree),
+    Shape("oasst", ("prompt.replies",), ("text", "role"), _tree),
 )
 """All shapes, the most likely first. Their order decides between shapes that both fit."""

@@ -22,6 +22,7 @@ class Spool:
     def __init__(self, schema: pa.Schema, batch_rows: int):
         self._schema, self._batch_rows = schema, batch_rows
         self._rows: list[Mapping[str, Any]] = []
+        self._is_whole = False
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the spool)
         with _naming_the_folder():
             self._writer = pa.ipc.new_file(self._file, schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
@@ -37,10 +38,12 @@ class Spool:
             self._flush()
 
     def tables(self) -> Iterator[pa.Table]:
-        """Yields all rows in order, a batch at a time; no more can be added after that."""
-        self._flush()
-        with _naming_the_folder():
-            self._writer.close()
+        """Yields all rows in order, a batch at a time, each time that it is called; no more can be added after that."""
+        if not self._is_whole:
+            self._flush()
+            with _naming_the_folder():
+                self._writer.close()
+            self._is_whole = True
         reader = pa.ipc.open_file(self._file)
         for index in range(reader.num_record_batches):
             yield pa.Table.from_batches([reader.get_batch(index)])

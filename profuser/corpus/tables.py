@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from profuser.corpus.foreign import known_kind
 from profuser.corpus.json_text import MAX_LINE_BYTES
-from profuser.corpus.rows import EXCERPT_CHARS, RawRow, make_row
+from profuser.corpus.rows import EXCERPT_CHARS, TRUNCATED, RawRow, make_row
 from profuser.errors import UserError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -41,6 +41,9 @@ def read_table(stream: io.BufferedIOBase, head: bytes, label: str, delimiter: st
         except csv.Error as error:
             yield RawRow(label, line, None, f"not {label[-3:].upper()} ({error})")
             continue
+        except EOFError:
+            yield RawRow(label, line, None, TRUNCATED)
+            return
         if values is None:
             return
         if not values:

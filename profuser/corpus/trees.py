@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from profuser.corpus.rows import RawRow
+from profuser.corpus.rows import RawRow, type_name
 from profuser.corpus.turns import ROLES, Message, Turn
 from profuser.corpus.values import RowFault, text_of
 
@@ -53,6 +53,9 @@ def join_trees(rows: Iterable[RawRow]) -> Iterator[RawRow]:
     for row in rows:
         record = row.record or {}
         is_message = all(field in record for field in FLAT)
+        if is_message and (wrong := _wrong_id(record)):
+            yield RawRow(row.file, row.line, None, wrong, row.excerpt, row.unit)
+            continue
         if tree and not (is_message and record["message_tree_id"] == tree[0][1]["message_tree_id"]):
             yield from _nested(tree)
             tree = []
@@ -61,6 +64,15 @@ def join_trees(rows: Iterable[RawRow]) -> Iterator[RawRow]:
         else:
             yield row
     yield from _nested(tree)
+
+
+def _wrong_id(record: Mapping[str, Any]) -> str | None:
+    """Returns the fault of a flat message with an id that is neither text nor a number; only the root has no parent."""
+    for field in ("message_tree_id", "message_id", "parent_id"):
+        value = record[field]
+        if not isinstance(value, (str, int)) and (value is not None or field != "parent_id"):
+            return f"{field} is {type_name(value)}, expected text"
+    return None
 
 
 def _nested(tree: list[tuple[RawRow, dict[str, Any]]]) -> Iterator[RawRow]:

@@ -16,6 +16,9 @@ from profuser.rewards.verifiers import exact_match
 from profuser.selection.advantage import bits_per_byte
 from profuser.signals.ragged import Ragged
 
+ALL = "all"
+"""Category of all held-out rows."""
+
 
 def evaluate_table(
     rows: pa.Table,
@@ -96,10 +99,10 @@ def common_rows(tables: Mapping[str, pa.Table]) -> dict[str, set[str]]:
     for table in tables.values():
         known = {r["row_id"] for r in table.select(["row_id", "refused"]).to_pylist() if r["refused"] is None}
         kept = known if kept is None else kept & known
-    out: dict[str, set[str]] = {"all": kept or set()}
+    out: dict[str, set[str]] = {ALL: kept or set()}
     first = next(iter(tables.values()))
     for record in first.select(["row_id", "category"]).to_pylist():
-        if record["category"] is not None and record["row_id"] in out["all"]:
+        if record["category"] is not None and record["row_id"] in out[ALL]:
             out.setdefault(record["category"], set()).add(record["row_id"])
     return out
 

@@ -16,7 +16,7 @@ Legend: N held-out rows that no model refused, M models, R rewards.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +44,8 @@ class JudgedAnswers:
     """`[N][M]`; None for a blank answer, which loses against any other."""
     scores: Float[np.ndarray, "N M R"]
     """NaN if there is no answer, or if the reward does not judge the row."""
+    row_ids: Sequence[str] = ()
+    """Id of each row."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,16 @@ def judge_table(judge: Judge, rows: Sequence[Mapping], predictions: Mapping[str,
 
 
 def win_rates(
-    judged: JudgedAnswers, model: str, config: VoteConfig, weights: Sequence[float]
+    judged: JudgedAnswers, model: str, config: VoteConfig, weights: Sequence[float], rows: Sequence[int] | None = None
 ) -> dict[str, JudgedWinRate]:
     """Returns how often a model is preferred to each of the others, under a vote of the rewards with these weights.
 
-    A model is left out if no reward with a weight judges any row.
+    A model is left out if no reward with a weight judges any row. With `rows` only these places count; the scale of a reward is
+    still that of all rows.
     """
     scales = [RewardScale.of(judged.scores[..., index]) for index in range(len(judged.rewards))]
+    if rows is not None:
+        judged = replace(judged, answers=[judged.answers[place] for place in rows], scores=judged.scores[list(rows)])
     lengths = np.array([[len(text or "") for text in row] for row in judged.answers], dtype=np.float64)
     mine = judged.models.index(model)
     out: dict[str, JudgedWinRate] = {}

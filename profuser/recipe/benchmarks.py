@@ -37,6 +37,8 @@ class Preset:
     """Split that the worked examples come from."""
     tasks: str = ""
     """Folder of the benchmark's tasks in the harness; by default its name."""
+    question: Callable[[dict[str, Any]], tuple[str, ...]] = lambda row: (str(row["question"]),)
+    """Function that returns the texts of a row's question, to compare a corpus with them."""
 
 
 def _choice(index: Any, choices: Any, least: int = 2) -> str | None:
@@ -111,6 +113,7 @@ PRESETS = {
         evaluated="validation",
         columns=("activity_label", "ctx_a", "ctx_b", "endings", "label"),
         fault=_hellaswag_fault,
+        question=lambda row: (f"{row['ctx_a']} {row['ctx_b']}",),
     ),
     "arc_challenge": Preset(
         num_fewshot=25,
@@ -136,6 +139,9 @@ PRESETS = {
         evaluated="validation",
         columns=("sentence", "option1", "option2", "answer"),
         fault=_winogrande_fault,
+        question=lambda row: tuple(
+            row["sentence"].replace("_", text) for text in ("_", row["option1"], row["option2"])
+        ),
     ),
     "gsm8k": Preset(
         num_fewshot=5,

@@ -193,12 +193,17 @@ class Recipe(Config):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{what}: the name {twice[0]!r} is used twice")
+        corpus = self.corpus
         for reward in self.rewards:
-            if (reward.categories or reward.except_categories) and self.corpus.category_path is None:
+            if (reward.categories or reward.except_categories) and not (corpus.category_path or corpus.parts):
                 key = "categories" if reward.categories else "except_categories"
                 raise ValueError(
                     f"rewards.{reward.name}.{key}: the corpus has no categories; set corpus.category_field"
                 )
+        if corpus.decontaminate and not (corpus.heldout or corpus.heldout_rows or self.evaluate.benchmarks):
+            raise ValueError(
+                "corpus.decontaminate has nothing to compare the rows with; set evaluate.benchmarks or corpus.heldout_rows"
+            )
         if not any(reward.weight for reward in self.rewards):
             raise ValueError("rewards: every weight is 0, so there would be no votes; give one a weight above 0")
         for source in self.sources:

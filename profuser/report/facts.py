@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from profuser.artifacts.schemas import MODES
-from profuser.evaluation.heldout import Score
+from profuser.evaluation.heldout import ALL, Score
 from profuser.evaluation.judged import JudgedWinRate
 from profuser.evaluation.statistics import Difference, Estimate
 from profuser.planning.plan_file import PlanError
@@ -13,8 +13,6 @@ from profuser.run.stages import TARGET
 from profuser.selection.summary import SelectionFacts
 from profuser.signals.rules import RULES
 
-ALL = "all"
-"""Category of all held-out rows."""
 UNKNOWN = Score(0, float("nan"), float("nan"))
 
 
@@ -109,6 +107,10 @@ class RunFacts:
     """Scores in percent with 95 % intervals: `{benchmark: {model: estimate}}`."""
     judged: Mapping[str, Mapping[str, JudgedWinRate]] = field(default_factory=dict)
     """Win rates of the fused model's answers: `{judge: {other model: rate}}`, the majority vote first."""
+    judged_by_category: Mapping[str, Mapping[str, JudgedWinRate]] = field(default_factory=dict)
+    """Win rates under the majority vote: `{category: {other model: rate}}`, without `all`."""
+    taught: Mapping[str, Mapping[tuple[str, str], int]] = field(default_factory=dict)
+    """Examples that each source teaches: `{category: {(mode, source): number}}`, without `all`."""
     source_is_target: str | None = None
     """Name of the source that is the target."""
     history: Sequence[Mapping[str, float]] = ()
@@ -120,6 +122,8 @@ class RunFacts:
     """Refused corpus rows, all or the first ones: `file`, `line`, `reason`, `excerpt`."""
     quarantine_reasons: Mapping[str, int] = field(default_factory=dict)
     """Number of refused rows per reason, the most frequent first."""
+    contaminated: Sequence[Mapping[str, Any]] = ()
+    """First training rows dropped by decontamination: `row_id`, `source_file`, `source_line`, `found_in`, `phrase`."""
     samples: Sequence[Mapping[str, Any]] = ()
     """Held-out rows: `prompt`, `response` (the ground truth), `answers` (`{model: text}`), `category`, and if
     known `correct` (`{model: whether the answer is correct}`)."""

@@ -1,7 +1,7 @@
 """Writes the model card (README.md) of the fused model: usage, origin, results, limits and lineage."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def model_card(facts: RunFacts, manifests: Sequence[Manifest] = ()) -> str:
 def _front_matter(facts: RunFacts) -> dict[str, Any]:
     """Returns the metadata for the Hub, without a licence: those of the target, sources and corpus apply."""
     models = [facts.recipe.get("target", {}), *facts.recipe.get("sources", ())]
-    corpora = [facts.recipe.get("corpus", {}).get(name) or "" for name in ("path", "heldout")]
+    corpora = [place for _, place, _ in _corpora(facts.recipe.get("corpus", {}))]
     bases = list(dict.fromkeys(m["model"] for m in models if not ModelRef(m.get("model", "")).is_local))
     datasets = list(dict.fromkeys(c.split(":")[1] for c in corpora if c.startswith("hub:")))
     # With several base models the Hub would otherwise assume a merge of weights.
@@ -105,14 +105,23 @@ def _made_of(facts: RunFacts, manifests: dict[str, Manifest]) -> str:
         digest = configs.get(f"collect/{source['name']}", {}).get("model")
         rows.append((role, source.get("model"), source.get("revision"), digest))
     digests = configs.get("prepare/train", {}).get("digests", {})
-    for role, place, digest in (("corpus", "path", "corpus"), ("held-out corpus", "heldout", "heldout")):
-        if corpus.get(place):
-            rows.append((role, corpus[place], None, digests.get(digest)))
+    for role, place, digest in _corpora(corpus):
+        rows.append((role, place, None, digests.get(digest)))
     lines = ["| role | what | revision | digest of its files |", "|---|---|---|---|"]
     for role, place, revision, digest in rows:
         cells = [_code(text) if text else "-" for text in (_place(place or ""), revision, digest)]
         lines.append(f"| {role} | {' | '.join(cells)} |")
     return "\n\n".join(["\n".join(lines), *_measured(facts.stages)])
+
+
+def _corpora(corpus: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yields role, place and name in digests of the corpus or its parts, and of the separate held-out corpus."""
+    if corpus.get("path"):
+        yield "corpus", corpus["path"], "corpus"
+    for part in corpus.get("parts") or ():
+        yield f"part {_code(part['name'])} of the corpus", part["path"], f"parts.{part['name']}"
+    if corpus.get("heldout"):
+        yield "held-out corpus", corpus["heldout"], "heldout"
 
 
 def _measured(stages: Sequence[StageFact]) -> list[str]:

@@ -9,12 +9,12 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from profuser.artifacts.schemas import MODES
-from profuser.report.facts import RunFacts
+from profuser.report.facts import ALL, RunFacts
 from profuser.report.headline import headline
 from profuser.report.measures import METRICS
 from profuser.report.pictures import Picture, pictures
 from profuser.report.tables.loss import stage_loss_lines
-from profuser.report.tables.pipeline import cost_words, flow, stage_lines, total_line
+from profuser.report.tables.pipeline import corpus_words, cost_words, flow, stage_lines, total_line
 from profuser.report.tables.plan import COVERED, plan_error_lines
 from profuser.report.tables.results import (
     NOT_JUDGED,
@@ -22,11 +22,20 @@ from profuser.report.tables.results import (
     benchmark_models,
     comparison_lines,
     comparison_rows,
+    judged_category_lines,
     judged_lines,
     no_benchmarks,
     score_lines,
 )
-from profuser.report.tables.selection import KAPPA, LENGTH_RHO, LONGER_WINS, selection_words, share, signed
+from profuser.report.tables.selection import (
+    KAPPA,
+    LENGTH_RHO,
+    LONGER_WINS,
+    selection_words,
+    share,
+    signed,
+    taught_lines,
+)
 from profuser.report.tables.table import csv_text, percent, score_table
 from profuser.run.stages import FUSED, TARGET
 from profuser.signals.rules import RULES
@@ -97,10 +106,15 @@ def render_page(facts: RunFacts, drawn: Mapping[str, Picture]) -> str:
         **_pipeline(facts),
         **_results(facts),
         selection_words=selection_words(facts),
+        taught={mode: taught_lines(facts, mode) for mode in MODES},
+        model_labels=lambda names: {name: facts.label(name) for name in names},
+        source_labels=lambda names: {name: facts.source_label(name) for name in names},
+        all=ALL,
         meanings={"longer wins": LONGER_WINS, "length rho": LENGTH_RHO, "kappa": KAPPA},
         win_totals={mode: sum(getattr(row, mode) for row in facts.wins()) for mode in MODES},
         rules={name: record.meaning for name, record in RULES.items()},
         stage_losses=stage_loss_lines(facts),
+        corpus_words=corpus_words(facts),
         quarantined=facts.quarantined[:MOST_QUARANTINED],
         samples=facts.samples[:MOST_SAMPLES],
         recipe_yaml=_yaml(facts.recipe),
@@ -135,6 +149,7 @@ def _results(facts: RunFacts) -> dict[str, Any]:
         "benchmark_models": benchmark_models(facts),
         "no_benchmarks": no_benchmarks(facts),
         "judged": judged_lines(facts),
+        "judged_categories": judged_category_lines(facts),
         "not_judged": NOT_JUDGED,
         "score_tables": {metric: score_lines(facts, metric) for metric in METRICS},
     }

@@ -10,6 +10,7 @@ import pyarrow as pa
 from profuser.artifacts.artifact import Artifact
 from profuser.artifacts.schemas import (
     BENCHMARK,
+    CONTAMINATED,
     CORPUS,
     EVALUATE,
     JUDGE,
@@ -20,8 +21,10 @@ from profuser.artifacts.schemas import (
     signals_schema,
 )
 from profuser.config import identity
+from profuser.corpus.split import Questions
 from profuser.engines.base import ReadSettings
 from profuser.evaluation.benchmarks.checks import check_data, data_digest
+from profuser.evaluation.benchmarks.questions import benchmark_questions
 from profuser.recipe.evaluating import BenchmarkConfig
 from profuser.recipe.models import ModelConfig, SourceConfig
 from profuser.recipe.rewards import VOTE_SETTINGS, RewardConfig
@@ -61,12 +64,27 @@ class FusionRun(RunInputs):
         """Returns the artifact of quarantined corpus rows, with file, line and reason."""
         return self._artifact("prepare/quarantine", QUARANTINE, self._prepare_config)
 
+    def contaminated(self) -> Artifact | None:
+        """Returns the artifact of training rows dropped by decontamination; None without it."""
+        if not self.recipe.corpus.decontaminate:
+            return None
+        return self._artifact("prepare/contaminated", CONTAMINATED, self._prepare_config)
+
+    def prepared(self) -> list[Artifact]:
+        """Returns all artifacts of the corpus, the training rows first."""
+        return [self.corpus(), self.heldout(), self.quarantine(), *([found] if (found := self.contaminated()) else [])]
+
+    def benchmark_questions(self) -> Questions:
+        """Returns the questions that decontamination compares the corpus with; raises UserError if a benchmark cannot be read."""
+        if not self.recipe.corpus.decontaminate:
+            return {}
+        return {each.name: benchmark_questions(each) for each in self.recipe.evaluate.benchmarks}
+
     @cached_property
     def _prepare_config(self) -> dict[str, Any]:
-        digests = {"corpus": corpus_digest(self.corpus_path)}
-        if self.heldout_path:
-            digests["heldout"] = corpus_digest(self.heldout_path)
-        return {"corpus": identity(self.recipe.corpus), "digests": digests, "seed": self.recipe.seed}
+        digests = {name: corpus_digest(path) for name, path in self.corpus_paths.items()}
+        config = {"corpus": identity(self.recipe.corpus), "digests": digests, "seed": self.recipe.seed}
+        return config | ({"questions": self._benchmark_digests} if self.recipe.corpus.decontaminate else {})
 
     def reading(self, source: SourceConfig) -> ReadSettings:
         """Returns the settings for reading corpus rows with a source."""

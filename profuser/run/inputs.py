@@ -11,7 +11,7 @@ from profuser.errors import UserError
 from profuser.models.formats import Format
 from profuser.models.lab_paths import LAB_FILE, resolve
 from profuser.models.reference import ModelRef
-from profuser.recipe.models import ModelConfig, Recipe
+from profuser.recipe.models import CorpusConfig, ModelConfig, Recipe
 from profuser.recipe.rewards import RewardConfig, RewardModelConfig
 from profuser.recipe.template import JinjaTemplate, TemplateConfig
 from profuser.rewards.kinds import kind_of
@@ -33,15 +33,23 @@ class RunInputs:
         return Folder.at(self.recipe.storage) / self.recipe.name
 
     @property
-    def corpus_path(self) -> str:
-        """Path of the corpus, with `lab://` resolved."""
-        return resolve(self.recipe.corpus.path, self.recipe.lab)
+    def corpus_config(self) -> CorpusConfig:
+        """The recipe's section of the corpus, with `lab://` resolved in its paths."""
+        config, lab = self.recipe.corpus, self.recipe.lab
+        own = {name: path and resolve(path, lab) for name, path in (("path", config.path), ("heldout", config.heldout))}
+        parts = tuple(part.model_copy(update={"path": resolve(part.path, lab)}) for part in config.parts)
+        return config.model_copy(update={**own, "parts": parts})
 
     @property
-    def heldout_path(self) -> str | None:
-        """Path of the separate held-out corpus, with `lab://` resolved; None if there is none."""
-        held = self.recipe.corpus.heldout
-        return None if held is None else resolve(held, self.recipe.lab)
+    def corpus_paths(self) -> dict[str, str]:
+        """Paths of the corpus or its parts, and of the separate held-out corpus, by their names in digests."""
+        config = self.corpus_config
+        found = {
+            "corpus": config.path,
+            **{f"parts.{part.name}": part.path for part in config.parts},
+            "heldout": config.heldout,
+        }
+        return {name: path for name, path in found.items() if path is not None}
 
     def model(self, config: ModelConfig | RewardModelConfig) -> ModelRef:
         """Returns the reference to a model of the recipe."""
@@ -50,7 +58,9 @@ class RunInputs:
     def check_inputs(self) -> None:
         """Raises UserError unless the corpus and all models exist: everything that can be checked before starting."""
         self.check_lab()
-        for setting, path in (("corpus.path", self.corpus_path), ("corpus.heldout", self.heldout_path)):
+        config = self.corpus_config
+        named = [(f"{source.setting}.path", source.path) for source in config.sources]
+        for setting, path in (*named, ("corpus.heldout", config.heldout)):
             if path is not None:
                 try:
                     corpus_files(path)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from profuser.evaluation.heldout import common_rows
+from profuser.evaluation.heldout import ALL, common_rows
 from profuser.evaluation.judged import JudgedAnswers, JudgedWinRate, unless_blank, win_rates
 from profuser.recipe.rewards import RewardConfig
 from profuser.run.fusion_run import FusionRun
@@ -37,7 +37,7 @@ def read_answers(run: FusionRun, rewards: Sequence[RewardConfig]) -> JudgedAnswe
     """Returns answers and scores for the rows that every model accepted, from the shards of `evaluate` and `judge`."""
     models = run.evaluated()
     tables = {name: pa.concat_tables(run.evaluate(name).tables()) for name in models}
-    kept = common_rows(tables)["all"]
+    kept = common_rows(tables)[ALL]
     texts = {
         name: dict(zip(t["row_id"].to_pylist(), t["prediction"].to_pylist(), strict=True)) for name, t in tables.items()
     }
@@ -51,7 +51,7 @@ def read_answers(run: FusionRun, rewards: Sequence[RewardConfig]) -> JudgedAnswe
                 if at is not None and row["score"] is not None:
                     scores[(*at, index)] = row["score"]
     answers = [[unless_blank(texts[name][row_id]) for name in models] for row_id in row_ids]
-    return JudgedAnswers(tuple(models), tuple(reward.name for reward in rewards), answers, scores)
+    return JudgedAnswers(tuple(models), tuple(reward.name for reward in rewards), answers, scores, row_ids)
 
 
 def judged_win_rates(run: FusionRun) -> dict[str, dict[str, JudgedWinRate]]:
@@ -59,13 +59,33 @@ def judged_win_rates(run: FusionRun) -> dict[str, dict[str, JudgedWinRate]]:
 
     Empty if the run is not judged, if judging has not finished, or if no row is left.
     """
+    judged = _judged(run)
+    if judged is None:
+        return {}
+    weights = {MAJORITY: [reward.weight for reward in run.recipe.rewards]}
+    weights |= {name: [float(name == other) for other in judged.rewards] for name in judged.rewards}
+    return {name: win_rates(judged, FUSED, run.recipe.select.vote, weight) for name, weight in weights.items()}
+
+
+def judged_by_category(run: FusionRun) -> dict[str, dict[str, JudgedWinRate]]:
+    """Returns the fused model's win rates under the majority vote, `{category: {other model: rate}}`; empty as above."""
+    judged = _judged(run)
+    if judged is None:
+        return {}
+    place = {row_id: index for index, row_id in enumerate(judged.row_ids)}
+    weights = [reward.weight for reward in run.recipe.rewards]
+    groups = common_rows({name: pa.concat_tables(run.evaluate(name).tables()) for name in run.evaluated()})
+    return {
+        category: win_rates(judged, FUSED, run.recipe.select.vote, weights, sorted(place[row_id] for row_id in ids))
+        for category, ids in groups.items()
+        if category != ALL
+    }
+
+
+def _judged(run: FusionRun) -> JudgedAnswers | None:
+    """Returns the judged answers; None if there are none."""
     artifacts = run.artifacts("judge")
     if not artifacts or any(artifact.manifest() is None for artifact in artifacts):
-        return {}
-    recipe = run.recipe
-    judged = read_answers(run, recipe.rewards)
-    if not judged.answers:
-        return {}
-    weights = {MAJORITY: [reward.weight for reward in recipe.rewards]}
-    weights |= {name: [float(name == other) for other in judged.rewards] for name in judged.rewards}
-    return {name: win_rates(judged, FUSED, recipe.select.vote, weight) for name, weight in weights.items()}
+        return None
+    judged = read_answers(run, run.recipe.rewards)
+    return judged if judged.answers else None

@@ -79,7 +79,7 @@ _ALL = (
     Stage(
         name="prepare",
         purpose="Read the corpus and hold out rows for evaluation. Unusable rows are quarantined.",
-        parts=lambda run: [Part("prepare/train", lambda: [run.corpus(), run.heldout(), run.quarantine()])],
+        parts=lambda run: [Part("prepare/train", run.prepared)],
         plan=stage_plans.prepare,
         report=_prepared,
     ),

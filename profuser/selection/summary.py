@@ -4,6 +4,7 @@ Reads finished artifacts; chooses nothing. Legend: N corpus rows, M sources, R r
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -147,6 +148,17 @@ def read_rows(
     every = np.stack(scores, axis=2)
     own = np.where(taught[:, None] >= 0, every[np.arange(len(every)), taught], np.nan)
     return SelectionRows(teachers, surprise, *_best_samples(tables, every), own)
+
+
+def wins_by_category(selected: Artifact) -> dict[str, Counter[tuple[str, str]]]:
+    """Returns how many examples each source teaches in each category: `{category: {(mode, teacher): number}}`."""
+    out: dict[str, Counter[tuple[str, str]]] = {}
+    for table in selected.tables(["category", "mode", "teacher"]):
+        categories, modes, teachers = (table[name].to_pylist() for name in ("category", "mode", "teacher"))
+        for category, mode, teacher in zip(categories, modes, teachers, strict=True):
+            if category is not None:
+                out.setdefault(category, Counter())[mode, teacher] += 1
+    return {category: out[category] for category in sorted(out)}
 
 
 def _best_samples(

@@ -1,7 +1,9 @@
 """Prints what the stage `prepare` would say about the first rows of a corpus."""
 
 from collections.abc import Callable
+from functools import partial
 
+from profuser.corpus.decontaminate import HELDOUT, NUM_WORDS
 from profuser.corpus.locations import HUB
 from profuser.corpus.preview import preview
 from profuser.errors import UserError
@@ -10,11 +12,24 @@ from ray_jobs.runtime.progress import print_line
 
 
 def print_corpus(run: FusionRun) -> None:
-    """Prints a line on the corpus, and one on the separate held-out corpus; raises UserError if `prepare` would refuse it."""
-    config, held, seed = run.recipe.corpus, run.heldout_path, run.recipe.seed
-    _print("corpus", lambda: preview(config, run.corpus_path, seed), run.corpus_path)
+    """Prints a line on the corpus or each of its parts, and one on the separate held-out corpus, and what decontamination compares.
+
+    Raises:
+        UserError: `prepare` would refuse the corpus.
+    """
+    config, seed = run.corpus_config, run.recipe.seed
+    path, held = config.path, config.heldout
+    if path is not None:
+        _print("corpus", lambda: preview(config, path, seed), path)
+    for part in config.parts:
+        _print(f"corpus, {part.name}", partial(preview, config, part.path, seed, part=part), part.path)
     if held is not None:
         _print("held-out corpus", lambda: preview(config, held, seed, is_heldout=True), held)
+    if config.decontaminate:
+        others = [benchmark.name for benchmark in run.recipe.evaluate.benchmarks]
+        print_line(
+            f"decontamination: rows that share {NUM_WORDS} words with {', '.join([*others, HELDOUT])} are dropped"
+        )
 
 
 def _print(name: str, line: Callable[[], str], path: str) -> None:

@@ -7,10 +7,12 @@ With `--probe` the sources are started and measured instead (`ray_jobs.cli.probe
 
 from profuser.artifacts.artifact import read_manifest
 from profuser.corpus import QuarantinedRow, corpus_rows, read_corpus
+from profuser.corpus.locations import HUB
 from profuser.errors import TrainingError, UserError
 from profuser.planning.plan_file import PLAN
 from profuser.recipe.fusing import Epochs
-from profuser.recipe.models import Recipe
+from profuser.recipe.models import CorpusConfig, Recipe
+from profuser.recipe.preparing import PartConfig, RowsConfig
 from profuser.report.plots.schedule import ScheduleDrawing
 from profuser.report.tables.table import STAGE_WIDTH, name_cell, new_table
 from profuser.run.fusion_run import FusionRun
@@ -27,10 +29,20 @@ UNKNOWN_SIZE = CorpusSize(50_000, 100, 200, False)
 
 def measure(run: FusionRun) -> CorpusSize:
     """Reads the corpus, or its first `MAX_ROWS_READ` rows, and estimates tokens from bytes."""
-    config = run.recipe.corpus
+    sizes = [_measure(run.corpus_config, source) for source in run.corpus_config.sources]
+    total = sum(size.num_rows for size in sizes)
+    prompt, response = (
+        sum(getattr(size, name) * size.num_rows for size in sizes) / total
+        for name in ("prompt_tokens", "response_tokens")
+    )
+    return CorpusSize(total, prompt, response, all(size.exact for size in sizes))
+
+
+def _measure(config: CorpusConfig, source: RowsConfig) -> CorpusSize:
+    """Reads the corpus or one of its parts; a part's share and limit count."""
     rows, prompt, response, more = 0, 0, 0, False
     limit = min(config.max_rows or MAX_ROWS_READ, MAX_ROWS_READ)
-    for row in corpus_rows(config, read_corpus(run.corpus_path)):
+    for row in corpus_rows(config, read_corpus(str(source.path)), source=source):
         if isinstance(row, QuarantinedRow):
             continue
         if rows == limit:
@@ -40,9 +52,12 @@ def measure(run: FusionRun) -> CorpusSize:
         prompt += sum(len(message.content.encode()) for message in row.messages)
         response += len(row.response.encode())
     if rows == 0:
-        raise UserError(f"corpus.path: {run.corpus_path}: no usable row")
+        raise UserError(f"{source.setting}.path: {source.path}: no usable row")
     share = rows * BYTES_PER_TOKEN
-    return CorpusSize(config.max_rows or rows if more else rows, prompt / share, response / share, not more)
+    num_rows = config.max_rows or rows if more else rows
+    if isinstance(source, PartConfig):
+        num_rows, more = source.num_used(num_rows), more and source.num_used(num_rows) != source.max_rows
+    return CorpusSize(num_rows, prompt / share, response / share, not more)
 
 
 def print_plan(recipe: Recipe) -> None:
@@ -59,7 +74,7 @@ def print_plan(recipe: Recipe) -> None:
         size = measure(run)
         print_corpus(run)
     except UserError as error:
-        if not recipe.corpus.path.startswith("hub:"):
+        if not any(path.startswith(HUB) for path in run.corpus_paths.values()):
             raise
         print_line(f"{error}; planning for {UNKNOWN_SIZE.num_rows:,} rows of 300 tokens")
         size = UNKNOWN_SIZE

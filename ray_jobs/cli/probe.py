@@ -117,7 +117,7 @@ def _corpus(run: FusionRun) -> Iterator[Artifact]:
         return
     with tempfile.TemporaryDirectory() as folder:
         parts = [replace(part, folder=Folder.at(folder) / part.stage) for part in run.artifacts("prepare")]
-        write_corpus(run.recipe.corpus, run.corpus_path, run.heldout_path, run.recipe.seed, *parts)
+        write_corpus(run.corpus_config, run.recipe.seed, parts, run.benchmark_questions())
         yield parts[0]
 
 

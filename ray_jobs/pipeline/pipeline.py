@@ -198,8 +198,8 @@ def _run_part(
         results = manifest.counts | manifest.metrics | {"seconds": manifest.seconds}
         handle.log_metrics({f"stage/{key}": value for key, value in results.items()})
     if artifact.stage == "prepare/train":
-        config = manifest.config["corpus"]
-        tracker.log_dataset("corpus", config["path"], manifest.config["digests"]["corpus"])
+        for name, path in summary.run.corpus_paths.items():
+            tracker.log_dataset(name, path, manifest.config["digests"][name])
     if found := stage.results(artifact.stage, manifest.metrics):
         tracker.parent.log_metrics(found)
     summary.stage(artifact.stage, "finished", manifest)

@@ -7,6 +7,8 @@ from ray.exceptions import RayTaskError
 
 from profuser.artifacts.artifact import Manifest
 from profuser.corpus import unused_line
+from profuser.corpus.decontaminate import contamination_lines
+from profuser.corpus.mix import parts_line
 from profuser.corpus.stage import write_corpus
 from profuser.run.fusion_run import FusionRun
 from ray_jobs.runtime.cluster import pin_to_driver_node, unwrap_error
@@ -16,15 +18,15 @@ from ray_jobs.runtime.stage_metrics import count_rows
 
 
 def prepare(run: FusionRun) -> Manifest:
-    """Reads the corpus and writes the train, held-out and quarantine artifacts; returns the manifest of the train rows.
+    """Reads the corpus and writes its artifacts; returns the manifest of the training rows.
 
     Runs on the driver's node, where a corpus given by path is stored.
     """
     start = time.monotonic()
     task = ray.remote(num_cpus=0)(write_corpus).options(scheduling_strategy=pin_to_driver_node())
-    recipe, artifacts = run.recipe, (run.corpus(), run.heldout(), run.quarantine())
+    artifacts, questions = run.prepared(), run.benchmark_questions()
     try:
-        counts = ray.get(task.remote(recipe.corpus, run.corpus_path, run.heldout_path, recipe.seed, *artifacts))
+        counts = ray.get(task.remote(run.corpus_config, run.recipe.seed, artifacts, questions))
     except RayTaskError as error:
         raise unwrap_error(error) from None
     seconds = time.monotonic() - start
@@ -33,6 +35,8 @@ def prepare(run: FusionRun) -> Manifest:
     for artifact, count in zip(artifacts[1:], counts[1:], strict=True):
         finish(artifact, [count], 0.0)
     manifest = finish(artifacts[0], [counts[0]], seconds)
-    if line := unused_line(manifest.counts):
+    own, held = manifest.counts, unused_line(counts[1])
+    said = [parts_line(own), *contamination_lines(own), unused_line(own), held and f"held-out corpus: {held}"]
+    for line in filter(None, said):
         print_line(f"prepare: {line}")
     return manifest

@@ -24,14 +24,14 @@ from profuser.report.tables.results import benchmark_table, judged_table
 from profuser.report.tables.selection import agreement_table, judges_table, selection_words, win_rates_table
 from profuser.report.tables.table import render_scores, who_wins_table
 from profuser.run.fusion_run import TRAINING_METRICS, FusionRun
-from profuser.run.results import judged_win_rates, read_benchmarks
+from profuser.run.results import judged_by_category, judged_win_rates, read_benchmarks
 from profuser.run.stages import REGISTRY, STAGES
-from profuser.selection.summary import SelectionFacts, read_rows, selection_facts
+from profuser.selection.summary import SelectionFacts, read_rows, selection_facts, wins_by_category
 from ray_jobs.runtime.progress import console, print_line
 from ray_jobs.runtime.shards import finish
 
 NUM_SAMPLES = 8
-MAX_QUARANTINED = 200
+MAX_QUARANTINED, MAX_CONTAMINATED = 200, 50
 PAGE = "index.html"
 NEEDED = STAGES[: STAGES.index("evaluate") + 1]
 """Stages that a report requires; benchmarks and judges are included as far as they are finished."""
@@ -101,11 +101,14 @@ def gather(run: FusionRun) -> RunFacts:
         comparisons=(*heldout_comparisons(tables), *benchmark_comparisons(benchmarks)),
         benchmarks=benchmark_estimates(benchmarks),
         judged=judged_win_rates(run),
+        judged_by_category=judged_by_category(run),
+        taught=wins_by_category(run.select()),
         source_is_target=next((s.name for s in run.recipe.sources if run.recipe.is_target(s)), None),
         history=[json.loads(line) for line in history],
         selection_counts=selected.counts | selected.metrics if selected else {},
         quarantined=_rows(run.quarantine(), MAX_QUARANTINED),
         quarantine_reasons=_reasons(run.quarantine()),
+        contaminated=_rows(found, MAX_CONTAMINATED) if (found := run.contaminated()) else (),
         samples=_samples(run, tables),
         vote_agreement=_vote_agreement(run.select()),
         selection=_selection(run),

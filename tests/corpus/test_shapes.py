@@ -135,10 +135,14 @@ def test_what_cannot_be_used_is_refused_with_the_reason(record, reason):
         ({"question": "q", "answer": "a", "input": "x", "choices": []}, ("input",)),
         ({"prompt": "q", "instruction": "other", "chosen": "a"}, ("instruction",)),
         ({"messages": say(U, A), "tools": [{"type": "function"}]}, ("tools",)),
+        ({"question": "q", "answer": "a", "hint": "Think.", "steps": ["one", "two"], "n": 3}, ("hint", "steps")),
+        ({"question": "q", "answer": "a", "page_url": "x", "id": "x", "model_name": "m", "created_at": "May"}, ()),
+        ({"question": "q", "answer": "a", "length": "17", "note": " ", "more": {"x": "y"}}, ()),
+        ({"messages": say(U, A), "draft": say(U, A)}, ("draft",)),
         ({"messages": [*say(U), {**say(A)[0], "reasoning_content": "two"}]}, ("reasoning_content",)),
     ],
 )
-def test_fields_that_would_change_the_meaning_are_named_if_they_are_not_used(record, fields):
+def test_fields_with_text_or_that_would_change_the_meaning_are_named_if_they_are_not_used(record, fields):
     assert parse_record(record).unused_fields == fields
 
 
@@ -190,6 +194,18 @@ def test_messages_of_flat_trees_are_joined_and_those_without_a_parent_refused():
     assert kept[0].unused_turns == 1
     refused = [(row.line, row.reason) for row in rows if not isinstance(row, CorpusRow)]
     assert refused == [(4, "a message without the one that it replies to (parent_id)")]
+
+
+@pytest.mark.parametrize("field", ["message_tree_id", "message_id", "parent_id"])
+@pytest.mark.parametrize("value", [["t"], {"id": "t"}, 1.5])
+def test_a_message_whose_id_is_no_id_is_refused_and_the_others_are_not(field, value):
+    root = {"message_tree_id": "t", "message_id": "t", "parent_id": None, "text": "q", "role": "prompter"}
+    answer = {**root, "message_id": "a", "parent_id": "t", "text": "a", "role": "assistant"}
+    records = [root, answer, {**answer, field: value}]
+    kept, refused = prepare_rows([RawRow("f", n, record) for n, record in enumerate(records, 1)])
+    kept, refused = (kept, refused) if isinstance(kept, CorpusRow) else (refused, kept)
+    assert (kept.response, refused.line) == ("a", 3)
+    assert refused.reason.startswith(f"{field} is ")
 
 
 FRENCH = ["s: Speak French", "first?", "a: a", "and now?"]

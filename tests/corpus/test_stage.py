@@ -7,10 +7,11 @@ import tracemalloc
 
 import pyarrow as pa
 import pytest
+from mlflow.utils.validation import _validate_metric_name
 
 from profuser.artifacts.artifact import Artifact
 from profuser.artifacts.schemas import CORPUS, QUARANTINE
-from profuser.corpus import CorpusRow, choose_heldout, prepare_rows, read_corpus
+from profuser.corpus import CorpusRow, choose_heldout, prepare_rows, read_corpus, unused_line
 from profuser.corpus.seen import SeenRows
 from profuser.corpus.stage import write_corpus
 from profuser.errors import ProfuserError, UserError
@@ -37,7 +38,7 @@ def written(folder, path, heldout=None, seed=0, **settings):
     """Returns counts and rows of the three artifacts."""
     config = CorpusConfig(path=path, heldout=heldout, **{"max_quarantined_fraction": 1.0, **settings})
     made = artifacts(folder)
-    counts = write_corpus(config, path, heldout, seed, *made)
+    counts = write_corpus(config, seed, made, {})
     return counts, [[row for table in artifact.tables() for row in table.to_pylist()] for artifact in made]
 
 
@@ -114,11 +115,38 @@ def test_rows_of_the_corpus_are_removed_from_the_heldout_corpus(tmp_path):
     assert counts == [{"rows": 20, "quarantined": 5}, {"rows": 4}, {"rows": 5}]
 
 
+def test_a_prompt_of_the_corpus_is_removed_from_the_heldout_corpus_with_any_answer(tmp_path):
+    corpus = write(tmp_path / "a.jsonl", records(range(20)))
+    own = write(tmp_path / "b.jsonl", [{**row, "answer": "other"} for row in records(range(18, 22))])
+    _, (_, held, bad) = written(tmp_path / "out", corpus, own, heldout_rows=0)
+    assert [row["messages"][0]["content"] for row in held] == ["Add 20 and 1.", "Add 21 and 1."]
+    assert [row["reason"] for row in bad] == ["prompt of a held-out row is also in the corpus"] * 2
+
+
+def test_what_a_heldout_corpus_does_not_use_is_counted_in_its_artifact(tmp_path):
+    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    own = write(tmp_path / "b.jsonl", [{"messages": turns, "hint": "Think."}])
+    counts, _ = written(tmp_path / "out", write(tmp_path / "a.jsonl", records(range(5))), own)
+    assert counts[1] == {"rows": 1, "unused_fields/hint": 1, "unused_turns": 1}
+    assert unused_line(counts[1]) == "1 turns not used; fields not used: hint (1 rows)"
+
+
+def test_fields_are_counted_under_names_that_mlflow_accepts_and_only_the_most_frequent(tmp_path):
+    names = ["Frage (kurz)", "a/b", "..", "x" * 300, *(f"f{n}" for n in range(40))]
+    rows = [{**row, **dict.fromkeys(names[: 44 - n], "text")} for n, row in enumerate(records(range(44)))]
+    counts, _ = written(tmp_path / "out", write(tmp_path / "a.jsonl", rows), heldout_rows=0)
+    named = [name for name in counts[0] if name.startswith("unused_fields/")]
+    assert len(named) == 21
+    assert sum(counts[0][name] for name in named) == 44 * 45 / 2
+    for name in named:
+        _validate_metric_name(f"stage/{name}")
+
+
 def test_memory_hardly_grows_with_the_rows(tmp_path):
     def peak(number):
         path = write(tmp_path / f"{number}.jsonl", records(range(number), text="x" * 200))
         tracemalloc.start()
-        written_rows = write_corpus(CorpusConfig(path=path), path, None, 0, *artifacts(tmp_path / f"{number}"))
+        written_rows = write_corpus(CorpusConfig(path=path), 0, artifacts(tmp_path / f"{number}"), {})
         size = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert written_rows[0]["rows"] == number - 200

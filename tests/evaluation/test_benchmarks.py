@@ -15,6 +15,7 @@ from lm_eval.api.model import LM
 from profuser.config import identity
 from profuser.errors import EngineError, UserError
 from profuser.evaluation.benchmarks.data import read_pack
+from profuser.evaluation.benchmarks.questions import benchmark_questions
 from profuser.evaluation.benchmarks.results import benchmark_score, metric_means, standard_error
 from profuser.recipe.benchmarks import LEADERBOARD, PRESETS
 from profuser.recipe.evaluating import BenchmarkConfig
@@ -483,6 +484,28 @@ def own(tmp_path, packs):
     (tmp_path / "own.py").write_text("def keep(dataset):\n    return dataset.select(range(4))\n")
     (tmp_path / "own.yaml").write_text(OWN_TASK.format(data=packs / "mmlu" / "test.jsonl"))
     return str(tmp_path / "own.yaml")
+
+
+def test_the_questions_of_a_users_own_task_are_read(own, make):
+    (config,) = make([{"name": "rivers", "task": own}]).recipe.evaluate.benchmarks
+    questions = benchmark_questions(config)
+    assert len(questions) == 4
+    assert all(text.startswith("Question: ") for (text,) in questions)
+
+
+def test_decontamination_makes_the_rows_depend_on_the_questions(make, packs):
+    def prepared(decontaminate, *benchmarks):
+        run = make([{"name": name, "path": str(packs / name)} for name in benchmarks])
+        corpus = run.recipe.corpus.model_copy(update={"decontaminate": decontaminate})
+        return FusionRun(run.recipe.model_copy(update={"corpus": corpus}))
+
+    one, two = (prepared(True, *names) for names in (["winogrande"], ["winogrande", "mmlu"]))
+    assert one.corpus().fingerprint != two.corpus().fingerprint
+    assert list(two.benchmark_questions()) == ["winogrande", "mmlu"]
+    assert [artifact.stage for artifact in one.artifacts("prepare")][3:] == ["prepare/contaminated"]
+    off = prepared(False, "winogrande")
+    assert off.corpus().fingerprint == prepared(False, "mmlu").corpus().fingerprint
+    assert (off.benchmark_questions(), len(off.artifacts("prepare"))) == ({}, 3)
 
 
 def test_a_users_own_task_is_run_by_the_harness(own, lm, make, tmp_path):

@@ -13,7 +13,7 @@ from profuser.evaluation.judged import RIDGE, JudgedAnswers, judge_table, length
 from profuser.recipe.loading import parse_recipe
 from profuser.recipe.rewards import VoteConfig
 from profuser.run.fusion_run import FusionRun
-from profuser.run.results import MAJORITY, judged_win_rates
+from profuser.run.results import MAJORITY, judged_by_category, judged_win_rates
 from ray_jobs.stages.judge import JudgeWorker
 from tests import tiny
 
@@ -161,6 +161,7 @@ def run(tmp_path_factory):
     for name, texts in answers.items():
         records = [
             {"row_id": row["row_id"], "prediction": text, "response_bytes": 1, "nats": 1.0, "correct": False}
+            | {"category": "odd" if int(row["row_id"]) % 2 else "even"}
             for row, text in zip(rows, texts, strict=True)
         ]
         if name == "target":
@@ -186,6 +187,8 @@ def test_a_runs_rates_are_computed_from_its_answers(run):
     assert found[MAJORITY]["target"] == found["exact"]["target"]
     assert (found[MAJORITY]["target"].raw.value, found[MAJORITY]["target"].num_ties) == (2.5 / 4, 1)
     assert found["number"]["target"].raw.value == 2.5 / 4  # by the number, all but the blank answer tie
+    by_category = judged_by_category(run)
+    assert {name: rates["target"].raw.value for name, rates in by_category.items()} == {"odd": 1.5 / 2, "even": 1 / 2}
 
 
 def test_switching_judging_off_disables_the_stage_and_changes_no_answer(run):

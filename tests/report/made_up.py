@@ -128,6 +128,8 @@ def measured(**changes: Any) -> RunFacts:
         "comparisons": compared,
         "benchmarks": benchmark_estimates(benchmarks),
         "judged": judged(),
+        "judged_by_category": {"facts": judged()["candid"], "units": judged()["majority vote"]},
+        "taught": {"facts": {("training", "mpt"): 3, ("training", "llama"): 1, ("inference", "neox"): 9}},
         "stages": stages,
     }
     return facts(**(whole | {"recipe": recipe() | {"plan": {"currency": "EUR"}}} | changes))

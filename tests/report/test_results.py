@@ -10,7 +10,7 @@ from rich.console import Console
 from profuser.evaluation.heldout import Score, score
 from profuser.evaluation.statistics import SIGN_TEST, Difference, paired_difference
 from profuser.report.comparisons import benchmark_comparisons, heldout_comparisons, preference
-from profuser.report.facts import ModelDifference, RunFacts
+from profuser.report.facts import ModelDifference, RunFacts, StageFact
 from profuser.report.headline import headline
 from profuser.report.measures import BITS_PER_BYTE
 from profuser.report.model_card import model_card
@@ -121,6 +121,44 @@ def test_the_page_shows_every_benchmark_with_intervals_and_verdicts():
     lines = {line.name: line for line in benchmark_lines(facts)}
     assert (lines["arc_challenge"].better_model, lines["gsm8k"].better_model) == ("fused", None)
     assert "mpt" not in lines["gsm8k"].cells
+
+
+def test_the_page_breaks_win_rates_and_teachers_down_by_category():
+    page = render_page(made_up.measured(), {})
+    rate, even = "71.0 % 65.0 to 77.0", "52.0 % 46.0 to 58.0"
+    for category, cell in {"all": rate, "facts": even, "units": rate}.items():
+        assert f"{category} 300 {cell} {cell} {cell}" in section(page, "judged")
+    wins = section(page, "wins")
+    assert (
+        "Training mode: share of the examples that each source teaches category examples llama (target) mpt neox"
+        in wins
+    )
+    assert "facts 4 25.0 % 75.0 % 0.0 %" in wins
+    assert "facts 9 0.0 % 0.0 % 100.0 %" in wins
+
+
+def test_without_categories_there_is_no_table_of_them():
+    page = render_page(made_up.measured(judged_by_category={}, taught={}), {})
+    assert "by category" not in page
+    assert "share of the examples that each source teaches" not in page
+
+
+def test_the_page_says_what_the_corpus_is_made_of_and_what_was_dropped():
+    counts = {"rows": 9, "parts/a/rows": 5, "parts/a/left_out": 2, "parts/b/rows": 4, "unused_fields/hint": 3}
+    counts |= {"contaminated/gsm8k": 1, "compared/gsm8k": 1319, "too_short/gsm8k": 2}
+    dropped = {"row_id": "0123456789abcdef", "source_file": "x.jsonl", "source_line": 7, "found_in": "gsm8k"}
+    facts = made_up.facts(
+        stages=(StageFact("prepare/train", "finished", counts=counts),),
+        contaminated=[dropped | {"phrase": "the words"}],
+    )
+    shown = section(render_page(facts, {}), "quarantine")
+    for expected in (
+        "parts: a 5 rows (2 left out by its share or max_rows), b 4 rows",
+        "gsm8k: 1 training rows dropped that share 13 words (1,319 questions, 2 of them shorter than 13 words)",
+        "fields not used: hint (3 rows)",
+        "0123456789abcdef x.jsonl 7 gsm8k the words",
+    ):
+        assert expected in shown
 
 
 @pytest.mark.parametrize(

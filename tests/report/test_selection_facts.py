@@ -11,7 +11,7 @@ from profuser.artifacts.artifact import Artifact
 from profuser.artifacts.schemas import REWARDS
 from profuser.recipe.rewards import LastNumberConfig, VoteConfig
 from profuser.rewards.voting import RewardScale
-from profuser.selection.summary import SelectionRows, WinRate, read_rows, selection_facts
+from profuser.selection.summary import SelectionRows, WinRate, read_rows, selection_facts, wins_by_category
 from profuser.storage.folder import Folder
 
 NAMES = ("a", "b", "c")
@@ -160,6 +160,18 @@ def test_rows_are_read_back_as_they_were_written(tmp_path):
     assert [list(texts) for texts in found.answers] == [["x", "x"], [None, "y"], ["z", "w"]]
     np.testing.assert_equal(found.scores, np.stack([np.array(s) for s in scores], axis=2))
     np.testing.assert_equal(found.taught, [[NAN, NAN], [0.0, 1.0], [NAN, NAN]])
+
+
+def test_teachers_are_counted_by_category(tmp_path):
+    taught = [
+        ("maths", "training", "a"),
+        ("maths", "training", "a"),
+        ("facts", "inference", "b"),
+        (None, "training", "a"),
+    ]
+    examples = [dict(zip(("category", "mode", "teacher"), one, strict=True)) for one in taught]
+    found = wins_by_category(artifact(tmp_path, "select", pa.Table.from_pylist(examples)))
+    assert found == {"facts": {("inference", "b"): 1}, "maths": {("training", "a"): 2}}
 
 
 def test_an_example_that_all_sources_teach_has_no_chosen_teacher(tmp_path):

@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from profuser.corpus.decontaminate import contamination_lines
+from profuser.corpus.mix import parts_line
+from profuser.corpus.prepare import unused_line
 from profuser.report.facts import RunFacts, StageFact
 from profuser.run.stages import REGISTRY, stage_name
 
@@ -178,3 +181,9 @@ def _other_counts(stage: StageFact) -> str:
     ]
     metrics = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in stage.metrics.items() if "/" not in name]
     return ", ".join([*counts, *metrics])
+
+
+def corpus_words(facts: RunFacts) -> list[str]:
+    """States the parts of the corpus, what decontamination dropped, and what of the records is not used; a line each."""
+    counts = next((stage.counts for stage in facts.stages if stage.name == "prepare/train"), {})
+    return [line for line in (parts_line(counts), *contamination_lines(counts), unused_line(counts)) if line]

@@ -29,11 +29,11 @@ class ScoreLine:
     """Value by model."""
     intervals: Mapping[str, str]
     """Interval by model, for models that have one."""
-    better_model: str | None
-    change: str
-    """Change from the target to the fused model."""
-    interval: str
-    verdict: str
+    better_model: str | None = None
+    change: str = ""
+    """Change from the target to the fused model; empty in a table without changes."""
+    interval: str = ""
+    verdict: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,20 @@ def score_lines(facts: RunFacts, metric: Metric) -> list[ScoreLine]:
         cells = {model: metric.text(metric.of(facts.score(model, category))) for model in facts.models}
         own = (change.better_model, change.text, change.interval, change.verdict)
         lines.append(ScoreLine(category, facts.num_rows(category), cells, {}, *own))
+    return lines
+
+
+def judged_category_lines(facts: RunFacts) -> list[ScoreLine]:
+    """Returns a line per category for the win rates at equal length under the majority vote; none without categories."""
+    found = facts.judged_by_category
+    every = {ALL: next(iter(facts.judged.values()))} | dict(found) if found and facts.judged else {}
+    lines = []
+    for category, rates in every.items():
+        even = {model: in_percent(rate.length_controlled) for model, rate in rates.items()}
+        num_rows = max(rate.num_items for rate in even.values())
+        cells = {model: f"{SCORE.text(rate.value)} %" for model, rate in even.items()}
+        intervals = {model: SCORE.interval(rate) for model, rate in even.items()}
+        lines.append(ScoreLine(category, num_rows, cells, intervals))
     return lines
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from rich.table import Table
 
 from profuser.artifacts.schemas import MODES
-from profuser.report.facts import RunFacts
+from profuser.report.facts import ALL, RunFacts
+from profuser.report.tables.results import ScoreLine
 from profuser.report.tables.table import name_cell, new_table, percent
 
 LONGER_WINS = (
@@ -38,6 +39,18 @@ def selection_words(facts: RunFacts) -> list[str]:
     if wins:
         out.append(f"The target itself wins, with little new to learn, in {', '.join(wins)}.")
     return out
+
+
+def taught_lines(facts: RunFacts, mode: str) -> list[ScoreLine]:
+    """Returns a line per category: the share of a mode's examples that each source teaches; none without categories."""
+    wins = {row.source: getattr(row, mode) for row in facts.wins()}
+    every = {ALL: wins} if facts.taught else {}
+    every |= {name: {source: own.get((mode, source), 0) for source in wins} for name, own in facts.taught.items()}
+    lines = []
+    for category, own in every.items():
+        total = sum(own.values())
+        lines.append(ScoreLine(category, total, {source: percent(num, total) for source, num in own.items()}, {}))
+    return lines
 
 
 def win_rate_rows(facts: RunFacts) -> list[dict[str, Any]]:
