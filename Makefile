@@ -16,7 +16,7 @@ SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations
 # bytecode (containers often set this), and takes twice as long to start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup lock demo check format test test-fast test-long bench bench-scale bench-gpu gpu-wheels clean
+.PHONY: help setup lock demo demo-open check format test test-fast test-long bench bench-scale bench-gpu gpu-wheels clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,15 @@ lock: | $(BIN)/python ## Pin the dependencies of pyproject.toml in locks/ (UPGRA
 
 demo: $(STAMP) ## Run a fusion of tiny models, from corpus to an answer of the served model
 	$(BIN)/profuser demo
+
+# Folders in place of the Hub: MODELS with smollm2, qwen and gemma, DATA with the three corpora.
+SOURCES := smollm2 qwen gemma
+OPEN = $(if $(MODELS),$(foreach name,$(SOURCES),--set sources.$(name).model=$(MODELS)/$(name) --set sources.$(name).revision=null) \
+	--set target.model=$(MODELS)/smollm2 --set target.revision=null) \
+	$(if $(DATA),--set corpus.parts.math.path=$(DATA)/gsm8k_train.jsonl --set corpus.parts.general.path=$(DATA)/alpaca_5000.json \
+	--set corpus.parts.code.path=$(DATA)/code_alpaca_2k.json)
+demo-open: $(STAMP) ## Fuse three released models, from corpus to an answer (half an hour on two cores; MODELS=, DATA=: folders instead of the Hub)
+	$(BIN)/profuser demo open-trio-demo $(OPEN)
 
 check: $(STAMP) ## Check lint, formatting, types and import layers
 	$(BIN)/ruff check .

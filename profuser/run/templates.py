@@ -30,7 +30,7 @@ def template_lines(run: FusionRun) -> Iterator[str]:
     Raises:
         UserError: a template cannot render a question and its answer.
     """
-    rows = [*islice((row for row in _rows(run) if isinstance(row, CorpusRow)), CHECKED_ROWS)]
+    rows = [*_rows(run)]
     models = {f"source {source.name}": source for source in run.recipe.sources} | {"target": run.recipe.target}
     for name, config in models.items():
         tokenizer, template = _tokenizer(run, config, config.engine.trust_remote_code), run.template(config)
@@ -45,10 +45,14 @@ def template_lines(run: FusionRun) -> Iterator[str]:
         yield from _judge_line(run, reward, rows)
 
 
-def _rows(run: FusionRun) -> Iterator[Any]:
-    """Yields the rows of a corpus that can be read at once."""
-    path = run.corpus_path
-    yield from () if path.startswith(HUB) else corpus_rows(run.recipe.corpus, read_corpus(path), SeenRows())
+def _rows(run: FusionRun) -> Iterator[CorpusRow]:
+    """Yields the first usable rows of the corpus, or of its parts, as far as they can be read at once."""
+    config = run.corpus_config
+    for source in config.sources:
+        if source.path and not source.path.startswith(HUB):
+            found = corpus_rows(config, read_corpus(source.path), SeenRows(), source)
+            usable = (row for row in found if isinstance(row, CorpusRow))
+            yield from islice(usable, CHECKED_ROWS // len(config.sources))
 
 
 def _tokenizer(run: FusionRun, config: ModelConfig | RewardModelConfig, trust_remote_code: bool) -> Any:
