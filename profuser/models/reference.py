@@ -198,6 +198,8 @@ class ModelRef:
 
     def template_files(self) -> bytes:
         """Returns the content of the files that hold the tokenizer's chat template; empty if there is none."""
+        if self.format is not Format.PLAIN:
+            return ModelRef(self.local(weights=False)).template_files()
         found = []
         for name in TEMPLATE_FILES:
             with suppress(UserError, FileNotFoundError):
