@@ -5,6 +5,7 @@ pass that generated them.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from profuser.engines.loop import EngineLoop
 from profuser.recipe.models import TemplateConfig
 from profuser.signals.codec import RaggedTopK, TopK
 
+RowDone = Callable[[], None]
 MAX_CHARACTER_BYTES = 4
 """Maximum number of bytes of a character in UTF-8."""
 
@@ -49,8 +51,13 @@ class SourceReader:
         self.tokens = TokenBytes.from_tokenizer(engine.tokenizer, engine.vocab_size, ends)
         self.loop = EngineLoop(engine)
 
-    def read(self, rows: pa.Table, how: ReadSettings) -> list[RowSignals]:
+    def read(self, rows: pa.Table, how: ReadSettings, row_done: RowDone | None = None) -> list[RowSignals]:
         """Reads all rows of a table of the corpus schema.
+
+        Args:
+            rows: what to read.
+            how: settings of generation and of the distributions.
+            row_done: called, in the engine's thread, when all responses to a row have arrived.
 
         Returns:
             One entry per row, in order; a row that exceeds the source's context is refused with the reason.
@@ -64,17 +71,20 @@ class SourceReader:
                 requests.append(Request(encoded.prompt_ids, how.top_k, encoded.response_ids))
                 requests += self._answer_requests(row["row_id"], encoded.prompt_ids, how)
                 owners.append(entry)
-        responses = iter(self.loop.run(requests))
+        responses = iter(self.loop.run(requests, row_done and _by_row(row_done, 1 + how.num_samples, len(owners))))
         for entry in owners:
             entry.training = next(responses)
             entry.answers = [self.whole(next(responses)) for _ in range(how.num_samples)]
             entry.texts = [self.text(answer) for answer in entry.answers]
         return signals
 
-    def force(self, rows: list[dict], response_ids: list[list[int]], top_k: int) -> list[Response]:
-        """Teacher-forces given responses, in the source's own tokens, after the prompts of corpus rows."""
+    def force(
+        self, rows: list[dict], response_ids: list[list[int]], top_k: int, row_done: RowDone | None = None
+    ) -> list[Response]:
+        """Teacher-forces given responses, in the source's own tokens, after the prompts of corpus rows; `row_done` as in `read`."""
         pairs = zip(self._encode(rows), response_ids, strict=True)
-        return self.loop.run([Request(encoded.prompt_ids, top_k, response) for encoded, response in pairs])
+        requests = [Request(encoded.prompt_ids, top_k, response) for encoded, response in pairs]
+        return self.loop.run(requests, row_done and _by_row(row_done, 1, len(requests)))
 
     def step_after(
         self, rows: list[dict], signals: SourceSignals, used_up: tuple[np.ndarray, np.ndarray], top_k: int
@@ -141,6 +151,18 @@ class SourceReader:
             return None
         text = _decoded(self.tokens.spell(response.ids))
         return text.removeprefix(" ") if text and text.strip() else None
+
+
+def _by_row(row_done: RowDone, per_row: int, num_rows: int) -> Callable[[int], None]:
+    """Returns a function of a request's index that calls `row_done` with the last of a row's `per_row` requests."""
+    left = [per_row] * num_rows
+
+    def answered(index: int) -> None:
+        left[index // per_row] -= 1
+        if not left[index // per_row]:
+            row_done()
+
+    return answered
 
 
 def _decoded(spelt: bytes) -> str | None:

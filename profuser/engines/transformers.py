@@ -32,7 +32,8 @@ class TransformersEngine:
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path, **options)
-            model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=resolve_dtype(config.dtype), **options)
+            dtype = resolve_dtype(config.dtype, path, revision)
+            model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
         except (RuntimeError, ValueError, OSError, ImportError) as error:
             text = one_line(error)
             raise EngineError(f"{path}: Transformers could not load the model: {text}") from error
@@ -43,6 +44,8 @@ class TransformersEngine:
         own = own_end if isinstance(own_end, list) else [own_end] if own_end is not None else []
         self.end_ids = sorted({*end_ids, *own})
         self.waiting: dict[int, Request] = {}
+        self.num_tokens = 0
+        """Tokens of finished requests since the engine was loaded."""
         self.pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
 
     def add(self, number: int, request: Request) -> None:
@@ -57,7 +60,11 @@ class TransformersEngine:
         if not requests:
             return []
         forced = requests[0].response_ids is not None
-        return list(zip(batch, self._force(requests) if forced else self._generate(requests), strict=True))
+        responses = list(self._force(requests) if forced else self._generate(requests))
+        self.num_tokens += sum(
+            len(request.prompt_ids) + len(response.ids) for request, response in zip(requests, responses, strict=True)
+        )
+        return list(zip(batch, responses, strict=True))
 
     def _padded(self, sequences: list[list[int]], left: bool) -> dict[str, torch.Tensor]:
         width = max(map(len, sequences))

@@ -86,6 +86,21 @@ class ModelRef:
             file = Path(_from_hub(self.path, self.revision, "config.json", setting))
         return _json(file.read_bytes(), setting, str(file))
 
+    def weights_bytes(self, setting: str) -> int | None:
+        """Returns the size of the model's weights files: of its safetensors if it has any, else of all. None if it is unknown: of a
+        Hub model that is not in the cache while the Hub cannot be reached."""
+        if self.is_local:
+            with _user_error(setting, self.path):
+                sizes = Folder.at(self.path).without_retry().sizes()
+        else:
+            snapshot = Path(_from_hub(self.path, self.revision, "config.json", setting)).parent
+            sizes = {file.name: file.stat().st_size for file in snapshot.iterdir() if file.exists()}
+            if not any(Path(name).suffix in WEIGHT_SUFFIXES for name in sizes):
+                sizes = _hub_sizes(self.path, self.revision)
+        weights = {name: size for name, size in sizes.items() if Path(name).suffix in WEIGHT_SUFFIXES}
+        safe = {name: size for name, size in weights.items() if name.endswith(".safetensors")}
+        return sum((safe or weights).values()) or None
+
     def digest(self, setting: str) -> str:
         """Returns sixteen hex digits that identify the model.
 
@@ -157,3 +172,15 @@ def _from_hub(name: str, revision: str | None, file: str, setting: str) -> str:
         raise UserError(
             f"{setting}: {name!r} is not a local folder, and the Hub does not provide it: {reason}"
         ) from None
+
+
+def _hub_sizes(name: str, revision: str | None) -> dict[str, int]:
+    """Returns the sizes of a Hub model's files; nothing if the Hub cannot be reached."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        files = HfApi().model_info(name, revision=revision, files_metadata=True).siblings or []
+    except (HfHubHTTPError, OSError):
+        return {}
+    return {file.rfilename: file.size or 0 for file in files}

@@ -19,8 +19,9 @@ class TransformersRewardModel:
 
         config = conversations.config
         try:
+            dtype = resolve_dtype(config.dtype, conversations.path, config.revision)
             model: Any = AutoModelForSequenceClassification.from_pretrained(
-                conversations.path, dtype=resolve_dtype(config.dtype), **conversations.options
+                conversations.path, dtype=dtype, **conversations.options
             )
         except (RuntimeError, ValueError, OSError, ImportError) as error:
             raise conversations.failure("could not be loaded", error) from error

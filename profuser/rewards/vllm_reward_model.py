@@ -1,6 +1,5 @@
 """A reward model in vLLM's pooling runner: continuous batching of conversations of any length."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import profuser.engines.vllm  # noqa: F401  Sets environment variables that vLLM
 from profuser.engines.device import memory_arguments, resolve_dtype
 from profuser.rewards.conversations import Conversations
 
-CPU_CACHE_GIB = "1"
+CPU_CACHE_GIB = 1.0
 """KV cache in GiB that vLLM allocates on a CPU. A single pass hardly needs it; vLLM's own default is far more."""
 
 
@@ -29,7 +28,6 @@ class VllmRewardModel:
     """A `vllm.LLM` in this process that classifies."""
 
     def __init__(self, conversations: Conversations):
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
         from vllm import LLM
 
         config = conversations.config
@@ -38,13 +36,13 @@ class VllmRewardModel:
                 conversations.path,
                 runner="pooling",
                 convert="classify" if conversations.architecture.endswith("ForSequenceClassification") else "auto",
-                dtype=resolve_dtype(config.dtype),
+                dtype=resolve_dtype(config.dtype, conversations.path, config.revision),
                 max_model_len=conversations.max_tokens,
                 max_num_seqs=config.batch_size,
                 tensor_parallel_size=config.engine.tensor_parallel_size,
                 disable_log_stats=True,
                 **conversations.options,
-                **memory_arguments(config.engine.gpu_memory_utilization),
+                **memory_arguments(config.engine.gpu_memory_utilization, CPU_CACHE_GIB),
             )
         except (RuntimeError, ValueError, OSError, AssertionError, NotImplementedError) as error:
             raise conversations.failure(

@@ -18,7 +18,9 @@ from profuser.models.reference import local_model
 from profuser.recipe.evaluating import BenchmarkConfig
 from profuser.recipe.models import ModelConfig, TemplateConfig
 from profuser.run.fusion_run import FusionRun
-from ray_jobs.runtime.cluster import check_fits, gpus_for, pool_resources, unwrap_error
+from ray_jobs.runtime.cluster import check_fits, pool_resources, unwrap_error
+from ray_jobs.runtime.concurrency import concurrent_models
+from ray_jobs.runtime.engine_fit import fit_engine
 from ray_jobs.runtime.progress import print_line
 from ray_jobs.runtime.shards import finish
 
@@ -67,16 +69,17 @@ def benchmarks(run: FusionRun, name: str, config: BenchmarkConfig) -> Manifest:
     output = run.benchmark(name, config)
     if not output.finished_shards():
         path, model = run.evaluated_model(name)
-        num_gpus = gpus_for(model)
-        check_fits(output.stage, model.pool.num_cpus, num_gpus)
+        fitted = fit_engine(run, output.stage, model, path, concurrent_models(run))
+        resources = pool_resources(fitted.pool, fitted.num_gpus, fitted.memory_bytes)
+        check_fits(output.stage, resources["num_cpus"], fitted.num_gpus)
         pack = local_data(config)
-        devices = num_gpus or model.pool.num_cpus
-        part = _Part(output, path, model, run.recipe.template, config, pack, devices, began)
+        devices = fitted.num_gpus or resources["num_cpus"]
+        part = _Part(output, path, fitted.model, run.recipe.template, config, pack, devices, began)
         items = benchmark_size(config, pack)[0]
         size = f" {items:,} items" if items else ""
         print_line(f"{output.stage}: measuring{size}")
         task = ray.remote(max_calls=1, max_retries=MAX_RETRIES, scheduling_strategy="SPREAD")(_measure)
-        _wait(output.stage, task.options(**pool_resources(model.pool, num_gpus)).remote(part))
+        _wait(output.stage, task.options(**resources).remote(part))
     counts: list[Mapping[str, float]] = list(output.finished_shards().values())
     table = pa.concat_tables(output.tables())
     found = {"score": benchmark_score(table), "standard_error": standard_error(table), "items": float(table.num_rows)}

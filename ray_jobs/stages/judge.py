@@ -9,7 +9,8 @@ from profuser.rewards.kinds import load_judge
 from profuser.run.fusion_run import FusionRun
 from profuser.run.results import read_answers
 from profuser.run.stages import FUSED
-from ray_jobs.runtime.cluster import gpus_for
+from ray_jobs.runtime.concurrency import reward_models_at_once
+from ray_jobs.runtime.engine_fit import fit_engine
 from ray_jobs.runtime.shards import OnDraining, finish, run_shards
 
 
@@ -50,8 +51,12 @@ def judge(run: FusionRun, reward: RewardConfig, draining: OnDraining) -> Manifes
     """
     output = run.judge(reward)
     evaluated = {name: run.evaluate(name) for name in run.evaluated()}
-    worker = partial(JudgeWorker, run.heldout(), evaluated, output, reward, run.reward_path(reward))
-    counts, seconds = run_shards(output, run.heldout(), worker, reward.pool, gpus_for(reward), draining=draining)
+    path = run.reward_path(reward)
+    fitted = fit_engine(run, output.stage, reward, path, reward_models_at_once(run.recipe))
+    worker, memory = partial(JudgeWorker, run.heldout(), evaluated, output, fitted.model, path), fitted.memory_bytes
+    counts, seconds = run_shards(
+        output, run.heldout(), worker, fitted.pool, fitted.num_gpus, draining=draining, memory_bytes=memory
+    )
     judged = read_answers(run, [reward])
     rates = win_rates(judged, FUSED, run.recipe.select.vote, [1.0]) if judged.answers else {}
     return finish(output, counts, seconds, **{f"win_rate/{name}": rate.raw.value for name, rate in rates.items()})

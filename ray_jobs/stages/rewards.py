@@ -12,7 +12,8 @@ from profuser.engines.signal_tables import candidate_answers
 from profuser.recipe.rewards import RewardConfig
 from profuser.rewards.kinds import load_judge
 from profuser.run.fusion_run import FusionRun
-from ray_jobs.runtime.cluster import gpus_for
+from ray_jobs.runtime.concurrency import reward_models_at_once
+from ray_jobs.runtime.engine_fit import fit_engine
 from ray_jobs.runtime.shards import OnDraining, finish, run_shards
 
 
@@ -49,15 +50,19 @@ class RewardWorker:
 
 def rewards(run: FusionRun, reward: RewardConfig, draining: OnDraining | None = None) -> Manifest:
     """Runs the stage for one reward; calls `draining` when its last shards are being scored."""
-    output = run.rewards(reward)
+    output, path = run.rewards(reward), run.reward_path(reward)
+    fitted = fit_engine(run, output.stage, reward, path, reward_models_at_once(run.recipe))
     worker = partial(
         RewardWorker,
         run.corpus(),
         run.artifacts("collect"),
         output,
-        reward,
-        run.reward_path(reward),
+        fitted.model,
+        path,
         run.recipe.collect.samples_per_source,
     )
-    counts, seconds = run_shards(output, run.corpus(), worker, reward.pool, gpus_for(reward), draining=draining)
+    memory = fitted.memory_bytes
+    counts, seconds = run_shards(
+        output, run.corpus(), worker, fitted.pool, fitted.num_gpus, draining=draining, memory_bytes=memory
+    )
     return finish(output, counts, seconds)
