@@ -72,6 +72,7 @@ class EngineWorker(ABC):
             reporter.tokens(engine, num_requests)
 
         self.reporter, self.reader.loop.observe = reporter, observe
+        reporter.tokens(self.reader.engine, 0)  # it has loaded
 
     def row_counter(
         self, shard: int, num_rows: int, method: str = "process", num_answers: int | None = None

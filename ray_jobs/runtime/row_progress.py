@@ -85,9 +85,10 @@ class RowReporter:
 
     def tokens(self, engine: Any, num_requests: int) -> None:
         """Reports the engine's tokens; called after each of its steps with the number of requests without a response."""
-        if (now := time.monotonic()) >= self._next_tokens or not num_requests:
+        tokens = getattr(engine, "num_tokens", None)
+        if tokens is not None and ((now := time.monotonic()) >= self._next_tokens or not num_requests):
             self._next_tokens = now + SECONDS
-            self.board.report_tokens.remote(self.part, self.actor, engine.num_tokens)
+            self.board.report_tokens.remote(self.part, self.actor, tokens)
 
 
 def row_board(part: str) -> Any:
@@ -161,7 +162,7 @@ class RowProgress:
             return ""
         (start, first), (end, last) = self._tokens[0], self._tokens[-1]
         # A restarted engine begins at 0 again.
-        return f"{max(0, last - first) / max(end - start, 1e-9):,.0f} tokens/s"
+        return f"{(last - first) / (end - start):,.0f} tokens/s" if last > first else ""
 
     def _poll(self) -> None:
         while not self._ended.wait(SECONDS):
