@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from profuser.engines.base import Request
-from profuser.engines.processor import LEAST_BYTES, bfloat16_flag, cpu_dtype
+from profuser.engines.processor import bfloat16_flag, cpu_dtype
 from profuser.engines.vllm import VllmEngine
 from profuser.models.checkpoint import Checkpoint
 from profuser.recipe.models import EngineConfig
@@ -24,10 +24,10 @@ from tests.benchmarks.measure import Row, by_turns
 
 K, NUM_REQUESTS, PROMPT_TOKENS, RESPONSE_TOKENS, ROUNDS = 10, 16, 100, 120, 3
 SHAPES = {
-    "135M": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9},
-    "30M": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 16, "num_attention_heads": 6},
+    "147M": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9},
+    "47M": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 16, "num_attention_heads": 6},
 }
-"""Llamas with random weights: the first has the shape of SmolLM2 135M, the second is below the size for bfloat16."""
+"""Llamas with random weights: the first is about as large as SmolLM2 135M, the second is below the size for bfloat16."""
 NUM_TOKENS = 49_152
 
 
