@@ -1,6 +1,6 @@
 """The interface of every reward, whether model or verifier."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -14,3 +14,11 @@ class Judge(Protocol):
     def score(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> Float[np.ndarray, "N"]:
         """Returns the rewards of answers, one per corpus row (a row may occur several times); higher is better."""
         ...
+
+
+@runtime_checkable
+class CountsAnswers(Protocol):
+    """A judge that reports its progress within a call of `score`."""
+
+    answered: Callable[[int], None]
+    """Called with the number of answers that were just scored."""

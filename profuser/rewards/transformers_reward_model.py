@@ -1,6 +1,6 @@
 """A reward model in Transformers: supports any sequence classifier, and serves as the oracle for vLLM in tests."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ class TransformersRewardModel:
             raise conversations.failure("could not be loaded", error) from error
         self.model = model.to(device()).eval()
         self.conversations, self.batch_size = conversations, config.batch_size
+        self.answered: Callable[[int], None] = lambda number: None
 
     @torch.inference_mode()
     def score(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> Float[np.ndarray, "N"]:
@@ -38,6 +39,7 @@ class TransformersRewardModel:
             batch = order[start : start + self.batch_size]
             logits = self.model(**self._padded([conversations[index] for index in batch])).logits
             out[batch] = logits[:, 0].double().cpu().numpy()
+            self.answered(len(batch))
         return out
 
     def _padded(self, sequences: list[list[int]]) -> dict[str, torch.Tensor]:

@@ -1,6 +1,6 @@
 """A reward model in vLLM's pooling runner: continuous batching of conversations of any length."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,9 @@ from profuser.rewards.conversations import Conversations
 
 CPU_CACHE_GIB = 1.0
 """KV cache in GiB that vLLM allocates on a CPU. A single pass hardly needs it; vLLM's own default is far more."""
+
+CALL_BATCHES = 8
+"""Batches of one call: few enough to show progress between calls, enough that draining the last one hardly matters."""
 
 
 def knows(architecture: str) -> bool:
@@ -49,6 +52,7 @@ class VllmRewardModel:
                 "could not be loaded by vLLM", error, "; try engine.kind: transformers"
             ) from error
         self.conversations = conversations
+        self.answered: Callable[[int], None] = lambda number: None
 
     def score(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> Float[np.ndarray, "N"]:
         """See `Judge.score`; raw logits."""
@@ -57,5 +61,10 @@ class VllmRewardModel:
         prompts = [TokensPrompt(prompt_token_ids=ids) for ids in self.conversations.encode(rows, answers)]
         # By default vLLM returns the sigmoid, which is about 1 for all good answers.
         raw = PoolingParams(use_activation=False)
-        outputs = self.llm.classify(prompts, pooling_params=raw, use_tqdm=False)
-        return np.array([output.outputs.probs[0] for output in outputs], dtype=np.float64)
+        step = CALL_BATCHES * self.conversations.config.batch_size
+        found: list[float] = []
+        for start in range(0, len(prompts), step):
+            outputs = self.llm.classify(prompts[start : start + step], pooling_params=raw, use_tqdm=False)
+            found += [output.outputs.probs[0] for output in outputs]
+            self.answered(len(outputs))
+        return np.array(found, dtype=np.float64)

@@ -3,9 +3,9 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import ray
 from ray.exceptions import RayError
@@ -28,6 +28,14 @@ class ShardKey(NamedTuple):
 
     method: str
     shard: int
+
+
+class Count(Protocol):
+    """Counts answers of a shard."""
+
+    def __call__(self, number: int = 1) -> None:
+        """Counts that many."""
+        ...
 
 
 class _Board:
@@ -68,15 +76,15 @@ class RowReporter:
         self.part, self.actor, self.board = part, actor, board
         self._next_tokens = 0.0
 
-    def shard(self, key: ShardKey, num_rows: int, num_answers: int) -> Callable[[], None]:
-        """Returns a function that counts one more of a shard's answers, and reports the same share of its rows as done."""
+    def shard(self, key: ShardKey, num_rows: int, num_answers: int) -> Count:
+        """Returns a function that counts more of a shard's answers, by default one, and reports the same share of its rows."""
         lock = threading.Lock()
         done, due = 0, 0.0
 
-        def count() -> None:
+        def count(number: int = 1) -> None:
             nonlocal done, due
             with lock:
-                done = min(done + 1, num_answers)
+                done = min(done + number, num_answers)
                 if (now := time.monotonic()) >= due:
                     due = now + SECONDS
                     self.board.report_rows.remote(self.part, key, num_rows * done // num_answers)
@@ -125,9 +133,11 @@ class RowProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Not joined: the thread may be waiting for a cluster that no longer answers.
         with self._lock:
             self._ended.set()
+        if self.board:
+            # The thread may be waiting for a cluster that no longer answers.
+            self._thread.join(SECONDS)
 
     def finished(self, key: ShardKey, rows: int) -> None:
         """Records a finished shard."""

@@ -5,16 +5,16 @@ from functools import partial
 from profuser.artifacts.artifact import Artifact, Manifest
 from profuser.evaluation.judged import judge_table, win_rates
 from profuser.recipe.rewards import RewardConfig
-from profuser.rewards.kinds import load_judge
 from profuser.run.fusion_run import FusionRun
 from profuser.run.results import read_answers
 from profuser.run.stages import FUSED
 from ray_jobs.runtime.concurrency import reward_models_at_once
 from ray_jobs.runtime.engine_fit import fit_engine
+from ray_jobs.runtime.judge_worker import JudgingWorker
 from ray_jobs.runtime.shards import OnDraining, finish, run_shards
 
 
-class JudgeWorker:
+class JudgeWorker(JudgingWorker):
     """One reward model or verifier; turns shards of all models' held-out answers into shards of scores."""
 
     def __init__(
@@ -25,8 +25,8 @@ class JudgeWorker:
         reward: RewardConfig,
         path: str | None,
     ):
+        super().__init__(reward, path)
         self.heldout, self.evaluated, self.output = heldout, evaluated, output
-        self.judge = load_judge(reward, path)
 
     def process(self, shard: int) -> dict[str, float]:
         """Scores one shard."""
@@ -35,6 +35,7 @@ class JudgeWorker:
             name: artifact.read_shard(shard, ["prediction"])["prediction"].to_pylist()
             for name, artifact in self.evaluated.items()
         }
+        self.count_answers(shard, len(rows), len(rows) * len(predictions))
         table = judge_table(self.judge, rows, predictions)
         counts: dict[str, float] = {"rows": len(rows), "answers": len(table) - table["score"].null_count}
         self.output.write_shard(shard, table, counts)

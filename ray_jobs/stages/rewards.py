@@ -10,14 +10,14 @@ from profuser.artifacts.artifact import Artifact, Manifest
 from profuser.artifacts.schemas import REWARDS
 from profuser.engines.signal_tables import candidate_answers
 from profuser.recipe.rewards import RewardConfig
-from profuser.rewards.kinds import load_judge
 from profuser.run.fusion_run import FusionRun
 from ray_jobs.runtime.concurrency import reward_models_at_once
 from ray_jobs.runtime.engine_fit import fit_engine
+from ray_jobs.runtime.judge_worker import JudgingWorker
 from ray_jobs.runtime.shards import OnDraining, finish, run_shards
 
 
-class RewardWorker:
+class RewardWorker(JudgingWorker):
     """One reward model or verifier; turns shards of answers into shards of scores, one per answer, NaN for a missing answer."""
 
     def __init__(
@@ -29,8 +29,8 @@ class RewardWorker:
         path: str | None,
         num_samples: int,
     ):
+        super().__init__(reward, path)
         self.corpus, self.collected, self.output, self.num_samples = corpus, collected, output, num_samples
-        self.judge = load_judge(reward, path)
 
     def process(self, shard: int) -> dict[str, float]:
         """Scores one shard."""
@@ -40,6 +40,7 @@ class RewardWorker:
         scores = np.full((len(rows), len(tables) * self.num_samples), math.nan)
         places = [(row, place) for row, texts in enumerate(answers) for place, text in enumerate(texts) if text]
         if places:
+            self.count_answers(shard, len(rows), len(places))
             texts = [answers[row][place] or "" for row, place in places]
             scores[tuple(zip(*places, strict=True))] = self.judge.score([rows[row] for row, _ in places], texts)
         table = pa.table({"row_id": [r["row_id"] for r in rows], "scores": list(scores)}, schema=REWARDS)
