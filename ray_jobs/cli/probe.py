@@ -38,7 +38,7 @@ from profuser.recipe.models import SourceConfig
 from profuser.run.fusion_run import FusionRun
 from profuser.storage.folder import Folder
 from ray_jobs.pipeline.checks import check_storage, check_tokenizers
-from ray_jobs.runtime.cluster import check_fits, connected, gpus_for, pool_resources, unwrap_error
+from ray_jobs.runtime.cluster import check_fits, connected, gpus_for, unwrap_error
 from ray_jobs.runtime.concurrency import concurrent_sources, engines_at_once, run_concurrently
 from ray_jobs.runtime.engine_fit import fit_engine
 from ray_jobs.runtime.engine_worker import ReadModel
@@ -121,14 +121,15 @@ def _probe_source(
 ) -> None:
     """Runs one source's probe on its devices, in a separate process."""
     path = run.model(source).path
-    fitted = fit_engine(run, f"probe/{source.name}", source, path, engines_at_once(run.recipe, source))
-    resources = pool_resources(fitted.pool, fitted.num_gpus, fitted.memory_bytes)
+    fitted = fit_engine(run, source, path, engines_at_once(run.recipe, source))
+    resources = fitted.resources
     check_fits(f"collect/{source.name}", resources["num_cpus"], fitted.num_gpus)
     # A reused worker process would leave the next source's engine too little memory.
     task: Any = ray.remote(max_calls=1, max_retries=0)(_measure)
     model = ReadModel(path, fitted.model, run.recipe.template)
     how = (run.reading(source), run.recipe.collect.top_k, run.collect(source), run.signals(source))
-    print_line(f"probe/{source.name}: {len(rows):,} rows")
+    for line in (*fitted.needs.lines, f"{len(rows):,} rows"):
+        print_line(f"probe/{source.name}: {line}")
     start = time.monotonic()
     try:
         found, ready_seconds = ray.get(task.options(**resources).remote(model, rows, *how))

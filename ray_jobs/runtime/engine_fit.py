@@ -2,7 +2,7 @@
 
 import threading
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from profuser.engines.memory import engine_bytes
 from profuser.engines.processor import cpu_dtype
@@ -12,9 +12,9 @@ from profuser.recipe.resources import PoolConfig
 from profuser.recipe.rewards import RewardConfig, RewardModelConfig
 from profuser.run.fusion_run import FusionRun
 from profuser.storage.folder import Folder
-from ray_jobs.runtime.cluster import gpus_for
+from ray_jobs.runtime.cluster import gpus_for, pool_resources
 from ray_jobs.runtime.nodes import common_bfloat16_flag, free_cpus, most_memory, share_of_cpus
-from ray_jobs.runtime.progress import print_line
+from ray_jobs.runtime.shards import ActorNeeds
 
 PROCESSOR, FLAG = "processor.json", "bfloat16"
 """File in a run's folder, and its entry: the flag for bfloat16 products that all CPU nodes had when the run began, or null."""
@@ -33,34 +33,44 @@ class FittedEngine(Generic[Model]):
     pool: PoolConfig
     """Its pool, with `num_cpus` set."""
     num_gpus: float
-    memory_bytes: int
-    """Memory to request from Ray; 0 if it is unknown, or the engine runs on a GPU."""
+    needs: ActorNeeds
+    """Memory to request, none if it is unknown or the engine runs on a GPU; and lines on what was chosen."""
+
+    @property
+    def resources(self) -> dict[str, Any]:
+        """Resources that an actor or task requests from Ray."""
+        return pool_resources(self.pool, self.num_gpus, self.needs.memory_bytes)
 
 
-def fit_engine(run: FusionRun, part: str, model: Model, path: str | None, num_at_once: int) -> FittedEngine[Model]:
-    """Fits a model's engine to the cluster's nodes; prints a line if it runs in bfloat16 or exceeds the memory.
+def fit_engine(run: FusionRun, model: Model, path: str | None, num_at_once: int) -> FittedEngine[Model]:
+    """Fits a model's engine to the cluster's nodes.
 
     Args:
         run: the run, whose folder holds what its processors can do.
-        part: name of the stage and part, for the lines.
         model: the model's section of the recipe, or a verifier's.
         path: folder, URI or Hub name of the model; None for a verifier.
         num_at_once: engines that run concurrently, those of other pools included.
     """
     num_gpus = gpus_for(model)
     if num_gpus or path is None:
-        return FittedEngine(model, _with_cpus(model.pool, 1.0), num_gpus, 0)
+        return FittedEngine(model, _with_cpus(model.pool, 1.0), num_gpus, ActorNeeds())
     assert isinstance(model, ModelConfig | RewardModelConfig)
     pool = _with_cpus(model.pool, share_of_cpus(free_cpus(), num_at_once))
     checkpoint = Checkpoint.of(path, model.revision)
-    dtype = model.engine.dtype if isinstance(model, ModelConfig) else model.dtype
+    dtype, lines = model.engine.dtype if isinstance(model, ModelConfig) else model.dtype, []
     if dtype == "auto":
         flag = processor_flag(run)
         dtype = cpu_dtype(checkpoint, flag)
         if dtype == "bfloat16":
-            print_line(f"{part}: bfloat16, like its checkpoint: the processor has {flag}; on {pool.num_cpus:g} CPUs")
-    memory = _possible(part, engine_bytes(checkpoint, dtype, _kv_cache_gib(model)) or 0)
-    return FittedEngine(_with_dtype(model, dtype), pool, num_gpus, memory)
+            lines.append(f"bfloat16, like its checkpoint: the processor has {flag}; on {pool.num_cpus:g} CPUs")
+    memory, most = engine_bytes(checkpoint, dtype, _kv_cache_gib(model)) or 0, int(most_memory())
+    if memory > most > 0:
+        lines.append(
+            f"it takes about {memory / 2**30:.1f} GiB, and the largest node has {most / 2**30:.1f} GiB for actors; "
+            "if it runs out of memory, lower engine.kv_cache_gib or use a smaller dtype"
+        )
+    # No more than a node has: Ray would wait forever for one that has it.
+    return FittedEngine(_with_dtype(model, dtype), pool, num_gpus, ActorNeeds(min(memory, most), tuple(lines)))
 
 
 def processor_flag(run: FusionRun) -> str | None:
@@ -98,14 +108,3 @@ def _kv_cache_gib(model: ModelConfig | RewardModelConfig) -> float:
     if isinstance(model, ModelConfig):
         return 0.0 if model.engine.kind == "transformers" else model.engine.kv_cache_gib
     return REWARD_CACHE_GIB if model.engine.kind == "vllm" else 0.0
-
-
-def _possible(part: str, memory: int) -> int:
-    """Returns the memory to request: no more than a node has, or Ray would wait for one that has it forever."""
-    most = int(most_memory())
-    if memory > most > 0:
-        print_line(
-            f"{part}: it takes about {memory / 2**30:.1f} GiB, and the largest node has {most / 2**30:.1f} GiB for actors; "
-            "if it runs out of memory, lower engine.kv_cache_gib or use a smaller dtype"
-        )
-    return min(memory, most)

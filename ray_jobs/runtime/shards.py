@@ -43,6 +43,15 @@ class ReportsRows(Protocol):
         ...
 
 
+class ActorNeeds(NamedTuple):
+    """What an actor needs besides the CPUs and GPUs of its pool."""
+
+    memory_bytes: int = 0
+    """Memory that it requests from Ray; 0 for none."""
+    lines: tuple[str, ...] = ()
+    """What to print when actors are started."""
+
+
 class ExtraShards(NamedTuple):
     """Shards of another artifact that the actors make after their own, while their models are loaded."""
 
@@ -92,7 +101,7 @@ def run_shards(
     in_flight: int = 1,
     draining: OnDraining | None = None,
     riders: Sequence[ExtraShards] = (),
-    memory_bytes: int = 0,
+    needs: ActorNeeds = ActorNeeds(),
 ) -> tuple[list[Mapping[str, float]], float]:
     """Makes all missing shards of an artifact.
 
@@ -105,7 +114,7 @@ def run_shards(
         in_flight: shards that an actor works on concurrently, in as many threads.
         draining: called once, when actors have started all shards.
         riders: other artifacts that the actors work on if any shard of the artifact is missing. Their own stages finish them.
-        memory_bytes: memory that an actor requests from Ray; 0 for none.
+        needs: what an actor with an engine needs.
 
     Returns:
         Counts of every shard, and the seconds taken by this attempt.
@@ -122,15 +131,17 @@ def run_shards(
         done += int(sum(counts["rows"] for counts in rider.artifact.finished_shards().values()))
     with Counter(artifact.stage, total, "rows", done) as counter:
         if left:
-            resources = pool_resources(pool, num_gpus, memory_bytes)
+            for line in needs.lines:
+                print_line(f"{artifact.stage}: {line}")
+            resources = pool_resources(pool, num_gpus, needs.memory_bytes)
             num_cpus = resources["num_cpus"]
             check_fits(artifact.stage, num_cpus, num_gpus)
             held = {"artifact": artifact, "num_devices": num_gpus or num_cpus, "began": began}
-            needs = {"CPU": num_cpus, "GPU": num_gpus, "memory": memory_bytes}
+            requested = {"CPU": num_cpus, "GPU": num_gpus, "memory": float(needs.memory_bytes)}
             board = row_board(artifact.stage)
             dataset = _dataset(left, (worker, held, board), pool, resources, in_flight)
             metrics = ShardMetrics(artifact, len(left), total - done)
-            why = describe_workers(artifact, began, needs, "actors")
+            why = describe_workers(artifact, began, requested, "actors")
             num_unbegun = len(left) - in_flight * min(pool.max_actors, len(left))
             with (
                 StallWatch(artifact.stage, why) as watch,

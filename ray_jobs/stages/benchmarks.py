@@ -18,7 +18,7 @@ from profuser.models.reference import local_model
 from profuser.recipe.evaluating import BenchmarkConfig
 from profuser.recipe.models import ModelConfig, TemplateConfig
 from profuser.run.fusion_run import FusionRun
-from ray_jobs.runtime.cluster import check_fits, pool_resources, unwrap_error
+from ray_jobs.runtime.cluster import check_fits, unwrap_error
 from ray_jobs.runtime.concurrency import concurrent_models
 from ray_jobs.runtime.engine_fit import fit_engine
 from ray_jobs.runtime.progress import print_line
@@ -69,15 +69,16 @@ def benchmarks(run: FusionRun, name: str, config: BenchmarkConfig) -> Manifest:
     output = run.benchmark(name, config)
     if not output.finished_shards():
         path, model = run.evaluated_model(name)
-        fitted = fit_engine(run, output.stage, model, path, concurrent_models(run))
-        resources = pool_resources(fitted.pool, fitted.num_gpus, fitted.memory_bytes)
+        fitted = fit_engine(run, model, path, concurrent_models(run))
+        resources = fitted.resources
         check_fits(output.stage, resources["num_cpus"], fitted.num_gpus)
         pack = local_data(config)
         devices = fitted.num_gpus or resources["num_cpus"]
         part = _Part(output, path, fitted.model, run.recipe.template, config, pack, devices, began)
         items = benchmark_size(config, pack)[0]
         size = f" {items:,} items" if items else ""
-        print_line(f"{output.stage}: measuring{size}")
+        for line in (*fitted.needs.lines, f"measuring{size}"):
+            print_line(f"{output.stage}: {line}")
         task = ray.remote(max_calls=1, max_retries=MAX_RETRIES, scheduling_strategy="SPREAD")(_measure)
         _wait(output.stage, task.options(**resources).remote(part))
     counts: list[Mapping[str, float]] = list(output.finished_shards().values())

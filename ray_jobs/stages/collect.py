@@ -54,7 +54,7 @@ def collect(run: FusionRun, source: SourceConfig, draining: OnDraining | None = 
     output = run.collect(source)
     evaluation = shared_evaluation(run, source)
     path = run.model(source).path
-    fitted = fit_engine(run, output.stage, source, path, engines_at_once(run.recipe, source))
+    fitted = fit_engine(run, source, path, engines_at_once(run.recipe, source))
     model = ReadModel(path, fitted.model, run.recipe.template)
     counts, seconds = run_shards(
         output,
@@ -65,7 +65,7 @@ def collect(run: FusionRun, source: SourceConfig, draining: OnDraining | None = 
         source.engine.shards_in_flight,
         draining,
         (ExtraShards(evaluation.source, evaluation.output, "evaluate"),) if evaluation else (),
-        fitted.memory_bytes,
+        fitted.needs,
     )
     return finish(output, counts, seconds)
 

@@ -33,7 +33,7 @@ def evaluate(run: FusionRun, name: str) -> Manifest:
     """Runs the stage for one model: `target`, `fused` or a source's name."""
     output = run.evaluate(name)
     path, config = run.evaluated_model(name)
-    fitted = fit_engine(run, output.stage, config, path, config.pool.max_actors)
+    fitted = fit_engine(run, config, path, config.pool.max_actors)
     model = ReadModel(path, fitted.model, run.recipe.template)
     evaluation = Evaluation(run.heldout(), output, run.recipe.evaluate, run.recipe.seed)
     counts, seconds = run_shards(
@@ -43,7 +43,7 @@ def evaluate(run: FusionRun, name: str) -> Manifest:
         fitted.pool,
         fitted.num_gpus,
         config.engine.shards_in_flight,
-        memory_bytes=fitted.memory_bytes,
+        needs=fitted.needs,
     )
     table = pa.concat_tables(output.tables())
     known = {row["row_id"] for row in table.to_pylist() if row["refused"] is None}

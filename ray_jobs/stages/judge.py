@@ -53,10 +53,10 @@ def judge(run: FusionRun, reward: RewardConfig, draining: OnDraining) -> Manifes
     output = run.judge(reward)
     evaluated = {name: run.evaluate(name) for name in run.evaluated()}
     path = run.reward_path(reward)
-    fitted = fit_engine(run, output.stage, reward, path, reward_models_at_once(run.recipe))
-    worker, memory = partial(JudgeWorker, run.heldout(), evaluated, output, fitted.model, path), fitted.memory_bytes
+    fitted = fit_engine(run, reward, path, reward_models_at_once(run.recipe))
+    worker = partial(JudgeWorker, run.heldout(), evaluated, output, fitted.model, path)
     counts, seconds = run_shards(
-        output, run.heldout(), worker, fitted.pool, fitted.num_gpus, draining=draining, memory_bytes=memory
+        output, run.heldout(), worker, fitted.pool, fitted.num_gpus, draining=draining, needs=fitted.needs
     )
     judged = read_answers(run, [reward])
     rates = win_rates(judged, FUSED, run.recipe.select.vote, [1.0]) if judged.answers else {}

@@ -52,7 +52,7 @@ class RewardWorker(JudgingWorker):
 def rewards(run: FusionRun, reward: RewardConfig, draining: OnDraining | None = None) -> Manifest:
     """Runs the stage for one reward; calls `draining` when its last shards are being scored."""
     output, path = run.rewards(reward), run.reward_path(reward)
-    fitted = fit_engine(run, output.stage, reward, path, reward_models_at_once(run.recipe))
+    fitted = fit_engine(run, reward, path, reward_models_at_once(run.recipe))
     worker = partial(
         RewardWorker,
         run.corpus(),
@@ -62,8 +62,7 @@ def rewards(run: FusionRun, reward: RewardConfig, draining: OnDraining | None = 
         path,
         run.recipe.collect.samples_per_source,
     )
-    memory = fitted.memory_bytes
     counts, seconds = run_shards(
-        output, run.corpus(), worker, fitted.pool, fitted.num_gpus, draining=draining, memory_bytes=memory
+        output, run.corpus(), worker, fitted.pool, fitted.num_gpus, draining=draining, needs=fitted.needs
     )
     return finish(output, counts, seconds)

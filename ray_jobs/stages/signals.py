@@ -100,7 +100,7 @@ def signals(run: FusionRun, source: SourceConfig, draining: OnDraining | None = 
     """Runs the stage for one source; `draining` as in `collect`."""
     output, recipe, rewards = run.signals(source), run.recipe, run.artifacts("rewards")
     path = run.model(source).path
-    fitted = fit_engine(run, output.stage, source, path, engines_at_once(run.recipe, source))
+    fitted = fit_engine(run, source, path, engines_at_once(run.recipe, source))
     counts, seconds = run_shards(
         output,
         run.corpus(),
@@ -121,6 +121,6 @@ def signals(run: FusionRun, source: SourceConfig, draining: OnDraining | None = 
         fitted.num_gpus,
         source.engine.shards_in_flight,
         draining,
-        memory_bytes=fitted.memory_bytes,
+        needs=fitted.needs,
     )
     return finish(output, counts, seconds)

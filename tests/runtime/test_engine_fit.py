@@ -64,15 +64,14 @@ def make(tmp_path, large):
 
 def fit(run, num_at_once=1):
     (source,) = run.recipe.sources
-    return fit_engine(run, "collect/a", source, run.model(source).path, num_at_once)
+    return fit_engine(run, source, run.model(source).path, num_at_once)
 
 
-def test_an_engine_gets_the_free_cpus_bfloat16_and_memory_and_says_so(make, cluster, capsys):
+def test_an_engine_gets_the_free_cpus_bfloat16_and_memory_and_says_so(make, cluster):
     fitted = fit(make(engine={"kv_cache_gib": 0.5}))
     assert (fitted.model.engine.dtype, fitted.pool.num_cpus, fitted.num_gpus) == ("bfloat16", 8.0, 0.0)
-    assert 1.2 * GIB < fitted.memory_bytes < 2.2 * GIB
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line == "collect/a: bfloat16, like its checkpoint: the processor has avx512_bf16; on 8 CPUs"
+    assert 1.2 * GIB < fitted.needs.memory_bytes < 2.2 * GIB
+    assert fitted.needs.lines == ("bfloat16, like its checkpoint: the processor has avx512_bf16; on 8 CPUs",)
     assert fit(make(), num_at_once=3).pool.num_cpus == 2
 
 
@@ -90,16 +89,16 @@ def test_the_recipes_own_settings_and_gpus_come_first(make, cluster, have, setti
     cluster(**have)
     fitted = fit(make(**settings))
     assert (fitted.model.engine.dtype, fitted.pool.num_cpus) == expected
-    assert (fitted.memory_bytes > 0) == (not have.get("gpus"))
+    assert (fitted.needs.memory_bytes > 0) == (not have.get("gpus"))
 
 
 def test_a_reward_model_is_fitted_and_a_verifier_is_not(make, cluster):
     run = make()
     model, verifier = run.recipe.rewards
-    fitted = fit_engine(run, "rewards/r", model, run.reward_path(model), 1)
+    fitted = fit_engine(run, model, run.reward_path(model), 1)
     assert (fitted.model.dtype, fitted.pool.num_cpus) == ("bfloat16", 8.0)
-    fitted = fit_engine(run, "rewards/exact", verifier, run.reward_path(verifier), 1)
-    assert (fitted.model, fitted.pool.num_cpus, fitted.memory_bytes) == (verifier, 1.0, 0)
+    fitted = fit_engine(run, verifier, run.reward_path(verifier), 1)
+    assert (fitted.model, fitted.pool.num_cpus, fitted.needs.memory_bytes) == (verifier, 1.0, 0)
 
 
 def test_a_run_that_continues_on_another_machine_keeps_its_type(make, cluster):
@@ -130,7 +129,8 @@ def test_a_run_that_reuses_signals_uses_their_type(make, cluster, recorded):
     assert processor_flag(make("arm", reuse=["real"])) == recorded
 
 
-def test_more_memory_than_a_node_has_is_capped_and_said(make, cluster, capsys):
+def test_more_memory_than_a_node_has_is_capped_and_said(make, cluster):
     cluster(memory=GIB)
-    assert fit(make()).memory_bytes == GIB
-    assert "and the largest node has 1.0 GiB for actors" in capsys.readouterr().out
+    needs = fit(make()).needs
+    assert needs.memory_bytes == GIB
+    assert "and the largest node has 1.0 GiB for actors" in needs.lines[1]
