@@ -61,6 +61,8 @@ class Counter:
     def __init__(self, title: str, total: int, unit: str, done: int = 0):
         self.title, self.total, self.unit, self.done, self.before = title, total, unit, done, done
         self.note = ""
+        self.least = 1
+        """Number of units that must be done before the time left is estimated."""
         self.start = self.last_line = time.monotonic()
         self.bar: Progress | None = None
 
@@ -99,7 +101,9 @@ class Counter:
             self.last_line = now
             parts = [f"{self.done:,}/{self.total:,} {self.unit}"]
             if per_second := self._per_second():
-                parts += [self._rate(), f"{format_clock((self.total - self.done) / per_second)} left"]
+                parts.append(self._rate())
+                if self.done - self.before >= self.least:
+                    parts.append(f"{format_clock((self.total - self.done) / per_second)} left")
             self._line(f"{', '.join(parts)}{f'; {note}' if note else ''}")
 
     def _per_second(self) -> float:

@@ -1,5 +1,6 @@
 """Carries the progress within shards from the engines' actors to the driver: rows answered, and tokens read and generated."""
 
+import math
 import threading
 import time
 from collections import deque
@@ -21,6 +22,9 @@ RATE_SECONDS = 30.0
 ANSWER_SECONDS = 10.0
 """Time that the board has to answer."""
 BOARD = "profuser-rows"
+LEAST_ROWS, LEAST_SHARE = 100, 0.1
+"""Rows, or the share of all of them if that is less, from which the time left is estimated: an engine works on many rows at once, and
+the first to be done say little of the others."""
 
 
 class ShardKey(NamedTuple):
@@ -119,6 +123,7 @@ class RowProgress:
 
     def __init__(self, part: str, counter: Counter, watch: StallWatch, board: Any):
         self.part, self.counter, self.watch, self.board = part, counter, watch, board
+        counter.least = min(LEAST_ROWS, math.ceil(LEAST_SHARE * (counter.total - counter.done)))
         self._finished: dict[ShardKey, int] = {}
         self._reported: Mapping[ShardKey, int] = {}
         self._tokens: deque[tuple[float, int]] = deque()
