@@ -23,8 +23,8 @@ ANSWER_SECONDS = 10.0
 """Time that the board has to answer."""
 BOARD = "profuser-rows"
 LEAST_ROWS, LEAST_SHARE = 100, 0.1
-"""Rows, or the share of all of them if that is less, from which the time left is estimated: an engine works on many rows at once, and
-the first to be done say little of the others."""
+"""Rows, or the share of all of them if that is less, from which the time left is estimated: an engine works on many rows at once,
+and the first to be done say little of the others."""
 
 
 class ShardKey(NamedTuple):
