@@ -74,7 +74,9 @@ class ArmDifference:
         """Converts a contrast; if only Holm's correction turned the difference into noise, the verdict is `not after Holm`."""
         alone, verdict = found.difference.verdict(larger_is_better=found.larger_is_better), found.verdict
         numbers = (found.difference.value, found.difference.low, found.difference.high)
-        return cls(*numbers, found.p_value, found.adjusted_p_value, verdict if alone == verdict else NOT_AFTER_HOLM)
+        return cls(
+            *numbers, found.difference.p_value, found.adjusted_p_value, verdict if alone == verdict else NOT_AFTER_HOLM
+        )
 
     def text(self, metric: Metric) -> str:
         """Formats the difference: `-0.012 [-0.020, -0.004] better`."""
@@ -141,7 +143,7 @@ def gather_results(ablation: Ablation) -> Results:
 def compare_all(
     measured: Sequence[Measured], num_bytes: Int[np.ndarray, "N"]
 ) -> dict[tuple[str, str, str], ArmDifference | None]:
-    """Compares every row with each reference in each metric: paired bootstrap, verdicts after Holm's correction."""
+    """Compares every row with each reference in each metric: paired by row, verdicts after Holm's correction."""
     out: dict[tuple[str, str, str], ArmDifference | None] = {}
     for metric in METRICS:
         weight = num_bytes.astype(np.float64) if metric is BITS_PER_BYTE else None

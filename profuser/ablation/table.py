@@ -116,7 +116,7 @@ def notes(results: Results) -> list[str]:
     trained = [each for each in results.measured if each.updates]
     out = [
         f"{results.num_rows:,} held-out rows that no model refused; {'; '.join(f'{m.name}: {m.hint}' for m in METRICS)}.",
-        "Intervals are of 95 %, by a bootstrap over rows paired between both models, and include the spread between seeds if "
+        "Intervals are of 95 %, over rows paired between both models, and include the spread between seeds if "
         "there are several. Verdicts are corrected for comparing all rows of a column with one arm (Holm, 1979).",
     ]
     if any(each.kind == "oracle" for each in results.measured):

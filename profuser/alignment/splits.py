@@ -111,7 +111,7 @@ def token_begins(tokens: TokenBytes, texts: Sequence[bytes]) -> list[Int8[np.nda
 def _marks(text: bytes, tokens: TokenBytes, ids: list[int]) -> Int8[np.ndarray, "text"]:
     """Returns 1 at the first byte of each token; 1 everywhere if the tokens do not spell the text."""
     places = np.array(ids, dtype=np.int64)
-    if tokens.spell(places) != text:
+    if (places >= tokens.vocab_size).any() or tokens.spell(places) != text:
         return np.ones(len(text), dtype=np.int8)
     begins = np.zeros(len(text), dtype=np.int8)
     ends = np.cumsum(tokens.lengths[places])

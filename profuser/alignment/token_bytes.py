@@ -6,7 +6,7 @@ Legend: V vocabulary (width of the logits), A bytes of all tokens together.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
 from typing import Any
@@ -48,12 +48,15 @@ class TokenBytes:
     """Tokens that end a turn; other models' end tokens are mapped to the first."""
     bare: tokenizers.Tokenizer | None = None
     """The tokenizer itself, without leading space and special tokens; None for a table built by hand."""
+    num_beyond: int = 0
+    """Tokens of the tokenizer whose ids lie beyond the logits; they are left out."""
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any, vocab_size: int, end_ids: Sequence[int] = ()) -> "TokenBytes":
         """Reads the table from a Hugging Face fast tokenizer.
 
-        Added tokens that are not special have their text's UTF-8 bytes. Special tokens have no bytes.
+        Added tokens that are not special have their text's UTF-8 bytes. Special tokens have no bytes. Tokens with ids beyond the
+        logits are left out: the model can neither read nor write them.
 
         Args:
             tokenizer: a `transformers` fast tokenizer, or a `tokenizers.Tokenizer` (which knows no roles but unk).
@@ -61,7 +64,7 @@ class TokenBytes:
             end_ids: tokens that end a turn, in addition to `eos_token_id`; the first one is the main one.
 
         Raises:
-            AlignmentError: the tokenizer cannot be expressed in bytes, or has ids beyond `vocab_size`.
+            AlignmentError: the tokenizer cannot be expressed in bytes, or the token that ends a turn is beyond the logits.
         """
         backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
         if not isinstance(backend, tokenizers.Tokenizer):
@@ -71,9 +74,11 @@ class TokenBytes:
         table: list[bytes | None] = [None] * vocab_size
         byte_pieces = np.zeros(vocab_size, dtype=bool)
         added = {token["id"]: token for token in spec["added_tokens"]}
+        num_beyond = 0
         for piece, index in backend.get_vocab(with_added_tokens=True).items():
             if index >= vocab_size:
-                raise AlignmentError(f"token {piece!r} has id {index}, but the logits have only {vocab_size} entries")
+                num_beyond += 1
+                continue
             if index in added:
                 table[index] = None if added[index]["special"] else family.text_bytes(piece)
             else:
@@ -83,8 +88,15 @@ class TokenBytes:
         for index, token in added.items():
             if token["special"]:
                 roles.setdefault(index, Role.OTHER)
-        stripped = tokenizers.Tokenizer.from_str(json.dumps(bare(spec)))
-        return cls.from_table(table, roles, ends, byte_pieces, stripped)
+        roles = {index: role for index, role in roles.items() if index < vocab_size}
+        if ends and ends[0] >= vocab_size:
+            raise AlignmentError(
+                f"the token that ends a turn has id {ends[0]}, outside the vocabulary: the logits have only {vocab_size} entries"
+            )
+        ends = tuple(index for index in ends if index < vocab_size)
+        stripped = tokenizers.Tokenizer.from_str(json.dumps(bare(spec, vocab_size)))
+        found = cls.from_table(table, roles, ends, byte_pieces, stripped)
+        return replace(found, num_beyond=num_beyond)
 
     @classmethod
     def from_table(

@@ -72,10 +72,15 @@ def recognise(spec: Mapping[str, Any]) -> Family:
     return Family(byte_level=False, space=spaces[0] if spaces else None, byte_fallback=fallback)
 
 
-def bare(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the tokenizer for text from the middle of a response: without an added leading space or special tokens."""
+def bare(spec: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
+    """Returns the tokenizer for text from the middle of a response.
+
+    It adds no leading space, and has no special tokens and no added tokens with ids beyond the logits.
+    """
     out = dict(spec) | {"post_processor": None, "truncation": None, "padding": None}
-    out["added_tokens"] = [token for token in spec.get("added_tokens", []) if not token["special"]]
+    out["added_tokens"] = [
+        token for token in spec.get("added_tokens", []) if not token["special"] and token["id"] < vocab_size
+    ]
     normalizers = [part for part in components(spec.get("normalizer")) if part["type"] != "Prepend"]
     out["normalizer"] = {"type": "Sequence", "normalizers": normalizers} if normalizers else None
     pre_tokenizers = [_without_prefix(part) for part in components(spec.get("pre_tokenizer"))]

@@ -141,18 +141,20 @@ class Artifact:
 
     def is_complete(self) -> bool:
         """Returns whether the artifact is finished; raises UserError with the changes if it was made with other settings."""
-        manifest = self.manifest()
-        if manifest is None:
+        if self.manifest() is None:
             return False
-        if manifest.fingerprint != self.fingerprint:
-            raise UserError(self._what_changed(manifest))
+        if changes := self.changes():
+            stage = self.stage.split("/")[0]
+            remedy = f"use another run name, or rebuild it and all later stages with --redo {stage}"
+            raise UserError(f"{self.folder.uri} was made with other settings ({'; '.join(changes[:5])}); {remedy}")
         return True
 
-    def _what_changed(self, manifest: Manifest) -> str:
-        stage = self.stage.split("/")[0]
-        remedy = f"use another run name, or rebuild it and all later stages with --redo {stage}"
-        changes = "; ".join(self._changes(manifest.config, manifest.inputs)[:5])
-        return f"{self.folder.uri} was made with other settings ({changes}); {remedy}"
+    def changes(self) -> list[str]:
+        """Returns how the finished artifact differs from its settings and inputs now; empty if it fits, or is not finished."""
+        manifest = self.manifest()
+        if manifest is None or manifest.fingerprint == self.fingerprint:
+            return []
+        return self._changes(manifest.config, manifest.inputs)
 
     def _changes(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
         """Lists the differences between the settings of a shard or manifest and those of this artifact."""
@@ -162,9 +164,10 @@ class Artifact:
             for key in sorted(then.keys() | now.keys())
             if then.get(key, "absent") != now.get(key, "absent")
         ]
-        return changes + [
-            f"its input {name} was rebuilt" for name, mark in self.inputs.items() if inputs.get(name) != mark
-        ]
+        changes += [f"it has a new input {name}" for name in self.inputs.keys() - inputs.keys()]
+        changes += [f"it no longer has the input {name}" for name in inputs.keys() - self.inputs.keys()]
+        changed = [name for name, mark in self.inputs.items() if inputs.get(name, mark) != mark]
+        return sorted(changes) + [f"its input {name} has other settings now, or other inputs" for name in changed]
 
     def finish(
         self,

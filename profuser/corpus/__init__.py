@@ -13,8 +13,16 @@ from profuser.corpus.prepare import (
     unused_line,
 )
 from profuser.corpus.readers import read_corpus
+from profuser.corpus.rendering import Refusal
 from profuser.corpus.rows import RawRow
-from profuser.corpus.template import EncodedExample, encode_example, encode_examples, end_token_id, render_prompt
+from profuser.corpus.template import (
+    EncodedExample,
+    encode_example,
+    encode_examples,
+    end_token_id,
+    render_prompt,
+    render_prompts,
+)
 from profuser.corpus.turns import Message
 
 __all__ = [
@@ -24,6 +32,7 @@ __all__ = [
     "Message",
     "QuarantinedRow",
     "RawRow",
+    "Refusal",
     "RowCounts",
     "check_quarantine",
     "choose_heldout",
@@ -35,5 +44,6 @@ __all__ = [
     "prepare_rows",
     "read_corpus",
     "render_prompt",
+    "render_prompts",
     "unused_line",
 ]

@@ -1,6 +1,7 @@
 """Renders and tokenizes prompts and responses: the same response bytes for every model, whatever its template and tokenizer.
 
-The template's special tokens are tokens; those that a message or response spells out are text (see `special_tokens`).
+Every place that renders uses one Jinja source per model (`chat_texts`), and Transformers renders it. The template's special tokens
+are tokens; those that a message or response spells out are text (see `special_tokens`).
 """
 
 from collections.abc import Sequence
@@ -8,15 +9,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from profuser.corpus.rendering import PROBE, ChatTexts, Refusal, chat_texts, render, render_all, template_name
 from profuser.corpus.special_tokens import Commands, commands, encode, protect
+from profuser.corpus.thinking import FAMILIES, MARKS, begins_with_thinking, is_inside, opened, unopened
 from profuser.corpus.turns import Message
 from profuser.errors import UserError
-from profuser.recipe.models import JinjaTemplate, TemplateConfig
-
-PROBE = "probe"
+from profuser.recipe.template import JinjaTemplate, TemplateConfig
 
 
 @dataclass(frozen=True)
@@ -30,13 +28,17 @@ class EncodedExample:
 def encode_example(
     tokenizer: Any, messages: Sequence[Message], response: str, template: TemplateConfig
 ) -> EncodedExample:
-    """Tokenizes one example, see `encode_examples`."""
-    return encode_examples(tokenizer, [(messages, response)], template)[0]
+    """Tokenizes one example, see `encode_examples`; raises UserError if the template does not accept it."""
+    (example,) = encode_examples(tokenizer, [(messages, response)], template)
+    return _accepted(tokenizer, example, template)
 
 
 def encode_examples(
-    tokenizer: Any, examples: Sequence[tuple[Sequence[Message], str]], template: TemplateConfig
-) -> list[EncodedExample]:
+    tokenizer: Any,
+    examples: Sequence[tuple[Sequence[Message], str]],
+    template: TemplateConfig,
+    generated: Sequence[bool] | None = None,
+) -> list[EncodedExample | Refusal]:
     """Tokenizes prompts and their responses under a template, in one batch.
 
     A whole conversation is tokenized as the model would have seen it in training; if that begins with the prompt's tokens, the rest
@@ -44,52 +46,108 @@ def encode_examples(
     such as Qwen3's empty thinking) the response is tokenized separately, as continued text. In both cases its tokens spell the
     response's bytes, possibly after one space that the template or tokenizer adds by convention.
 
+    A prompt never leaves thinking open that its response does not continue: an open one is closed, or left out before a response
+    that begins with its own. Only an answer that a model generated (`generated`) may continue thinking that the prompt opens.
+
+    Returns:
+        One entry per example, in order; a refusal where the template does not accept the conversation.
+
     Raises:
-        UserError: the template refuses a conversation, or there is no template.
+        UserError: there is no template, or it accepts not even a question and its answer.
     """
     if not examples:
         return []
-    end, strings = end_token_id(tokenizer, template), template_commands(tokenizer, template)
+    texts, end, strings = (
+        chat_texts(tokenizer, template),
+        end_token_id(tokenizer, template),
+        template_commands(tokenizer, template),
+    )
     asked = [_protected(messages, strings) for messages, _ in examples]
     responses = [protect(response, strings) for _, response in examples]
-    prompts = _render_all(tokenizer, asked, template, True)
+    prompts = _prompts(tokenizer, asked, [r for _, r in examples], texts, generated or [False] * len(examples))
     turns = [[*messages, Message("assistant", text)] for messages, text in zip(asked, responses, strict=True)]
-    fulls = _render_all(tokenizer, turns, template, False)
+    fulls = render_all(tokenizer, turns, texts.answering, False)
+    out: list[Any] = [
+        next((e for e in pair if isinstance(e, Refusal)), None) for pair in zip(prompts, fulls, strict=True)
+    ]
+    places = [place for place, refusal in enumerate(out) if refusal is None]
+    accepted = [(str(prompts[p]), str(fulls[p]), responses[p]) for p in places]
+    for place, example in zip(places, _encode(tokenizer, accepted, strings, end), strict=True):
+        out[place] = example
+    return out
+
+
+def _encode(
+    tokenizer: Any, rendered: Sequence[tuple[str, str, str]], strings: Commands, end: int
+) -> list[EncodedExample]:
+    """Tokenizes rendered prompts, whole conversations and responses."""
     leads = [
         next((lead for lead in ("", " ") if full.startswith(prompt + lead + response)), None)
-        for prompt, full, response in zip(prompts, fulls, responses, strict=True)
+        for prompt, full, response in rendered
     ]
-    texts = [p + (lead or "") + r for p, lead, r in zip(prompts, leads, responses, strict=True)]
-    ids = encode(tokenizer, [*prompts, *texts], strings)
+    texts = [p + (lead or "") + r for (p, _, r), lead in zip(rendered, leads, strict=True)]
+    ids = encode(tokenizer, [*(prompt for prompt, _, _ in rendered), *texts], strings)
     out = []
-    for prompt, full, lead, response in zip(ids[: len(prompts)], ids[len(prompts) :], leads, responses, strict=True):
+    for prompt, full, lead, (_, _, response) in zip(ids[: len(texts)], ids[len(texts) :], leads, rendered, strict=True):
         follows = lead is not None and full[: len(prompt)] == prompt
         rest = full[len(prompt) :] if follows else encode(tokenizer, [(lead or "") + response], strings)[0]
         out.append(EncodedExample(prompt, [*rest, end]))
     return out
 
 
+def _prompts(
+    tokenizer: Any,
+    asked: Sequence[Sequence[Message]],
+    responses: Sequence[str],
+    texts: ChatTexts,
+    generated: Sequence[bool],
+) -> list[str | Refusal]:
+    """Renders the prompt of each response, see `encode_examples`."""
+    prompts = render_all(tokenizer, asked, texts.answering, True)
+    for place, (response, is_generated) in enumerate(zip(responses, generated, strict=True)):
+        prompt = prompts[place]
+        if isinstance(prompt, Refusal):
+            continue
+        family = next((f for f in FAMILIES if is_inside(response, f)), None) if is_generated else None
+        if begins_with_thinking(response) or family:
+            prompt = str(render(tokenizer, asked[place], texts.asking, True))
+            prompts[place] = (
+                unopened(prompt) if not family else prompt if opened(prompt) else f"{prompt}{family.open}\n"
+            )
+    return prompts
+
+
 def render_prompt(tokenizer: Any, messages: Sequence[Message], template: TemplateConfig) -> list[int]:
-    """Returns the token ids of a prompt, up to the start of the response."""
-    strings = template_commands(tokenizer, template)
-    return encode(tokenizer, [_render(tokenizer, _protected(messages, strings), template, True)], strings)[0]
+    """Returns the token ids of the prompt that the model answers; raises UserError if the template does not accept it."""
+    (prompt,) = render_prompts(tokenizer, [messages], template)
+    return _accepted(tokenizer, prompt, template)
+
+
+def render_prompts(
+    tokenizer: Any, conversations: Sequence[Sequence[Message]], template: TemplateConfig
+) -> list[list[int] | Refusal]:
+    """Returns the token ids of the prompts that the model answers, up to the start of the answer; or why one is refused."""
+    texts, strings = chat_texts(tokenizer, template), template_commands(tokenizer, template)
+    prompts = render_all(tokenizer, [_protected(m, strings) for m in conversations], texts.asking, True)
+    ids = iter(encode(tokenizer, [p for p in prompts if not isinstance(p, Refusal)], strings))
+    return [p if isinstance(p, Refusal) else next(ids) for p in prompts]
 
 
 def template_commands(tokenizer: Any, template: TemplateConfig) -> Commands:
     """Returns the strings that are commands to a tokenizer under a template."""
-    key: Any = template
-    return _template_commands(tokenizer, key)
+    return _template_commands(tokenizer, chat_texts(tokenizer, template).answering)
 
 
 @lru_cache(maxsize=32)
-def _template_commands(tokenizer: Any, template: Any) -> Commands:
+def _template_commands(tokenizer: Any, text: str) -> Commands:
     turns = [Message(role, PROBE) for role in ("user", "assistant", "user")]
-    try:
-        # The answer is not the last turn: many templates insert thinking before a last answer.
-        return commands(tokenizer, _render(tokenizer, turns, template, False))
-    except UserError:
-        # A reward model's template may accept only one question and its answer.
-        return commands(tokenizer, _render(tokenizer, turns[:2], template, False))
+    # The answer is not the last turn: many templates insert thinking before a last answer. A reward model's template may accept
+    # only one question and its answer.
+    rendered = [render(tokenizer, part, text, False) for part in (turns, turns[:2], turns[:1])]
+    written = next((each for each in rendered if isinstance(each, str)), "")
+    for mark in MARKS:
+        written = written.replace(mark, "")
+    return commands(tokenizer, written)
 
 
 def _protected(messages: Sequence[Message], strings: Commands) -> list[Message]:
@@ -100,21 +158,21 @@ def end_token_id(tokenizer: Any, template: TemplateConfig) -> int:
     """Returns the token that ends an assistant turn: the template's first special token after it, else the end of sequence.
 
     Raises:
-        UserError: neither exists.
+        UserError: neither exists, or the template renders not even one question and its answer.
     """
-    key: Any = template
-    return _end_token_id(tokenizer, key)
+    return _end_token_id(tokenizer, chat_texts(tokenizer, template).answering, isinstance(template, JinjaTemplate))
 
 
 @lru_cache(maxsize=32)
-def _end_token_id(tokenizer: Any, template: Any) -> int:
-    turns = [Message("user", PROBE), Message("assistant", PROBE)]
-    tail = _render(tokenizer, turns, template, False).rpartition(PROBE)[2]
+def _end_token_id(tokenizer: Any, text: str, is_shared: bool) -> int:
+    rendered = render(tokenizer, [Message("user", PROBE), Message("assistant", PROBE)], text, False)
+    if isinstance(rendered, Refusal):
+        raise UserError(f"{template_name(tokenizer, is_shared)}: {rendered.reason}")
     special = {*tokenizer.all_special_ids, *(i for i, added in tokenizer.added_tokens_decoder.items() if added.special)}
     if tokenizer.bos_token_id != tokenizer.eos_token_id:
         # A template may already begin the next turn with it.
         special.discard(tokenizer.bos_token_id)
-    for token in tokenizer.encode(tail, add_special_tokens=False):
+    for token in tokenizer.encode(rendered.rpartition(PROBE)[2], add_special_tokens=False):
         if token in special:
             return token
     if tokenizer.eos_token_id is None:
@@ -124,42 +182,14 @@ def _end_token_id(tokenizer: Any, template: Any) -> int:
     return tokenizer.eos_token_id
 
 
-def _render(tokenizer: Any, messages: Sequence[Message], template: TemplateConfig, add_generation_prompt: bool) -> str:
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    is_shared = isinstance(template, JinjaTemplate)
-    if not is_shared and not tokenizer.chat_template:
-        raise UserError(
-            f"{tokenizer.name_or_path}: its tokenizer has no chat template; set one for all models with "
-            "template: {kind: jinja, text: ...}"
-        )
-    try:
-        if is_shared:
-            return _compiled(template.text).render(
-                messages=turns,
-                add_generation_prompt=add_generation_prompt,
-                bos_token=tokenizer.bos_token or "",
-                eos_token=tokenizer.eos_token or "",
-            )
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except jinja2.TemplateError as error:
-        where = "template.text" if is_shared else f"{tokenizer.name_or_path}: its chat template"
-        roles = ", ".join(message.role for message in messages)
-        raise UserError(f"{where}: {' '.join(str(error).split())} (for turns of {roles})") from None
+def render_conversations(
+    tokenizer: Any, conversations: Sequence[Sequence[Message]], template: TemplateConfig
+) -> list[str | Refusal]:
+    """Renders whole conversations as text; or why one is refused."""
+    return render_all(tokenizer, conversations, chat_texts(tokenizer, template).answering, False)
 
 
-def _render_all(
-    tokenizer: Any, conversations: Sequence[Sequence[Message]], template: TemplateConfig, add_generation_prompt: bool
-) -> list[str]:
-    """Renders conversations as text. A model's own template gets one call per batch: its set-up costs as much as a row."""
-    if not isinstance(template, JinjaTemplate) and tokenizer.chat_template:
-        batch = [[message._asdict() for message in messages] for messages in conversations]
-        try:
-            return tokenizer.apply_chat_template(batch, tokenize=False, add_generation_prompt=add_generation_prompt)
-        except jinja2.TemplateError:
-            pass  # Rendered one by one below, to name the conversation at fault.
-    return [_render(tokenizer, messages, template, add_generation_prompt) for messages in conversations]
-
-
-@lru_cache(maxsize=8)
-def _compiled(text: str) -> jinja2.Template:
-    return ImmutableSandboxedEnvironment().from_string(text)
+def _accepted(tokenizer: Any, found: Any, template: TemplateConfig) -> Any:
+    if isinstance(found, Refusal):
+        raise UserError(f"{template_name(tokenizer, isinstance(template, JinjaTemplate))}: {found.reason}")
+    return found

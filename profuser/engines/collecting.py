@@ -5,23 +5,24 @@ pass that generated them.
 """
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from profuser.alignment.source_signals import NextSteps, SourceSignals
-from profuser.alignment.token_bytes import Role, TokenBytes
-from profuser.corpus import EncodedExample, Message, encode_examples
+from profuser.alignment.token_bytes import TokenBytes
+from profuser.corpus import EncodedExample, Message, Refusal, encode_examples, render_prompts
+from profuser.corpus.thinking import begins_with_thinking
+from profuser.engines.answers import Answer, AnswerReader
 from profuser.engines.base import ReadSettings, Request, Response, SourceEngine
 from profuser.engines.loop import EngineLoop
-from profuser.recipe.models import TemplateConfig
+from profuser.recipe.template import TemplateConfig
 from profuser.signals.codec import RaggedTopK, TopK
 
 RowDone = Callable[[], None]
-MAX_CHARACTER_BYTES = 4
-"""Maximum number of bytes of a character in UTF-8."""
 
 
 @dataclass
@@ -35,7 +36,18 @@ class RowSignals:
     training: Response | None = None
     answers: list[Response] = field(default_factory=list)
     texts: list[str | None] = field(default_factory=list)
-    """Texts of the answers; None for one that is blank or not text."""
+    """Texts of the answers; None for one that is none."""
+    unreadable: list[str | None] = field(default_factory=list)
+    """Why an answer has no text, a key of `UNREADABLE`."""
+    thinking_tokens: int = 0
+    """Tokens of thinking in the answers."""
+
+    def add(self, answer: Answer) -> None:
+        """Adds an answer."""
+        self.answers.append(answer.response)
+        self.texts.append(answer.text)
+        self.unreadable.append(answer.unreadable)
+        self.thinking_tokens += answer.thinking_tokens
 
 
 class SourceReader:
@@ -49,6 +61,7 @@ class SourceReader:
         self.engine, self.template = engine, template
         ends = getattr(engine, "end_ids", ())
         self.tokens = TokenBytes.from_tokenizer(engine.tokenizer, engine.vocab_size, ends)
+        self.answers = AnswerReader(engine.tokenizer, self.tokens, template)
         self.loop = EngineLoop(engine)
 
     def read(self, rows: pa.Table, how: ReadSettings, row_done: RowDone | None = None) -> list[RowSignals]:
@@ -64,30 +77,53 @@ class SourceReader:
         """
         signals, requests, owners = [], [], []
         records = rows.to_pylist()
-        for row, encoded in zip(records, self._encode(records), strict=True):
-            entry = RowSignals(row["row_id"], len(row["response"].encode()), self._refusal(encoded))
+        examples = self._encode(records)
+        for row, encoded, asked in zip(records, examples, self._asked(records, examples), strict=True):
+            entry = RowSignals(row["row_id"], len(row["response"].encode()))
             signals.append(entry)
+            if isinstance(encoded, Refusal) or isinstance(asked, Refusal):
+                entry.refused = refused_by_template(row, encoded if isinstance(encoded, Refusal) else asked)
+                continue
+            entry.refused = self._too_long(encoded, asked)
             if entry.refused is None:
                 requests.append(Request(encoded.prompt_ids, how.top_k, encoded.response_ids))
-                requests += self._answer_requests(row["row_id"], encoded.prompt_ids, how)
+                requests += self._answer_requests(row["row_id"], asked, how)
                 owners.append(entry)
         responses = iter(self.loop.run(requests, row_done and _by_row(row_done, 1 + how.num_samples, len(owners))))
         for entry in owners:
             entry.training = next(responses)
-            entry.answers = [self.whole(next(responses)) for _ in range(how.num_samples)]
-            entry.texts = [self.text(answer) for answer in entry.answers]
+            for _ in range(how.num_samples):
+                entry.add(self.answers.read(next(responses)))
         return signals
 
     def force(
-        self, rows: list[dict], response_ids: list[list[int]], top_k: int, row_done: RowDone | None = None
+        self,
+        rows: list[dict],
+        response_ids: list[list[int]],
+        top_k: int,
+        generated: bool = False,
+        row_done: RowDone | None = None,
     ) -> list[Response]:
-        """Teacher-forces given responses, in the source's own tokens, after the prompts of corpus rows; `row_done` as in `read`."""
-        pairs = zip(self._encode(rows), response_ids, strict=True)
-        requests = [Request(encoded.prompt_ids, top_k, response) for encoded, response in pairs]
+        """Teacher-forces given responses, in the source's own tokens, after the prompts of corpus rows.
+
+        Args:
+            rows: corpus rows.
+            response_ids: a response to each.
+            top_k: K of the distributions.
+            generated: whether the responses are the source's own answers.
+            row_done: called, in the engine's thread, as each response arrives.
+        """
+        pairs = zip(self._prompts(rows, response_ids, generated), response_ids, strict=True)
+        requests = [Request(prompt, top_k, response) for prompt, response in pairs]
         return self.loop.run(requests, row_done and _by_row(row_done, 1, len(requests)))
 
     def step_after(
-        self, rows: list[dict], signals: SourceSignals, used_up: tuple[np.ndarray, np.ndarray], top_k: int
+        self,
+        rows: list[dict],
+        signals: SourceSignals,
+        used_up: tuple[np.ndarray, np.ndarray],
+        top_k: int,
+        generated: bool = False,
     ) -> NextSteps:
         """Requests the distributions of the token after candidates, each substituted for a response token.
 
@@ -98,11 +134,13 @@ class SourceReader:
             signals: the source's signals along a response to each row.
             used_up: positions among all tokens of `signals`, ascending, and the candidates to put there.
             top_k: K of the distributions.
+            generated: whether the responses are the source's own answers.
 
         Returns:
             The steps, without those that exceed the source's context.
         """
-        prompts, owners = [encoded.prompt_ids for encoded in self._encode(rows)], signals.ids.row_of
+        responses = [signals.ids.row(row).tolist() for row in range(len(rows))]
+        prompts, owners = self._prompts(rows, responses, generated), signals.ids.row_of
         requests, kept = [], []
         for place, (position, candidate) in enumerate(zip(*(part.tolist() for part in used_up), strict=True)):
             row = int(owners[position])
@@ -116,9 +154,28 @@ class SourceReader:
         topk = RaggedTopK.from_rows([none, *found]).topk
         return NextSteps(used_up[0][kept], used_up[1][kept], topk)
 
-    def _encode(self, rows: list[dict]) -> list[EncodedExample]:
-        examples = [([Message(m["role"], m["content"]) for m in row["messages"]], row["response"]) for row in rows]
-        return encode_examples(self.engine.tokenizer, examples, self.template)
+    def _encode(self, rows: list[dict]) -> list[EncodedExample | Refusal]:
+        """Returns the ground truth of rows in the source's tokens."""
+        return encode_examples(
+            self.engine.tokenizer, [(_messages(row), row["response"]) for row in rows], self.template
+        )
+
+    def _asked(self, rows: list[dict], examples: list[EncodedExample | Refusal]) -> list[list[int] | Refusal]:
+        """Returns the prompts that the source answers: those of the ground truth, unless it thinks first."""
+        differ = [self.answers.thinks or begins_with_thinking(row["response"]) for row in rows]
+        asked = [_messages(row) for row, differs in zip(rows, differ, strict=True) if differs]
+        own = iter(render_prompts(self.engine.tokenizer, asked, self.template))
+        return [
+            next(own) if differs else one if isinstance(one, Refusal) else one.prompt_ids
+            for one, differs in zip(examples, differ, strict=True)
+        ]
+
+    def _prompts(self, rows: list[dict], response_ids: list[list[int]], generated: bool) -> list[list[int]]:
+        """Returns the prompts of responses to rows that the source has not refused."""
+        texts = [self.tokens.spell(np.array(ids, dtype=np.int64)).decode(errors="replace") for ids in response_ids]
+        examples = [(_messages(row), text) for row, text in zip(rows, texts, strict=True)]
+        found = encode_examples(self.engine.tokenizer, examples, self.template, [generated] * len(rows))
+        return [one.prompt_ids for one in found if not isinstance(one, Refusal)]
 
     def _answer_requests(self, row_id: str, prompt_ids: list[int], how: ReadSettings) -> list[Request]:
         limit = min(how.generation.max_tokens, self.engine.max_model_len - len(prompt_ids))
@@ -127,30 +184,22 @@ class SourceReader:
             Request(prompt_ids, how.top_k, generation=how.generation, max_tokens=limit, seed=seed) for seed in seeds
         ]
 
-    def _refusal(self, encoded: EncodedExample) -> str | None:
-        total, limit = len(encoded.prompt_ids) + len(encoded.response_ids), self.engine.max_model_len
+    def _too_long(self, encoded: EncodedExample, asked: list[int]) -> str | None:
+        limit = self.engine.max_model_len
+        total = max(len(encoded.prompt_ids) + len(encoded.response_ids), len(asked))
         if total >= limit:
             return f"prompt and response are {total} tokens; this source takes fewer than {limit}"
+        beyond = [index for index in (*encoded.prompt_ids, *encoded.response_ids) if index >= self.engine.vocab_size]
+        if beyond:
+            return (
+                f"its text contains the token {beyond[0]}, beyond the {self.engine.vocab_size:,} logits of this source"
+            )
         return None
 
-    def whole(self, response: Response) -> Response:
-        """Returns an answer, without the tokens of its last character if the length limit cut it inside that character."""
-        for dropped in range(MAX_CHARACTER_BYTES if response.finish_reason == "length" else 0):
-            kept = slice(0, max(0, len(response.ids) - dropped))
-            if _decoded(self.tokens.spell(response.ids[kept])) is not None:
-                return replace(
-                    response, ids=response.ids[kept], logprobs=response.logprobs[kept], topk=response.topk[kept]
-                )
-        return response
 
-    def text(self, response: Response) -> str | None:
-        """Returns the answer's text from its tokens' bytes; None if it is blank, not UTF-8, or contains a special token."""
-        roles = self.tokens.roles[response.ids]
-        ended = bool(len(roles)) and roles[-1] == Role.END
-        if (roles[: len(roles) - ended] != Role.TEXT).any():
-            return None
-        text = _decoded(self.tokens.spell(response.ids))
-        return text.removeprefix(" ") if text and text.strip() else None
+def refused_by_template(row: Mapping[str, Any], refusal: Any) -> str:
+    """Returns the reason of a row that a template does not accept, with the row's place."""
+    return f"{row['source_file']}:{row['source_line']}: the chat template refuses it: {refusal.reason}"
 
 
 def _by_row(row_done: RowDone, per_row: int, num_rows: int) -> Callable[[int], None]:
@@ -165,11 +214,8 @@ def _by_row(row_done: RowDone, per_row: int, num_rows: int) -> Callable[[int], N
     return answered
 
 
-def _decoded(spelt: bytes) -> str | None:
-    try:
-        return spelt.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
+def _messages(row: Mapping[str, Any]) -> list[Message]:
+    return [Message(m["role"], m["content"]) for m in row["messages"]]
 
 
 def _seed(seed: int, row_id: str, sample: int) -> int:

@@ -1,11 +1,16 @@
 """Loads a model into the engine that its recipe selects."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from profuser.corpus.turn_ends import turn_ends
 from profuser.engines.base import SourceEngine
+from profuser.engines.collecting import SourceReader
 from profuser.engines.transformers import TransformersEngine
 from profuser.engines.vllm import VllmEngine, unsupported_reason
-from profuser.recipe.models import EngineConfig
+from profuser.models.reference import local_model
+from profuser.recipe.models import EngineConfig, ModelConfig
+from profuser.recipe.template import TemplateConfig
 
 
 def load_engine(path: str, revision: str | None, config: EngineConfig, end_ids: Sequence[int] = ()) -> SourceEngine:
@@ -29,3 +34,22 @@ def load_engine(path: str, revision: str | None, config: EngineConfig, end_ids: 
     if kind == "vllm":
         return VllmEngine(path, revision, config, end_ids)
     return TransformersEngine(path, revision, config, end_ids)
+
+
+@dataclass(frozen=True)
+class ReadModel:
+    """A model that reads and answers rows; its engine is not loaded yet."""
+
+    path: str
+    """Folder, URI or Hub name."""
+    config: ModelConfig
+    template: TemplateConfig
+
+    def load(self) -> SourceReader:
+        """Loads the engine, which stops at every token that ends the model's turn."""
+        from transformers import AutoTokenizer
+
+        path, trust = local_model(self.path, self.config.revision), self.config.engine.trust_remote_code
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=self.config.revision, trust_remote_code=trust)
+        ends = turn_ends(tokenizer, self.template, path, self.config.revision)
+        return SourceReader(load_engine(path, self.config.revision, self.config.engine, ends), self.template)

@@ -12,6 +12,7 @@ from jaxtyping import Integer
 
 from profuser.alignment.source_signals import NextSteps, SourceSignals
 from profuser.artifacts.schemas import collect_schema, signals_schema
+from profuser.engines.answers import UNREADABLE
 from profuser.engines.base import Response
 from profuser.engines.collecting import RowSignals
 from profuser.signals.codec import RaggedTopK, TopK, from_columns, from_list_column, to_columns
@@ -118,9 +119,17 @@ def count(signals: Sequence[RowSignals]) -> dict[str, float]:
         "refused": sum(s.refused is not None for s in signals),
         "training_tokens": sum(len(s.training.ids) for s in signals if s.training),
         "inference_tokens": sum(len(answer.ids) for answer in answers),
+        "thinking_tokens": sum(s.thinking_tokens for s in signals),
         "unreadable_answers": sum(text is None for s in signals for text in s.texts),
+        **unreadable(signals),
         "cut_answers": sum(answer.finish_reason == "length" for answer in answers),
     }
+
+
+def unreadable(signals: Sequence[RowSignals]) -> dict[str, float]:
+    """Counts the answers without text by reason, for a shard's metadata."""
+    reasons = [reason for s in signals for reason in s.unreadable if reason]
+    return {f"unreadable/{reason}": reasons.count(reason) for reason in UNREADABLE if reason in reasons}
 
 
 def nats(response: Response) -> float:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from profuser.engines.base import Request, Response
 from profuser.engines.device import context_length, device, resolve_dtype
 from profuser.errors import EngineError, one_line
+from profuser.models.classes import language_model_class
 from profuser.recipe.models import EngineConfig
 from profuser.signals.codec import TopK
 
@@ -27,13 +28,13 @@ class TransformersEngine:
     """An `AutoModelForCausalLM`, run in batches of requests of similar length."""
 
     def __init__(self, path: str, revision: str | None, config: EngineConfig, end_ids: Sequence[int] = ()):
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoTokenizer
 
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path, **options)
-            dtype = resolve_dtype(config.dtype, path, revision)
-            model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
+            factory = language_model_class(AutoConfig.from_pretrained(path, **options))
+            model: Any = factory.from_pretrained(path, dtype=resolve_dtype(config.dtype, path, revision), **options)
         except (RuntimeError, ValueError, OSError, ImportError) as error:
             text = one_line(error)
             raise EngineError(f"{path}: Transformers could not load the model: {text}") from error
@@ -46,7 +47,9 @@ class TransformersEngine:
         self.waiting: dict[int, Request] = {}
         self.num_tokens = 0
         """Tokens of finished requests since the engine was loaded."""
-        self.pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        pad_id = self.tokenizer.pad_token_id
+        # Many tokenizers have an added padding token that the model has no embedding for.
+        self.pad_id = pad_id if pad_id is not None and pad_id < self.vocab_size else 0
 
     def add(self, number: int, request: Request) -> None:
         """See `SourceEngine.add`."""

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from profuser.config import flatten, identity
 from profuser.errors import UserError
 from profuser.evaluation.heldout import common_rows
-from profuser.evaluation.statistics import NOISE, Difference, Estimate, estimate, holm, mcnemar, paired_bootstrap
+from profuser.evaluation.statistics import NOISE, Difference, Estimate, estimate, holm, paired_difference
 from profuser.recipe.models import Recipe
 from profuser.selection.advantage import LN2
 
@@ -56,11 +56,8 @@ class Contrast:
     baseline: str
     difference: Difference
     """The model's value minus the baseline's."""
-    test: str
-    """Source of the p-value: `McNemar`, or `bootstrap` (with several seeds, Student's t with the same error)."""
-    p_value: float
     adjusted_p_value: float
-    """Holm-adjusted over the contrasts of this metric."""
+    """P-value, Holm-adjusted over the contrasts of this metric."""
 
     @property
     def verdict(self) -> str:
@@ -111,24 +108,17 @@ def benchmark_metrics(models: Mapping[str, Sequence[Mapping[str, pa.Table]]]) ->
 
 
 def contrasts(metric: Metric, pairs: Sequence[tuple[str, str]]) -> list[Contrast]:
-    """Returns the differences of pairs (the first minus the second), Holm-adjusted; skips a pair if a model has no values.
-
-    The p-value is McNemar's if both models have one seed and every item is either right or wrong.
-    """
+    """Returns the differences of pairs (the first minus the second), Holm-adjusted; skips a pair if a model has no values."""
     found = []
     for model, baseline in pairs:
         if model in metric.values and baseline in metric.values:
-            mine, other = metric.values[model], metric.values[baseline]
-            difference = paired_bootstrap(mine, other, denominators=metric.denominators)
-            binary = metric.denominators is None and len(mine) == len(other) == 1
-            if binary and np.isin([mine, other], (0, 1)).all():
-                test, p_value = "McNemar", mcnemar(mine[0] == 1, other[0] == 1)
-            else:
-                test, p_value = "bootstrap", difference.p_value
-            found.append(
-                Contrast(metric.name, metric.larger_is_better, model, baseline, difference, test, p_value, p_value)
+            difference = paired_difference(
+                metric.values[model], metric.values[baseline], denominators=metric.denominators
             )
-    adjusted = holm([contrast.p_value for contrast in found])
+            found.append(
+                Contrast(metric.name, metric.larger_is_better, model, baseline, difference, difference.p_value)
+            )
+    adjusted = holm([contrast.difference.p_value for contrast in found])
     return [replace(contrast, adjusted_p_value=p) for contrast, p in zip(found, adjusted, strict=True)]
 
 
@@ -145,7 +135,7 @@ def differences(tables: Mapping[str, pa.Table], baseline: str) -> dict[str, dict
     metrics = heldout_metrics({name: [table] for name, table in tables.items()})
     return {
         name: {
-            metric.name: paired_bootstrap(
+            metric.name: paired_difference(
                 metric.values[name], metric.values[baseline], denominators=metric.denominators
             )
             for metric in metrics

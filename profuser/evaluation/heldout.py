@@ -9,6 +9,7 @@ import pyarrow as pa
 from profuser.alignment.spans import misspelt
 from profuser.alignment.token_bytes import TokenBytes
 from profuser.artifacts.schemas import EVALUATE
+from profuser.corpus.thinking import without_thinking
 from profuser.engines.collecting import RowSignals
 from profuser.engines.signal_tables import nats
 from profuser.rewards.verifiers import exact_match
@@ -17,7 +18,11 @@ from profuser.signals.ragged import Ragged
 
 
 def evaluate_table(
-    rows: pa.Table, signals: Sequence[RowSignals], tokens: TokenBytes, answer_pattern: str | None
+    rows: pa.Table,
+    signals: Sequence[RowSignals],
+    tokens: TokenBytes,
+    answer_pattern: str | None,
+    keeps_thinking: bool = False,
 ) -> pa.Table:
     """Scores a shard of held-out rows from a model's signals. Refuses a row whose tokens do not spell its text.
 
@@ -26,6 +31,7 @@ def evaluate_table(
         signals: the model's signals for the same rows, in order.
         tokens: token bytes of the model's tokenizer.
         answer_pattern: see `final_answer`.
+        keeps_thinking: whether the answers hold thinking, which is left out of predictions.
     """
     records = []
     wrong = _misspelt(rows, signals, tokens)
@@ -33,13 +39,15 @@ def evaluate_table(
         reason = signal.refused or wrong.get(place)
         refused = reason is not None
         text = signal.texts[0] if signal.texts else None
+        text = without_thinking(text, inside=True) if text and keeps_thinking else text
+        truth = without_thinking(row["response"])
         records.append(
             {
                 "row_id": row["row_id"],
                 "category": row["category"],
                 "refused": reason,
                 "prediction": text,
-                "correct": None if refused else exact_match(text, row["response"], answer_pattern),
+                "correct": None if refused else exact_match(text, truth, answer_pattern),
                 "nats": nats(signal.training) if signal.training and not refused else None,
                 "response_bytes": signal.response_bytes,
             }

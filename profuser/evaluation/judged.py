@@ -1,14 +1,18 @@
 """Judged win rate: how often the rewards prefer one model's held-out answers to another's, raw and at equal length.
 
-A reward scores one answer at a time and never sees two, so there is no position bias. The vote over rewards is still taken in both
-orders and averaged, so that a tie counts one half and swapping sides gives exactly one minus the rate.
+A reward scores one answer at a time and never sees two, so there is no position bias; a tie counts one half, so swapping sides
+gives exactly one minus the rate.
 
 Length control follows length-controlled AlpacaEval (Dubois et al., arXiv 2404.04475) without its term for the difficulty of an
 instruction, which needs many models: over rows i with outcome w_i (1 won, 0.5 tied, 0 lost) and difference of length d_i,
 
     logit P(w_i) = theta + phi * tanh(d_i / std(d)),        rate at equal length = 1 / (1 + exp(-theta)).
 
-Legend: N held-out rows that no model refused, M models, R rewards, B resamples.
+The interval at equal length is Student's t with a sandwich estimate of theta's error (HC2; MacKinnon and White, 1985). Fewer than
+FEW_DECIDED rows that are not ties cannot fit the effect of length: then it is extended to include the interval of the raw rate,
+which agrees with the exact sign test.
+
+Legend: N held-out rows that no model refused, M models, R rewards.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,13 +20,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from profuser.artifacts.schemas import JUDGE
-from profuser.evaluation.statistics import Estimate, estimate, resamples
+from profuser.evaluation.statistics import FEW_DECIDED, LEVEL, Estimate, win_rate
 from profuser.recipe.rewards import VoteConfig
 from profuser.rewards.judges import Judge
-from profuser.rewards.voting import RewardScale, vote
+from profuser.rewards.voting import RewardScale, distinct, vote
 
 RIDGE = 1e-3
 """Keeps theta and phi finite if every row was won, or if length alone determines who wins; otherwise its effect is negligible."""
@@ -39,7 +43,7 @@ class JudgedAnswers:
     answers: Sequence[Sequence[str | None]]
     """`[N][M]`; None for a blank answer, which loses against any other."""
     scores: Float[np.ndarray, "N M R"]
-    """NaN if there is no answer."""
+    """NaN if there is no answer, or if the reward does not judge the row."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,17 @@ class JudgedWinRate:
     raw: Estimate
     length_controlled: Estimate
     """Win rate at equal length of the answers."""
-    num_ties: int
+    num_won: int
+    num_lost: int
+    p_value: float
+    """Exact sign test over the rows that are not ties, against no preference."""
     mean_characters: tuple[float, float]
     """Mean length of each model's answers."""
+
+    @property
+    def num_ties(self) -> int:
+        """Rows that neither model won."""
+        return self.raw.num_items - self.num_won - self.num_lost
 
 
 def judge_table(judge: Judge, rows: Sequence[Mapping], predictions: Mapping[str, Sequence[str | None]]) -> pa.Table:
@@ -63,9 +75,9 @@ def judge_table(judge: Judge, rows: Sequence[Mapping], predictions: Mapping[str,
         predictions: every model's answer to each of them.
     """
     places = [(row, model, text) for model, texts in predictions.items() for row, text in enumerate(texts)]
-    distinct = list(dict.fromkeys((row, text) for row, _, text in places if unless_blank(text)))
-    scores = judge.score([rows[row] for row, _ in distinct], [text or "" for _, text in distinct]) if distinct else []
-    known = dict(zip(distinct, map(float, scores), strict=True))
+    answered = list(dict.fromkeys((row, text) for row, _, text in places if unless_blank(text)))
+    scores = judge.score([rows[row] for row, _ in answered], [text or "" for _, text in answered]) if answered else []
+    known = {place: float(score) for place, score in zip(answered, scores, strict=True) if not np.isnan(score)}
     records = [
         {"row_id": rows[row]["row_id"], "model": model, "score": known.get((row, text))} for row, model, text in places
     ]
@@ -75,7 +87,10 @@ def judge_table(judge: Judge, rows: Sequence[Mapping], predictions: Mapping[str,
 def win_rates(
     judged: JudgedAnswers, model: str, config: VoteConfig, weights: Sequence[float]
 ) -> dict[str, JudgedWinRate]:
-    """Returns how often a model is preferred to each of the others, under a vote of the rewards with these weights."""
+    """Returns how often a model is preferred to each of the others, under a vote of the rewards with these weights.
+
+    A model is left out if no reward with a weight judges any row.
+    """
     scales = [RewardScale.of(judged.scores[..., index]) for index in range(len(judged.rewards))]
     lengths = np.array([[len(text or "") for text in row] for row in judged.answers], dtype=np.float64)
     mine = judged.models.index(model)
@@ -85,10 +100,15 @@ def win_rates(
             continue
         pair = [mine, other]
         answers = [[row[index] for index in pair] for row in judged.answers]
-        won = outcomes(judged.scores[:, pair], answers, scales, config, weights)
-        rate = length_controlled(won, lengths[:, mine] - lengths[:, other])
-        mean = lengths[:, pair].mean(axis=0)
-        out[name] = JudgedWinRate(estimate(won), rate, int((won == 0.5).sum()), (float(mean[0]), float(mean[1])))
+        won, kept = outcomes(judged.scores[:, pair], answers, scales, config, weights)
+        if not kept.any():
+            continue
+        won, both = won[kept], lengths[kept][:, pair]
+        raw, p_value = win_rate(won)
+        rate = length_controlled(won, both[:, 0] - both[:, 1])
+        mean = both.mean(axis=0)
+        counts = int((won == 1).sum()), int((won == 0).sum())
+        out[name] = JudgedWinRate(raw, rate, *counts, p_value, (float(mean[0]), float(mean[1])))
     return out
 
 
@@ -98,65 +118,53 @@ def outcomes(
     scales: Sequence[RewardScale],
     config: VoteConfig,
     weights: Sequence[float],
-) -> Float[np.ndarray, "N"]:
-    """Returns 1 if the first answer wins the vote, 0 if the second does, and 0.5 for a tie: the mean of both orders.
+) -> tuple[Float[np.ndarray, "N"], Bool[np.ndarray, "N"]]:
+    """Returns 1 if the first answer wins the vote, 0 if the second does, and 0.5 for a tie; and which rows count.
 
-    The vote is counted as in `select`, whose last tie-breaker is the order; equal answers, and rows without a winner, are ties.
+    The vote is counted as in `select`, but rejects no answer: of two wrong ones the reward models may still prefer one. Equal
+    answers, and rows without a single winner, are ties. A row that no reward with a weight judges does not count.
     """
-    here = vote(scores, answers, scales, config, weights).winner
-    there = vote(scores[:, ::-1], [row[::-1] for row in answers], scales, config, weights).winner
-    return (_first_won(here) + 1 - _first_won(there)) / 2
+    votes = vote(scores, answers, scales, config.model_copy(update={"ties": "skip"}), weights)
+    winner, blank = votes.winner, np.array([row[0] is row[1] is None for row in answers], dtype=bool)
+    same = np.array([len(distinct(row)) == 1 and None not in row for row in answers], dtype=bool)
+    return np.select([same, winner == 0, winner == 1], [0.5, 1.0, 0.0], 0.5), votes.judged | blank
 
 
-def _first_won(winner: np.ndarray) -> np.ndarray:
-    return np.select([winner == 0, winner == 1], [1.0, 0.0], 0.5)
-
-
-def length_controlled(
-    won: Float[np.ndarray, "N"],
-    longer_by: Float[np.ndarray, "N"],
-    num_resamples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Estimate:
-    """Returns the win rate at equal length, by the formula above; the interval comes from resampling rows and refitting.
+def length_controlled(won: Float[np.ndarray, "N"], longer_by: Float[np.ndarray, "N"]) -> Estimate:
+    """Returns the win rate at equal length, by the formula above, with its 95 % interval.
 
     Args:
-        won: outcome of each row, 0 to 1.
+        won: outcome of each row: 1, 0.5 or 0.
         longer_by: length of the first answer minus length of the second, in any unit.
-        num_resamples: number of bootstrap resamples.
-        confidence: confidence level of the interval.
-        seed: seed of the resampling.
     """
+    from scipy.special import expit, stdtrit
+
     spread = longer_by.std()
     length = np.tanh(longer_by / spread) if spread else np.zeros_like(longer_by)
-    fitted = _fit(won, length, np.ones((1, won.size)), np.zeros((1, 2)))
-    draws = [_fit(won, length, counts, fitted)[:, 0] for counts in resamples(won.size, num_resamples, seed)]
-    bounds = np.quantile(np.concatenate(draws), [(1 - confidence) / 2, (1 + confidence) / 2])
-    rate, low, high = (float(1 / (1 + np.exp(-theta))) for theta in (fitted[0, 0], *bounds))
+    theta, error = _fit(won, length)
+    num_decided = int((won != 0.5).sum())
+    half = float(stdtrit(max(num_decided - 2, 1), (1 + LEVEL) / 2)) * error
+    rate, low, high = (float(expit(end)) for end in (theta, theta - half, theta + half))
+    if num_decided < FEW_DECIDED:
+        raw, _ = win_rate(won)
+        low, high = min(low, raw.low), max(high, raw.high)
     return Estimate(rate, low, high, won.size)
 
 
-def _fit(
-    won: Float[np.ndarray, "N"],
-    length: Float[np.ndarray, "N"],
-    counts: Float[np.ndarray, "B N"],
-    start: Float[np.ndarray, "_ 2"],
-) -> Float[np.ndarray, "B 2"]:
-    """Fits theta and phi of every resample by Newton's method."""
-    inputs = np.stack([np.ones_like(length), length])
-    squares = np.stack([inputs[0], length, length**2])
-    found = np.broadcast_to(start, (len(counts), 2)).copy()
+def _fit(won: Float[np.ndarray, "N"], length: Float[np.ndarray, "N"]) -> tuple[float, float]:
+    """Fits theta and phi by Newton's method; returns theta and its standard error."""
+    inputs, found = np.stack([np.ones_like(length), length], axis=1), np.zeros(2)
     for _ in range(NUM_STEPS):
-        chance = 1 / (1 + np.exp(-(found @ inputs)))
-        slope = (counts * (won - chance)) @ inputs.T - RIDGE * found
-        a, b, c = ((counts * chance * (1 - chance)) @ squares.T + RIDGE * np.array([1.0, 0.0, 1.0])).T
-        step = np.stack([c * slope[:, 0] - b * slope[:, 1], a * slope[:, 1] - b * slope[:, 0]], axis=1)
-        step = (step / (a * c - b * b)[:, None]).clip(-LONGEST_STEP, LONGEST_STEP)
-        found += step
+        chance = 1 / (1 + np.exp(-(inputs @ found)))
+        inverse = np.linalg.inv((inputs.T * (chance * (1 - chance))) @ inputs + RIDGE * np.eye(2))
+        step = (inverse @ (inputs.T @ (won - chance) - RIDGE * found)).clip(-LONGEST_STEP, LONGEST_STEP)
+        found = found + step
         if np.abs(step).max() < TOLERANCE:
             break
-    return found
+    chance = 1 / (1 + np.exp(-(inputs @ found)))
+    leverage = chance * (1 - chance) * np.einsum("ni,ij,nj->n", inputs, inverse, inputs)
+    rest = (won - chance) / np.sqrt(1 - leverage.clip(max=0.99))
+    return float(found[0]), float(np.sqrt((inverse @ (inputs.T * rest**2) @ inputs @ inverse)[0, 0]))
 
 
 def unless_blank(text: str | None) -> str | None:

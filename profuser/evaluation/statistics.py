@@ -1,23 +1,26 @@
-"""Uncertainty of differences: paired bootstrap over items, spread between seeds, McNemar's test, Holm's correction.
+"""Uncertainty of differences between paired items: intervals, exact tests, the spread between seeds, Holm's correction.
 
-Legend: N items (held-out rows, benchmark questions), S seeds of one arm, R resamples. A value is always
-`sum(x) / sum(d)` over items: a mean where the denominators are 1, bits per byte where x is bits and d bytes.
+Legend: N items (held-out rows, benchmark questions), S seeds of one arm. A value is always `sum(x) / sum(d)` over items: a mean
+where the denominators are 1, bits per byte where x is bits and d bytes. An item is *decided* if the two models differ on it.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 
 BETTER, WORSE, NOISE = "better", "worse", "within noise"
 FEWEST_ITEMS = 6
 """With fewer items no sign test reaches 5 % (2 * 2**-5 = 0.06), whatever the outcomes: no verdict is given."""
-MOST_EXACT = 25
-"""Number of discordant pairs from which McNemar's test uses chi-square."""
-CHUNK = 1 << 22
-"""Numbers held in memory at once while resampling."""
+FEW_DECIDED = 25
+"""Number of decided items from which Student's t is used where outcomes are not just won, tied or lost."""
+NUM_FLIPS = 9999
+"""Sign flips drawn if there are more than this many in all."""
+SIGN_TEST, SIGN_FLIPS, STUDENT = "sign test", "sign flips", "Student's t"
+LEVEL = 0.95
+"""Confidence level of all intervals."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,10 @@ class Difference:
     low: float
     high: float
     p_value: float
-    """Two-sided, against no difference; from the same resamples as the interval, and below 5 % if a 95 % interval excludes 0."""
+    """Two-sided, against no difference; at least 5 % if the interval includes 0."""
     num_items: int
+    test: str
+    """Source of the p-value: `sign test` (exact; McNemar's where answers are right or wrong), `sign flips` or `Student's t`."""
 
     def verdict(self, *, larger_is_better: bool) -> str:
         """Returns `better`, `worse`, or `within noise`: the interval includes 0, or there are fewer than FEWEST_ITEMS items."""
@@ -49,98 +54,135 @@ class Difference:
 
     def __neg__(self) -> "Difference":
         """Returns the difference with the models swapped."""
-        return Difference(-self.value, -self.high, -self.low, self.p_value, self.num_items)
+        return replace(self, value=-self.value, low=-self.high, high=-self.low)
 
 
-def paired_bootstrap(
+def paired_difference(
     mine: Shaped[np.ndarray, "*S N"] | Sequence[float],
     other: Shaped[np.ndarray, "*S2 N"] | Sequence[float],
     *,
     denominators: Shaped[np.ndarray, "N"] | Sequence[float] | None = None,
-    num_resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
 ) -> Difference:
-    """Returns the difference of two models' values over the same items, with an interval from resampling the items.
+    """Returns the difference of two models' values over the same items, with its 95 % interval and an exact test.
 
-    With one seed each, the interval is the percentile interval (Efron, 1979). With several seeds of either model (rows of a matrix,
-    not paired between the models), the interval includes their spread. Resampling two or three seeds would make it far too narrow.
-    Instead the variances of items (bootstrap) and of seeds (mean squares, minus the noise of single items) are added, and the
-    interval is Student's t with Satterthwaite's degrees of freedom (1946). A model trained once gives no information about
-    its spread between seeds.
+    One seed each, and every item won, tied or lost by 1 (right or wrong answers, preferences): Tango's score interval for paired
+    shares (Statistics in Medicine 17, 1998) and the exact sign test, which is McNemar's. Other values: Student's t on the
+    linearised differences `x - value * d`, with one degree of freedom fewer than decided items; below FEW_DECIDED of them the
+    p-value is that of sign flips. An interval whose test does not reject is extended to 0, so that both always agree.
+    `tests/evaluation/test_coverage.py` measures how often the intervals cover the truth.
+
+    With several seeds of either model (rows of a matrix, not paired between the models), the interval includes their spread: the
+    variances of items and of seeds (mean squares, minus the noise of single items) are added, and the interval is Student's t with
+    Satterthwaite's degrees of freedom (1946). A model trained once gives no information about its spread between seeds.
 
     Args:
         mine: numerator per item, e.g. 1 for a right answer, or bits of the response.
         other: the same for the other model, items in the same order.
         denominators: denominator per item, the same for both models, e.g. bytes of the response; by default 1.
-        num_resamples: number of bootstrap resamples.
-        confidence: confidence level of the interval.
-        seed: seed of the resampling; the same seed gives the same result.
 
     Raises:
         ValueError: the numbers of items differ or are 0, or a value is not finite.
     """
     first, second, weight = _checked(mine, other, denominators)
-    thetas = [side.sum(axis=1) / weight.sum() for side in (first, second)]
-    value = float(thetas[0].mean() - thetas[1].mean())
-    draws = _resampled(first.mean(axis=0) - second.mean(axis=0), weight, num_resamples, seed)
-    if len(first) == len(second) == 1:
-        low, high = (float(bound) for bound in _quantiles(draws, confidence))
-        return Difference(value, low, high, _bootstrap_p(draws), weight.size)
-    error, freedom = _with_seeds(float(draws.var(ddof=1)), [first, second], weight)
-    low, high, p_value = _student(value, error, freedom, confidence)
-    return Difference(value, low, high, p_value, weight.size)
+    lead = first.mean(axis=0) - second.mean(axis=0)
+    value = float(lead.sum() / weight.sum())
+    one_seed = len(first) == len(second) == 1
+    if one_seed and denominators is None and np.isin(lead, (-1, 0, 1)).all():
+        won, lost = int((lead > 0).sum()), int((lead < 0).sum())
+        return _agreeing(value, *tango(won, lost, weight.size), sign_test(won, lost), weight.size, SIGN_TEST)
+    num_decided = int((lead != 0).sum())
+    error, freedom = _standard_error(lead, weight), max(num_decided - 1, 1)
+    if not one_seed:
+        return Difference(
+            value, *_student(value, *_with_seeds(error**2, freedom, [first, second], weight)), weight.size, STUDENT
+        )
+    low, high, p_value = _student(value, error, freedom)
+    if num_decided >= FEW_DECIDED:
+        return Difference(value, low, high, p_value, weight.size, STUDENT)
+    return _agreeing(value, low, high, sign_flips(lead), weight.size, SIGN_FLIPS)
 
 
 def estimate(
     values: Shaped[np.ndarray, "*S N"] | Sequence[float],
     *,
     denominators: Shaped[np.ndarray, "N"] | Sequence[float] | None = None,
-    num_resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
 ) -> Estimate:
-    """Returns one model's value with its interval: as in `paired_bootstrap`, or Wilson's (1927) for the share of right answers of
-    one seed, since a bootstrap of answers that are all right would claim certainty. Intervals of shares stay between 0 and 1."""
+    """Returns one model's value with its interval: as in `paired_difference`, or Wilson's (1927) for the share of right answers of
+    one seed. Intervals of shares stay between 0 and 1."""
     first, _, weight = _checked(values, values, denominators)
     if denominators is None and len(first) == 1 and np.isin(first, (0, 1)).all():
-        return wilson(int(first.sum()), weight.size, confidence)
-    zeros = np.zeros(weight.size)
-    found = paired_bootstrap(
-        first, zeros, denominators=weight, num_resamples=num_resamples, confidence=confidence, seed=seed
-    )
-    shares = denominators is None and first.min() >= 0 and first.max() <= 1
-    low, high = (max(found.low, 0.0), min(found.high, 1.0)) if shares else (found.low, found.high)
-    return Estimate(found.value, low, high, found.num_items)
+        return wilson(int(first.sum()), weight.size)
+    error, freedom = _standard_error(first.mean(axis=0), weight), max(weight.size - 1, 1)
+    if len(first) > 1:
+        error, freedom = _with_seeds(error**2, freedom, [first], weight)
+    value = float(first.mean(axis=0).sum() / weight.sum())
+    low, high, _ = _student(value, error, freedom)
+    if denominators is None and first.min() >= 0 and first.max() <= 1:
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Estimate(value, low, high, weight.size)
 
 
-def wilson(num_right: int, num_items: int, confidence: float = 0.95) -> Estimate:
+def win_rate(won: Shaped[np.ndarray, "N"] | Sequence[float]) -> tuple[Estimate, float]:
+    """Returns the share of items won, ties counted half, and the exact sign test's p-value against 50 %.
+
+    Args:
+        won: 1 for an item won, 0.5 for a tie, 0 for an item lost.
+    """
+    outcome = np.asarray(won, dtype=np.float64)
+    lead = paired_difference(outcome, 1 - outcome)
+    return Estimate((1 + lead.value) / 2, (1 + lead.low) / 2, (1 + lead.high) / 2, lead.num_items), lead.p_value
+
+
+def wilson(num_right: int, num_items: int) -> Estimate:
     """Returns a share with Wilson's score interval (JASA 22, 1927)."""
+    from scipy.stats import binomtest
+
+    found = binomtest(num_right, num_items).proportion_ci(LEVEL, method="wilson")
+    return Estimate(num_right / num_items, max(0.0, float(found.low)), min(1.0, float(found.high)), num_items)
+
+
+def tango(num_won: int, num_lost: int, num_items: int) -> tuple[float, float]:
+    """Returns the 95 % score interval of `(won - lost) / items` (Tango, Statistics in Medicine 17, 1998); the rest are ties.
+
+    Its ends are the differences t at which `(won - lost - n t) / sqrt(n (2 q + t (1 - t)))` is plus or minus 1.96, with q the
+    probability of a loss that is most likely given t.
+    """
+    from scipy.optimize import root_scalar
     from scipy.special import ndtri
 
-    z, share = float(ndtri((1 + confidence) / 2)), num_right / num_items
-    centre = (share + z**2 / (2 * num_items)) / (1 + z**2 / num_items)
-    half = z / (1 + z**2 / num_items) * math.sqrt(share * (1 - share) / num_items + z**2 / (4 * num_items**2))
-    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half), num_items)
+    limit, lead = float(ndtri((1 + LEVEL) / 2)), num_won - num_lost
+
+    def score(t: float) -> float:
+        a, b, c = 2 * num_items, (2 * num_items - lead) * t - num_won - num_lost, -num_lost * t * (1 - t)
+        q = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
+        variance = num_items * (2 * q + t * (1 - t))
+        gap = lead - num_items * t
+        return gap / math.sqrt(variance) if variance > 0 else math.copysign(1e9, gap) if gap else 0.0
+
+    value, edge = lead / num_items, 1 - 1e-12
+    low = -1.0 if value == -1 else root_scalar(lambda t: score(t) - limit, bracket=(-edge, value)).root
+    high = 1.0 if value == 1 else root_scalar(lambda t: score(t) + limit, bracket=(value, edge)).root
+    return float(low), float(high)
 
 
-def mcnemar(
-    mine_correct: Bool[np.ndarray, "N"] | Sequence[bool], other_correct: Bool[np.ndarray, "N"] | Sequence[bool]
-) -> float:
-    """Returns a two-sided p-value that two models are right equally often, from the items that only one got right (McNemar, 1947).
+def sign_test(num_won: int, num_lost: int) -> float:
+    """Returns the exact two-sided p-value that wins and losses are equally likely; ties do not count. On right and wrong answers
+    this is McNemar's exact test."""
+    from scipy.stats import binomtest
 
-    Exact binomial below MOST_EXACT such items, else chi-square with Edwards's correction, `(|b - c| - 1)^2 / (b + c)`.
-    """
-    mine, other = np.asarray(mine_correct, dtype=bool), np.asarray(other_correct, dtype=bool)
-    if mine.shape != other.shape:
-        raise ValueError(f"{mine.size} and {other.size} items: both models must have answered the same items")
-    only_mine, only_other = int((mine & ~other).sum()), int((other & ~mine).sum())
-    num = only_mine + only_other
-    if num < MOST_EXACT:
-        tail = sum(math.comb(num, k) for k in range(min(only_mine, only_other) + 1)) / 2**num
-        return min(1.0, 2 * tail)
-    chi_square = max(0, abs(only_mine - only_other) - 1) ** 2 / num
-    return math.erfc(math.sqrt(chi_square / 2))
+    return float(binomtest(num_won, num_won + num_lost).pvalue) if num_won + num_lost else 1.0
+
+
+def sign_flips(lead: Float[np.ndarray, "N"]) -> float:
+    """Returns the two-sided p-value that each difference is as likely to be negative as positive: exact over all sign flips of
+    those that are not 0, or over NUM_FLIPS random ones if there are more."""
+    from scipy.stats import permutation_test
+
+    decided = lead[lead != 0]
+    if len(decided) < 2:
+        return 1.0
+    options = {"permutation_type": "samples", "n_resamples": NUM_FLIPS, "rng": np.random.default_rng(0)}
+    return float(permutation_test((decided,), np.sum, vectorized=True, **options).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -151,17 +193,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         out[index] = largest
     return out
-
-
-def resamples(num_items: int, num_resamples: int, seed: int) -> Iterator[Float[np.ndarray, "R N"]]:
-    """Yields how often each item is drawn in each resample, in chunks of resamples."""
-    generator = np.random.default_rng(seed)
-    step = max(1, CHUNK // num_items)
-    for start in range(0, num_resamples, step):
-        num = min(step, num_resamples - start)
-        drawn = generator.integers(num_items, size=(num, num_items)) + num_items * np.arange(num)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=num * num_items)
-        yield counts.reshape(num, num_items).astype(np.float64)
 
 
 def _checked(mine: object, other: object, denominators: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -178,34 +209,32 @@ def _checked(mine: object, other: object, denominators: object) -> tuple[np.ndar
     return first, second, weight
 
 
-def _resampled(
-    numerators: Float[np.ndarray, "N"], denominators: Float[np.ndarray, "N"], num_resamples: int, seed: int
-) -> Float[np.ndarray, "R"]:
-    """Returns `sum(x) / sum(d)` of every resample."""
-    both = np.stack([numerators, denominators], axis=1)
-    sums = np.concatenate([counts @ both for counts in resamples(len(numerators), num_resamples, seed)])
-    return sums[:, 0] / sums[:, 1]
+def _agreeing(value: float, low: float, high: float, p_value: float, num_items: int, test: str) -> Difference:
+    """Returns a difference whose interval includes 0 if its test does not reject at the same level."""
+    if p_value >= 1 - LEVEL:
+        low, high = min(low, 0.0), max(high, 0.0)
+    return Difference(value, low, high, p_value, num_items, test)
 
 
-def _quantiles(draws: Float[np.ndarray, "R"], confidence: float) -> Float[np.ndarray, "2"]:
-    return np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
-
-
-def _bootstrap_p(draws: Float[np.ndarray, "R"]) -> float:
-    """Returns twice the smaller share of resamples on either side of 0, with one resample added (Davison and Hinkley, 1997)."""
-    fewer = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-    return min(1.0, 2 * (fewer + 1) / (draws.size + 1))
+def _standard_error(numerators: Float[np.ndarray, "N"], weight: Float[np.ndarray, "N"]) -> float:
+    """Returns the standard error of `sum(x) / sum(d)` over items, by linearisation (Cochran, 1977, ch. 6)."""
+    num = weight.size
+    rest = numerators - numerators.sum() / weight.sum() * weight
+    return math.sqrt(float((rest**2).sum()) * num / max(num - 1, 1)) / float(weight.sum())
 
 
 def _with_seeds(
-    item_variance: float, sides: Sequence[Float[np.ndarray, "_ N"]], weight: Float[np.ndarray, "N"]
+    item_variance: float,
+    item_freedom: float,
+    sides: Sequence[Float[np.ndarray, "_ N"]],
+    weight: Float[np.ndarray, "N"],
 ) -> tuple[float, float]:
-    """Returns a difference's standard error, including the spread between seeds, and Satterthwaite's degrees of freedom.
+    """Returns a value's standard error, including the spread between seeds, and Satterthwaite's degrees of freedom.
 
     Items and seeds are crossed: Var = items + seeds - residual, each a mean square over the number of cells.
     """
     num = weight.size
-    variance, squares = item_variance, item_variance**2 / max(num - 1, 1)
+    variance, squares = item_variance, item_variance**2 / item_freedom
     for side in sides:
         num_seeds = len(side)
         if num_seeds == 1:
@@ -220,12 +249,12 @@ def _with_seeds(
     return math.sqrt(variance), variance**2 / squares if squares else math.inf
 
 
-def _student(value: float, error: float, freedom: float, confidence: float) -> tuple[float, float, float]:
+def _student(value: float, error: float, freedom: float) -> tuple[float, float, float]:
     """Returns the interval and the two-sided p-value."""
     from scipy.special import stdtr, stdtrit
 
     if error == 0:
         return value, value, 1.0 if value == 0 else 0.0
     freedom = min(freedom, 1e9)
-    half = float(stdtrit(freedom, (1 + confidence) / 2)) * error
+    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
     return value - half, value + half, float(2 * stdtr(freedom, -abs(value) / error))

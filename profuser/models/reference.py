@@ -1,50 +1,49 @@
-"""Locates a model, checks that it exists, and computes its digest. Light: reads files, loads no weights."""
+"""Locates a model, checks that it exists, and computes its digest. Light: it loads weights only where it has to convert them."""
 
 import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from profuser.errors import StorageError, UserError
+from profuser.models.formats import (
+    ADAPTER_CONFIG,
+    FP8,
+    GGUF,
+    TOKENIZER_FILES,
+    Format,
+    check_can_be_trained,
+    format_of,
+    only_gguf,
+    quantization,
+)
+from profuser.models.hub import from_hub, hub_folder, hub_format, split_hub_file
 from profuser.models.lab_paths import resolve
 from profuser.storage.cache import local_copy
 from profuser.storage.folder import Folder
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tekken.json",
-    "chat_template.jinja",
-)
-WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".gguf"}
+TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json")
+WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", GGUF}
 SAMPLE_BYTES = 1 << 20
 """Bytes of either end of a weights file that its digest covers."""
 
 
-def local_model(location: str, weights: bool = True) -> str:
-    """Returns what an engine can load: a local folder, to which a URI is copied, or a Hub name.
-
-    Args:
-        location: a folder, a URI or a Hub name.
-        weights: False does not copy the weights of a URI, if only the tokenizer or the config is needed.
-    """
-    if "://" not in location:
-        return location
-    return str(local_copy(Folder.at(location), lambda name: weights or Path(name).suffix not in WEIGHT_SUFFIXES))
+def local_model(location: str, revision: str | None = None) -> str:
+    """Returns what an engine can load: a plain folder, or the Hub name of a plain model. See `ModelRef.local`."""
+    return ModelRef(location, revision).local()
 
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model as the recipe names it: a folder, a URI (`s3://`, `gs://`), or a Hub name with a revision."""
+    """A model as the recipe names it: a folder, a GGUF file, a URI (`s3://`, `gs://`), or a Hub name with a revision.
+
+    A folder may hold plain weights, one GGUF file, or a LoRA adapter. A GGUF file on the Hub is `owner/name/file.gguf`.
+    """
 
     path: str
     revision: str | None = None
@@ -57,14 +56,123 @@ class ModelRef:
     @property
     def is_local(self) -> bool:
         """Whether the model is a path or a URI: it exists, or cannot be a Hub name."""
-        return os.path.isdir(self.path) or self.path.startswith((".", "/", "~")) or self.path.count("/") != 1
+        if os.path.exists(self.path) or self.path.startswith((".", "/", "~")) or "://" in self.path:
+            return True
+        return self.path.count("/") != 1 and split_hub_file(self.path) is None
 
-    def local(self, weights: bool = True) -> str:
-        """Returns a local folder or a Hub name, see `local_model`."""
-        return local_model(self.path, weights)
+    @cached_property
+    def format(self) -> Format:
+        """How the model is stored, by its files. Plain for one that cannot be read: whoever reads it says why."""
+        if self.path.endswith(GGUF):
+            return Format.GGUF
+        if not self.is_local:
+            return hub_format(self.path, self.revision)
+        try:
+            names = Folder.at(self.path).without_retry().names()
+        except (StorageError, OSError):
+            return Format.PLAIN
+        return format_of(names)
+
+    def local(self, weights: bool = True, setting: str = "model", trained: bool = False) -> str:
+        """Returns what Transformers and vLLM load: a plain folder, or the Hub name of a plain model.
+
+        A URI's files are copied. GGUF files are dequantised and adapters merged, once per machine in the cache.
+
+        Args:
+            weights: False if only the tokenizer and the config are needed.
+            setting: the recipe's key, for errors.
+            trained: whether the model is trained: FP8 weights are dequantised, other quantised weights refused.
+
+        Raises:
+            UserError: the model does not exist or cannot be converted; or it is trained and its weights are quantised otherwise.
+        """
+        # Imported late: only these need it.
+        from profuser.models import plain
+
+        what = f"{setting}: {self.path}"
+        if self.format is Format.GGUF:
+            file = self._gguf_file(setting)
+            write = plain.gguf_weights(file) if weights else None
+            return str(plain.make_plain(self.digest(setting), f"{what} (GGUF)", plain.gguf_header(file), write))
+        if self.format is Format.ADAPTER:
+            adapter, base = self._fetched(True, setting), self._base(setting)
+            check_can_be_trained(base.config(setting), setting, f"{self.path}, a LoRA adapter for {base.path}")
+            under = Path(base._plain_folder(weights, setting))
+            write = plain.merged_weights(adapter, under) if weights else None
+            how = f"{what} (LoRA adapter for {base.path})"
+            return str(plain.make_plain(self.digest(setting), how, plain.adapted_header(adapter, under), write))
+        config = self.config(setting) if trained else {}
+        if trained:
+            check_can_be_trained(config, setting, self.path)
+        if (found := quantization(config)) and found.get("quant_method") == FP8:
+            source = self._fetched(weights, setting)
+            write = plain.dequantised_weights(source) if weights else None
+            return str(plain.make_plain(self.digest(setting), f"{what} (FP8)", plain.dequantised_header(source), write))
+        return str(self._fetched(weights, setting)) if "://" in self.path else self.path
+
+    def conversion(self, setting: str, trained: bool) -> str | None:
+        """Returns what `local` converts, in words; None for a model that is used as it is."""
+        if self.format is Format.GGUF:
+            found = "a GGUF file: its weights are dequantised"
+        elif self.format is Format.ADAPTER:
+            found = f"a LoRA adapter: it is merged into {self._base(setting).path}"
+        elif trained and (quantization(self.config(setting)) or {}).get("quant_method") == FP8:
+            found = "stored in FP8: its weights are multiplied by their scales"
+        else:
+            return None
+        return f"{setting}: {self.path} is {found}, once in the cache of each machine that uses it"
+
+    def _plain_folder(self, weights: bool, setting: str) -> str:
+        """Returns the model as a local folder of plain weights, even if it is on the Hub."""
+        found = self.local(weights, setting, trained=True)
+        return found if os.path.isdir(found) else hub_folder(self.path, self.revision, weights, setting)
+
+    def _fetched(self, weights: bool, setting: str) -> Path:
+        """Returns the local folder of the model's own files, copied or downloaded where needed."""
+        if "://" in self.path:
+            with _user_error(setting, self.path):
+                return local_copy(
+                    Folder.at(self.path), lambda name: weights or Path(name).suffix not in WEIGHT_SUFFIXES
+                )
+        if self.is_local:
+            return Path(self.path)
+        return Path(hub_folder(self.path, self.revision, weights, setting))
+
+    def _gguf_file(self, setting: str) -> Path:
+        """Returns the local path of the model's GGUF file, copied or downloaded where needed."""
+        if not self.is_local:
+            name, file = split_hub_file(self.path) or (self.path, "")
+            return Path(from_hub(name, self.revision, file, setting))
+        folder, file = self._gguf_parts(setting)
+        if folder.is_local:
+            return Path(folder.path(file).removeprefix("file://"))
+        with _user_error(setting, self.path):
+            return local_copy(folder, lambda name: name == file) / file
+
+    def _gguf_parts(self, setting: str) -> tuple[Folder, str]:
+        """Returns the folder and the name of the GGUF file of a path or URI."""
+        if self.path.endswith(GGUF):
+            parent, _, file = self.path.rpartition("/")
+            folder = Folder.at(parent or ".").without_retry()
+            with _user_error(setting, self.path):
+                if not folder.exists(file):
+                    raise UserError(f"{setting}: {self.path!r} is not a model: no such file")
+            return folder, file
+        folder = Folder.at(self.path).without_retry()
+        return folder, only_gguf(folder.names(), setting, self.path)
+
+    def _base(self, setting: str) -> "ModelRef":
+        """Returns the model that an adapter belongs to. A relative path is also looked for beside the adapter."""
+        from profuser.models.plain import adapter_base
+
+        base = ModelRef(*adapter_base(self._fetched(False, setting), setting))
+        beside = Path(self.path).parent / base.path
+        if not os.path.exists(base.path) and "://" not in self.path and beside.is_dir():
+            return ModelRef(str(beside))
+        return base
 
     def config(self, setting: str) -> dict[str, Any]:
-        """Returns the model's config.json.
+        """Returns the model's config.json; for a GGUF file or an adapter, that of the plain model made from it.
 
         Args:
             setting: the recipe's key, for the error.
@@ -72,51 +180,56 @@ class ModelRef:
         Raises:
             UserError: there is no such folder, or the store or the Hub does not provide it.
         """
-        if "://" in self.path:
-            file = f"{self.path}/config.json"
+        if self.format is not Format.PLAIN:
+            file = Path(self.local(weights=False, setting=setting)) / "config.json"
+        elif "://" in self.path:
+            name = f"{self.path}/config.json"
             with _user_error(setting, self.path):
                 data = Folder.at(self.path).without_retry().read_bytes("config.json")
-            return _json(data, setting, file)
-        if self.is_local:
+            return _json(data, setting, name)
+        elif self.is_local:
             file = Path(self.path) / "config.json"
             if not file.is_file():
                 why = "no config.json in it" if Path(self.path).is_dir() else "no such folder"
                 raise UserError(f"{setting}: {self.path!r} is not a model: {why}")
         else:
-            file = Path(_from_hub(self.path, self.revision, "config.json", setting))
+            file = Path(from_hub(self.path, self.revision, "config.json", setting))
         return _json(file.read_bytes(), setting, str(file))
 
-    def weights_bytes(self, setting: str) -> int | None:
-        """Returns the size of the model's weights files: of its safetensors if it has any, else of all. None if it is unknown: of a
-        Hub model that is not in the cache while the Hub cannot be reached."""
-        if self.is_local:
-            with _user_error(setting, self.path):
-                sizes = Folder.at(self.path).without_retry().sizes()
-        else:
-            snapshot = Path(_from_hub(self.path, self.revision, "config.json", setting)).parent
-            sizes = {file.name: file.stat().st_size for file in snapshot.iterdir() if file.exists()}
-            if not any(Path(name).suffix in WEIGHT_SUFFIXES for name in sizes):
-                sizes = _hub_sizes(self.path, self.revision)
-        weights = {name: size for name, size in sizes.items() if Path(name).suffix in WEIGHT_SUFFIXES}
-        safe = {name: size for name, size in weights.items() if name.endswith(".safetensors")}
-        return sum((safe or weights).values()) or None
+    def template_files(self) -> bytes:
+        """Returns the content of the files that hold the tokenizer's chat template; empty if there is none."""
+        found = []
+        for name in TEMPLATE_FILES:
+            with suppress(UserError, FileNotFoundError):
+                if self.is_local:
+                    found.append(Folder.at(self.path).without_retry().read_bytes(name))
+                else:
+                    found.append(Path(from_hub(self.path, self.revision, name, "template")).read_bytes())
+        return b"".join(found)
 
     def digest(self, setting: str) -> str:
         """Returns sixteen hex digits that identify the model.
 
-        Folder or URI: SHA-256 over its small files and, for each weights file, name, size and both ends (1 MiB each).
-        Hub model: SHA-256 over its name and the commit of its revision.
+        Folder or URI: SHA-256 over its small files and, for each weights file, name, size and both ends (1 MiB each). Adapter: also
+        over its base's digest. Hub model: SHA-256 over its name and the commit of its revision.
         """
         sha = hashlib.sha256()
+        if self.format is Format.ADAPTER:
+            sha.update(self._base(setting).digest(setting).encode())
         if not self.is_local:
-            commit = Path(_from_hub(self.path, self.revision, "config.json", setting)).parent.name
-            sha.update(f"{self.path}@{commit}".encode())
+            name, file = split_hub_file(self.path) or (self.path, "")
+            known = file or (ADAPTER_CONFIG if self.format is Format.ADAPTER else "config.json")
+            local = from_hub(name, self.revision, known, setting)
+            sha.update(f"{self.path}@{_commit(local, known)}".encode())
             return sha.hexdigest()[:16]
-        self.config(setting)
-        folder = Folder.at(self.path).without_retry()
+        folder, only = Folder.at(self.path).without_retry(), None
+        if self.format is Format.GGUF:
+            folder, only = self._gguf_parts(setting)
+        elif self.format is Format.PLAIN:
+            self.config(setting)
         with _user_error(setting, self.path):
             for name, size in sorted(folder.sizes().items()):
-                if name.endswith(".md"):
+                if name.endswith(".md") or only not in (None, name):
                     continue
                 sha.update(name.encode())
                 if Path(name).suffix in WEIGHT_SUFFIXES:
@@ -128,9 +241,9 @@ class ModelRef:
     def tokenizer_digest(self, setting: str) -> str:
         """Returns sixteen hex digits that identify the tokenizer: the SHA-256 over a folder's tokenizer files.
 
-        For a Hub model, this is the digest of the whole model.
+        For a Hub model, a GGUF file and an adapter, this is the digest of the whole model.
         """
-        if not self.is_local:
+        if not self.is_local or self.format is not Format.PLAIN:
             return self.digest(setting)
         sha = hashlib.sha256()
         folder = Folder.at(self.path).without_retry()
@@ -140,6 +253,11 @@ class ModelRef:
                 if name in found:
                     sha.update(name.encode() + folder.read_bytes(name))
         return sha.hexdigest()[:16]
+
+
+def _commit(local: str, file: str) -> str:
+    """Returns the commit of a file in the Hub's cache: the folder that holds the repository's files."""
+    return Path(local).parents[len(Path(file).parts) - 1].name
 
 
 @contextmanager
@@ -158,29 +276,3 @@ def _json(data: bytes, setting: str, file: str) -> dict[str, Any]:
         return json.loads(data)
     except ValueError as error:
         raise UserError(f"{setting}: {file} is not JSON: {error}") from None
-
-
-def _from_hub(name: str, revision: str | None, file: str, setting: str) -> str:
-    """Returns the local path of a Hub model's file, from the cache or downloaded."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return hf_hub_download(name, file, revision=revision)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{setting}: {name!r} is not a local folder, and the Hub does not provide it: {reason}"
-        ) from None
-
-
-def _hub_sizes(name: str, revision: str | None) -> dict[str, int]:
-    """Returns the sizes of a Hub model's files; nothing if the Hub cannot be reached."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        files = HfApi().model_info(name, revision=revision, files_metadata=True).siblings or []
-    except (HfHubHTTPError, OSError):
-        return {}
-    return {file.rfilename: file.size or 0 for file in files}

@@ -18,13 +18,14 @@ from profuser.engines.base import ReadSettings, Response
 from profuser.engines.collecting import RowSignals, SourceReader
 from profuser.engines.signal_tables import collect_table, signals_table
 from profuser.errors import UserError
+from profuser.planning.engine_check import ScoredRow, scored_rows
 from profuser.planning.estimates import FileSize, Probe
 from profuser.storage.folder import Folder
 
 
 def probe_rows(
     source: SourceReader, rows: pa.Table, how: ReadSettings, top_k: int, collect: Artifact, signals: Artifact
-) -> Probe:
+) -> tuple[Probe, list[ScoredRow]]:
     """Sends N rows to a source as its run would, all at once.
 
     Args:
@@ -34,6 +35,9 @@ def probe_rows(
         top_k: K of the distributions.
         collect: artifact of the source's signals; nothing is written to its folder.
         signals: artifact of the lazy signals' distributions; nothing is written to its folder.
+
+    Returns:
+        The probe, and some rows to compare the engine on.
 
     Raises:
         UserError: the source refuses every row.
@@ -52,8 +56,9 @@ def probe_rows(
     vocab_size = source.engine.vocab_size
     eager, lazy = (replace(collect, schema=collect_schema(vocab_size, with_topk)) for with_topk in (True, False))
     distributions = replace(signals, schema=signals_schema(vocab_size))
-    return Probe(
-        prompt_tokens=np.array([_prompt_tokens(source, *pair) for pair in zip(rows.to_pylist(), results, strict=True)]),
+    prompts = [_prompt_ids(source, *pair) for pair in zip(rows.to_pylist(), results, strict=True)]
+    probe = Probe(
+        prompt_tokens=np.array([len(ids) for ids in prompts]),
         training_tokens=np.array([_training_tokens(entry) for entry in results]),
         inference_tokens=np.array([_inference_tokens(entry) for entry in results]),
         seconds=seconds,
@@ -64,6 +69,7 @@ def probe_rows(
         ),
         signals_seconds=signals_seconds,
     )
+    return probe, scored_rows(source, prompts, results)
 
 
 def _fetch_distributions(
@@ -107,11 +113,12 @@ def _num_bytes(artifact: Artifact, table: pa.Table) -> int:
         return scratch.folder.sizes()[shard_name(0)]
 
 
-def _prompt_tokens(source: SourceReader, row: dict, entry: RowSignals) -> int:
+def _prompt_ids(source: SourceReader, row: dict, entry: RowSignals) -> list[int]:
+    """Returns the token ids of a row's prompt; none if the source refused it."""
     if entry.refused is not None:
-        return 0
+        return []
     messages = [Message(m["role"], m["content"]) for m in row["messages"]]
-    return len(render_prompt(source.engine.tokenizer, messages, source.template))
+    return render_prompt(source.engine.tokenizer, messages, source.template)
 
 
 def _training_tokens(entry: RowSignals) -> int:

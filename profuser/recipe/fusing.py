@@ -55,9 +55,10 @@ class LoraConfig(Config):
     alpha: float = Field(default=32.0, gt=0)
     """Scale of the adapters' output: `alpha / rank`."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout of the adapters' input."""
+    """Dropout of the adapters' input; above 0 experts get no adapters."""
     modules: tuple[str, ...] = ()
-    """Names of the linear layers that get adapters (`q_proj` ...); by default all but the output layer."""
+    """Names of the linear layers and experts' matrices that get adapters (`q_proj`, `gate_up_proj` ...); by default all but the
+    output layer."""
 
 
 class GuardConfig(Config):

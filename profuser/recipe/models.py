@@ -1,43 +1,17 @@
 """The recipe and its sections. Each default is defined in its section and nowhere else."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-import jinja2
 from pydantic import Field, field_validator, model_validator
 
-from profuser.config import Config, Name, Pattern, execution_field
+from profuser.config import Config, Name, Pattern, execution_field, later_field
 from profuser.recipe.evaluating import Benchmarks
 from profuser.recipe.fusing import FuseConfig
 from profuser.recipe.preparing import CorpusConfig
 from profuser.recipe.resources import PlanConfig, PoolConfig
 from profuser.recipe.rewards import RewardConfig, RewardModelConfig
 from profuser.recipe.selecting import AVERAGE, SelectConfig
-
-
-class OwnTemplate(Config):
-    """Each model's own chat template."""
-
-    kind: Literal["own"] = "own"
-
-
-class JinjaTemplate(Config):
-    """One template for all models, as in FuseChat."""
-
-    kind: Literal["jinja"]
-    text: str
-    """Jinja source over `messages`, `add_generation_prompt`, `bos_token`, `eos_token`."""
-
-    @field_validator("text")
-    @classmethod
-    def _text_is_jinja(cls, text: str) -> str:
-        try:
-            jinja2.Environment().parse(text)
-        except jinja2.TemplateSyntaxError as error:
-            raise ValueError(f"line {error.lineno}: {error.message}") from None
-        return text
-
-
-TemplateConfig = Annotated[OwnTemplate | JinjaTemplate, Field(discriminator="kind")]
+from profuser.recipe.template import OwnTemplate, TemplateConfig
 
 
 class GenerationConfig(Config):
@@ -104,9 +78,12 @@ class ModelConfig(Config):
     """A model and how to run it."""
 
     model: str
-    """Local folder, URI (`s3://`, `gs://`), Hub name, or `lab://...`."""
+    """Local folder, GGUF file, URI (`s3://`, `gs://`), Hub name, GGUF file on the Hub (`owner/name/file.gguf`), or `lab://...`. A
+    folder or Hub name may be a LoRA adapter."""
     revision: str | None = None
     """Commit, branch or tag of a Hub model."""
+    template: TemplateConfig | None = later_field(None)
+    """Template of this model, instead of the recipe's `template`."""
     engine: EngineConfig = EngineConfig()
     pool: PoolConfig = execution_field(PoolConfig())
 
@@ -190,6 +167,7 @@ class Recipe(Config):
     """Folder of a built laboratory, for `lab://` paths; by default the one that ships with the package."""
     corpus: CorpusConfig
     template: TemplateConfig = OwnTemplate()
+    """Template of all sources and of the target; judges use their own."""
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     target: TargetConfig
     collect: CollectConfig = CollectConfig()
@@ -216,6 +194,12 @@ class Recipe(Config):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{what}: the name {twice[0]!r} is used twice")
+        for reward in self.rewards:
+            if (reward.categories or reward.except_categories) and self.corpus.category_path is None:
+                key = "categories" if reward.categories else "except_categories"
+                raise ValueError(
+                    f"rewards.{reward.name}.{key}: the corpus has no categories; set corpus.category_field"
+                )
         if not any(reward.weight for reward in self.rewards):
             raise ValueError("rewards: every weight is 0, so there would be no votes; give one a weight above 0")
         for source in self.sources:
@@ -224,6 +208,11 @@ class Recipe(Config):
                 raise ValueError(
                     f"collect.samples_per_source is {self.collect.samples_per_source}, but {source.name} samples at temperature 0, "
                     "which gives the same answer each time; set generation.temperature"
+                )
+            if self.template_of(source).thinking == "keep" != self.template_of(self.target).thinking:
+                raise ValueError(
+                    f"sources: the thinking of {source.name} is kept, but the target's template closes thinking, and so would the "
+                    "fused model's; set template.thinking: keep for the target too"
                 )
         if self.select.condition == "exact" and self.collect.signals == "eager":
             raise ValueError("select.condition: exact needs the stage signals; set collect.signals: lazy")
@@ -237,6 +226,10 @@ class Recipe(Config):
             if AVERAGE in (source.name for source in self.sources):
                 raise ValueError("sources: with select.training_teacher: average no source may be named 'average'")
         return self
+
+    def template_of(self, config: ModelConfig) -> TemplateConfig:
+        """Returns the template of a source or of the target."""
+        return config.template or self.template
 
     def is_target(self, source: SourceConfig) -> bool:
         """Returns whether a source is the same model as the target."""

@@ -77,7 +77,7 @@ def benchmark_estimates(benchmarks: Mapping[str, Mapping[str, pa.Table]]) -> dic
 
 def preference(rate: Estimate) -> Difference:
     """Returns a judged win rate minus 50 %, in percentage points: above 0, the fused model's answers are preferred."""
-    even = Difference(rate.value - 0.5, rate.low - 0.5, rate.high - 0.5, math.nan, rate.num_items)
+    even = Difference(rate.value - 0.5, rate.low - 0.5, rate.high - 0.5, math.nan, rate.num_items, "")
     return _times(even, PERCENT)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from profuser.evaluation.statistics import BETTER, NOISE, WORSE
 from profuser.report.comparisons import in_percent, preference
 from profuser.report.facts import RunFacts
-from profuser.report.measures import METRICS, SCORE, Change
+from profuser.report.measures import METRICS, SCORE, Change, p_text
 from profuser.run.stages import FUSED, TARGET
 
 CAUTION = (
@@ -105,7 +105,8 @@ def judged_finding(facts: RunFacts) -> list[Finding]:
         Finding(
             verdict,
             f"The judges prefer its answers to the target's on {SCORE.text(even.value)} % of the rows at equal length "
-            f"(95 % interval {SCORE.interval(even)}; {SCORE.text(raw.value)} % as they are).",
+            f"(95 % interval {SCORE.interval(even)}; {SCORE.text(raw.value)} % as they are: {rate.num_won:,} won, "
+            f"{rate.num_lost:,} lost, {rate.num_ties:,} tied; sign test: p {p_text(rate.p_value)}).",
         )
     ]
 

@@ -99,3 +99,8 @@ class Change:
         """Difference of the rounded values, as text."""
         shown = (round(value, self.metric.decimals) for value in (self.after, self.before))
         return self.metric.text(next(shown) - next(shown), sign=True)
+
+
+def p_text(p_value: float) -> str:
+    """Formats a p-value for a table."""
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.2g}"

@@ -50,9 +50,10 @@ SECTIONS = {
     "recipe": "Recipe",
 }
 INTERVALS = (
-    "Both models are measured on the same items. In small type: 95 % intervals from resampling the items (paired bootstrap). "
-    "p: p-value of no difference (McNemar's test where answers are right or wrong, else the bootstrap), adjusted for the number of "
-    "models (Holm). Within noise: the interval includes 0, or p is 0.05 or more. Among many categories some differ by chance."
+    "Both models are measured on the same items. In small type: 95 % intervals (Tango's where answers are right or wrong, else "
+    "Student's t). p: p-value of no difference (exact where answers are right or wrong or few items differ), adjusted for the "
+    "number of models (Holm). "
+    "Within noise: the interval includes 0, or p is 0.05 or more. Among many categories some differ by chance."
 )
 
 

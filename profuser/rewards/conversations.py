@@ -1,14 +1,15 @@
 """A reward model's input: prompt and answer, rendered with its own chat template, as token ids. The same for every engine."""
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
-from profuser.corpus.special_tokens import Commands, encode, protect
-from profuser.corpus.template import template_commands
+from profuser.corpus.rendering import Refusal
+from profuser.corpus.special_tokens import encode, protect
+from profuser.corpus.template import render_conversations, template_commands
+from profuser.corpus.turns import Message
 from profuser.errors import EngineError
-from profuser.recipe.models import OwnTemplate
 from profuser.recipe.rewards import RewardModelConfig
+from profuser.recipe.template import JinjaTemplate
 
 
 class Conversations:
@@ -36,6 +37,7 @@ class Conversations:
         self.architecture: str = (model_config.architectures or ["unknown"])[0]
         native = getattr(model_config.get_text_config(), "max_position_embeddings", None)
         self.max_tokens = min(config.max_length, native or config.max_length)
+        self.refused = False
         self.tokenizer.truncation_side = "left"
 
     @property
@@ -51,29 +53,34 @@ class Conversations:
     def encode(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> list[list[int]]:
         """Returns token ids of each prompt and answer, cut from the left to `max_tokens`. Special tokens in texts are read as text.
 
-        A trailing padding token is removed: Transformers reads a causal model's score at the last token that is not padding (many
-        checkpoints pad with their end of turn), and other engines at the last token.
+        A conversation that the judge's template does not accept has no tokens; the first one is printed. A trailing padding token
+        is removed: Transformers reads a causal model's score at the last token that is not padding (many checkpoints pad with
+        their end of turn), and other engines at the last token.
         """
-        prompts = [
-            [*row["messages"], {"role": "assistant", "content": text}] for row, text in zip(rows, answers, strict=True)
+        turns = [
+            [*(Message(m["role"], m["content"]) for m in row["messages"]), Message("assistant", text)]
+            for row, text in zip(rows, answers, strict=True)
         ]
-        if self.tokenizer.chat_template is None:
-            texts = ["\n\n".join(message["content"] for message in messages) for messages in prompts]
+        template = self.config.template
+        if self.tokenizer.chat_template is None and not isinstance(template, JinjaTemplate):
+            texts = ["\n\n".join(message.content for message in messages) for messages in turns]
             options = {"truncation": True, "max_length": self.max_tokens, "split_special_tokens": True}
             encoded: list[list[int]] = self.tokenizer(texts, **options)["input_ids"]
         else:
-            texts = [self._render(messages) for messages in prompts]
-            encoded = [ids[-self.max_tokens :] for ids in encode(self.tokenizer, texts, self.commands)]
+            encoded = self._rendered(rows, turns)
         for ids in encoded:
             while len(ids) > 1 and ids[-1] == self.tokenizer.pad_token_id:
                 ids.pop()
         return encoded
 
-    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        guarded = [{**message, "content": protect(message["content"], self.commands)} for message in messages]
-        return self.tokenizer.apply_chat_template(guarded, tokenize=False)
-
-    @cached_property
-    def commands(self) -> Commands:
-        """Strings that the tokenizer reads as special tokens."""
-        return template_commands(self.tokenizer, OwnTemplate())
+    def _rendered(self, rows: Sequence[Mapping[str, Any]], turns: Sequence[Sequence[Message]]) -> list[list[int]]:
+        commands = template_commands(self.tokenizer, self.config.template)
+        guarded = [[Message(m.role, protect(m.content, commands)) for m in messages] for messages in turns]
+        rendered = render_conversations(self.tokenizer, guarded, self.config.template)
+        ids = iter(encode(self.tokenizer, [text for text in rendered if isinstance(text, str)], commands))
+        for row, text in zip(rows, rendered, strict=True):
+            if isinstance(text, Refusal) and not self.refused:
+                self.refused = True
+                place = f"{row.get('source_file', 'row')}:{row.get('source_line', row['row_id'])}"
+                print(f"rewards.{self.config.name}: {place}: its chat template refuses it: {text.reason}", flush=True)
+        return [next(ids)[-self.max_tokens :] if isinstance(text, str) else [] for text in rendered]

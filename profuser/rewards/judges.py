@@ -12,7 +12,10 @@ class Judge(Protocol):
     """Scores answers. Each actor has one."""
 
     def score(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> Float[np.ndarray, "N"]:
-        """Returns the rewards of answers, one per corpus row (a row may occur several times); higher is better."""
+        """Returns the rewards of answers, one per corpus row (a row may occur several times).
+
+        Higher is better; NaN for a row that it does not judge, or whose conversation its chat template does not accept.
+        """
         ...
 
 

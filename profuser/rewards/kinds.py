@@ -1,5 +1,7 @@
 """The kinds of reward, one record each. To add a kind, add its recipe section (`recipe/rewards.py`) and a record here."""
 
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,13 +9,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from profuser.recipe.rewards import CallableConfig, RewardConfig, RewardModelConfig
+from profuser.corpus.thinking import without_thinking
+from profuser.recipe.rewards import CallableConfig, ChrfConfig, RewardConfig, RewardModelConfig, RougeLConfig
 from profuser.rewards.callables import call_function, load_callable, source_digest
 from profuser.rewards.judges import Judge
 from profuser.rewards.verifiers import exact_match, plain, same_last_number
 
+WORD = re.compile("[a-z0-9]")
+"""A word of ROUGE, whose tokens are runs of these."""
 Rule = Callable[[Mapping[str, Any], str], float]
-"""Scores an answer to a corpus row; higher is better."""
+"""Scores an answer to a corpus row; higher is better, NaN if it cannot judge the row."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Verifier:
         self.rule = rule
 
     def score(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> Float[np.ndarray, "N"]:
-        """See `Judge.score`; 1 or 0, or what the recipe's function returns. If that fails, raises UserError with the row's id."""
+        """See `Judge.score`. If the recipe's function fails, raises UserError with the row's id."""
         return np.array([self.rule(row, answer) for row, answer in zip(rows, answers, strict=True)], dtype=np.float64)
 
 
@@ -52,8 +57,44 @@ def _callable(config: CallableConfig, _: str | None) -> Judge:
 
 
 def _by_rule(rule: Callable[[Any, str, str], float]) -> RewardKind:
-    """Returns the kind of verifier whose rule takes its configuration, the answer and the ground truth."""
-    return RewardKind(lambda config, _: Verifier(lambda row, answer: rule(config, answer, row["response"])))
+    """Returns the kind of verifier whose rule takes its configuration, the answer and the ground truth without any thinking."""
+    return RewardKind(
+        lambda config, _: Verifier(lambda row, answer: rule(config, answer, without_thinking(row["response"])))
+    )
+
+
+def _chrf(config: ChrfConfig, _: str | None) -> Judge:
+    from sacrebleu.metrics.chrf import CHRF
+
+    metric = CHRF(char_order=config.char_order, word_order=config.word_order, beta=config.beta)
+    return Verifier(lambda row, answer: metric.sentence_score(answer, [without_thinking(row["response"])]).score / 100)
+
+
+def _rouge_l(config: RougeLConfig, _: str | None) -> Judge:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=config.stem)
+
+    def rule(row: Mapping[str, Any], answer: str) -> float:
+        truth = without_thinking(row["response"])
+        return scorer.score(truth, answer)["rougeL"].fmeasure if WORD.search(truth.lower()) else math.nan
+
+    return Verifier(rule)
+
+
+class ForSomeRows:
+    """A judge of some categories only; the rewards of other rows are NaN."""
+
+    def __init__(self, judge: Judge, config: RewardConfig):
+        self.judge, self.config = judge, config
+
+    def score(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> Float[np.ndarray, "N"]:
+        """See `Judge.score`."""
+        own = [place for place, row in enumerate(rows) if self.config.judges(row["category"])]
+        out = np.full(len(rows), math.nan)
+        if own:
+            out[own] = self.judge.score([rows[place] for place in own], [answers[place] for place in own])
+        return out
 
 
 KINDS: dict[str, RewardKind] = {
@@ -61,6 +102,8 @@ KINDS: dict[str, RewardKind] = {
     "last_number": _by_rule(lambda config, answer, truth: same_last_number(answer, truth, config.tolerance)),
     "exact_match": _by_rule(lambda config, answer, truth: plain(answer, config) == plain(truth, config)),
     "answer_match": _by_rule(lambda config, answer, truth: exact_match(answer, truth, config.pattern)),
+    "chrf": RewardKind(_chrf),
+    "rouge_l": RewardKind(_rouge_l),
     "callable": RewardKind(_callable, load_callable, lambda config: {"code": source_digest(config)}),
 }
 """Reward kinds by the recipe's `kind`."""
@@ -82,4 +125,5 @@ def load_judge(config: RewardConfig, path: str | None = None) -> Judge:
         EngineError: the reward model cannot be loaded.
         UserError: the verifier's function cannot be imported.
     """
-    return kind_of(config).load(config, path)
+    judge = kind_of(config).load(config, path)
+    return ForSomeRows(judge, config) if config.categories or config.except_categories else judge

@@ -16,7 +16,7 @@ def load_reward_model(config: RewardModelConfig, path: str) -> Judge:
     Raises:
         EngineError: the model cannot be loaded.
     """
-    conversations = Conversations(local_model(path), config)
+    conversations = Conversations(local_model(path, config.revision), config)
     kind = config.engine.kind
     if kind == "auto":
         on_gpu = torch.cuda.is_available()

@@ -33,8 +33,9 @@ class TransformersRewardModel:
     def score(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> Float[np.ndarray, "N"]:
         """See `Judge.score`; raw logits."""
         conversations = self.conversations.encode(rows, answers)
-        order = sorted(range(len(conversations)), key=lambda index: len(conversations[index]))
-        out = np.empty(len(conversations))
+        accepted = [index for index, ids in enumerate(conversations) if ids]
+        order = sorted(accepted, key=lambda index: len(conversations[index]))
+        out = np.full(len(conversations), np.nan)
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             logits = self.model(**self._padded([conversations[index] for index in batch])).logits
@@ -44,7 +45,7 @@ class TransformersRewardModel:
 
     def _padded(self, sequences: list[list[int]]) -> dict[str, torch.Tensor]:
         pad_id = self.conversations.tokenizer.pad_token_id
-        if pad_id is None:
+        if pad_id is None or pad_id >= self.model.get_input_embeddings().weight.shape[0]:
             # The model reads the score at the last token that is not padding: any id will do that ends no conversation.
             ends = {sequence[-1] for sequence in sequences}
             pad_id = next(token for token in range(len(sequences) + 1) if token not in ends)

@@ -58,7 +58,8 @@ class VllmRewardModel:
         """See `Judge.score`; raw logits."""
         from vllm import PoolingParams, TokensPrompt
 
-        prompts = [TokensPrompt(prompt_token_ids=ids) for ids in self.conversations.encode(rows, answers)]
+        conversations = self.conversations.encode(rows, answers)
+        prompts = [TokensPrompt(prompt_token_ids=ids) for ids in conversations if ids]
         # By default vLLM returns the sigmoid, which is about 1 for all good answers.
         raw = PoolingParams(use_activation=False)
         step = CALL_BATCHES * self.conversations.config.batch_size
@@ -67,4 +68,6 @@ class VllmRewardModel:
             outputs = self.llm.classify(prompts[start : start + step], pooling_params=raw, use_tqdm=False)
             found += [output.outputs.probs[0] for output in outputs]
             self.answered(len(outputs))
-        return np.array(found, dtype=np.float64)
+        scores = np.full(len(conversations), np.nan)
+        scores[[bool(ids) for ids in conversations]] = found
+        return scores

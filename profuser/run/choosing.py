@@ -21,7 +21,9 @@ def make_chooser(recipe: Recipe, tokens: Sequence[TokenBytes], scales: Sequence[
         config=recipe.select,
         scales=scales,
         weights=[reward.weight for reward in recipe.rewards],
+        thresholds=[reward.rejects_up_to for reward in recipe.rewards],
         num_samples=recipe.collect.samples_per_source,
+        seed=recipe.seed,
     )
 
 

@@ -24,7 +24,7 @@ from profuser.engines.base import ReadSettings
 from profuser.evaluation.benchmarks.checks import check_data, data_digest
 from profuser.recipe.evaluating import BenchmarkConfig
 from profuser.recipe.models import ModelConfig, SourceConfig
-from profuser.recipe.rewards import RewardConfig
+from profuser.recipe.rewards import VOTE_SETTINGS, RewardConfig
 from profuser.rewards.kinds import kind_of
 from profuser.run.inputs import RunInputs, corpus_digest
 from profuser.run.stages import FUSED, REGISTRY, STAGES, TARGET
@@ -83,7 +83,7 @@ class FusionRun(RunInputs):
             "tokenizer": self.tokenizer_digest(setting),
             "vocab_size": self.vocab_size(setting),
             "engine": identity(source.engine),
-            "template": identity(self.recipe.template),
+            "template": identity(self.template(source)),
             "top_k": how.top_k,
             "generation": identity(how.generation),
             "samples": how.num_samples,
@@ -99,8 +99,9 @@ class FusionRun(RunInputs):
         return self._artifact(f"rewards/{reward.name}", REWARDS, config, self._collected())
 
     def _reward_config(self, reward: RewardConfig) -> dict[str, Any]:
-        """Returns the settings that determine a reward's scores. Its weight is not one of them: it affects only the vote."""
-        config: dict[str, Any] = {"reward": {k: v for k, v in identity(reward).items() if k != "weight"}}
+        """Returns the settings that determine a reward's scores. Those of the vote are not among them."""
+        settings = identity(self.reward(reward))
+        config: dict[str, Any] = {"reward": {k: v for k, v in settings.items() if k not in VOTE_SETTINGS}}
         if f"rewards.{reward.name}.model" in self.model_digests:
             config["model"] = self.model_digests[f"rewards.{reward.name}.model"]
         return config | kind_of(reward).digests(reward)
@@ -119,16 +120,19 @@ class FusionRun(RunInputs):
     @property
     def _target_config(self) -> dict[str, Any]:
         """Settings that determine the target's tokens of a response."""
-        return {"tokenizer": self.tokenizer_digest("target.model"), "template": identity(self.recipe.template)}
+        template = identity(self.template(self.recipe.target))
+        return {"tokenizer": self.tokenizer_digest("target.model"), "template": template}
 
     @property
     def _choice_config(self) -> dict[str, Any]:
         """Settings that determine which source teaches which row."""
+        rewards = self.recipe.rewards
+        accept = {r.name: own["accept_above"] for r in rewards if "accept_above" in (own := identity(r))}
         return {
             "select": identity(self.recipe.select),
             "teachers": [teacher.name for teacher in self.recipe.teachers],
-            "weights": {reward.name: reward.weight for reward in self.recipe.rewards},
-        }
+            "weights": {reward.name: reward.weight for reward in rewards},
+        } | ({"accept_above": accept} if accept else {})
 
     def select(self) -> Artifact:
         """Returns the artifact of training examples, each with its teacher's distributions in the target's vocabulary."""
@@ -155,7 +159,7 @@ class FusionRun(RunInputs):
         """Returns the artifact of a model's answers to the held-out rows, with scores: `target`, `fused`, or a source's name."""
         config: dict[str, Any] = {
             "evaluate": {k: v for k, v in identity(self.recipe.evaluate).items() if k not in ("judged", "benchmarks")},
-            "template": identity(self.recipe.template),
+            "template": identity(self.template(self.evaluated_config(name))),
         }
         inputs = [self.heldout()]
         if name == FUSED:
@@ -174,7 +178,7 @@ class FusionRun(RunInputs):
             "lm_eval": version("lm_eval"),
         }
         if benchmark.apply_chat_template:
-            config["template"] = identity(self.recipe.template)
+            config["template"] = identity(self.template(self.evaluated_config(name)))
         if name == FUSED:
             return self._artifact(f"benchmarks/{name}/{benchmark.name}", BENCHMARK, config, [self.fuse()])
         config["model"] = self.model_digests["target.model" if name == TARGET else f"sources.{name}.model"]

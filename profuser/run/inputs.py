@@ -6,13 +6,19 @@ from functools import cached_property
 from pathlib import Path
 
 from profuser.corpus import corpus_files
+from profuser.corpus.template_text import CLOCK
 from profuser.errors import UserError
+from profuser.models.formats import Format
 from profuser.models.lab_paths import LAB_FILE, resolve
 from profuser.models.reference import ModelRef
 from profuser.recipe.models import ModelConfig, Recipe
 from profuser.recipe.rewards import RewardConfig, RewardModelConfig
+from profuser.recipe.template import JinjaTemplate, TemplateConfig
 from profuser.rewards.kinds import kind_of
 from profuser.storage.folder import Folder
+
+BEGAN = "began.json"
+"""File in a run's folder with the date on which it began."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,12 @@ class RunInputs:
                 except UserError as error:
                     raise UserError(f"{setting}: {error}") from None
         _ = self.model_digests
+        for reward in self.recipe.reward_models:
+            if (found := self.model(reward).format) is not Format.PLAIN:
+                raise UserError(
+                    f"rewards.{reward.name}.model: {reward.model}: a reward model must be plain weights, this is stored as "
+                    f"{found.value}; convert it and save it with save_pretrained"
+                )
         for reward in self.recipe.rewards:
             kind_of(reward).check(reward)
 
@@ -71,6 +83,35 @@ class RunInputs:
         out |= {f"sources.{source.name}.model": source for source in self.recipe.sources}
         out |= {f"rewards.{reward.name}.model": reward for reward in self.recipe.reward_models}
         return out
+
+    @cached_property
+    def day(self) -> str | None:
+        """Date on which the run began; None before that, and for a run that began before dates were kept."""
+        return self.folder.read_json(BEGAN)["date"] if self.folder.exists(BEGAN) else None
+
+    def template(self, config: ModelConfig) -> TemplateConfig:
+        """Returns the template of a source or of the target; one that writes a date, with the run's."""
+        return self._dated(self.recipe.template_of(config), config)
+
+    def reward(self, reward: RewardConfig) -> RewardConfig:
+        """Returns a reward; a template of its model that writes a date has the run's."""
+        if not isinstance(reward, RewardModelConfig):
+            return reward
+        return reward.model_copy(update={"template": self._dated(reward.template, reward)})
+
+    def _dated(self, template: TemplateConfig, config: ModelConfig | RewardModelConfig) -> TemplateConfig:
+        if template.date or self.day is None:
+            return template
+        ref = self.model(config)
+        if ref not in self._clocks:
+            self._clocks[ref] = CLOCK.encode() in ref.template_files()
+        writes = CLOCK in template.text if isinstance(template, JinjaTemplate) else self._clocks[ref]
+        return template.model_copy(update={"date": self.day}) if writes else template
+
+    @cached_property
+    def _clocks(self) -> dict[ModelRef, bool]:
+        """Cache of which models' own templates write a date."""
+        return {}
 
     def vocab_size(self, setting: str) -> int:
         """Returns the width of a model's logits, from its config."""

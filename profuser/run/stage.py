@@ -28,6 +28,8 @@ class Part:
     """Arguments of the stage's function, after the run."""
     pool: PoolConfig | None = None
     """Actor pool; None if there is none, or if its actors request no accelerator."""
+    group: str | None = None
+    """Parts of one group run in turn and share the model that the first of them loads. If one fails, the others still run."""
 
     @property
     def artifact(self) -> Artifact:
@@ -69,6 +71,8 @@ class Stage:
     """Parts, in order; empty if the recipe does not request the stage."""
     plan: Callable[[FusionRun, CorpusSize], Iterable[PlanLine]]
     """One plan line per part; empty for a stage whose cost is negligible."""
+    rewritten: bool = False
+    """Whether its artifact only shows results: it is written again, not refused, if it was made from other ones."""
     part_option: str | None = None
     """Kind of a part (`source`, `reward`, `model`), and the option of `python -m ray_jobs STAGE` that selects one."""
     plural: str = ""

@@ -16,8 +16,14 @@ TARGET, FUSED = "target", "fused"
 """Names of two evaluated models; the others are named after their source."""
 
 
-def _part(name: str, make: Callable[[], Artifact], *arguments: Any, pool: PoolConfig | None = None) -> Part:
-    return Part(name, lambda: [make()], arguments, pool)
+def _part(
+    name: str,
+    make: Callable[[], Artifact],
+    *arguments: Any,
+    pool: PoolConfig | None = None,
+    group: str | None = None,
+) -> Part:
+    return Part(name, lambda: [make()], arguments, pool, group)
 
 
 def _collect(run: "FusionRun") -> list[Part]:
@@ -49,6 +55,7 @@ def _benchmarks(run: "FusionRun") -> list[Part]:
             name,
             b,
             pool=run.evaluated_config(name).pool,
+            group=f"benchmarks/{name}",
         )
         for name in run.evaluated()
         for b in run.recipe.evaluate.benchmarks
@@ -148,6 +155,7 @@ _ALL = (
         purpose="Write the HTML report and the model card.",
         parts=lambda run: [_part("report", run.report)],
         plan=lambda run, size: (),
+        rewritten=True,
     ),
 )
 REGISTRY = {stage.name: stage for stage in _ALL}

@@ -5,7 +5,7 @@ from typing import Any
 
 from profuser.alignment.token_bytes import TokenBytes
 from profuser.alignment.vocab_projection import VocabProjection
-from profuser.corpus import end_token_id
+from profuser.corpus.turn_ends import turn_ends
 from profuser.errors import AlignmentError, UserError, one_line
 from profuser.recipe.models import ModelConfig
 from profuser.run.fusion_run import FusionRun
@@ -35,7 +35,7 @@ def read_tokenizer_pairs(run: FusionRun) -> TokenizerPairs:
 
 def read_target(run: FusionRun) -> Target:
     """Reads the target's tokenizer; raises UserError as in `read_tokenizer_pairs`."""
-    return Target(*_read(run, "target.model", run.recipe.target), run.recipe.template)
+    return Target(*_read(run, "target.model", run.recipe.target), run.template(run.recipe.target))
 
 
 def read_tokens(run: FusionRun) -> list[TokenBytes]:
@@ -49,8 +49,9 @@ def _read(run: FusionRun, setting: str, config: ModelConfig) -> tuple[Any, Token
     path = run.model(config).path
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.engine.trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(run.model(config).local(weights=False), **options)
-        ends = [end_token_id(tokenizer, run.recipe.template)]
+        folder = run.model(config).local(weights=False, setting=setting)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        ends = turn_ends(tokenizer, run.template(config), folder, config.revision)
         return tokenizer, TokenBytes.from_tokenizer(tokenizer, run.vocab_size(setting), ends)
     except AlignmentError as error:
         raise UserError(f"{setting}: {path}: {error}; it cannot be used in this fusion") from None

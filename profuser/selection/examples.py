@@ -14,10 +14,10 @@ from profuser.alignment.token_bytes import TokenBytes
 from profuser.alignment.transport import SourceSignals, TransportedRows, transport_rows
 from profuser.alignment.vocab_projection import VocabProjection
 from profuser.artifacts.schemas import MODES, select_schema
-from profuser.corpus import Message, encode_examples
+from profuser.corpus import EncodedExample, Message, Refusal, encode_examples
 from profuser.engines.signal_tables import read_signals
 from profuser.errors import ArtifactError
-from profuser.recipe.models import TemplateConfig
+from profuser.recipe.template import TemplateConfig
 from profuser.selection.teachers import Choice, Chooser, add_counts
 from profuser.signals.codec import to_columns
 from profuser.signals.ragged import Ragged
@@ -31,6 +31,8 @@ class EncodedChoice:
     choice: Choice
     prompt_ids: list[int]
     response_ids: list[int]
+    refused: str | None = None
+    """Why the target's template does not accept the conversation; there are no tokens then."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,15 @@ class Target:
             ([Message(m["role"], m["content"]) for m in rows[choice.row]["messages"]], choice.response)
             for choice in choices
         ]
-        return [
-            EncodedChoice(choice, one.prompt_ids, one.response_ids[:-1] if choice.cut else one.response_ids)
-            for choice, one in zip(choices, encode_examples(self.tokenizer, texts, self.template), strict=True)
-        ]
+        generated = [choice.mode == "inference" for choice in choices]
+        found = encode_examples(self.tokenizer, texts, self.template, generated)
+        return [_encoded(choice, one) for choice, one in zip(choices, found, strict=True)]
+
+
+def _encoded(choice: Choice, one: EncodedExample | Refusal) -> EncodedChoice:
+    if isinstance(one, Refusal):
+        return EncodedChoice(choice, [], [], one.reason)
+    return EncodedChoice(choice, one.prompt_ids, one.response_ids[:-1] if choice.cut else one.response_ids)
 
 
 class Selector:
@@ -163,11 +170,15 @@ class Selector:
         return transported
 
     def _encode(self, rows: list[dict], choices: list[Choice], counts: dict[str, float]) -> list[EncodedChoice]:
-        """Encodes choices in the target's tokens. A choice whose response they do not spell would teach another text: it is
-        left out and counted."""
+        """Encodes choices in the target's tokens. A choice is left out and counted if they do not spell its response, which would
+        teach another text, if the target's template does not accept its prompt, or if a token of it is beyond the logits."""
         examples = self.target.encode(rows, choices)
-        wrong = misspelt(self.target.tokens, response_ids(examples), [c.response.encode() for c in choices])
-        add_counts(counts, {"misspelt_by_target": len(wrong), "examples": -len(wrong)})
+        wrong = {*misspelt(self.target.tokens, response_ids(examples), [c.response.encode() for c in choices])}
+        refused = sum(one.refused is not None for one in examples)
+        size = self.target.tokens.vocab_size
+        wrong |= {place for place, one in enumerate(examples) if max(one.prompt_ids, default=0) >= size}
+        add_counts(counts, {"misspelt_by_target": len(wrong) - refused, "examples": -len(wrong)})
+        add_counts(counts, {"refused_by_target": refused} if refused else {})
         for choice in (choices[place] for place in wrong):
             add_counts(counts, {f"wins/{choice.mode}/{self.chooser.teacher_of(choice)}": -1})
         return [one for place, one in enumerate(examples) if place not in wrong]

@@ -34,6 +34,8 @@ class SelectionRows:
     """Answer of each source, `[N][M]`; None where it has none."""
     scores: Float[np.ndarray, "N M R"]
     """Rewards of the answers; NaN where there is none."""
+    taught: Float[np.ndarray, "N R"]
+    """Rewards of the answer that teaches; NaN where none does, or where the reward does not judge the row."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,10 @@ class RewardFacts:
     """Share of pairs of answers of different length to one prompt in which the longer has the higher reward, ties counted half; 0.5
     is no bias. Unlike the correlation, it is not affected by prompts that call for long answers."""
     longer_pairs: int
+    num_taught: int
+    """Answers that teach and that it judged."""
+    taught_rejected: int | None
+    """Those among these that it rejects; None for a reward that rejects none."""
 
 
 @dataclass(frozen=True)
@@ -122,19 +128,25 @@ def read_rows(
     place = {row_id: index for index, row_id in enumerate(row_ids)}
     teachers = np.full((len(row_ids), len(MODES)), -1)
     surprise = np.full((len(row_ids), len(names)), np.nan)
-    for table in selected.tables(["row_id", "mode", "teacher", "advantages"]):
+    taught = np.full(len(row_ids), -1)
+    for table in selected.tables(["row_id", "mode", "teacher", "sample", "advantages"]):
         for example in table.to_pylist():
             row = place[example["row_id"]]
             if example["teacher"] != AVERAGE:
                 teachers[row, MODES.index(example["mode"])] = names.index(example["teacher"])
             if example["mode"] == "training":
                 surprise[row] = example["advantages"]
+            else:
+                num_samples = len(example["advantages"]) // len(names)
+                taught[row] = names.index(example["teacher"]) * num_samples + example["sample"]
     tables = [pa.concat_tables(source.tables(["answers"])) for source in collected]
     scores = [
         np.array([row for table in reward.tables(["scores"]) for row in table["scores"].to_pylist()], dtype=np.float64)
         for reward in rewards
     ]
-    return SelectionRows(teachers, surprise, *_best_samples(tables, np.stack(scores, axis=2)))
+    every = np.stack(scores, axis=2)
+    own = np.where(taught[:, None] >= 0, every[np.arange(len(every)), taught], np.nan)
+    return SelectionRows(teachers, surprise, *_best_samples(tables, every), own)
 
 
 def _best_samples(
@@ -187,7 +199,7 @@ def selection_facts(
             for i, j in pairs
         ),
         judges=tuple(
-            _judge(reward, num_bytes, rows.scores[:, :, index], choices[:, index])
+            _judge(reward, num_bytes, rows.scores[:, :, index], choices[:, index], rows.taught[:, index])
             for index, reward in enumerate(rewards)
         ),
         agreements=tuple(
@@ -203,11 +215,15 @@ def _judge(
     num_bytes: Float[np.ndarray, "N M"],
     scores: Float[np.ndarray, "N M"],
     choices: Int[np.ndarray, "n"],
+    taught: Float[np.ndarray, "N"],
 ) -> RewardFacts:
-    """Returns one reward's statistics, from its scores of all answers and its choices on rows that offer one."""
+    """Returns one reward's statistics, from its scores of all answers and of those that teach, and its choices where it had one."""
     share, pairs = longer_wins(num_bytes, scores)
     correlation = spearman(num_bytes.ravel(), scores.ravel())
-    return RewardFacts(reward.name, reward.weight, len(choices), int((choices < 0).sum()), correlation, share, pairs)
+    abstained, taught, limit = int((choices < 0).sum()), taught[~np.isnan(taught)], reward.rejects_up_to
+    rejected = None if limit is None else int((taught <= limit).sum())
+    numbers = len(choices), abstained, correlation, share, pairs, len(taught), rejected
+    return RewardFacts(reward.name, reward.weight, *numbers)
 
 
 def _training(rows: SelectionRows, i: int, j: int) -> WinRate:
@@ -226,8 +242,9 @@ def _inference(
 ) -> WinRate:
     """Compares two sources by a vote between them; a tie goes to the higher mean standardised reward, equal answers are a draw."""
     known = np.array([row[i] is not None and row[j] is not None for row in rows.answers], dtype=bool)
+    known &= ~np.isnan(standard[:, [i, j]]).all(axis=(1, 2))
     differ = np.array([row[i] != row[j] for row in rows.answers], dtype=bool)[known]
-    lead = standard[known, i] - standard[known, j]
+    lead = np.nan_to_num(standard[known, i] - standard[known, j])
     votes = (((lead > margin).astype(float) - (lead < -margin)) @ weights).round(9)
     better = np.where(votes != 0, votes, (lead * weights).mean(axis=1))
     return _win_rate(np.where(differ, better, 0.0))
@@ -240,7 +257,7 @@ def _win_rate(lead: Float[np.ndarray, "n"]) -> WinRate:
 def _length_bins(
     num_bytes: Float[np.ndarray, "N M"], standard: Float[np.ndarray, "N M R"], names: Sequence[str]
 ) -> list[LengthBin]:
-    known = ~np.isnan(num_bytes) & ~np.isnan(standard).any(axis=2)
+    known = ~np.isnan(num_bytes) & ~np.isnan(standard).all(axis=2)
     lengths, rewards = num_bytes[known], standard[known]
     if not len(lengths):
         return []
@@ -249,6 +266,7 @@ def _length_bins(
     out = []
     for index in np.unique(bins):
         inside = bins == index
-        means = dict(zip(names, rewards[inside].mean(axis=0).tolist(), strict=True))
+        own = [column[~np.isnan(column)] for column in rewards[inside].T]
+        means = {name: float(part.mean()) if len(part) else NAN for name, part in zip(names, own, strict=True)}
         out.append(LengthBin(int(inside.sum()), float(lengths[inside].mean()), means))
     return out

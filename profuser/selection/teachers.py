@@ -16,7 +16,7 @@ from profuser.artifacts.schemas import MODES
 from profuser.engines.signal_tables import candidate_answers
 from profuser.errors import ArtifactError
 from profuser.recipe.selecting import AVERAGE, SelectConfig
-from profuser.rewards.voting import RewardScale, vote
+from profuser.rewards.voting import RewardScale, row_draws, vote
 from profuser.selection.advantage import min_ce, training_advantage
 from profuser.signals.codec import from_list_column
 
@@ -63,8 +63,12 @@ class Chooser:
     """Scale of each reward over the whole run."""
     weights: Sequence[float] | None = None
     """Weight of each reward's vote; equal by default."""
+    thresholds: Sequence[float | None] | None = None
+    """Reward up to which each verifier rejects an answer; None for a reward that rejects none."""
     num_samples: int = 1
     """Answers per source, S."""
+    seed: int = 0
+    """Seed that shares out ties."""
 
     def choose(
         self, corpus: pa.Table, collected: Sequence[pa.Table], rewards: Sequence[pa.Table]
@@ -77,8 +81,8 @@ class Chooser:
             rewards: each reward's scores of the sources' answers, `[R]`.
 
         Returns:
-            The choices, and counts: rows, rows that were left out, rows that a source misspells, and wins (if all sources teach
-            together, the win counts for `average`).
+            The choices, and counts: rows, rows that were left out, rows that a source misspells, wins (if all sources teach
+            together, the win counts for `average`), and rows whose answers do not teach: all rejected, not judged, or tied.
 
         Raises:
             ArtifactError: the tables do not have the same rows.
@@ -86,7 +90,7 @@ class Chooser:
         _check_same_rows(corpus, [*collected, *rewards])
         rows = corpus.to_pylist()
         counts: dict[str, float] = {"rows": len(rows)}
-        choices = self._training(rows, collected, counts) + self._inference(collected, rewards)
+        choices = self._training(rows, collected, counts) + self._inference(rows, collected, rewards, counts)
         if self.config.incomplete_rows == "drop":
             incomplete = _incomplete(collected)
             counts["incomplete_rows"] = int(incomplete.sum())
@@ -133,15 +137,30 @@ class Chooser:
             if teacher >= 0
         ]
 
-    def _inference(self, collected: Sequence[pa.Table], rewards: Sequence[pa.Table]) -> list[Choice]:
-        """Chooses the answer with the most votes of the rewards."""
+    def _inference(
+        self, rows: list[dict], collected: Sequence[pa.Table], rewards: Sequence[pa.Table], counts: dict[str, float]
+    ) -> list[Choice]:
+        """Chooses the answer with the most votes of the rewards; counts the rows without one, and ties."""
         allowed = np.repeat(self.allowed, self.num_samples)
         answers = [
             [answer if may else None for answer, may in zip(row, allowed, strict=True)]
             for row in candidate_answers(collected, self.num_samples)
         ]
         scores = np.stack([np.array(table["scores"].to_pylist(), dtype=np.float64) for table in rewards], axis=2)
-        result = vote(scores, answers, self.scales, self.config.vote, self.weights)
+        draws = row_draws((row["row_id"] for row in rows), self.seed)
+        result = vote(scores, answers, self.scales, self.config.vote, self.weights, self.thresholds, draws)
+        has_answer = np.array([any(text is not None for text in row) for row in answers], dtype=bool)
+        is_accepted = np.array(
+            [
+                any(text is not None and not no for text, no in zip(*row, strict=True))
+                for row in zip(answers, result.rejected, strict=True)
+            ],
+            dtype=bool,
+        )
+        counts["rows_without_accepted_answer"] = int((has_answer & ~is_accepted).sum())
+        counts["rows_not_judged"] = int((has_answer & ~result.judged).sum())
+        counts["ties_shared_out"] = int((result.tied & (result.winner >= 0)).sum())
+        counts["rows_without_majority"] = int((is_accepted & result.judged & (result.winner < 0)).sum())
         reasons = [table["finish_reasons"].to_pylist() for table in collected]
         out = []
         for row, winner in enumerate(result.winner.tolist()):

@@ -50,6 +50,8 @@ class ServedModel(Config):
     """CPUs that a replica reserves."""
     num_gpus: float = Field(default=0.0, ge=0)
     """GPUs that a replica reserves: as many as its parallelism needs, or a share of one."""
+    chat_template: str | None = None
+    """Jinja source of the template; by default the tokenizer's own."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Data type of the weights; `auto`: the checkpoint's on a GPU. On a CPU it is float32, or bfloat16 for a checkpoint in bfloat16
     of at least 100 MiB on a processor that multiplies such numbers."""

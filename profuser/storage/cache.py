@@ -1,4 +1,4 @@
-"""Copies files of an object store to the local disk, for engines, tokenizers and corpus readers, which read local files only."""
+"""The cache of this machine: local copies of an object store's files, for engines, tokenizers and corpus readers."""
 
 import fcntl
 import hashlib
@@ -36,7 +36,7 @@ def local_copy(source: Folder, wanted: Callable[[str], bool] = lambda name: True
     if source.is_local:
         return Path(source.uri.removeprefix("file://"))
     place = CACHE / source.uri.replace("://", "/", 1)
-    with _exclusive(source.uri):
+    with exclusive(source.uri):
         found = source.files()
         chosen = {name: info for name, info in found.items() if wanted(name) and not _is_unfinished(name)}
         if not chosen:
@@ -86,10 +86,10 @@ def _is_unfinished(name: str) -> bool:
 
 
 @contextmanager
-def _exclusive(uri: str) -> Iterator[None]:
-    """Holds a lock against other processes of this machine that copy the same URI."""
+def exclusive(name: str) -> Iterator[None]:
+    """Holds a lock against other processes of this machine that make the same entry of the cache."""
     folder = CACHE / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / hashlib.sha256(uri.encode()).hexdigest()[:16]).open("w") as lock:
+    with (folder / hashlib.sha256(name.encode()).hexdigest()[:16]).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -22,6 +22,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from profuser.errors import UserError, one_line
+from profuser.models.classes import backbone
 from profuser.recipe.resources import Attention
 
 VARLEN, BY_EXAMPLE = "profuser_varlen", "profuser_by_example"
@@ -148,7 +149,7 @@ def why_no_boundaries(model: Any) -> str | None:
     kind, text = type(model).__name__, model.config.get_text_config()
     if getattr(text, "attn_logit_softcapping", None):
         return f"{kind} caps its attention logits"
-    takes = inspect.signature(model.base_model.forward).parameters.values()
+    takes = inspect.signature(backbone(model).forward).parameters.values()
     passes_on = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in takes)
     if not (passes_on and model._supports_sdpa and model._supports_flash_attn and model._supports_attention_backend):
         return f"{kind} has its own attention"

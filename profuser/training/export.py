@@ -3,7 +3,6 @@ chat template and the end-of-turn token of its training.
 """
 
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,15 +10,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jinja2 import Environment
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from profuser.corpus.rendering import chat_texts
 from profuser.corpus.template import end_token_id
 from profuser.errors import ArtifactError
-from profuser.models.reference import TOKENIZER_FILES
-from profuser.recipe.models import JinjaTemplate, TargetConfig, TemplateConfig
-from profuser.training.lora import ADAPTER, MARK, adapted_layers, merged
+from profuser.models.classes import language_model_class
+from profuser.models.formats import TOKENIZER_FILES
+from profuser.recipe.models import TargetConfig
+from profuser.recipe.template import TemplateConfig
+from profuser.training.lora import ADAPTER, MARK, adapted_layers, merged, plain_name, weight_name
 from profuser.training.step import FusionModule
 
 SHARD_SIZE = "5GB"
@@ -47,12 +48,12 @@ def export(module: FusionModule, target: str, config: TargetConfig, template: Te
         ArtifactError: the weights do not match the target's architecture.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     settings = AutoConfig.from_pretrained(target, revision=config.revision)
     dtype: Any = settings.dtype or settings.get_text_config().dtype or torch.float32
     with init_empty_weights(include_buffers=False):
-        plain = AutoModelForCausalLM.from_config(settings, dtype=dtype)
+        plain = language_model_class(settings).from_config(settings, dtype=dtype)
     plain.tie_weights()  # init_empty_weights untied them
     dtypes = {name: parameter.dtype for name, parameter in plain.named_parameters()}
     first = not dist.is_initialized() or dist.get_rank() == 0
@@ -68,23 +69,22 @@ def export(module: FusionModule, target: str, config: TargetConfig, template: Te
             f"fused model: weights missing from or unknown to {type(plain).__name__}: {sorted(wrong)[:3]}"
         )
     plain.save_pretrained(folder, state_dict=weights, max_shard_size=SHARD_SIZE)
-    _copy_files(target, config.revision, folder)
+    _copy_files(target, config.revision, folder, keep_config=type(plain.config) is type(settings))
     _write_turn_settings(template, config.engine.trust_remote_code, folder)
 
 
 @torch.no_grad()
 def whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
     """Yields the model's weights (on every worker), one after another, unsharded and under their names without adapters."""
-    layers = adapted_layers(model)
+    layers = {weight_name(name, layer): layer for name, layer in adapted_layers(model).items()}
     for name, parameter in model.named_parameters():
         if MARK in name:
             continue
-        layer, _, rest = name.rpartition(".base_layer.")
-        weight = _whole(parameter)
-        if layer in layers and rest == "weight":
-            a, b = (_whole(getattr(layers[layer], part)[ADAPTER].weight) for part in ("lora_A", "lora_B"))
-            weight = merged(layers[layer], weight, a, b)
-        yield (f"{layer}.{rest}" if layer else name), weight
+        plain, weight = plain_name(name), _whole(parameter)
+        if layer := layers.get(plain):
+            a, b = (_whole(getattr(layer, part)[ADAPTER].weight) for part in ("lora_A", "lora_B"))
+            weight = merged(layer, weight, a, b)
+        yield plain, weight
     kept = model.state_dict().keys()
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
 
@@ -93,15 +93,19 @@ def _whole(parameter: Tensor) -> Tensor:
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
 
 
-def _copy_files(target: str, revision: str | None, folder: Path) -> None:
-    """Replaces files written by Transformers with the target's own."""
+def _copy_files(target: str, revision: str | None, folder: Path, keep_config: bool) -> None:
+    """Replaces files written by Transformers with the target's own.
+
+    Its config stays out where the fused model is only the text part of a multimodal target (Llama 4), which has another.
+    """
     there = Path(target)
     if not there.is_dir():
         from huggingface_hub import snapshot_download
 
         there = Path(snapshot_download(target, revision=revision, allow_patterns=list(KEPT)))
     for file in (file for pattern in KEPT for file in there.glob(pattern) if file.is_file()):
-        shutil.copyfile(file, folder / file.name)
+        if file.name != CONFIG or keep_config:
+            shutil.copyfile(file, folder / file.name)
     # Training used Transformers' own class, not code shipped with the model; `_name_or_path` is obsolete.
     _edit(folder / CONFIG, auto_map=None, _name_or_path=None)
 
@@ -111,8 +115,9 @@ def _write_turn_settings(template: TemplateConfig, trust_remote_code: bool, fold
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    if isinstance(template, JinjaTemplate):
-        (folder / TEMPLATE).write_text(as_chat_template(template.text), encoding="utf-8")
+    text = served_text(tokenizer, template)
+    if not tokenizer.chat_template or text != tokenizer.get_chat_template():
+        (folder / TEMPLATE).write_text(text, encoding="utf-8")
         _edit(folder / TOKENIZER, chat_template=None)
     end = end_token_id(tokenizer, template)
     known = json.loads((folder / GENERATION).read_text()).get("eos_token_id")
@@ -121,31 +126,15 @@ def _write_turn_settings(template: TemplateConfig, trust_remote_code: bool, fold
         _edit(folder / GENERATION, eos_token_id=[*ends, end])
 
 
+def served_text(tokenizer: Any, template: TemplateConfig) -> str:
+    """Returns the chat template whose prompts are those of the training; its date is the day of the request."""
+    texts = chat_texts(tokenizer, template.model_copy(update={"date": None}))
+    return texts.asking if template.thinking == "keep" else texts.answering
+
+
 def _edit(file: Path, **settings: Any) -> None:
     """Sets settings of a JSON file; removes those that are None."""
     if file.is_file():
         found = json.loads(file.read_text(encoding="utf-8")) | settings
         text = json.dumps({key: found[key] for key in found if settings.get(key, key) is not None}, indent=2)
         file.write_text(text + "\n", encoding="utf-8")
-
-
-def as_chat_template(template: str) -> str:
-    """Converts a recipe's template so that Transformers renders the same text.
-
-    Transformers drops the newline after a block, and blanks between the start of a line and a block; the run does not. Plus signs
-    keep both.
-    """
-    plain, transformers = Environment(), Environment(trim_blocks=True, lstrip_blocks=True)
-    if _data(plain, template) == _data(transformers, template):
-        return template
-    out = []
-    for _, kind, text in plain.lexer.tokeniter(template, None):
-        if kind.startswith(("block_", "comment_", "raw_")):
-            text = re.sub(r"^{([%#])(?![-+])", r"{\1+", text)
-            text = text if kind == "raw_begin" else re.sub(r"(?<![-+])([%#])}\Z", r"+\1}", text)
-        out.append(text)
-    return "".join(out) + "\n"  # Jinja removes it again
-
-
-def _data(environment: Environment, template: str) -> list[str]:
-    return [text for _, kind, text in environment.lexer.tokeniter(template, None) if kind == "data"]

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from profuser.errors import UserError
+from profuser.models.classes import backbone
 
 PROBE_TOKENS = 8
 
@@ -53,7 +54,7 @@ def check_head(model: Any, path: str, device: torch.device | None = None) -> Non
     was_training = model.training
     model.eval()
     own = model(input_ids=ids, use_cache=False).logits.float()
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
     rebuilt = OutputHead.of(model).logits(hidden).float()
     model.train(was_training)
     if own.shape != rebuilt.shape or not torch.allclose(own, rebuilt, rtol=1e-3, atol=1e-3 * float(own.abs().max())):

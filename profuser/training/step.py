@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from profuser.models.classes import backbone
 from profuser.recipe.fusing import FuseConfig
 from profuser.training import loss_kernels
 from profuser.training.attention import WITHOUT_MASK, Boundaries, set_attention
@@ -167,7 +168,7 @@ class FusionModule(nn.Module):
         self.device = device or first.device
         self.attention = set_attention(model, config.attention, self.packing, self.device, dtype or first.dtype)
         self.kernels = loss_kernels.kernels_supported(self.device)
-        self.takes = set(inspect.signature(model.base_model.forward).parameters)
+        self.takes = set(inspect.signature(backbone(model).forward).parameters)
 
     def forward(self, batch: MicroBatch, scale: Float[Tensor, "2"]) -> TokenLosses:
         """Returns the weighted loss of a micro-batch, with CE and KL per response token in nats.
@@ -226,7 +227,7 @@ class FusionModule(nn.Module):
             settings["attention_mask"] = block_diagonal_mask(position_ids, next(self.parameters()).dtype)
         if "use_cache" in self.takes:
             settings["use_cache"] = False
-        hidden = self.model.base_model(input_ids=input_ids, **settings).last_hidden_state
+        hidden = backbone(self.model)(input_ids=input_ids, **settings).last_hidden_state
         return hidden.reshape(*shape, -1)
 
 

@@ -27,10 +27,11 @@ from torch.distributed.fsdp import (
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from profuser.errors import UserError
+from profuser.models.classes import language_model_class, text_parameters
 from profuser.recipe.fusing import FuseConfig
 from profuser.training.attention import set_attention
-from profuser.training.checks import check_target
-from profuser.training.lora import MARK, add_adapters, fill_adapters
+from profuser.training.checks import check_architecture, check_target
+from profuser.training.lora import MARK, add_adapters, describe_adapters, fill_adapters, plain_name
 from profuser.training.step import FusionModule
 
 
@@ -49,15 +50,17 @@ def load_target(
     Raises:
         UserError: the fusion loss does not support the target's output layer, or its architecture cannot be packed.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
+    settings = AutoConfig.from_pretrained(path, revision=revision)
     if dist.is_initialized():
-        empty = empty_model(AutoConfig.from_pretrained(path, revision=revision), config)
+        empty = empty_model(settings, config)
         module = FusionModule(empty, config, device, compute_dtype(config, device))
         shard(module, config, device)
         _fill(module, path, revision, offloads(config, device))
     else:
-        model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=torch.float32)
+        factory = language_model_class(settings)
+        model = factory.from_pretrained(path, revision=revision, dtype=torch.float32)
         module = FusionModule(prepare(model, config).to(device), config)
     if config.lora:
         fill_adapters(module.model, seed)
@@ -66,27 +69,44 @@ def load_target(
     return module
 
 
-def check_trainable(path: str, revision: str | None, config: FuseConfig) -> None:
-    """Raises UserError for a target that cannot be trained as configured. Reads no weights.
+def check_trainable(path: str, revision: str | None, config: FuseConfig) -> list[str]:
+    """Checks everything that would refuse a target when it is loaded. Reads no weights.
 
-    Transformers has no class for it, it has no layer that `fuse.lora` names, or it does not support `fuse.attention`.
+    Returns:
+        Lines for the user: what is trained, and what could not be checked.
+
+    Raises:
+        UserError: Transformers has no class for it, it has no layer that `fuse.lora` names, it does not support `fuse.attention`,
+            the fusion loss does not support its output layer, or packed examples would mix.
     """
     from transformers import AutoConfig
 
     # Workers may run on other machines: they get GPUs by default.
     device = torch.device("cpu" if config.workers.use_gpu is False else "cuda")
     try:
-        model = empty_model(AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False), config)
+        settings = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+        model = empty_model(settings, config)
         set_attention(model, config.attention, config.packing, device, compute_dtype(config, device))
     except (ValueError, OSError, ImportError) as error:
         raise UserError(
             f"target.model: {path}: {' '.join(str(error).split())[:300]} (a target is trained as a class of Transformers' own)"
         ) from None
+    lines = [describe_adapters(model, config.lora)] if config.lora else []
+    if (text := text_parameters(model)) is not None:
+        whole, own = (sum(each.numel() for each in part) for part in (model.parameters(), text.values()))
+        lines.append(
+            f"target.model: {path}: {type(model).__name__} is multimodal; only its text part is trained ({own:,} of {whole:,} "
+            "values)"
+        )
+    return [*lines, *filter(None, [check_architecture(settings, config, path)])]
 
 
 def prepare(model: Any, config: FuseConfig) -> Any:
-    """Adds adapters, activation checkpointing and compilation, before anything is sharded."""
+    """Chooses what is trained, and adds adapters, activation checkpointing and compilation, before anything is sharded."""
     model.train()
+    if (text := text_parameters(model)) is not None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in text)
     if config.lora:
         add_adapters(model, config.lora)
     if config.memory.activation_checkpointing != "none":
@@ -159,11 +179,10 @@ def shard(module: FusionModule, config: FuseConfig, device: torch.device) -> Non
 def empty_model(model_config: Any, config: FuseConfig) -> Any:
     """Builds the model of a Transformers config without memory for its parameters; its buffers (rotary frequencies) have values."""
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):
         # Copied, since the model's attention is written into its config.
-        model = AutoModelForCausalLM.from_config(deepcopy(model_config), dtype=torch.float32)
+        model = language_model_class(model_config).from_config(deepcopy(model_config), dtype=torch.float32)
     model.tie_weights()  # init_empty_weights untied them; FSDP would shard both
     with init_empty_weights(include_buffers=False):
         return prepare(model, config)
@@ -190,7 +209,7 @@ def _fill(module: FusionModule, path: str, revision: str | None, offloaded: bool
     saved = model.state_dict().keys()
     wanted = {name: parameter.data for name, parameter in model.named_parameters() if MARK not in name}
     wanted |= {name: buffer for name, buffer in model.named_buffers() if name in saved}
-    own = {name.replace(".base_layer.", "."): tensor for name, tensor in wanted.items()}
+    own = {plain_name(name): tensor for name, tensor in wanted.items()}
     try:
         dcp.load(own, storage_reader=HuggingFaceStorageReader(str(_folder(path, revision))))
     except (RuntimeError, KeyError, AssertionError, SafetensorError, dcp.api.CheckpointException):
@@ -208,11 +227,12 @@ def _folder(path: str, revision: str | None) -> Path:
 
 
 def _broadcast(module: FusionModule, path: str, revision: str | None, names: set[str]) -> None:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     weights: dict[str, Any] = {}
     if dist.get_rank() == 0:
-        whole = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=torch.float32).state_dict()
-        weights = {name: whole[name.replace(".base_layer.", ".")] for name in names}
+        factory = language_model_class(AutoConfig.from_pretrained(path, revision=revision))
+        whole = factory.from_pretrained(path, revision=revision, dtype=torch.float32).state_dict()
+        weights = {name: whole[plain_name(name)] for name in names}
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
     set_model_state_dict(module.model, weights, options=options)

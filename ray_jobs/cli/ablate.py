@@ -16,6 +16,7 @@ from profuser.run.stages import FUSED
 from ray_jobs.cli.doctor import GIB
 from ray_jobs.pipeline.pipeline import run_pipeline
 from ray_jobs.runtime.cluster import connected
+from ray_jobs.runtime.kept import Kept
 from ray_jobs.runtime.progress import console, format_clock, print_line
 
 DPI = 200
@@ -60,9 +61,10 @@ def run_base(ablation: Ablation) -> None:
         for name in (name for name in base.evaluated() if name != FUSED):
             if not base.evaluate(name).is_complete():
                 evaluate(base, name)
-            for benchmark in base.recipe.evaluate.benchmarks:
-                if not base.benchmark(name, benchmark).is_complete():
-                    benchmarks(base, name, benchmark)
+            with Kept() as kept:
+                for benchmark in base.recipe.evaluate.benchmarks:
+                    if not base.benchmark(name, benchmark).is_complete():
+                        benchmarks(base, name, benchmark, kept)
 
 
 def print_plan(ablation: Ablation) -> None:

@@ -21,7 +21,7 @@ from profuser.evaluation.comparison import (
 )
 from profuser.evaluation.judged import JudgedWinRate
 from profuser.evaluation.statistics import Difference, Estimate
-from profuser.report.tables.table import new_table
+from profuser.report.tables.table import name_cell, new_table
 from profuser.run.finding import find_run
 from profuser.run.fusion_run import FusionRun
 from profuser.run.results import MAJORITY, judged_win_rates, read_benchmarks
@@ -29,8 +29,9 @@ from profuser.run.stages import FUSED, TARGET
 from ray_jobs.runtime.progress import console, print_line
 
 NOTE = (
-    "p: McNemar's where single runs are right or wrong on every item, else the paired bootstrap's; adjusted by Holm over the "
-    "comparisons of a metric.\nwithin noise: the interval includes 0, or p is 0.05 or more."
+    "p: McNemar's exact test where single runs are right or wrong on every item, else Student's t (sign flips where fewer than 25 "
+    "items differ); adjusted by Holm over the comparisons of a metric.\n"
+    "within noise: the interval includes 0, or p is 0.05 or more."
 )
 
 
@@ -159,13 +160,13 @@ def _values_table(metric: Metric) -> Table:
         table.add_column(column, justify="right")
     for name, found in metric.estimates().items():
         shown = _value(metric.name, found.value), Text(_interval(metric.name, found))
-        table.add_row(Text(name), str(len(metric.values[name])), *shown)
+        table.add_row(name_cell(name), str(len(metric.values[name])), *shown)
     return table
 
 
 def _contrasts_table(metric: Metric, found: Sequence[Contrast]) -> Table:
     table = new_table(f"differences in {_title(metric.name)}", "model")
-    table.add_column("against", overflow="fold")
+    table.add_column("against", no_wrap=True)
     for column in ("difference", "95 % interval", "p"):
         table.add_column(column, justify="right")
     table.add_column("verdict")
@@ -173,19 +174,19 @@ def _contrasts_table(metric: Metric, found: Sequence[Contrast]) -> Table:
         difference, p_value = contrast.difference, contrast.adjusted_p_value
         shown = _value(metric.name, difference.value, sign=True), Text(_interval(metric.name, difference))
         p_shown = "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
-        table.add_row(Text(contrast.model), Text(contrast.baseline), *shown, p_shown, contrast.verdict)
+        table.add_row(name_cell(contrast.model), name_cell(contrast.baseline), *shown, p_shown, contrast.verdict)
     return table
 
 
 def _judged_table(judged: Mapping[str, JudgedWinRate]) -> Table:
     table = new_table("judged win rate of the fused model against its target, majority vote of the rewards", "run")
-    for column in ("win rate", "at equal length", "ties", "rows"):
+    for column in ("win rate", "at equal length", "won / lost / tied"):
         table.add_column(column, justify="right")
     for name, rate in judged.items():
         shown = [
             Text(f"{_value('', found.value)} {_interval('', found)}") for found in (rate.raw, rate.length_controlled)
         ]
-        table.add_row(Text(name), *shown, f"{rate.num_ties:,}", f"{rate.raw.num_items:,}")
+        table.add_row(name_cell(name), *shown, f"{rate.num_won:,} / {rate.num_lost:,} / {rate.num_ties:,}")
     return table
 
 

@@ -4,6 +4,7 @@ from rich.table import Table
 
 from profuser.recipe.models import Recipe
 from profuser.run.fusion_run import FusionRun
+from profuser.run.templates import template_lines
 from profuser.run.tokenizers import read_tokenizer_pairs
 from ray_jobs.cli.corpus import print_corpus
 from ray_jobs.pipeline.checks import check_target
@@ -23,8 +24,14 @@ def check_recipe(recipe: Recipe, name: str) -> None:
     run = FusionRun(recipe)
     run.check_inputs()
     print_corpus(run)
-    check_target(run)
+    for setting, config in run.models().items():
+        if line := run.model(config).conversion(setting, trained=config is recipe.target):
+            print_line(line)
+    for line in check_target(run):
+        print_line(line)
     print_pairs(run)
+    for line in template_lines(run):
+        print_line(line)
     if measured := ", ".join(benchmark.name for benchmark in recipe.evaluate.benchmarks):
         print_line(f"benchmarks: {measured}; their data are available")
     print_line(f"recipe {name}: valid; corpus and models are available")
@@ -42,3 +49,11 @@ def print_pairs(run: FusionRun) -> None:
         counts = projection.counts()
         table.add_row(source.name, *(f"{counts[rule]:,}" for rule in RULE_TITLES))
     console.print(table)
+    named = zip((source.name for source in run.recipe.sources), pairs.projections, strict=True)
+    sizes = {"target.model": pairs.target.tokens} | {f"sources.{name}.model": each.source for name, each in named}
+    for setting, tokens in sizes.items():
+        if tokens.num_beyond:
+            print_line(
+                f"{setting}: {tokens.num_beyond} token(s) of the tokenizer have ids beyond the {tokens.vocab_size:,} logits and "
+                "are ignored; a row that contains one is refused"
+            )

@@ -5,8 +5,6 @@ of a model; the memory of training is exact to some per cent (`profuser.training
 With `--probe` the sources are started and measured instead (`ray_jobs.cli.probe`).
 """
 
-from rich.table import Table
-
 from profuser.artifacts.artifact import read_manifest
 from profuser.corpus import QuarantinedRow, corpus_rows, read_corpus
 from profuser.errors import TrainingError, UserError
@@ -14,6 +12,7 @@ from profuser.planning.plan_file import PLAN
 from profuser.recipe.fusing import Epochs
 from profuser.recipe.models import Recipe
 from profuser.report.plots.schedule import ScheduleDrawing
+from profuser.report.tables.table import STAGE_WIDTH, name_cell, new_table
 from profuser.run.fusion_run import FusionRun
 from profuser.run.stage import CorpusSize
 from profuser.run.stage_plans import BYTES_PER_TOKEN, num_updates, train_rows
@@ -66,11 +65,13 @@ def print_plan(recipe: Recipe) -> None:
         size = UNKNOWN_SIZE
     title = f"{recipe.name}: {size.num_rows:,} rows{'' if size.exact else ' or more'}, "
     title += f"{size.prompt_tokens:.0f} prompt + {size.response_tokens:.0f} response tokens each (estimated)"
-    table = Table("stage", "rows", "tokens", "disk", "devices", "state", title=title, title_justify="left")
+    table = new_table(title, "stage")
+    for column in ("rows", "tokens", "disk", "devices", "state"):
+        table.add_column(column)
     for name, line in plan_run(run, size).items():
         disk = f"{line.disk_bytes / 1e6:,.1f} MB" if line.disk_bytes else ""
         state = "done" if read_manifest(run.folder / name) else "to do"
-        table.add_row(name, f"{line.rows:,}", f"{line.tokens:,.0f}", disk, line.devices, state)
+        table.add_row(name_cell(name, STAGE_WIDTH), f"{line.rows:,}", f"{line.tokens:,.0f}", disk, line.devices, state)
     console.print(table)
     print_memory(run)
     steps = num_updates(recipe, train_rows(run, size), size)
@@ -93,7 +94,8 @@ def print_memory(run: FusionRun) -> None:
     from profuser.report.tables.memory import memory_table, memory_words
     from profuser.training.memory import estimate, scale_to_devices
 
-    config = AutoConfig.from_pretrained(ref.local(weights=False), revision=ref.revision, local_files_only=True)
+    path = ref.local(weights=False, setting="target.model", trained=True)
+    config = AutoConfig.from_pretrained(path, revision=ref.revision, local_files_only=True)
     dtype = recipe.fuse.dtype
     if dtype == "auto":
         dtype = "float32" if recipe.fuse.workers.use_gpu is False else "bfloat16"

@@ -20,7 +20,10 @@ from ray.exceptions import RayError, RayTaskError
 from profuser.artifacts.artifact import Artifact
 from profuser.corpus.stage import write_corpus
 from profuser.engines.base import ReadSettings
+from profuser.engines.loading import ReadModel
 from profuser.errors import EngineError, UserError, one_line
+from profuser.models.reference import local_model
+from profuser.planning.engine_check import Disagreement, ScoredRow, compare
 from profuser.planning.estimates import (
     STEPS_PER_TOKEN,
     Cost,
@@ -35,13 +38,13 @@ from profuser.planning.estimates import (
 from profuser.planning.plan_file import ProbedPlan, StagePlan, write_plan
 from profuser.planning.probe import probe_rows
 from profuser.recipe.models import SourceConfig
+from profuser.run.beginning import begin
 from profuser.run.fusion_run import FusionRun
 from profuser.storage.folder import Folder
 from ray_jobs.pipeline.checks import check_storage, check_tokenizers
 from ray_jobs.runtime.cluster import check_fits, connected, gpus_for, unwrap_error
 from ray_jobs.runtime.concurrency import concurrent_sources, engines_at_once, run_concurrently
 from ray_jobs.runtime.engine_fit import fit_engine
-from ray_jobs.runtime.engine_worker import ReadModel
 from ray_jobs.runtime.nodes import free_cpus, share_of_cpus
 from ray_jobs.runtime.progress import print_line
 from ray_jobs.runtime.shards import OnDraining
@@ -76,15 +79,19 @@ def probe(run: FusionRun, num_rows: int) -> ProbedPlan:
     check_storage(run.recipe.storage)
     run.check_inputs()
     run.folder.check_writable()
+    run = begin(run)
     check_tokenizers(run)
     drawn = draw(run, num_rows)
     if len(drawn.rows) < num_rows:
         print_line(f"--probe {num_rows:,}: the corpus has only {drawn.num_rows:,} rows; all are probed")
     probes: dict[str, Probe] = {}
+    engines: dict[str, str] = {}
     with connected():
-        works = [partial(_probe_source, run, source, drawn.rows, probes) for source in run.recipe.sources]
+        works = [partial(_probe_source, run, source, drawn.rows, probes, engines) for source in run.recipe.sources]
         run_concurrently(works, concurrent_sources(run.recipe))
         plan = make_plan(run, drawn, probes)
+    compared = tuple(engines[source.name] for source in run.recipe.sources if source.name in engines)
+    plan = replace(plan, notes=(*plan.notes, *compared))
     write_plan(run.folder, plan)
     return plan
 
@@ -117,36 +124,63 @@ def _corpus(run: FusionRun) -> Iterator[Artifact]:
 
 
 def _probe_source(
-    run: FusionRun, source: SourceConfig, rows: pa.Table, probes: dict[str, Probe], _: OnDraining
+    run: FusionRun,
+    source: SourceConfig,
+    rows: pa.Table,
+    probes: dict[str, Probe],
+    engines: dict[str, str],
+    _: OnDraining,
 ) -> None:
-    """Runs one source's probe on its devices, in a separate process."""
+    """Runs one source's probe on its devices, in a separate process; then compares its engine with Transformers in another."""
     path = run.model(source).path
     fitted = fit_engine(run, source, path, engines_at_once(run.recipe, source))
     resources = fitted.resources
     check_fits(f"collect/{source.name}", resources["num_cpus"], fitted.num_gpus)
     # A reused worker process would leave the next source's engine too little memory.
     task: Any = ray.remote(max_calls=1, max_retries=0)(_measure)
-    model = ReadModel(path, fitted.model, run.recipe.template)
+    model = ReadModel(path, fitted.model, run.template(source))
     how = (run.reading(source), run.recipe.collect.top_k, run.collect(source), run.signals(source))
     for line in (*fitted.needs.lines, f"{len(rows):,} rows"):
         print_line(f"probe/{source.name}: {line}")
     start = time.monotonic()
     try:
-        found, ready_seconds = ray.get(task.options(**resources).remote(model, rows, *how))
+        found, scored, ready_seconds = ray.get(task.options(**resources).remote(model, rows, *how))
     except RayTaskError as error:
         raise unwrap_error(error) from None
     except RayError as error:
         words = one_line(error, 200)
         raise EngineError(f"probe/{source.name}: the engine's process died over {len(rows)} rows: {words}") from None
     probes[source.name] = replace(found, start_seconds=time.monotonic() - start - ready_seconds)
+    if scored:
+        engines[source.name] = _compare_engine(model, scored, resources)
 
 
-def _measure(model: ReadModel, rows: pa.Table, how: ReadSettings, *more: Any) -> tuple[Probe, float]:
-    """Returns the probe, and the seconds since the engine was ready for it."""
+def _compare_engine(model: ReadModel, scored: list[ScoredRow], resources: dict[str, Any]) -> str:
+    """Returns a sentence on how far the engine is from Transformers, or on why it was not compared."""
+    name = model.config.name if isinstance(model.config, SourceConfig) else model.path
+    if model.config.num_devices > 1:
+        return f"{name}: vLLM was not compared with Transformers, which would need one device for the whole model"
+    # The first process has exited: its memory is free.
+    task: Any = ray.remote(max_calls=1, max_retries=0)(_compare)
+    try:
+        found: Any = ray.get(task.options(**resources).remote(model, scored))
+        return found.sentence(name)
+    except RayError as error:
+        cause = unwrap_error(error) if isinstance(error, RayTaskError) else error
+        return f"{name}: vLLM was not compared with Transformers: {one_line(cause, 200)}"
+
+
+def _compare(model: ReadModel, scored: list[ScoredRow]) -> Disagreement:
+    path = local_model(model.path, model.config.revision)
+    return compare(path, model.config.revision, model.config.engine, scored)
+
+
+def _measure(model: ReadModel, rows: pa.Table, how: ReadSettings, *more: Any) -> tuple[Probe, list[ScoredRow], float]:
+    """Returns the probe, rows to compare the engine on, and the seconds since the engine was ready."""
     source = model.load()
     source.read(rows.slice(0, 1), how)  # The extra cost of a first request counts as start-up.
     ready = time.monotonic()
-    return probe_rows(source, rows, how, *more), time.monotonic() - ready
+    return *probe_rows(source, rows, how, *more), time.monotonic() - ready
 
 
 def make_plan(run: FusionRun, drawn: Drawn, probes: dict[str, Probe]) -> ProbedPlan:

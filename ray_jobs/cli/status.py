@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from rich.table import Table
-
 from profuser.artifacts.artifact import SHARD_NAME
 from profuser.artifacts.lock_holder import read_holder
 from profuser.errors import UserError
+from profuser.report.tables.table import STAGE_WIDTH, name_cell, new_table
 from profuser.run.finding import find_run
 from ray_jobs.pipeline.summary import SUMMARY
 from ray_jobs.runtime.progress import console, format_clock, print_line
@@ -35,11 +34,18 @@ def read_summary(name: str, storage: str) -> dict[str, Any]:
 
 def print_status(summary: dict[str, Any]) -> None:
     """Prints the state of every stage as a table."""
-    table = Table("stage", "state", "rows", "time", title=f"{summary['run']}: {summary['state']}", title_justify="left")
+    table = new_table(f"{summary['run']}: {summary['state']}", "stage")
+    for name in ("state", "rows", "time"):
+        table.add_column(name)
     for stage, entry in summary["stages"].items():
         rows = entry.get("counts", {}).get("rows")
         done = f"{rows:,.0f}" if rows is not None else f"{entry['shards']} shards" if entry.get("shards") else ""
-        table.add_row(stage, entry["state"], done, format_clock(entry["seconds"]) if "seconds" in entry else "")
+        table.add_row(
+            name_cell(stage, STAGE_WIDTH),
+            entry["state"],
+            done,
+            format_clock(entry["seconds"]) if "seconds" in entry else "",
+        )
     console.print(table)
     driver = summary.get("driver")
     if driver:

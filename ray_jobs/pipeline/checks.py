@@ -7,7 +7,7 @@ from pathlib import Path
 from profuser.artifacts.artifact import Artifact
 from profuser.errors import UserError
 from profuser.run.fusion_run import FusionRun
-from profuser.run.stages import STAGES, stage_name
+from profuser.run.stages import REGISTRY, STAGES, stage_name
 from profuser.storage.folder import Folder
 
 JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -71,14 +71,35 @@ def check_inputs_finished(run: FusionRun, only: str, chosen: Sequence[Artifact])
 
 
 def check_fits_recipe(run: FusionRun) -> None:
-    """Raises UserError where a finished artifact no longer fits the recipe, and names the later stages that it affects."""
+    """Raises UserError where a finished artifact no longer fits the recipe, and names the later stages that it affects.
+
+    A result that was added to or removed from the recipe affects only the stages that are written again by themselves.
+    """
     for index, stage in enumerate(STAGES):
+        if REGISTRY[stage].rewritten:
+            continue
         for artifact in run.artifacts(stage):
             try:
                 artifact.is_complete()
             except UserError as error:
                 after = ", ".join(STAGES[index + 1 :])
                 raise UserError(f"{error}{f'; it affects {after} too' if after else ''}") from None
+
+
+def check_reward_categories(run: FusionRun) -> None:
+    """Raises UserError where a reward names a category that no training row has; needs `prepare`, and runs before `collect`."""
+    named = {
+        f"rewards.{reward.name}.{key}": getattr(reward, key) or ()
+        for reward in run.recipe.rewards
+        for key in ("categories", "except_categories")
+    }
+    if not any(named.values()):
+        return
+    there = {name for table in run.corpus().tables(["category"]) for name in table["category"].to_pylist() if name}
+    for setting, names in named.items():
+        for name in set(names) - there:
+            known = ", ".join(sorted(there)[:20]) or "none"
+            raise UserError(f"{setting}: no training row has the category {name!r}; there are: {known}")
 
 
 def check_tokenizers(run: FusionRun) -> None:
@@ -88,8 +109,16 @@ def check_tokenizers(run: FusionRun) -> None:
     read_tokenizer_pairs(run)
 
 
-def check_target(run: FusionRun) -> None:
-    """Raises UserError where the target cannot be trained as the recipe says; runs before anything is collected."""
+def check_target(run: FusionRun) -> list[str]:
+    """Checks the target before anything is collected.
+
+    Returns:
+        Lines for the user: what is trained, and what could not be checked.
+
+    Raises:
+        UserError: the target cannot be trained as the recipe says.
+    """
     from profuser.training.target import check_trainable
 
-    check_trainable(run.model(run.recipe.target).local(weights=False), run.recipe.target.revision, run.recipe.fuse)
+    path = run.model(run.recipe.target).local(weights=False, setting="target.model", trained=True)
+    return check_trainable(path, run.recipe.target.revision, run.recipe.fuse)

@@ -13,8 +13,9 @@ from profuser.artifacts.artifact import Manifest
 from profuser.artifacts.lock import RunLock
 from profuser.artifacts.tracking import Tracker, artifact_root, tracking_uri
 from profuser.config import identity
-from profuser.errors import UserError
+from profuser.errors import ProfuserError, UserError
 from profuser.recipe.models import Recipe
+from profuser.run.beginning import begin
 from profuser.run.finding import RECIPE
 from profuser.run.fusion_run import FusionRun
 from profuser.run.stage import Part, Stage
@@ -23,6 +24,7 @@ from ray_jobs.pipeline.checks import (
     check_fits_recipe,
     check_inputs_finished,
     check_only,
+    check_reward_categories,
     check_storage,
     check_target,
     check_tokenizers,
@@ -31,6 +33,7 @@ from ray_jobs.pipeline.checks import (
 )
 from ray_jobs.pipeline.summary import RunSummary
 from ray_jobs.runtime.cluster import connected
+from ray_jobs.runtime.kept import Kept
 from ray_jobs.runtime.progress import print_line
 from ray_jobs.runtime.shards import OnDraining
 from ray_jobs.runtime.stage_metrics import refresh, report_running
@@ -64,6 +67,7 @@ def run_pipeline(
     if only:
         check_only([part.name for part in parts(run)], only, redo)
     with RunLock(run.folder, on_heartbeat=refresh) as lock:
+        run = begin(run)
         delete_stages(run, redo)
         check_fits_recipe(run)
         chosen = [part for part in parts(run) if _is_requested(part.name, last, only)]
@@ -72,7 +76,8 @@ def run_pipeline(
         if run.select().manifest() is None:
             check_tokenizers(run)
         if run.fuse().manifest() is None:
-            check_target(run)
+            for line in check_target(run):
+                print_line(line)
         _run_stages(run, lock, chosen, after_stage)
     return run
 
@@ -102,8 +107,13 @@ def _run_stages(
     try:
         with connected():
             for stage, group in groupby(chosen, lambda part: stage_of(part.name)):
-                works = [partial(_run_part, tracker, summary, part) for part in group]
+                jobs = [list(job) for _, job in groupby(group, lambda part: part.group or part.name)]
+                failures: list[tuple[str, Exception]] = []
+                works = [partial(_run_job, tracker, summary, job, failures) for job in jobs]
                 run_concurrently(works, concurrent_parts(stage.concurrency, run))
+                _raise_failures(stage.name, failures)
+                if stage.name == "prepare":
+                    check_reward_categories(run)
                 after_stage(stage.name, run)
         if recipe.tracking.registered_model and summary.is_finished():
             version = tracker.register(recipe.tracking.registered_model, run.fused_model.uri)
@@ -125,10 +135,38 @@ def _job(stage: Stage) -> Callable[..., Manifest]:
 
 
 def _call(job: Callable[..., Manifest], run: FusionRun, part: Part, **offered: Any) -> Manifest:
-    """Calls a stage's function with those of `handle` (the MLflow run of its part) and `draining` that it takes."""
+    """Calls a stage's function with those of `handle` (the MLflow run of its part), `draining` and `kept` that it takes."""
     return job(
         run, *part.arguments, **{name: value for name, value in offered.items() if name in signature(job).parameters}
     )
+
+
+def _run_job(
+    tracker: Tracker,
+    summary: RunSummary,
+    job: Sequence[Part],
+    failures: list[tuple[str, Exception]],
+    draining: OnDraining,
+) -> None:
+    """Runs the parts of one group in turn, or a part without a group; the failures of a group's parts are collected."""
+    with Kept() as kept:
+        for part in job:
+            try:
+                _run_part(tracker, summary, part, draining, kept)
+            except Exception as error:
+                if part.group is None:
+                    raise
+                failures.append((part.name, error))
+
+
+def _raise_failures(stage: str, failures: Sequence[tuple[str, Exception]]) -> None:
+    """Raises what failed in a stage, once all its other parts have run."""
+    if len(failures) == 1 or any(not isinstance(error, ProfuserError) for _, error in failures):
+        raise next((error for _, error in failures if not isinstance(error, ProfuserError)), failures[0][1])
+    if failures:
+        kind = UserError if all(isinstance(error, UserError) for _, error in failures) else ProfuserError
+        listed = "; ".join(f"{name}: {error}" for name, error in failures)
+        raise kind(f"{len(failures)} parts of {stage} failed, the others are finished: {listed}")
 
 
 def _run_part(
@@ -136,18 +174,23 @@ def _run_part(
     summary: RunSummary,
     part: Part,
     draining: OnDraining,
+    kept: Kept,
 ) -> None:
     """Runs one part of a stage unless it is finished; records it in `summary.json`, MLflow and Prometheus."""
     artifact, stage = part.artifact, stage_of(part.name)
-    manifest = artifact.manifest()
-    if manifest is not None:
+    manifest, changes = artifact.manifest(), artifact.changes()
+    if changes:
+        # `check_fits_recipe` has refused every other stage with changes.
+        print_line(f"{artifact.stage}: written again: {'; '.join(changes[:5])}")
+        artifact.folder.delete()
+    elif manifest is not None:
         print_line(f"{artifact.stage}: done before")
         summary.stage(artifact.stage, "finished", manifest)
         return
     summary.stage(artifact.stage, "running")
     with tracker.stage(artifact.stage) as handle, report_running(artifact):
         try:
-            manifest = _call(_job(stage), summary.run, part, handle=handle, draining=draining)
+            manifest = _call(_job(stage), summary.run, part, handle=handle, draining=draining, kept=kept)
         except BaseException:
             summary.stage(artifact.stage, "failed")
             raise

@@ -18,7 +18,7 @@ class RunSummary:
 
     def __init__(self, run: FusionRun, lock: RunLock, artifacts: Iterable[Artifact]):
         self.run, self.lock, self.writing = run, lock, threading.Lock()
-        found = {artifact.stage: artifact.manifest() for artifact in artifacts}
+        found = {artifact.stage: None if artifact.changes() else artifact.manifest() for artifact in artifacts}
         self.content: dict[str, Any] = {
             "run": run.recipe.name,
             "state": "running",

@@ -13,10 +13,10 @@ from profuser.artifacts.artifact import Artifact
 from profuser.engines.base import ReadSettings, SourceEngine
 from profuser.engines.collecting import RowDone, RowSignals, SourceReader
 from profuser.engines.crash_guard import Attempt, CrashGuard, EngineDeadError
-from profuser.engines.loading import load_engine
+from profuser.engines.loading import ReadModel
+from profuser.engines.signal_tables import unreadable
 from profuser.evaluation.heldout import evaluate_table
-from profuser.models.reference import local_model
-from profuser.recipe.models import EvaluateConfig, ModelConfig, TemplateConfig
+from profuser.recipe.models import EvaluateConfig
 from ray_jobs.runtime.row_progress import RowReporter, ShardKey
 from ray_jobs.runtime.stage_metrics import EngineMetrics
 
@@ -24,27 +24,6 @@ NOTES = "attempts"
 """Folder in an artifact where the attempts at its shards are noted, to find rows that crash the engine."""
 ENGINE_DEAD = 70
 """Exit code of an actor whose engine died; Ray restarts the actor."""
-
-
-@dataclass(frozen=True)
-class ReadModel:
-    """A model that reads and answers rows; its engine is not loaded yet."""
-
-    path: str
-    """Folder, URI or Hub name."""
-    config: ModelConfig
-    template: TemplateConfig
-
-    def load(self) -> SourceReader:
-        """Loads the engine, with the template's end-of-turn token as a stop token."""
-        from transformers import AutoTokenizer
-
-        from profuser.corpus import end_token_id
-
-        path, trust = local_model(self.path), self.config.engine.trust_remote_code
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=self.config.revision, trust_remote_code=trust)
-        ends = [end_token_id(tokenizer, self.template)]
-        return SourceReader(load_engine(path, self.config.revision, self.config.engine, ends), self.template)
 
 
 class EngineWorker(ABC):
@@ -113,9 +92,10 @@ class Evaluation:
     ) -> dict[str, float]:
         """Evaluates and writes one shard; `row_done` as in `SourceReader.read`."""
         signals = read_guarded(reader, rows, ReadSettings(self.config.generation, 0, self.seed), attempt, row_done)
-        table = evaluate_table(rows, signals, reader.tokens, self.config.answer_pattern)
+        keeps = reader.template.thinking == "keep"
+        table = evaluate_table(rows, signals, reader.tokens, self.config.answer_pattern, keeps)
         refused = len(table) - table["refused"].null_count
-        counts: dict[str, float] = {"rows": len(table), "refused": refused}
+        counts: dict[str, float] = {"rows": len(table), "refused": refused, **unreadable(signals)}
         self.output.write_shard(shard, table, counts)
         return counts
 

@@ -91,6 +91,7 @@ def vllm_flags(options: ServedModel, path: str, dtype: str, on_gpu: bool) -> lis
         "quantization",
         "max_model_len",
         "max_num_seqs",
+        "chat_template",
     ):
         if (value := getattr(options, name)) is not None:
             flags += [f"--{name.replace('_', '-')}", str(value)]

@@ -9,6 +9,7 @@ from profuser.artifacts.tracking import tracking_uri
 from profuser.errors import UserError
 from profuser.models.reference import ModelRef
 from profuser.recipe.models import ModelConfig
+from profuser.recipe.template import OwnTemplate
 from profuser.run.finding import find_run, finished_model
 from profuser.run.fusion_run import FusionRun
 from profuser.serving.locate import registered
@@ -36,7 +37,7 @@ def compared_models(run: FusionRun, names: Sequence[str], taken: Sequence[str], 
         ref = run.model(known[name])
         title = name if name not in taken else f"{recipe.name}-{name}"
         if ref not in out:
-            out[ref] = _served(title, ref.path, known[name], settings)
+            out[ref] = _served(title, ref.path, known[name], _chat_template(run, known[name]) | settings)
     return list(out.values())
 
 
@@ -88,6 +89,20 @@ def _gpus() -> float:
     import torch
 
     return total_gpus() if ray.is_initialized() else float(torch.cuda.device_count())
+
+
+def _chat_template(run: FusionRun, config: ModelConfig) -> dict[str, Any]:
+    """Returns the template of a model under the recipe's settings, if they change the model's own; its date is not the run's."""
+    template = run.recipe.template_of(config)
+    if template == OwnTemplate():
+        return {}
+    from transformers import AutoTokenizer
+
+    from profuser.corpus.rendering import chat_texts
+
+    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.engine.trust_remote_code}
+    tokenizer = AutoTokenizer.from_pretrained(run.model(config).local(weights=False), **options)
+    return {"chat_template": chat_texts(tokenizer, template.model_copy(update={"date": None})).asking}
 
 
 def _served(name: str, path: str, config: ModelConfig, settings: dict[str, Any]) -> ServedModel:

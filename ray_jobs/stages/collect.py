@@ -7,13 +7,15 @@ import pyarrow as pa
 from profuser.artifacts.artifact import Artifact, Manifest
 from profuser.engines.base import ReadSettings
 from profuser.engines.crash_guard import Attempt
+from profuser.engines.loading import ReadModel
 from profuser.engines.signal_tables import collect_table, count
 from profuser.recipe.models import SourceConfig
 from profuser.run.fusion_run import FusionRun
 from profuser.run.stages import TARGET
+from ray_jobs.runtime.answer_report import report_answers
 from ray_jobs.runtime.concurrency import engines_at_once
 from ray_jobs.runtime.engine_fit import fit_engine
-from ray_jobs.runtime.engine_worker import EngineWorker, Evaluation, ReadModel, read_guarded
+from ray_jobs.runtime.engine_worker import EngineWorker, Evaluation, read_guarded
 from ray_jobs.runtime.shards import ExtraShards, OnDraining, finish, run_shards
 
 
@@ -55,7 +57,7 @@ def collect(run: FusionRun, source: SourceConfig, draining: OnDraining | None = 
     evaluation = shared_evaluation(run, source)
     path = run.model(source).path
     fitted = fit_engine(run, source, path, engines_at_once(run.recipe, source))
-    model = ReadModel(path, fitted.model, run.recipe.template)
+    model = ReadModel(path, fitted.model, run.template(source))
     counts, seconds = run_shards(
         output,
         run.corpus(),
@@ -67,7 +69,10 @@ def collect(run: FusionRun, source: SourceConfig, draining: OnDraining | None = 
         (ExtraShards(evaluation.source, evaluation.output, "evaluate"),) if evaluation else (),
         fitted.needs,
     )
-    return finish(output, counts, seconds)
+    manifest = finish(output, counts, seconds)
+    accepted = manifest.counts["rows"] - manifest.counts["refused"]
+    report_answers(output, manifest, accepted * run.recipe.collect.samples_per_source)
+    return manifest
 
 
 def shared_evaluation(run: FusionRun, source: SourceConfig) -> Evaluation | None:

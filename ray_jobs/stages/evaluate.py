@@ -9,10 +9,12 @@ import pyarrow as pa
 
 from profuser.artifacts.artifact import Artifact, Manifest
 from profuser.engines.crash_guard import Attempt
+from profuser.engines.loading import ReadModel
 from profuser.evaluation.heldout import score
 from profuser.run.fusion_run import FusionRun
+from ray_jobs.runtime.answer_report import report_answers
 from ray_jobs.runtime.engine_fit import fit_engine
-from ray_jobs.runtime.engine_worker import EngineWorker, Evaluation, ReadModel
+from ray_jobs.runtime.engine_worker import EngineWorker, Evaluation
 from ray_jobs.runtime.shards import finish, run_shards
 
 
@@ -34,7 +36,7 @@ def evaluate(run: FusionRun, name: str) -> Manifest:
     output = run.evaluate(name)
     path, config = run.evaluated_model(name)
     fitted = fit_engine(run, config, path, config.pool.max_actors)
-    model = ReadModel(path, fitted.model, run.recipe.template)
+    model = ReadModel(path, fitted.model, run.template(config))
     evaluation = Evaluation(run.heldout(), output, run.recipe.evaluate, run.recipe.seed)
     counts, seconds = run_shards(
         output,
@@ -48,4 +50,6 @@ def evaluate(run: FusionRun, name: str) -> Manifest:
     table = pa.concat_tables(output.tables())
     known = {row["row_id"] for row in table.to_pylist() if row["refused"] is None}
     result = score(table, known)
-    return finish(output, counts, seconds, bits_per_byte=result.bits_per_byte, exact_match=result.exact_match)
+    manifest = finish(output, counts, seconds, bits_per_byte=result.bits_per_byte, exact_match=result.exact_match)
+    report_answers(output, manifest, manifest.counts.get("answers", 0))
+    return manifest

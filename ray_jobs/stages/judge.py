@@ -53,7 +53,7 @@ def judge(run: FusionRun, reward: RewardConfig, draining: OnDraining) -> Manifes
     output = run.judge(reward)
     evaluated = {name: run.evaluate(name) for name in run.evaluated()}
     path = run.reward_path(reward)
-    fitted = fit_engine(run, reward, path, reward_models_at_once(run.recipe))
+    fitted = fit_engine(run, run.reward(reward), path, reward_models_at_once(run.recipe))
     worker = partial(JudgeWorker, run.heldout(), evaluated, output, fitted.model, path)
     counts, seconds = run_shards(
         output, run.heldout(), worker, fitted.pool, fitted.num_gpus, draining=draining, needs=fitted.needs

@@ -66,7 +66,7 @@ def print_report(run: FusionRun) -> None:
             console.print(table)
     for sentence in selection_words(facts):
         print_line(sentence)
-    console.print(render_scores(facts))
+    console.print(render_scores(facts, console.width))
     if facts.benchmarks:
         console.print(benchmark_table(facts))
     if facts.judged:

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from profuser.artifacts.artifact import Artifact, Manifest
 from profuser.artifacts.schemas import REWARDS
+from profuser.corpus.thinking import without_thinking
 from profuser.engines.signal_tables import candidate_answers
 from profuser.recipe.rewards import RewardConfig
 from profuser.run.fusion_run import FusionRun
@@ -18,7 +19,8 @@ from ray_jobs.runtime.shards import OnDraining, finish, run_shards
 
 
 class RewardWorker(JudgingWorker):
-    """One reward model or verifier; turns shards of answers into shards of scores, one per answer, NaN for a missing answer."""
+    """One reward model or verifier; turns shards of answers into shards of scores, one per answer, NaN for a missing
+    answer and for a row that the reward does not judge."""
 
     def __init__(
         self,
@@ -28,9 +30,15 @@ class RewardWorker(JudgingWorker):
         reward: RewardConfig,
         path: str | None,
         num_samples: int,
+        keeps: list[bool],
     ):
         super().__init__(reward, path)
         self.corpus, self.collected, self.output, self.num_samples = corpus, collected, output, num_samples
+        self.reward, self.keeps = reward, keeps
+
+    def _judged(self, answer: str, place: int) -> str:
+        """Returns an answer as it is judged: without the thinking that the recipe keeps."""
+        return without_thinking(answer, inside=True) if self.keeps[place // self.num_samples] else answer
 
     def process(self, shard: int) -> dict[str, float]:
         """Scores one shard."""
@@ -41,10 +49,14 @@ class RewardWorker(JudgingWorker):
         places = [(row, place) for row, texts in enumerate(answers) for place, text in enumerate(texts) if text]
         if places:
             self.count_answers(shard, len(rows), len(places))
-            texts = [answers[row][place] or "" for row, place in places]
+            texts = [self._judged(answers[row][place] or "", place) for row, place in places]
             scores[tuple(zip(*places, strict=True))] = self.judge.score([rows[row] for row, _ in places], texts)
         table = pa.table({"row_id": [r["row_id"] for r in rows], "scores": list(scores)}, schema=REWARDS)
-        counts: dict[str, float] = {"rows": len(rows), "answers": len(places)}
+        judged = int((~np.isnan(scores)).sum())
+        foreign = sum(not self.reward.judges(rows[row]["category"]) for row, _ in places)
+        counts: dict[str, float] = {"rows": len(rows), "answers": judged, "answers_not_judged": foreign}
+        refused = len(places) - judged - foreign
+        counts |= {"refused": refused} if refused else {}
         self.output.write_shard(shard, table, counts)
         return counts
 
@@ -52,7 +64,7 @@ class RewardWorker(JudgingWorker):
 def rewards(run: FusionRun, reward: RewardConfig, draining: OnDraining | None = None) -> Manifest:
     """Runs the stage for one reward; calls `draining` when its last shards are being scored."""
     output, path = run.rewards(reward), run.reward_path(reward)
-    fitted = fit_engine(run, reward, path, reward_models_at_once(run.recipe))
+    fitted = fit_engine(run, run.reward(reward), path, reward_models_at_once(run.recipe))
     worker = partial(
         RewardWorker,
         run.corpus(),
@@ -61,6 +73,7 @@ def rewards(run: FusionRun, reward: RewardConfig, draining: OnDraining | None = 
         fitted.model,
         path,
         run.recipe.collect.samples_per_source,
+        [run.template(source).thinking == "keep" for source in run.recipe.sources],
     )
     counts, seconds = run_shards(
         output, run.corpus(), worker, fitted.pool, fitted.num_gpus, draining=draining, needs=fitted.needs

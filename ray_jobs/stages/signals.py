@@ -17,6 +17,7 @@ from profuser.artifacts.schemas import MODES
 from profuser.engines.base import Response
 from profuser.engines.collecting import RowDone
 from profuser.engines.crash_guard import Attempt
+from profuser.engines.loading import ReadModel
 from profuser.engines.signal_tables import read_own_ids, signals_table, to_source_signals
 from profuser.recipe.models import Recipe, SourceConfig
 from profuser.rewards.voting import RewardScale
@@ -28,7 +29,7 @@ from profuser.selection.teachers import LIGHT_COLUMNS, Choice
 from profuser.signals.rules import AlignmentRules
 from ray_jobs.runtime.concurrency import engines_at_once
 from ray_jobs.runtime.engine_fit import fit_engine
-from ray_jobs.runtime.engine_worker import EngineWorker, ReadModel
+from ray_jobs.runtime.engine_worker import EngineWorker
 from ray_jobs.runtime.shards import OnDraining, finish, run_shards
 
 
@@ -80,7 +81,7 @@ class SignalsWorker(EngineWorker):
         records = rows.take([choice.row for choice in choices]).to_pylist()
         part = answers.take([choice.row for choice in choices])
         ids = read_own_ids(part, mode, [choice.sample for choice in choices])
-        responses = self.reader.force(records, ids, self.top_k, row_done)
+        responses = self.reader.force(records, ids, self.top_k, mode == "inference", row_done)
         steps = self._steps(rows, records, choices, responses) if self.target else None
         return signals_table([r["row_id"] for r in records], mode, responses, self.reader.engine.vocab_size, steps)
 
@@ -93,7 +94,7 @@ class SignalsWorker(EngineWorker):
         texts = [choice.response.encode() for choice in choices]
         tables = self.chooser.tokens[self.teacher], self.target.tokens
         used_up = find_used_up(found, target_ids, texts, *tables, self.rules)
-        return self.reader.step_after(records, found, used_up, self.top_k)
+        return self.reader.step_after(records, found, used_up, self.top_k, choices[0].mode == "inference")
 
 
 def signals(run: FusionRun, source: SourceConfig, draining: OnDraining | None = None) -> Manifest:
@@ -108,7 +109,7 @@ def signals(run: FusionRun, source: SourceConfig, draining: OnDraining | None = 
             SignalsWorker,
             run.corpus(),
             output,
-            ReadModel(path, fitted.model, recipe.template),
+            ReadModel(path, fitted.model, run.template(source)),
             collected=run.artifacts("collect"),
             rewards=rewards,
             recipe=recipe,

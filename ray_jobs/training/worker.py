@@ -15,7 +15,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from profuser.artifacts.artifact import Artifact
 from profuser.artifacts.stage_time import DeviceClock
 from profuser.artifacts.tracking import RunHandle
-from profuser.models.reference import local_model
+from profuser.models.reference import ModelRef
 from profuser.recipe.models import Recipe
 from profuser.run.fusion_run import MODEL, TRAINING_METRICS
 from profuser.storage.retry import RETRY_SECONDS, with_retry
@@ -57,7 +57,8 @@ def train_worker(config: dict[str, Any]) -> None:
     from profuser.training.loop import Hooks
 
     task: WorkerTask = config["task"]
-    task = replace(task, target=local_model(task.target))
+    target = ModelRef(task.target, task.recipe.target.revision)
+    task = replace(task, target=target.local(setting="target.model", trained=True))
     clock = DeviceClock(task.output, task.num_devices, task.began)
     trainer, ingest = make_trainer(task)
     first = trainer.rank == 0
@@ -71,7 +72,8 @@ def train_worker(config: dict[str, Any]) -> None:
         if task.recipe.fuse.export == "best":
             _load_best(trainer)
         with tempfile.TemporaryDirectory() as folder:
-            export(trainer.module, task.target, task.recipe.target, task.recipe.template, Path(folder))
+            target = task.recipe.target
+            export(trainer.module, task.target, target, task.recipe.template_of(target), Path(folder))
             if first:
                 (task.output.folder / MODEL).upload(Path(folder))
     clock.note()

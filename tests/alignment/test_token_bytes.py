@@ -1,9 +1,15 @@
+import copy
+
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from profuser.alignment.spans import byte_spans
+from profuser.alignment.splits import token_begins
 from profuser.alignment.token_bytes import Role, TokenBytes
+from profuser.alignment.vocab_projection import VocabProjection
 from profuser.errors import AlignmentError
+from profuser.signals.ragged import Ragged
 
 
 @pytest.mark.parametrize("name", ["byte_level", "llama_like", "metaspace", "unigram"])
@@ -80,9 +86,40 @@ def test_a_component_that_bytes_cannot_express_is_refused_by_name(change, reason
 
 
 def test_wrong_sizes_and_objects_are_refused(byte_level):
-    with pytest.raises(AlignmentError, match="logits have only 300"):
-        TokenBytes.from_tokenizer(byte_level, 300)
+    with pytest.raises(
+        AlignmentError, match=r"ends a turn has id 511, outside the vocabulary: the logits have only 300"
+    ):
+        TokenBytes.from_tokenizer(byte_level, 300, end_ids=[511])
     with pytest.raises(AlignmentError, match="outside the vocabulary"):
         TokenBytes.from_tokenizer(byte_level, 512, end_ids=[512])
     with pytest.raises(AlignmentError, match="fast tokenizer"):
         TokenBytes.from_tokenizer(object(), 512)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_an_added_token_beyond_the_logits_is_ignored(special, byte_level):
+    tokenizer = copy.deepcopy(byte_level)
+    size = len(tokenizer)
+    tokenizer.add_tokens([AddedToken("[PAD]", special=special)])
+    if special:
+        tokenizer.pad_token = "[PAD]"
+    assert len(tokenizer) == size + 1
+    tokens, before = (TokenBytes.from_tokenizer(each, size) for each in (tokenizer, byte_level))
+    assert (tokens.vocab_size, tokens.num_beyond, before.num_beyond) == (size, 1, 0)
+    assert tokens.digest == before.digest
+    text = b"a [PAD] b"
+    assert tokens.spell(np.array(tokens.bare.encode(text.decode(), add_special_tokens=False).ids)) == text
+
+
+def test_a_tokenizer_much_wider_than_the_logits_maps_to_what_is_within_them(byte_level, llama_like):
+    wide, size = byte_level, len(byte_level) - 40
+    tokens = TokenBytes.from_tokenizer(wide, size)
+    assert tokens.num_beyond == 40
+    other = TokenBytes.from_tokenizer(llama_like, 512)
+    for source, target in ((other, tokens), (tokens, other)):
+        counts = VocabProjection.build(source, target).counts()
+        assert counts["exact"] > 256
+    begins = token_begins(tokens, [wide.convert_tokens_to_string([wide.convert_ids_to_tokens(size + 1)]).encode()])
+    assert begins[0].all()
+    ids = Ragged.from_rows([[size + 1]], dtype=np.int64)
+    assert "outside the vocabulary" in byte_spans(tokens, ids, [b"x"]).refused[0]

@@ -144,7 +144,9 @@ def test_a_shard_of_another_codec_tokenizer_or_top_k_is_refused_and_the_change_n
 def test_a_changed_setting_is_named(artifact):
     artifact.finish([], 0.0)
     other = Artifact(artifact.folder, "x", QUARANTINE, {"top_k": 11, "path": "a"}, {"corpus": "1"})
-    with pytest.raises(UserError, match=r"top_k: 10 -> 11; its input corpus was rebuilt.*--redo x"):
+    with pytest.raises(
+        UserError, match=r"top_k: 10 -> 11; its input corpus has other settings now, or other inputs.*--redo x"
+    ):
         other.is_complete()
 
 

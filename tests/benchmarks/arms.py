@@ -22,11 +22,9 @@ from profuser.ablation.results import gather_results
 from profuser.ablation.table import render
 from profuser.artifacts.artifact import Artifact
 from profuser.engines.base import ReadSettings
-from profuser.engines.collecting import SourceReader
-from profuser.engines.transformers import TransformersEngine
+from profuser.engines.loading import ReadModel
 from profuser.errors import UserError
 from profuser.evaluation.heldout import evaluate_table, score
-from profuser.models.reference import local_model
 from profuser.run.choosing import make_chooser, reward_scales
 from profuser.run.fusion_run import MODEL, TRAINING_METRICS, FusionRun
 from profuser.run.stages import FUSED
@@ -114,16 +112,17 @@ def fuse(run: FusionRun, output: Artifact) -> None:
     plan = UpdatePlan(ExampleIndex.build(light, config.max_tokens, config.weighting), config, seed)
     width = run.vocab_size("target.model")
     reader = ExampleReader(chosen.read_shard, run.recipe.collect.top_k, width, config.max_tokens)
-    path = local_model(run.model(run.recipe.target).path)
+    target = run.recipe.target
+    path = run.model(target).local(setting="target.model", trained=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module = load_target(path, run.recipe.target.revision, config, device, seed)
+    module = load_target(path, target.revision, config, device, seed)
     check_vocabulary(module.model, width, path)
     pad_id = module.model.config.get_text_config().pad_token_id or 0
     validation = list(read_packs(plan.index, reader, plan.deal_validation(1, 0), pad_id))
     trainer = Trainer(module, plan, config, seed, validation)
     trainer.run(stream_from(plan, reader, 1, 0, pad_id), Hooks())
     with tempfile.TemporaryDirectory() as folder:
-        export(module, path, run.recipe.target, run.recipe.template, Path(folder))
+        export(module, path, target, run.recipe.template_of(target), Path(folder))
         (output.folder / MODEL).upload(Path(folder))
     lines = "".join(json.dumps(record) + "\n" for record in trainer.history)
     output.folder.write_bytes(TRAINING_METRICS, lines.encode())
@@ -132,16 +131,16 @@ def fuse(run: FusionRun, output: Artifact) -> None:
 
 
 def evaluate(run: FusionRun, output: Artifact) -> None:
-    """Does the work of stage `evaluate` for the fused model, with the Transformers engine."""
+    """Does the work of stage `evaluate` for the fused model, with an engine in this process."""
     start, recipe, heldout = time.monotonic(), run.recipe, run.heldout()
     path, config = run.evaluated_model(FUSED)
-    engine = TransformersEngine(local_model(path), None, config.engine)  # an exported model names all its ends
-    reader = SourceReader(engine, recipe.template)
+    reader = ReadModel(path, config, run.template(config)).load()
     counts = []
     for shard in heldout.shards():
         rows = heldout.read_shard(shard)
         signals = reader.read(rows, ReadSettings(recipe.evaluate.generation, 0, recipe.seed))
-        table = evaluate_table(rows, signals, reader.tokens, recipe.evaluate.answer_pattern)
+        keeps = reader.template.thinking == "keep"
+        table = evaluate_table(rows, signals, reader.tokens, recipe.evaluate.answer_pattern, keeps)
         counts.append({"rows": len(table), "refused": len(table) - table["refused"].null_count})
         output.write_shard(shard, table, counts[-1])
     whole = pa.concat_tables(output.tables())

@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 
 from profuser.engines.base import Request
+from profuser.engines.loading import ReadModel
 from profuser.engines.vllm import ENVIRONMENT
 from profuser.recipe.loading import parse_recipe
 from profuser.run.fusion_run import FusionRun
 from ray_jobs.runtime.cluster import connected
 from ray_jobs.runtime.concurrency import run_concurrently
-from ray_jobs.runtime.engine_worker import ReadModel
 from ray_jobs.runtime.shards import run_shards
 from ray_jobs.stages.collect import CollectWorker
 from ray_jobs.stages.prepare import prepare

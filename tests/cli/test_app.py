@@ -1,5 +1,6 @@
 """The command line: its help, its light imports, and user errors reported in one line with exit code 2."""
 
+import json
 import subprocess
 import sys
 
@@ -129,6 +130,32 @@ def test_a_dry_run_validates_without_starting_anything(monkeypatch, capsys, reci
     assert "valid" in out
     assert "corpus: qa: 30 rows read, 30 usable" in out
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_names_ends_of_turn_thinking_and_the_rows_that_a_template_refuses(
+    monkeypatch, capsys, recipe, tmp_path
+):
+    with (tmp_path / "data.jsonl").open("a") as file:
+        file.write('{"question": "q", "answer": "a", "system": "Be brief."}\n')
+    text = (
+        "{{ strftime_now('%Y') if x else '' }}{% if messages[0].role == 'system' %}"
+        "{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}<think>\n{% endif %}"
+    )
+    template = f"sources.b.template={{kind: jinja, arguments: {{x: true, typo: 1}}, text: {json.dumps(text)}}}"
+    code, out, _ = profuser(monkeypatch, capsys, "run", recipe, "--dry-run", "--set", template)
+    assert code == 0
+    found = next(line for line in " ".join(out.split()).split("source ") if line.startswith("b: "))
+    for words in (
+        "turns end with </s>",
+        "the prompt opens <think>; its answer is what follows its thinking (template.thinking: strip)",
+        "the template does not use typo",
+        "the template writes the date of the day",
+        "its template refuses 1 of the first 31 rows, e.g. ",
+        "data.jsonl:31: System role not supported (for turns of system, user)",
+    ):
+        assert words in found
 
 
 @pytest.mark.parametrize("verb", [("run", "--dry-run"), ("plan",)])

@@ -11,7 +11,7 @@ from profuser.alignment.token_bytes import TokenBytes
 from profuser.corpus import Message, encode_example, end_token_id, render_prompt
 from profuser.errors import UserError
 from profuser.lab.tokenizers import TOKENIZERS as LAB
-from profuser.recipe.models import JinjaTemplate, OwnTemplate
+from profuser.recipe.template import JinjaTemplate, OwnTemplate
 from tests import tiny
 
 PROMPT = [Message("user", "Sort the letters c u")]
@@ -165,7 +165,7 @@ REFUSING = "{{ raise_exception('System role\nis not supported') }}"
         (REFUSING, OwnTemplate(), "chat template.*System role is not supported"),
         ("{% for %}", OwnTemplate(), "chat template"),
         (None, jinja("{{ messages[9].content.text }}"), "template.text: .*no element 9"),
-        (None, jinja(REFUSING), "template.text: 'raise_exception' is undefined"),
+        (None, jinja(REFUSING), "template.text: System role is not supported"),
     ],
 )
 def test_a_missing_broken_or_refusing_template_is_reported_in_one_line(own, template, expected):

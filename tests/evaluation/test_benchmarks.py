@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from profuser.evaluation.benchmarks.results import benchmark_score, metric_means
 from profuser.recipe.benchmarks import LEADERBOARD, PRESETS
 from profuser.recipe.evaluating import BenchmarkConfig
 from profuser.recipe.loading import parse_recipe
-from profuser.recipe.models import EngineConfig, EvaluateConfig, JinjaTemplate, OwnTemplate
+from profuser.recipe.models import EngineConfig, EvaluateConfig
+from profuser.recipe.template import JinjaTemplate, OwnTemplate
 from profuser.run.fusion_run import FusionRun
 from profuser.run.results import read_benchmarks
 from profuser.run.stages import plan_run
@@ -27,6 +29,7 @@ from tests import tiny
 from tests.evaluation.packs import SPLITS, SUBJECTS, write_pack
 
 CONTEXT, NUM_ITEMS = 4096, 6
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "benchmarks"
 TRANSFORMERS = EngineConfig(kind="transformers")
 
 
@@ -83,6 +86,13 @@ class Calculator(LM):
         raise NotImplementedError
 
     loglikelihood_rolling = loglikelihood
+
+
+class Babbler(Calculator):
+    """Answers every question with the same number."""
+
+    def generate_until(self, requests):
+        return ["#### 42"] * len(requests)
 
 
 def measured(lm, packs, name, **settings):
@@ -200,6 +210,42 @@ def test_mc2_is_defined_where_all_probabilities_underflow(lm, packs, table, monk
     wanted = table("truthfulqa_mc2")
     assert found["score"].to_pylist() == pytest.approx(wanted["score"].to_pylist())
     assert metric_means(found) == pytest.approx(metric_means(wanted))
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["one split", "all splits"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_without_worked_examples_only_the_evaluated_split_is_needed(lm, packs, tmp_path, name, alone):
+    shutil.copytree(packs / name, tmp_path / name)
+    evaluated, *others = (split for split in SPLITS[name] if split)
+    for split in others if alone else ():
+        (tmp_path / name / f"{split}.jsonl").unlink()
+    found = measured(Calculator() if name == "gsm8k" else lm, tmp_path, name, num_fewshot=0)
+    assert found.num_rows == len((tmp_path / name / f"{evaluated}.jsonl").read_text().splitlines())
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the benchmarks' released rows")
+@pytest.mark.parametrize("name", PRESETS)
+def test_released_rows_are_measured_without_worked_examples(lm, name):
+    model = Babbler() if name == "gsm8k" else lm
+    found = measured(model, SHARED, name, num_fewshot=0, limit=1)
+    assert found.num_rows == (len(set(found["task"].to_pylist())) if name == "mmlu" else 1)
+    # One question per MMLU subject has a standard error; a single item has none.
+    assert math.isfinite(standard_error(found)) == (name == "mmlu")
+
+
+def test_the_error_of_one_item_per_task_is_that_of_all_items_together():
+    table = pa.table({"task": list("abcd"), "score": [0.0, 1.0, 1.0, 1.0]})
+    assert standard_error(table) == pytest.approx(0.25)
+    assert math.isnan(standard_error(table.slice(0, 1)))
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_one_loaded_model_takes_the_batch_size_of_each_benchmark(lm, batch_size):
+    from profuser.evaluation.benchmarks.models import TRANSFORMERS_BATCH_SIZE, set_batch_size
+
+    set_batch_size(lm, batch_size)
+    assert lm.batch_size == (batch_size or TRANSFORMERS_BATCH_SIZE)
+    set_batch_size(lm, None)
 
 
 def test_a_limit_selects_a_subset_of_the_items(lm, packs, table):

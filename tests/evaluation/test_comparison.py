@@ -18,7 +18,7 @@ from profuser.evaluation.comparison import (
     seed_groups,
 )
 from profuser.evaluation.heldout import scores
-from profuser.evaluation.statistics import BETTER, NOISE, WORSE, holm, mcnemar
+from profuser.evaluation.statistics import BETTER, NOISE, SIGN_TEST, STUDENT, WORSE, holm, sign_test
 from profuser.recipe.loading import parse_recipe
 from profuser.run.fusion_run import FusionRun
 from profuser.run.stages import FUSED, TARGET
@@ -81,10 +81,11 @@ def test_binary_scores_are_tested_by_mcnemar_and_adjusted_for_multiple_compariso
     pairs = [(name, "target") for name in models if name != "target"]
     found = contrasts(correct, pairs)
     right = {name: np.array(tables[0]["correct"].to_pylist()) for name, tables in models.items()}
-    p_values = [mcnemar(right[name], right["target"]) for name, _ in pairs]
-    assert [(c.test, c.p_value) for c in found] == [("McNemar", p) for p in p_values]
+    only = [(right[name] & ~right["target"], ~right[name] & right["target"]) for name, _ in pairs]
+    p_values = [sign_test(int(mine.sum()), int(other.sum())) for mine, other in only]
+    assert [(c.difference.test, c.difference.p_value) for c in found] == [(SIGN_TEST, p) for p in p_values]
     assert [c.adjusted_p_value for c in found] == holm(p_values)
-    assert {c.test for c in contrasts(bits, pairs)} == {"bootstrap"}
+    assert {c.difference.test for c in contrasts(bits, pairs)} == {STUDENT}
 
 
 def test_a_chance_result_among_many_comparisons_is_noise():
@@ -114,7 +115,7 @@ def test_seeds_of_an_arm_count_as_one_model_with_a_known_spread():
     for one, all_three in zip(alone, pooled, strict=True):
         (first,), (together,) = (contrasts(metric, [("arm", "base")]) for metric in (one, all_three))
         assert (first.verdict, together.verdict) == (BETTER, NOISE)
-        assert together.test == "bootstrap"
+        assert together.difference.test == STUDENT
         values = [scores({"x": seed})["all"]["x"] for seed in (lucky, *others)]
         assert all_three.estimates()["arm"].value == pytest.approx(np.mean([getattr(v, one.name) for v in values]))
 
@@ -128,7 +129,7 @@ def test_benchmarks_are_compared_if_two_models_have_them_and_on_common_items():
     (metric,) = benchmark_metrics(models)
     assert (metric.name, metric.num_items, list(metric.values)) == ("arc", 38, ["target", "a/fused"])
     (found,) = contrasts(metric, [("a/fused", "target"), ("b/fused", "target")])
-    assert (found.model, found.difference.value, found.test) == ("a/fused", 0.5, "McNemar")
+    assert (found.model, found.difference.value, found.difference.test) == ("a/fused", 0.5, SIGN_TEST)
     assert found.verdict == BETTER
 
 

@@ -1,5 +1,6 @@
 """Intervals have the stated coverage, and tests agree with scipy's."""
 
+import itertools
 import math
 
 import numpy as np
@@ -11,14 +12,16 @@ from scipy import stats
 from profuser.evaluation.statistics import (
     BETTER,
     FEWEST_ITEMS,
-    MOST_EXACT,
     NOISE,
     WORSE,
     estimate,
     holm,
-    mcnemar,
-    paired_bootstrap,
+    paired_difference,
+    sign_flips,
+    sign_test,
+    tango,
     wilson,
+    win_rate,
 )
 
 FINITE = st.floats(-100, 100, allow_nan=False)
@@ -37,10 +40,7 @@ def simulated(draw, num_seeds, seed_spread, num_items=80, effect=0.3):
 @pytest.mark.parametrize(("num_seeds", "seed_spread"), [(1, 0.0), (3, 0.0), (3, 0.4), (5, 0.4)])
 def test_an_interval_covers_the_truth_as_often_as_stated(num_seeds, seed_spread):
     draw = np.random.default_rng(0)
-    found = [
-        paired_bootstrap(*simulated(draw, num_seeds, seed_spread), num_resamples=300, seed=trial)
-        for trial in range(300)
-    ]
+    found = [paired_difference(*simulated(draw, num_seeds, seed_spread)) for _ in range(300)]
     # Three standard deviations of 300 trials at 95 % are 3.8 points.
     assert 0.912 <= np.mean([d.low <= 0.3 <= d.high for d in found]) <= 0.988
 
@@ -48,22 +48,20 @@ def test_an_interval_covers_the_truth_as_often_as_stated(num_seeds, seed_spread)
 def test_the_spread_between_seeds_widens_the_interval():
     mine = np.array([[0.9] * 40, [0.4] * 40, [0.5] * 40]) + 0.1 * np.random.default_rng(1).normal(size=(3, 40))
     other = np.full(40, 0.5)
-    assert paired_bootstrap(mine.mean(axis=0), other).verdict(larger_is_better=True) == BETTER
-    assert paired_bootstrap(mine, other).verdict(larger_is_better=True) == NOISE
+    assert paired_difference(mine.mean(axis=0), other).verdict(larger_is_better=True) == BETTER
+    assert paired_difference(mine, other).verdict(larger_is_better=True) == NOISE
 
 
 def test_p_values_are_uniform_without_a_difference():
     draw = np.random.default_rng(3)
-    found = [
-        paired_bootstrap(*simulated(draw, 1, 0.0, effect=0.0), num_resamples=300, seed=n).p_value for n in range(300)
-    ]
+    found = [paired_difference(*simulated(draw, 1, 0.0, effect=0.0)).p_value for _ in range(300)]
     assert stats.kstest(found, "uniform").statistic < 0.1
 
 
 @given(PAIRS, st.integers(1, 3))
 def test_identical_models_are_within_noise(pairs, num_seeds):
     values = np.tile(pairs[:, 0], (num_seeds, 1))
-    found = paired_bootstrap(values, values, num_resamples=50)
+    found = paired_difference(values, values)
     assert (found.value, found.p_value) == (0.0, 1.0)
     assert found.low <= 0 <= found.high
     assert found.verdict(larger_is_better=True) == found.verdict(larger_is_better=False) == NOISE
@@ -72,44 +70,29 @@ def test_identical_models_are_within_noise(pairs, num_seeds):
 @given(PAIRS)
 def test_swapping_sides_changes_only_the_sign(pairs):
     mine, other = pairs.T
-    there, back = (paired_bootstrap(*sides, num_resamples=60) for sides in ((mine, other), (other, mine)))
+    there, back = (paired_difference(*sides) for sides in ((mine, other), (other, mine)))
     assert (-back).value == pytest.approx(there.value)
     assert ((-back).low, (-back).high) == pytest.approx((there.low, there.high))
     assert back.p_value == there.p_value
     assert there.low <= there.high
 
 
-@given(PAIRS, st.integers(0, 5))
-def test_the_same_seed_gives_the_same_result(pairs, seed):
-    mine, other = pairs.T
-    once, again = (paired_bootstrap(mine, other, num_resamples=40, seed=seed) for _ in range(2))
-    assert once == again
-
-
 def test_bits_per_byte_is_a_ratio_of_sums():
     bits, more, num_bytes = np.array([10.0, 2.0, 30.0]), np.array([12.0, 2.0, 33.0]), np.array([10, 1, 40])
-    found = paired_bootstrap(bits, more, denominators=num_bytes)
+    found = paired_difference(bits, more, denominators=num_bytes)
     assert found.value == pytest.approx(42 / 51 - 47 / 51)
     assert estimate(bits, denominators=num_bytes).value == pytest.approx(42 / 51)
     # A row counted twice counts twice, whatever its length.
-    twice = paired_bootstrap(np.tile(bits, 2), np.tile(more, 2), denominators=np.tile(num_bytes, 2))
+    twice = paired_difference(np.tile(bits, 2), np.tile(more, 2), denominators=np.tile(num_bytes, 2))
     assert twice.value == pytest.approx(found.value)
 
 
 def test_a_verdict_respects_the_direction_and_needs_enough_items():
-    lower = paired_bootstrap(np.zeros(20), np.ones(20))
+    lower = paired_difference(np.zeros(20), np.ones(20))
     assert lower.verdict(larger_is_better=False) == BETTER
     assert lower.verdict(larger_is_better=True) == WORSE
     few = FEWEST_ITEMS - 1
-    assert paired_bootstrap(np.zeros(few), np.ones(few)).verdict(larger_is_better=False) == NOISE
-
-
-def test_resampling_in_chunks_has_the_same_distribution(monkeypatch):
-    mine, other = np.random.default_rng(4).normal(size=(2, 50))
-    whole = paired_bootstrap(mine, other)
-    monkeypatch.setattr("profuser.evaluation.statistics.CHUNK", 170)
-    pieces = paired_bootstrap(mine, other)
-    assert (pieces.low, pieces.high) == pytest.approx((whole.low, whole.high), abs=0.05)
+    assert paired_difference(np.zeros(few), np.ones(few)).verdict(larger_is_better=False) == NOISE
 
 
 @pytest.mark.parametrize(
@@ -118,22 +101,46 @@ def test_resampling_in_chunks_has_the_same_distribution(monkeypatch):
 )
 def test_incomparable_values_are_rejected(mine, other, problem):
     with pytest.raises(ValueError, match=problem):
-        paired_bootstrap(mine, other)
+        paired_difference(mine, other)
 
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 5))
-def test_mcnemar_agrees_with_scipy(only_mine, only_other, both):
-    mine = np.array([True] * only_mine + [False] * only_other + [True] * both, dtype=bool)
-    other = np.array([False] * only_mine + [True] * only_other + [True] * both, dtype=bool)
-    found, num = mcnemar(mine, other), only_mine + only_other
-    assert found == pytest.approx(mcnemar(other, mine))
-    if num == 0:
-        assert found == 1.0
-    elif num < MOST_EXACT:
-        assert found == pytest.approx(stats.binomtest(only_mine, num).pvalue)
-    else:
-        assert found == pytest.approx(stats.chi2.sf(max(0, abs(only_mine - only_other) - 1) ** 2 / num, 1))
-        assert found == pytest.approx(stats.binomtest(only_mine, num).pvalue, abs=0.003)
+def test_right_and_wrong_answers_have_mcnemars_exact_p_value(only_mine, only_other, both):
+    mine, other = ([1] * only_mine + [0] * only_other, [0] * only_mine + [1] * only_other)
+    if not (num := only_mine + only_other):
+        assert sign_test(0, 0) == 1.0
+        return
+    found = paired_difference(mine + [1] * both, other + [1] * both)
+    assert found.p_value == sign_test(only_other, only_mine) == stats.binomtest(only_mine, num).pvalue
+    # Interval and test never contradict each other.
+    assert found.p_value < 0.05 or found.low <= 0 <= found.high
+
+
+@given(st.lists(st.integers(-9, 9), min_size=2, max_size=9).map(lambda lead: np.array(lead, dtype=float)))
+def test_few_differences_are_tested_over_all_their_signs(lead):
+    decided = lead[lead != 0]
+    flips = np.array(list(itertools.product((-1, 1), repeat=len(decided)))) @ decided
+    above = np.mean(flips >= lead.sum() - 1e-9 * np.abs(lead).sum())
+    below = np.mean(flips <= lead.sum() + 1e-9 * np.abs(lead).sum())
+    assert sign_flips(lead) == pytest.approx(min(1.0, 2 * min(above, below)))
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "ties"), [(5, 1, 54), (5, 0, 55), (0, 5, 995), (6, 1, 13), (1, 0, 19), (0, 0, 60)]
+)
+def test_a_few_decided_items_among_ties_are_no_verdict(won, lost, ties):
+    outcomes = [1.0] * won + [0.0] * lost + [0.5] * ties
+    rate, p_value = win_rate(outcomes)
+    assert p_value >= 0.05
+    assert rate.low <= 0.5 <= rate.high
+    assert rate.low < rate.high
+
+
+def test_tangos_interval_matches_published_values():
+    for won, lost, num in [(8, 1, 30), (0, 0, 40), (25, 3, 200), (14, 0, 53)]:
+        low, high = tango(won, lost, num)
+        assert -1 <= low <= (won - lost) / num <= high <= 1
+        assert tango(lost, won, num) == pytest.approx((-high, -low), abs=1e-9)
 
 
 @given(P_VALUES)

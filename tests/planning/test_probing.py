@@ -76,7 +76,7 @@ def reading(top_k, num_samples=1):
 @pytest.mark.parametrize("top_k", [K, 0], ids=["eager", "lazy"])
 def test_file_sizes_match_the_probes_prediction(tmp_path, top_k):
     source, (collect, signals) = SourceReader(Rambling(), OwnTemplate()), artifacts(tmp_path, top_k)
-    probe = probe_rows(source, corpus(64), reading(top_k), K, collect, signals)
+    probe, _ = probe_rows(source, corpus(64), reading(top_k), K, collect, signals)
     assert not list(tmp_path.iterdir())
     assert (probe.signals_seconds > 0) == (top_k == 0)
     found = source.read(corpus(200), reading(top_k))
@@ -92,7 +92,7 @@ def test_next_steps_are_planned_and_not_probed(tmp_path):
     source, (collect, signals) = SourceReader(Rambling(), OwnTemplate()), artifacts(tmp_path, 0)
     with_steps = replace(signals, schema=signals_schema(VOCABULARY, with_steps=True))
     sizes = [
-        probe_rows(source, corpus(16), reading(0), K, collect, artifact).distributions.per_token
+        probe_rows(source, corpus(16), reading(0), K, collect, artifact)[0].distributions.per_token
         for artifact in (signals, with_steps)
     ]
     assert sizes[1] == pytest.approx(sizes[0], rel=0.2)
@@ -104,7 +104,7 @@ def test_tokens_are_counted_row_by_row_and_a_rejected_row_has_none(tmp_path):
     rows = corpus(3)
     long = corpus(1).to_pylist()[0] | {"row_id": "long", "response": "x" * 300}
     rows = pa.concat_tables([rows, pa.Table.from_pylist([long], schema=CORPUS)])
-    probe = probe_rows(source, rows, reading(K, num_samples=3), K, *artifacts(tmp_path, K))
+    probe, _ = probe_rows(source, rows, reading(K, num_samples=3), K, *artifacts(tmp_path, K))
     responses = [len(engine.tokenizer.encode(text)) + 1 for text in rows["response"].to_pylist()[:3]]
     assert probe.training_tokens.tolist() == [*responses, 0]
     assert (probe.prompt_tokens[:3] > 0).all()

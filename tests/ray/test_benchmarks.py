@@ -14,6 +14,7 @@ from profuser.evaluation.benchmarks.data import read_pack
 from profuser.evaluation.benchmarks.results import benchmark_score
 from profuser.recipe.models import EngineConfig, OwnTemplate
 from profuser.run.results import read_benchmarks
+from ray_jobs.pipeline.pipeline import run_pipeline
 from ray_jobs.runtime.cluster import connected
 from ray_jobs.runtime.concurrency import concurrent_models
 from ray_jobs.stages.benchmarks import benchmarks
@@ -38,11 +39,11 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def make(tmp_path):
-    def make(model, kind):
+    def make(model, kind, benchmarks=None, **engine):
         (tmp_path / "data.jsonl").write_text('{"question": "a", "answer": "b"}\n')
         benchmark = {"name": "arc_challenge", "path": write_pack(tmp_path / "arc", "arc_challenge"), "num_fewshot": 2}
-        target = {"model": model, "engine": {"kind": kind, "dtype": "float32"}}
-        evaluate = {"benchmarks": [benchmark], "sources": False}
+        target = {"model": model, "engine": {"kind": kind, "dtype": "float32", **engine}}
+        evaluate = {"benchmarks": benchmarks or [benchmark], "sources": False}
         return make_run(tmp_path, tmp_path / "data.jsonl", {"llama": model}, target=target, evaluate=evaluate)
 
     return make
@@ -64,7 +65,7 @@ def tasks():
     return [
         process
         for process in psutil.Process().children(recursive=True)
-        if "ray::_measure" in " ".join(process.cmdline() or [])
+        if "ray::_Measurer" in " ".join(process.cmdline() or [])
     ]
 
 
@@ -94,6 +95,19 @@ def test_vllm_scores_equal_transformers_even_if_its_process_is_killed(make, mode
     (folder / "manifest.json").unlink()
     assert benchmarks(run, "target", config).metrics == manifest.metrics
     assert (folder / "shard-00000.parquet").stat().st_mtime_ns == written
+
+
+def test_a_model_is_loaded_once_for_all_its_benchmarks_and_one_that_fails_stops_no_other(make, tmp_path, model):
+    names = ("arc_challenge", "gsm8k", "truthfulqa_mc2")
+    packs = [{"name": name, "path": write_pack(tmp_path / name, name), "num_fewshot": 0} for name in names]
+    run = make(model, "transformers", packs, max_model_len=200)
+    with pytest.raises(EngineError, match="context of 200 tokens has no room for the answers of gsm8k"):
+        run_pipeline(run.recipe, only="benchmarks/target")
+    first, failed, last = (run.benchmark("target", config).manifest() for config in run.recipe.evaluate.benchmarks)
+    assert failed is None
+    assert first.counts["rows"] == last.counts["rows"] == 6
+    # The load counts for the first benchmark only.
+    assert last.device_seconds < first.device_seconds / 2
 
 
 def test_an_unloadable_model_is_reported_in_one_line(make, tmp_path, model):

@@ -7,6 +7,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from profuser.engines.loading import ReadModel
 from profuser.errors import UserError
 from profuser.models.lab_paths import assets_path
 from profuser.recipe.models import SourceConfig
@@ -15,7 +16,6 @@ from profuser.signals.rules import Rule
 from ray_jobs.pipeline.pipeline import delete_stages
 from ray_jobs.runtime.cluster import connected
 from ray_jobs.runtime.concurrency import concurrent_sources
-from ray_jobs.runtime.engine_worker import ReadModel
 from ray_jobs.stages.collect import collect, shared_evaluation
 from ray_jobs.stages.evaluate import evaluate
 from ray_jobs.stages.prepare import prepare

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from profuser.engines.loading import ReadModel
 from profuser.errors import ArtifactError, UserError
 from profuser.models.lab_paths import assets_path
 from ray_jobs.runtime.cluster import connected, gpus_for
-from ray_jobs.runtime.engine_worker import ReadModel
 from ray_jobs.runtime.shards import finish, run_shards
 from ray_jobs.stages.collect import collect
 from ray_jobs.stages.prepare import prepare

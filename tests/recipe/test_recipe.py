@@ -92,7 +92,10 @@ def test_the_papers_recipe_has_its_trio_schedule_and_metric():
         ("collect.top_k=0", "collect.top_k: input should be greater than or equal to 1 (got '0')"),
         ("rewards.match.pattern=(", "not a regular expression"),
         ("rewards.match.pattern=abc", "needs a group"),
-        ("rewards.match={kind: last_number, name: n, patern: x}", "known here: kind, name, pool, tolerance, weight"),
+        (
+            "rewards.match={kind: last_number, name: n, patern: x}",
+            "known here: accept_above, categories, except_categories, kind, name, pool, tolerance, weight",
+        ),
         ("rewards.match={kind: last_number, name: n, tolerence: 1}", "did you mean 'tolerance'?"),
         (
             "rewards.match={kind: guess, name: n}",

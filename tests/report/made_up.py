@@ -110,7 +110,9 @@ def judged() -> dict[str, dict[str, JudgedWinRate]]:
     clear, even = Estimate(0.71, 0.65, 0.77, 300), Estimate(0.52, 0.46, 0.58, 300)
     rates = {"majority vote": (clear, clear), "candid": (clear, even)}
     others = [model for model in MODELS if model != "fused"]
-    return {judge: dict.fromkeys(others, JudgedWinRate(*pair, 41, (71.5, 38.2))) for judge, pair in rates.items()}
+    return {
+        judge: dict.fromkeys(others, JudgedWinRate(*pair, 192, 67, 1e-9, (71.5, 38.2))) for judge, pair in rates.items()
+    }
 
 
 def measured(**changes: Any) -> RunFacts:
@@ -141,7 +143,7 @@ def selection(sources: tuple[str, ...] = ("llama", "mpt", "neox"), **changes: An
             for index, (first, second) in enumerate(itertools.combinations(sources, 2))
         ),
         "judges": tuple(
-            RewardFacts(name, 1.0, 1600, 31 + 40 * index, tilt * 0.6, 0.5 + 0.3 * tilt, 4650)
+            RewardFacts(name, 1.0, 1600, 31 + 40 * index, tilt * 0.6, 0.5 + 0.3 * tilt, 4650, 1600, None)
             for index, (name, tilt) in enumerate(tilts.items())
         ),
         "agreements": tuple(

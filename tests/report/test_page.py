@@ -175,8 +175,8 @@ NOTHING_CHOSEN = made_up.selection(
     modes=Agreement("training", "inference", 0, math.nan, math.nan),
     duels=(SourceComparison("llama", "mpt", WinRate(0, 0, 0), WinRate(0, 0, 0)),),
     judges=(
-        RewardFacts("brisk", 0.5, 0, 0, math.nan, math.nan, 0),
-        RewardFacts("candid", 1, 0, 0, math.nan, math.nan, 0),
+        RewardFacts("brisk", 0.5, 0, 0, math.nan, math.nan, 0, 0, None),
+        RewardFacts("candid", 1, 0, 0, math.nan, math.nan, 0, 0, None),
     ),
     agreements=(Agreement("brisk", "candid", 0, math.nan, math.nan),),
     lengths=(),

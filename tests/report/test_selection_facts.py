@@ -34,7 +34,7 @@ def drawn(num_rows: int = 200, num_judges: int = 2) -> SelectionRows:
                 scores[row, source] = given[text]
     surprise = np.array([[draw.choice([0.5, 1.0, 1.5, NAN]) for _ in NAMES] for _ in range(num_rows)])
     teachers = np.array([[draw.randint(-1, 2) for _ in range(2)] for _ in range(num_rows)])
-    return SelectionRows(teachers, surprise, answers, scores)
+    return SelectionRows(teachers, surprise, answers, scores, np.full_like(scores[:, 0], NAN))
 
 
 def slow_inference(rows: SelectionRows, i: int, j: int, weights, margin) -> WinRate:
@@ -81,7 +81,13 @@ def test_rows_of_equal_answers_do_not_count_for_the_judges():
         ],
         dtype=float,
     )
-    rows = SelectionRows(np.array([[0, 0], [0, 1], [1, 1], [2, -1]]), np.full((4, 3), NAN), answers, scores)
+    rows = SelectionRows(
+        np.array([[0, 0], [0, 1], [1, 1], [2, -1]]),
+        np.full((4, 3), NAN),
+        answers,
+        scores,
+        np.full_like(scores[:, 0], NAN),
+    )
     found = selection_facts(rows, NAMES, NAMES, judges(1, 1), VoteConfig())
     assert (found.modes.num_rows, found.modes.share) == (3, pytest.approx(2 / 3))
     assert [(judge.num_rows, judge.abstained) for judge in found.judges] == [(2, 0), (2, 1)]
@@ -104,7 +110,9 @@ def test_length_bias_is_found_and_its_deciles_hold_every_answer():
     num_bytes = np.array([[len(text) for text in texts] for texts in answers], dtype=float)
     noise = np.array([[draw.random() for _ in NAMES] for _ in answers])
     scores = np.stack([num_bytes * 3 - 7, noise], axis=2)
-    rows = SelectionRows(np.zeros((100, 2), dtype=int), np.ones((100, 3)), answers, scores)
+    rows = SelectionRows(
+        np.zeros((100, 2), dtype=int), np.ones((100, 3)), answers, scores, np.full_like(scores[:, 0], NAN)
+    )
     found = selection_facts(rows, NAMES, NAMES, judges(1, 1), VoteConfig())
     biased, fair = found.judges
     assert biased.length_correlation == pytest.approx(1)
@@ -117,7 +125,9 @@ def test_length_bias_is_found_and_its_deciles_hold_every_answer():
 
 
 def test_an_umlaut_is_two_bytes():
-    rows = SelectionRows(np.zeros((1, 2), dtype=int), np.ones((1, 3)), [["\u00e4", None, None]], np.ones((1, 3, 1)))
+    rows = SelectionRows(
+        np.zeros((1, 2), dtype=int), np.ones((1, 3)), [["\u00e4", None, None]], np.ones((1, 3, 1)), np.ones((1, 1))
+    )
     assert selection_facts(rows, NAMES, NAMES, judges(1), VoteConfig()).lengths[0].mean_bytes == 2
 
 
@@ -140,15 +150,16 @@ def test_rows_are_read_back_as_they_were_written(tmp_path):
     scores = [[[1.0, 2.0], [NAN, 0.0], [3.0, 4.0]], [[0.5, 0.5], [NAN, 1.0], [0.0, 1.0]]]
     rewards = [artifact(tmp_path, f"r{n}", pa.table([ids, s], schema=REWARDS)) for n, s in enumerate(scores)]
     examples = [
-        {"row_id": "p", "mode": "training", "teacher": "b", "advantages": [0.9, 0.4]},
-        {"row_id": "r", "mode": "training", "teacher": "a", "advantages": [0.1, None]},
-        {"row_id": "q", "mode": "inference", "teacher": "b", "advantages": [0.0, 2.0]},
+        {"row_id": "p", "mode": "training", "sample": 0, "teacher": "b", "advantages": [0.9, 0.4]},
+        {"row_id": "r", "mode": "training", "sample": 0, "teacher": "a", "advantages": [0.1, None]},
+        {"row_id": "q", "mode": "inference", "sample": 0, "teacher": "b", "advantages": [0.0, 2.0]},
     ]
     found = read_rows(artifact(tmp_path, "select", pa.Table.from_pylist(examples)), collected, rewards, ["a", "b"])
     assert found.teachers.tolist() == [[1, -1], [-1, 1], [0, -1]]
     np.testing.assert_equal(found.surprise, [[0.9, 0.4], [NAN, NAN], [0.1, NAN]])
     assert [list(texts) for texts in found.answers] == [["x", "x"], [None, "y"], ["z", "w"]]
     np.testing.assert_equal(found.scores, np.stack([np.array(s) for s in scores], axis=2))
+    np.testing.assert_equal(found.taught, [[NAN, NAN], [0.0, 1.0], [NAN, NAN]])
 
 
 def test_an_example_that_all_sources_teach_has_no_chosen_teacher(tmp_path):
@@ -156,8 +167,8 @@ def test_an_example_that_all_sources_teach_has_no_chosen_teacher(tmp_path):
     collected = [artifact(tmp_path, name, pa.table([["p"], [["x"]]], schema=texts), 1) for name in ("a", "b")]
     reward = artifact(tmp_path, "r", pa.table([["p"], [[1.0, 0.0]]], schema=REWARDS), 1)
     examples = [
-        {"row_id": "p", "mode": "training", "teacher": "average", "advantages": [0.2, 0.1]},
-        {"row_id": "p", "mode": "inference", "teacher": "a", "advantages": [1.0, 0.0]},
+        {"row_id": "p", "mode": "training", "sample": 0, "teacher": "average", "advantages": [0.2, 0.1]},
+        {"row_id": "p", "mode": "inference", "sample": 0, "teacher": "a", "advantages": [1.0, 0.0]},
     ]
     selected = artifact(tmp_path, "select", pa.Table.from_pylist(examples), 1)
     found = read_rows(selected, collected, [reward], ["a", "b"])
@@ -172,7 +183,8 @@ def test_the_answer_with_the_highest_mean_reward_represents_its_source(tmp_path)
         for name, answers in (("a", ["bad", "good"]), ("b", [None, "only"]))
     ]
     reward = artifact(tmp_path, "r", pa.table([["p"], [[0.0, 2.0, NAN, 1.0]]], schema=REWARDS), 1)
-    example = {"row_id": "p", "mode": "inference", "teacher": "a", "advantages": [0.0, 1.0, 0.0, 0.0]}
+    example = {"row_id": "p", "mode": "inference", "sample": 1, "teacher": "a", "advantages": [0.0, 1.0, 0.0, 0.0]}
     found = read_rows(artifact(tmp_path, "select", pa.Table.from_pylist([example]), 1), collected, [reward], ["a", "b"])
     assert found.answers == [["good", "only"]]
     assert found.scores.tolist() == [[[2.0], [1.0]]]
+    assert found.taught.tolist() == [[2.0]]

@@ -116,3 +116,29 @@ def test_vllm_supports_classifiers_derived_from_its_causal_models():
     assert knows("LlamaForSequenceClassification")
     assert knows("Qwen3ForSequenceClassification")
     assert not knows("DebertaV2ForSequenceClassification")
+
+
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + tiny.VICUNA
+)
+
+
+def test_a_judge_scores_all_rows_but_those_that_its_template_refuses(path, tmp_path, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.chat_template = NO_SYSTEM
+    model = AutoModelForSequenceClassification.from_pretrained(path)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    system = {"role": "system", "content": "Be brief."}
+    rows = [dict(row, messages=[system, *row["messages"]]) if row["row_id"] == "1" else row for row in ROWS]
+    rows = [dict(row, source_file="f.jsonl", source_line=number) for number, row in enumerate(rows)]
+    usual = load_judge(config(path, max_length=64)).score(ROWS, ANSWERS)
+    found = load_judge(config(str(tmp_path), max_length=64)).score(rows, ANSWERS)
+    assert np.isnan(found).tolist() == [False, True, False, False]
+    np.testing.assert_allclose(np.delete(found, 1), np.delete(usual, 1), atol=1e-5)
+    assert (
+        "rewards.tiny: f.jsonl:1: its chat template refuses it: System role not supported (for turns of system, user, "
+        "assistant)" in capsys.readouterr().out
+    )
+    lenient = config(str(tmp_path), max_length=64, template={"kind": "jinja", "text": tiny.VICUNA})
+    assert not np.isnan(load_judge(lenient).score(rows, ANSWERS)).any()

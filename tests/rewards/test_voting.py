@@ -52,6 +52,17 @@ def test_a_missing_answer_gets_no_vote_and_rows_without_answers_have_no_winner()
     assert none.winner.tolist() == [-1]
 
 
+def test_a_judge_that_refused_a_row_abstains_and_the_others_decide():
+    nan = np.nan
+    one = vote(scores([nan, 3, 0], [nan, 0, 1]), [["a", "b"]], ONE, VoteConfig())
+    assert one.choices.tolist() == [[-1, 0, 1]]
+    assert one.winner.tolist() == [0]
+    only = vote(scores([nan, 1, 1]), [["a"]], ONE, VoteConfig())
+    assert only.votes.tolist() == [[2]]
+    half = vote(scores([nan, 3, 0], [1, 0, 1]), [["a", "b"]], ONE, VoteConfig())
+    assert half.choices.tolist() == [[1, 0, 1]]
+
+
 def test_all_abstaining_is_no_majority():
     tied = scores([1, 1, 1], [1, 1, 1])
     assert vote(tied, [["a", "b"]], ONE, VoteConfig(no_majority="skip")).winner.tolist() == [-1]

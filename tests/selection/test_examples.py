@@ -98,6 +98,18 @@ def test_an_example_that_the_targets_tokens_do_not_spell_is_left_out_and_counted
     assert sum(value for name, value in counts.items() if name.startswith("wins/")) == table.num_rows
 
 
+def test_an_example_that_the_targets_template_refuses_is_left_out_and_counted(select, selected):
+    tokenizer = byte_level_tokenizer(480)
+    tokenizer.chat_template = (
+        "{% for m in messages if m.content.strip() == 'It is 7.' %}{{ raise_exception('no sevens') }}{% endfor %}"
+        + tokenizer.chat_template
+    )
+    (_, before), (table, counts) = selected, select(tokenizer=tokenizer)
+    assert (counts["refused_by_target"], counts["misspelt_by_target"]) == (1, 0)
+    assert counts["examples"] == table.num_rows == before["examples"] - 1
+    assert [row["row_id"] for row in table.to_pylist() if row["mode"] == "inference"] == ["1", "2"]
+
+
 def test_every_position_is_counted_once_per_pair_and_rule(selected):
     table, counts = selected
     tokens = sum(len(row["response_ids"]) for row in table.to_pylist())

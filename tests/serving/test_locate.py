@@ -2,6 +2,7 @@
 
 import json
 
+import huggingface_hub.constants
 import pytest
 from mlflow import MlflowClient
 
@@ -51,7 +52,8 @@ def test_a_location_missing_from_the_registry_is_refused_in_one_line(registry, l
     assert "\n" not in str(caught.value)
 
 
-def test_other_locations_are_unchanged(tmp_path):
+def test_other_locations_are_unchanged(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert registered("org/model", "sqlite://") == local_model("org/model") == "org/model"
     assert registered(str(tmp_path), "sqlite://") == str(tmp_path)
     check_model("org/model")

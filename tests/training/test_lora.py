@@ -1,16 +1,24 @@
 """Adapters: only they are trained and saved, and merging them into the weights does not change the model's output."""
 
 import copy
+import re
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig
+from transformers import AutoModelForCausalLM, GPT2Config, GptOssConfig, LlamaConfig, MixtralConfig, Qwen3MoeConfig
 
 from profuser.errors import UserError
 from profuser.recipe.fusing import LoraConfig
 from profuser.training.checkpoint import Checkpointer, load_checkpoint
 from profuser.training.export import whole_weights
-from profuser.training.lora import adapted_layers, add_adapters, fill_adapters
+from profuser.training.lora import (
+    adapted_layers,
+    add_adapters,
+    describe_adapters,
+    fill_adapters,
+    plain_name,
+    weight_name,
+)
 from profuser.training.step import FusionModule
 from profuser.training.target import prepare
 from tests.training.made import CONFIGS, SMALL, Setting, V, config
@@ -109,3 +117,73 @@ def test_layers_are_adapted_by_name(modules, wanted):
 def test_a_name_that_matches_no_linear_layer_is_reported(name, module):
     with pytest.raises(UserError, match=rf"^fuse\.lora\.modules: '{module}' .*; it has .*k_proj, .*v_proj$"):
         adapted(name, modules=("q_proj", module))
+
+
+MOE = {
+    "mixtral": ALL["mixtral"],
+    "qwen3_moe": Qwen3MoeConfig(
+        vocab_size=V,
+        num_key_value_heads=1,
+        head_dim=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        **SMALL,
+    ),
+    # Its experts are stored with the inputs first, and have biases.
+    "gpt_oss": GptOssConfig(
+        vocab_size=V,
+        num_key_value_heads=1,
+        head_dim=16,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        pad_token_id=0,
+        **{**SMALL, "hidden_size": 48, "intermediate_size": 64},
+    ),
+}
+ALL |= MOE
+
+
+@pytest.mark.parametrize("name", MOE)
+def test_experts_get_adapters_that_train_and_merge(name):
+    model, plain = adapted(name, alpha=3.0), make(name)
+    layers = {weight_name(key, layer) for key, layer in adapted_layers(model).items()}
+    for part in ("gate_up_proj", "down_proj"):
+        assert sum(key.endswith(f"experts.{part}") for key in layers) == 2
+    disturb(model)
+    model(IDS).logits.square().sum().backward()
+    moved = [key for key, each in model.named_parameters() if each.grad is not None and each.grad.abs().sum() > 0]
+    assert any("experts" in key for key in moved)
+    assert all("lora_" in key for key in moved)
+    plain.load_state_dict(dict(whole_weights(model)))
+    torch.testing.assert_close(plain(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MOE)
+def test_merged_experts_equal_pefts_own_merge(name):
+    """The oracle merges in place, expert by expert."""
+    model = adapted(name, alpha=3.0, modules=("down_proj", "gate_up_proj"))
+    disturb(model)
+    ours = {key: weight.clone() for key, weight in whole_weights(model)}
+    for layer in reversed([*adapted_layers(model).values()]):
+        layer.merge()
+    theirs = {plain_name(key): each for key, each in model.named_parameters() if "lora_" not in key}
+    for key, weight in theirs.items():
+        torch.testing.assert_close(ours[key], weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "trained", "left"),
+    [
+        (
+            {},
+            r"down_proj \(2\), gate_up_proj \(2\), .*v_proj \(2\)",
+            r"embed_tokens \(1\), gate \(2\), lm_head \(1\), norms",
+        ),
+        ({"modules": ("gate_up_proj",)}, r"gate_up_proj \(2\): 1,", r"down_proj \(2\), embed_tokens"),
+        ({"dropout": 0.1}, r"k_proj \(2\), o", r"down_proj \(2\), .*dropout above 0 experts get no adapters$"),
+    ],
+)
+def test_a_line_lists_what_is_trained_and_what_is_not(settings, trained, left):
+    line = describe_adapters(adapted("qwen3_moe", **settings), LoraConfig(rank=2, **settings))
+    assert re.match(rf"fuse\.lora: adapters of rank 2 on {trained}.*; not trained: {left}", line), line

@@ -1,5 +1,6 @@
 """Sharded parameters: two processes with FSDP2 give the results of one, from loading through checkpoints to the export."""
 
+import copy
 import pickle
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from transformers import AutoModelForCausalLM
 
+from profuser.models.classes import language_model_class
 from profuser.training.batches import read_packs
 from profuser.training.checkpoint import Checkpointer, load_checkpoint
 from profuser.training.export import whole_weights
 from profuser.training.loop import Hooks, Trainer
 from profuser.training.target import load_target
+from tests.training.families import MULTIMODAL, WITH_EXPERTS
 from tests.training.made import Setting, config, curve, model
 
 pytestmark = pytest.mark.slow
@@ -90,6 +93,18 @@ def test_two_workers_train_the_same_as_one(name, tmp_path):
     for variant, result in zip(VARIANTS.values(), found, strict=True):
         alone = {key: value for key, value in variant.items() if key != "memory"}
         check_close(result, train({**gentle, **alone}, tmp_path / "target"))
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "gemma3"])
+def test_two_workers_train_experts_adapters_and_text_parts_the_same_as_one(name, tmp_path):
+    settings = copy.deepcopy({**WITH_EXPERTS, **MULTIMODAL}[name])
+    torch.manual_seed(0)
+    language_model_class(settings).from_config(settings).save_pretrained(tmp_path / "target")
+    gentle = {"optimizer": {"learning_rate": 1.0e-4}, "lora": LORA}
+    whole = {**gentle, "lora": None}
+    found = on_workers(2, tmp_path, (gentle, tmp_path / "target"), (whole, tmp_path / "target"))
+    for result, each in zip(found, (gentle, whole), strict=True):
+        check_close(result, train(each, tmp_path / "target"))
 
 
 @pytest.mark.parametrize("name", ["llama", "mpt", "gpt_neox"])

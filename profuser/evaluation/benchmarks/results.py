@@ -16,14 +16,17 @@ def benchmark_score(table: pa.Table) -> float:
 
 
 def standard_error(table: pa.Table) -> float:
-    """Returns the standard error of the score; NaN without degrees of freedom.
+    """Returns the standard error of the score; NaN for a single item.
 
     The harness pools it over tasks t of n_t items each: `sqrt(sum_t sum_i (score_ti - mean_t)^2 / (N - T) / N)`, N items and T
-    tasks in all. For a benchmark of one task it is the sample standard deviation over the root of N.
+    tasks in all. For a benchmark of one task it is the sample standard deviation over the root of N. With one item per task
+    (N = T) nothing is known about the spread inside tasks: then all items count as one task, which is no smaller on average.
     """
     by_task: dict[str, list[float]] = {}
-    for task, score in zip(table["task"].to_pylist(), table["score"].to_pylist(), strict=True):
-        by_task.setdefault(task, []).append(score)
+    tasks = table["task"].to_pylist()
+    pooled = len(set(tasks)) == len(tasks)
+    for task, score in zip(tasks, table["score"].to_pylist(), strict=True):
+        by_task.setdefault("" if pooled else task, []).append(score)
     squares = 0.0
     for scores in by_task.values():
         mean = sum(scores) / len(scores)

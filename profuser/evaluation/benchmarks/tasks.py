@@ -16,7 +16,9 @@ from profuser.recipe.evaluating import BenchmarkConfig
 
 FEWSHOT_SEED = 1234
 """The harness's own seed: it selects the worked examples of published results."""
-WITHOUT_EXAMPLES = {"training_split": None, "fewshot_split": None, "fewshot_config": None}
+WITHOUT_EXAMPLES = {"fewshot_split": None, "fewshot_config": None}
+SPLITS = {"training_split": "train", "validation_split": "validation", "test_split": "test"}
+"""The harness's settings of a task's splits, and their names in the six."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,10 @@ def _preset_tasks(config: BenchmarkConfig, pack: Pack | None) -> dict[str, Any]:
     if pack:
         for member in members:
             member["custom_dataset"] = _dataset(pack, member["task"])
-            if PRESETS[config.name].examples not in pack.tables[member["task"]]:
+            # The harness opens every split that a task names, even those that the measurement does not need.
+            there = pack.tables[member["task"]]
+            member |= {setting: None for setting, split in SPLITS.items() if split not in there}
+            if PRESETS[config.name].examples not in there:
                 member |= WITHOUT_EXAMPLES
     try:
         # In a group these settings override those of the task's own file; for a single task the harness would take nothing else.

@@ -9,7 +9,7 @@ from typing import Any
 
 from profuser.corpus.special_tokens import MARK, Commands, commands, encode, protect
 from profuser.corpus.template import template_commands
-from profuser.recipe.models import OwnTemplate
+from profuser.recipe.template import OwnTemplate
 
 
 def neutralise_special_tokens(tokenizer: Any, rendered: bool) -> None:
@@ -34,8 +34,12 @@ class _Reader:
     strings: Commands
 
     def apply_chat_template(self, conversation: Sequence[dict[str, Any]], **options: Any) -> Any:
-        """Renders messages as the tokenizer does, with their special tokens marked."""
+        """Renders messages as the tokenizer does, with their special tokens marked.
+
+        The harness's own argument for thinking is ignored: the recipe's are part of the template.
+        """
         parent: Any = super()
+        options.pop("enable_thinking", None)
         turns = [{**turn, "content": protect(turn["content"], self.strings)} for turn in conversation]
         return parent.apply_chat_template(turns, **options)
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from profuser.planning.estimates import Extrapolation
 from profuser.planning.plan_file import PlanError, ProbedPlan
 from profuser.report.facts import RunFacts
-from profuser.report.tables.table import new_table
+from profuser.report.tables.table import name_cell, new_table
 
 QUANTITIES = {
     "prompt_tokens": "prompt tokens",
@@ -53,7 +53,7 @@ def plan_table(plan: ProbedPlan) -> Table:
         table.add_column(_heading(name, plan.currency), justify="right")
     table.columns[0].overflow = "fold"
     for stage in plan.stages:
-        table.add_row(Text(stage.stage), *_cells(stage.quantities, names))
+        table.add_row(name_cell(stage.stage), *_cells(stage.quantities, names))
     table.add_section()
     table.add_row("all", *_cells(plan.total, names))
     return table

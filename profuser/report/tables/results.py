@@ -1,4 +1,4 @@
-"""Shows results with their intervals, as lines of text for the page and as tables for a terminal of 100 columns."""
+"""Shows results with their intervals, as lines of text for the page and as tables for a terminal of 80 columns or more."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,8 +10,8 @@ from rich.text import Text
 from profuser.evaluation.judged import JudgedWinRate
 from profuser.report.comparisons import in_percent, preference
 from profuser.report.facts import ALL, ModelDifference, RunFacts
-from profuser.report.measures import METRICS, SCORE, Change, Metric
-from profuser.report.tables.table import new_table
+from profuser.report.measures import METRICS, SCORE, Change, Metric, p_text
+from profuser.report.tables.table import model_header, name_cell, new_table
 from profuser.run.stages import FUSED, TARGET
 
 NO_BENCHMARK = "No benchmark was measured: the recipe names none (evaluate.benchmarks)."
@@ -67,7 +67,10 @@ class JudgedLine:
     even_rate: str
     """Win rate at equal length."""
     even_interval: str
-    ties: str
+    outcomes: str
+    """Rows won, lost and tied."""
+    p_value: str
+    """Sign test over the rows won and lost."""
     characters: str
     verdict: str
 
@@ -156,11 +159,6 @@ def comparison_rows(facts: RunFacts) -> list[dict[str, Any]]:
     ]
 
 
-def p_text(p_value: float) -> str:
-    """Formats a p-value for a table."""
-    return "< 0.001" if p_value < 0.001 else f"{p_value:.2g}"
-
-
 def judged_lines(facts: RunFacts) -> list[JudgedLine]:
     """Returns a line per judge and other model, the majority vote first."""
     return [
@@ -177,7 +175,8 @@ def _judged(facts: RunFacts, judge: str, model: str, rate: JudgedWinRate) -> Jud
         interval=SCORE.interval(raw),
         even_rate=f"{SCORE.text(even.value)} %",
         even_interval=SCORE.interval(even),
-        ties=f"{rate.num_ties:,} of {rate.raw.num_items:,}",
+        outcomes=f"{rate.num_won:,} / {rate.num_lost:,} / {rate.num_ties:,}",
+        p_value=p_text(rate.p_value),
         characters=" / ".join(f"{mean:,.0f}" for mean in rate.mean_characters),
         verdict=preference(rate.length_controlled).verdict(larger_is_better=True),
     )
@@ -189,26 +188,26 @@ def benchmark_table(facts: RunFacts) -> Table:
     table.add_column("items", justify="right")
     models = benchmark_models(facts)
     for model in models:
-        table.add_column(Text(facts.label(model).replace(" ", "\n")), justify="right", overflow="fold")
+        table.add_column(model_header(facts.label(model)), justify="right", no_wrap=True)
     table.add_column("change", justify="right")
     table.add_column("")
     for line in benchmark_lines(facts):
         cells = [Text(line.cells.get(m, "-"), style="bold" if m == line.better_model else "") for m in models]
         change = Text(f"{line.change}\n{line.interval}")
-        table.add_row(Text(line.name), f"{line.num_items:,}", *cells, change, line.verdict)
+        table.add_row(name_cell(line.name), f"{line.num_items:,}", *cells, change, line.verdict)
     return table
 
 
 def judged_table(facts: RunFacts) -> Table:
     """Returns the fused model's win rates under the majority vote, for a terminal."""
     table = new_table("judged win rates of the fused model, ties half, with 95 % intervals", "against")
-    table.caption = "verdict: of the rate at equal length against 50 %"
-    for name in ("win rate", "at equal length", "ties"):
-        table.add_column(name, justify="right")
+    table.caption = "p: sign test over the rows won and lost\nverdict: of the rate at equal length against 50 %"
+    for name in ("win rate", "at equal\nlength", "won / lost /\ntied", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict")
     majority = next(iter(facts.judged), None)
     for line in judged_lines(facts):
         if line.judge == majority:
             rates = (f"{line.rate}\n{line.interval}", f"{line.even_rate}\n{line.even_interval}")
-            table.add_row(Text(line.model), *rates, line.ties, line.verdict)
+            table.add_row(name_cell(line.model, 10), *rates, line.outcomes, line.p_value, line.verdict)
     return table

@@ -1,15 +1,14 @@
-"""Shows the choice of teachers in words, as rows for a CSV, and as tables for a terminal of 100 columns."""
+"""Shows the choice of teachers in words, as rows for a CSV, and as tables for a terminal of 80 columns or more."""
 
 import math
 from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from profuser.artifacts.schemas import MODES
 from profuser.report.facts import RunFacts
-from profuser.report.tables.table import new_table, percent
+from profuser.report.tables.table import name_cell, new_table, percent
 
 LONGER_WINS = (
     "how often the longer of two answers of different length to one prompt has the higher reward; 50 % is no bias"
@@ -19,7 +18,7 @@ KAPPA = "Cohen's kappa; 0 is chance, 1 is always the same choice"
 
 
 def selection_words(facts: RunFacts) -> list[str]:
-    """States how often both modes choose the same teacher, and how often the target itself is chosen; a sentence each."""
+    """States how often both modes choose the same teacher, how many rejected answers teach, and how often the target is chosen."""
     out = []
     modes = facts.selection.modes if facts.selection else None
     if modes and modes.num_rows:
@@ -28,6 +27,13 @@ def selection_words(facts: RunFacts) -> list[str]:
             f"Both modes choose the same teacher on {percent(modes.share, 1)} of the {modes.num_rows:,} rows "
             f"that have one in both{chance}."
         )
+    out += [
+        f"{judge.taught_rejected:,} of the {judge.num_taught:,} answers that teach are rejected by {judge.name}."
+        for judge in (facts.selection.judges if facts.selection else ())
+        if judge.taught_rejected is not None and judge.num_taught
+    ]
+    if silent := facts.selection_counts.get("rows_without_accepted_answer"):
+        out.append(f"{silent:,.0f} rows teach only the ground truth: every verifier rejects all their answers.")
     wins = [f"{percent(part, 1)} of the examples in {mode} mode" for mode, part in facts.target_wins().items()]
     if wins:
         out.append(f"The target itself wins, with little new to learn, in {', '.join(wins)}.")
@@ -66,14 +72,14 @@ def length_rows(facts: RunFacts) -> list[dict[str, Any]]:
 def win_rates_table(facts: RunFacts) -> Table:
     """Returns the share of rows on which the first source of each pair is better, in both modes."""
     table = new_table("who beats whom on the same row, ties count half", "source beats")
-    table.add_column("source")
+    table.add_column("source", no_wrap=True)
     for mode in MODES:
         table.add_column(f"{mode} mode", justify="right")
         table.add_column("rows", justify="right")
     for duel in facts.selection.duels if facts.selection else ():
         rates = [getattr(duel, mode) for mode in MODES]
         cells = [cell for rate in rates for cell in (share(rate.share), f"{rate.num_rows:,}")]
-        table.add_row(Text(facts.source_label(duel.first)), Text(facts.source_label(duel.second)), *cells)
+        table.add_row(name_cell(facts.source_label(duel.first)), name_cell(facts.source_label(duel.second)), *cells)
     return table
 
 
@@ -86,7 +92,7 @@ def judges_table(facts: RunFacts) -> Table:
         table.add_column(name, justify="right")
     for judge in judges:
         abstains, correlation = percent(judge.abstained, judge.num_rows), signed(judge.length_correlation)
-        table.add_row(Text(judge.name), f"{judge.weight:g}", abstains, share(judge.longer_wins), correlation)
+        table.add_row(name_cell(judge.name), f"{judge.weight:g}", abstains, share(judge.longer_wins), correlation)
     return table
 
 
@@ -94,12 +100,12 @@ def agreement_table(facts: RunFacts) -> Table:
     """Returns how often each pair of rewards chooses the same answer, and Cohen's kappa."""
     table = new_table("agreement of the judges, where both voted", "reward")
     table.caption = f"kappa: {KAPPA}"
-    table.add_column("reward")
+    table.add_column("reward", no_wrap=True)
     for name in ("rows", "same choice", "kappa"):
         table.add_column(name, justify="right")
     for pair in facts.selection.agreements if facts.selection else ():
         numbers = (f"{pair.num_rows:,}", share(pair.share), signed(pair.kappa))
-        table.add_row(Text(pair.first), Text(pair.second), *numbers)
+        table.add_row(name_cell(pair.first), name_cell(pair.second), *numbers)
     return table
 
 

@@ -1,7 +1,8 @@
-"""Shows the numbers of a report as rows, and as tables for a terminal of 100 columns."""
+"""Shows the numbers of a report as rows, and as tables for a terminal of 80 columns or more."""
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +13,11 @@ from rich.text import Text
 from profuser.artifacts.schemas import MODES
 from profuser.report.facts import RunFacts
 from profuser.report.measures import METRICS, Change, Metric
+
+WIDE = 100
+"""Columns of a terminal on which an interval has its own column."""
+STAGE_WIDTH, NAME_WIDTH = 32, 16
+"""Longest line of a stage's name and of any other name in a table."""
 
 
 @dataclass(frozen=True)
@@ -36,34 +42,41 @@ def score_table(facts: RunFacts) -> list[ScoreRow]:
     ]
 
 
-def render_scores(facts: RunFacts) -> Table:
-    """Returns both metrics per category and model; the better of target and fused model is bold."""
+def render_scores(facts: RunFacts, width: int = WIDE) -> Table:
+    """Returns both metrics per category and model, for a terminal of a width; the better of target and fused model is bold."""
+    is_wide = width >= WIDE
     table = new_table(f"held-out scores, {facts.num_rows():,} rows", "")
     table.caption = "; ".join(f"{metric.title}: {metric.hint}" for metric in METRICS)
     table.add_column("rows", justify="right")
     for model in facts.models:
-        table.add_column(Text(facts.label(model).replace(" ", "\n")), justify="right", overflow="fold")
-    table.add_column("change", justify="right")
+        table.add_column(model_header(facts.label(model)), justify="right", no_wrap=True)
+    table.add_column("change" if is_wide or not facts.comparisons else "change, 95 % interval", justify="right")
     if facts.comparisons:
-        table.add_column("95 % interval", justify="right")
+        if is_wide:
+            table.add_column("95 % interval", justify="right")
         table.add_column("verdict")
         table.pad_edge = False  # with four models every column is needed
     for metric in METRICS:
         table.add_row(Text(metric.title, style="italic"))
         for category in facts.categories:
-            table.add_row(*_score_cells(facts, metric, category))
+            table.add_row(*_score_cells(facts, metric, category, is_wide))
         table.add_section()
     return table
 
 
-def _score_cells(facts: RunFacts, metric: Metric, category: str) -> list[Text]:
+def _score_cells(facts: RunFacts, metric: Metric, category: str, is_wide: bool) -> list[Text]:
     change = Change.of(facts, metric, category)
-    cells = [Text(f"  {category}"), Text(f"{facts.num_rows(category):,}")]
+    cells = [name_cell(category, indent="  "), Text(f"{facts.num_rows(category):,}")]
     for model in facts.models:
         value = metric.text(metric.of(facts.score(model, category)))
         cells.append(Text(value, style="bold" if model == change.better_model else ""))
-    details = [Text(change.interval), Text(change.verdict)] if facts.comparisons else []
-    return [*cells, Text(change.text), *details]
+    if not facts.comparisons:
+        return [*cells, Text(change.text)]
+    if is_wide:
+        return [*cells, Text(change.text), Text(change.interval), Text(change.verdict)]
+    low, to, high = change.interval.partition(" to ")
+    interval = f"\n({low},\n{high})" if to else ""
+    return [*cells, Text(change.text + interval), Text(change.verdict)]
 
 
 def who_wins_table(facts: RunFacts) -> Table:
@@ -78,7 +91,7 @@ def who_wins_table(facts: RunFacts) -> Table:
         cells = []
         for number, total in zip((row.training, row.inference), totals, strict=True):
             cells += [f"{number:,}", percent(number, total)]
-        table.add_row(Text(facts.source_label(row.source)), *cells)
+        table.add_row(name_cell(facts.source_label(row.source)), *cells)
     return table
 
 
@@ -90,15 +103,38 @@ def stage_table(facts: RunFacts) -> Table:
         table.add_column(name, justify="right")
     for stage in facts.stages:
         counts = [f"{stage.counts[name]:,.0f}" if name in stage.counts else "" for name in ("rows", "tokens")]
-        table.add_row(Text(stage.name), Text(stage.state), *counts, f"{stage.seconds:,.1f}" if stage.seconds else "")
+        table.add_row(
+            name_cell(stage.name, STAGE_WIDTH),
+            Text(stage.state),
+            *counts,
+            f"{stage.seconds:,.1f}" if stage.seconds else "",
+        )
     return table
 
 
 def new_table(title: str, first_column: str) -> Table:
     """Returns an empty table in the common style."""
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
-    table.add_column(first_column)
+    table.add_column(first_column, no_wrap=True)
     return table
+
+
+def name_cell(name: str, width: int = NAME_WIDTH, indent: str = "") -> Text:
+    """Returns a name for a table, broken after a space, slash, hyphen or underscore where it is longer than the width.
+
+    A column of names has `no_wrap`: a narrow terminal neither cuts nor breaks it elsewhere, and other columns are narrower.
+    """
+    lines = [""]
+    for piece in re.findall(r"[^ /_-]*[ /_-]|[^ /_-]+", name):
+        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return Text("\n".join(indent + line.rstrip() for line in lines))
+
+
+def model_header(label: str) -> Text:
+    """Returns a model's label as a column's header, its parts below each other."""
+    return Text("\n").join(name_cell(part, 10) for part in label.split(" "))
 
 
 def percent(part: float, whole: float) -> str:

@@ -1,0 +1,132 @@
+"""The Jinja source of a model's template under the recipe's settings, and its rendering by Transformers.
+
+Training, collection, judging, benchmarks, serving and export all render this source: their prompts have the same bytes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jinja2
+
+from profuser.corpus.template_text import mentions, with_arguments, with_date, with_ending
+from profuser.corpus.thinking import FAMILIES, Markers, closing, opened
+from profuser.corpus.turns import Message
+from profuser.errors import UserError, one_line
+from profuser.recipe.template import JinjaTemplate, TemplateConfig
+
+PROBE = "probe"
+SWITCHES = ("enable_thinking", "thinking")
+"""Variables by which templates turn thinking on and off."""
+TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
+"""Errors of a template that does not accept a conversation."""
+
+
+class Refusal(NamedTuple):
+    """Reason why a template does not accept a conversation."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class ChatTexts:
+    """The Jinja source of a model's template, with the recipe's settings written into it."""
+
+    asking: str
+    """Its generation prompt is the one that the model answers."""
+    answering: str
+    """Its generation prompt is the one that a ground truth or an answer without thinking follows: no thinking is open."""
+    family: Markers | None
+    """Family whose thinking the generation prompt of `asking` opens."""
+
+
+def chat_texts(tokenizer: Any, template: TemplateConfig) -> ChatTexts:
+    """Returns the source of a model's template under the recipe's settings.
+
+    Raises:
+        UserError: there is no template.
+    """
+    if isinstance(template, JinjaTemplate):
+        # A template for all models may name a token that a tokenizer lacks.
+        missing = [name for name in ("bos_token", "eos_token") if mentions(template.text, name)]
+        absent = {name: "" for name in missing if getattr(tokenizer, name) is None}
+        return _chat_texts(tokenizer, template.text, _settings(template, absent))
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"{tokenizer.name_or_path}: its tokenizer has no chat template; set one for all models with "
+            "template: {kind: jinja, text: ...}"
+        )
+    try:
+        text = tokenizer.get_chat_template()
+    except ValueError as error:
+        raise UserError(f"{tokenizer.name_or_path}: its chat template: {one_line(error)}") from None
+    return _chat_texts(tokenizer, text, _settings(template, {}))
+
+
+class _Settings(NamedTuple):
+    arguments: tuple[tuple[str, bool | int | float | str], ...]
+    thinks: bool
+    day: str | None
+
+
+def _settings(template: TemplateConfig, defaults: dict[str, str]) -> _Settings:
+    arguments = tuple((defaults | template.arguments).items())
+    return _Settings(arguments, template.thinking != "off", template.date)
+
+
+@lru_cache(maxsize=64)
+def _chat_texts(tokenizer: Any, text: str, settings: _Settings) -> ChatTexts:
+    base = with_date(text, settings.day) if settings.day else text
+    off = {name: False for name in SWITCHES if mentions(text, name)}
+    asking = with_arguments(base, dict(settings.arguments) if settings.thinks else off | dict(settings.arguments))
+    prompt = _generation_prompt(tokenizer, asking)
+    required = next((f for f in FAMILIES if f.required and f.close in text and not prompt.endswith(f.close)), None)
+    family = opened(prompt)
+    answering = asking
+    if family and off:
+        answering = with_arguments(base, dict(settings.arguments) | off)
+    left = _generation_prompt(tokenizer, answering)
+    if still := opened(left):
+        answering = with_ending(answering, closing(left, still))
+    elif required:
+        answering = with_ending(answering, required.empty)
+    elif not settings.thinks and not off and (silent := next((f for f in FAMILIES if f.close in text), None)):
+        # Nothing turns the thinking of this model off but an empty one.
+        answering = with_ending(answering, silent.empty)
+    return ChatTexts(asking if settings.thinks else answering, answering, family if settings.thinks else None)
+
+
+def _generation_prompt(tokenizer: Any, text: str) -> str:
+    """Returns what a template writes after a question; nothing if it accepts none without an answer, as a judge's may."""
+    rendered = render(tokenizer, [Message("user", PROBE)], text, True)
+    return "" if isinstance(rendered, Refusal) else rendered.rpartition(PROBE)[2]
+
+
+def render_all(
+    tokenizer: Any, conversations: Sequence[Sequence[Message]], text: str, add_generation_prompt: bool
+) -> list[str | Refusal]:
+    """Renders conversations in one call: its set-up costs as much as a row. If that fails, one by one, to find those at fault."""
+    batch = [[message._asdict() for message in messages] for messages in conversations]
+    options = {"chat_template": text, "tokenize": False, "add_generation_prompt": add_generation_prompt}
+    try:
+        return list(tokenizer.apply_chat_template(batch, **options)) if batch else []
+    except TEMPLATE_ERRORS:
+        return [render(tokenizer, messages, text, add_generation_prompt) for messages in conversations]
+
+
+def render(tokenizer: Any, messages: Sequence[Message], text: str, add_generation_prompt: bool) -> str | Refusal:
+    """Renders a conversation with a template's source; or returns why that does not accept it."""
+    turns = [message._asdict() for message in messages]
+    try:
+        return tokenizer.apply_chat_template(
+            turns, chat_template=text, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except TEMPLATE_ERRORS as error:
+        roles = ", ".join(message.role for message in messages)
+        return Refusal(f"{one_line(error) or type(error).__name__} (for turns of {roles})")
+
+
+def template_name(tokenizer: Any, is_shared: bool) -> str:
+    """Returns how messages name a template."""
+    return "template.text" if is_shared else f"{tokenizer.name_or_path}: its chat template"

@@ -1,0 +1,112 @@
+"""Checks the chat templates of a run before it starts: what ends a turn, what becomes of thinking, which rows are refused."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from profuser.corpus.locations import HUB
+from profuser.corpus.prepare import CorpusRow, corpus_rows
+from profuser.corpus.readers import read_corpus
+from profuser.corpus.rendering import PROBE, Refusal, chat_texts
+from profuser.corpus.seen import SeenRows
+from profuser.corpus.template import render_conversations, render_prompts
+from profuser.corpus.template_text import mentions
+from profuser.corpus.thinking import FAMILIES
+from profuser.corpus.turn_ends import turn_ends
+from profuser.corpus.turns import Message
+from profuser.errors import UserError
+from profuser.recipe.models import ModelConfig
+from profuser.recipe.rewards import RewardModelConfig
+from profuser.recipe.template import JinjaTemplate, TemplateConfig
+from profuser.run.fusion_run import FusionRun
+
+CHECKED_ROWS = 1_000
+"""Rows of the corpus whose roles and their order the templates are tried on."""
+
+
+def template_lines(run: FusionRun) -> Iterator[str]:
+    """Yields a line per source, for the target and per judge: its template under the recipe, and the first rows it refuses.
+
+    Raises:
+        UserError: a template cannot render a question and its answer.
+    """
+    rows = [*islice((row for row in _rows(run) if isinstance(row, CorpusRow)), CHECKED_ROWS)]
+    models = {f"source {source.name}": source for source in run.recipe.sources} | {"target": run.recipe.target}
+    for name, config in models.items():
+        tokenizer, template = _tokenizer(run, config, config.engine.trust_remote_code), run.template(config)
+        ends = turn_ends(tokenizer, template, run.model(config).local(weights=False), config.revision)
+        text = chat_texts(tokenizer, template).asking
+        parts = [f"turns end with {', '.join(tokenizer.convert_ids_to_tokens(ends))}", *_thinking(tokenizer, template)]
+        unused = [argument for argument in template.arguments if not mentions(_own_text(tokenizer, template), argument)]
+        parts += [f"the template does not use {', '.join(unused)}"] if unused else []
+        parts += [f"the template writes the date {template.date or 'of the day'}"] if "strftime_now" in text else []
+        yield f"{name}: {'; '.join(parts + _refused(tokenizer, template, rows))}"
+    for reward in run.recipe.reward_models:
+        yield from _judge_line(run, reward, rows)
+
+
+def _rows(run: FusionRun) -> Iterator[Any]:
+    """Yields the rows of a corpus that can be read at once."""
+    path = run.corpus_path
+    yield from () if path.startswith(HUB) else corpus_rows(run.recipe.corpus, read_corpus(path), SeenRows())
+
+
+def _tokenizer(run: FusionRun, config: ModelConfig | RewardModelConfig, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    folder = run.model(config).local(weights=False)
+    return AutoTokenizer.from_pretrained(folder, revision=config.revision, trust_remote_code=trust_remote_code)
+
+
+def _own_text(tokenizer: Any, template: TemplateConfig) -> str:
+    return template.text if isinstance(template, JinjaTemplate) else tokenizer.get_chat_template()
+
+
+def _thinking(tokenizer: Any, template: TemplateConfig) -> list[str]:
+    texts = chat_texts(tokenizer, template)
+    known = next((f for f in FAMILIES if f.close in _own_text(tokenizer, template)), None)
+    if known is None and texts.family is None:
+        return []
+    if template.thinking == "off":
+        return ["it is asked not to think"]
+    kept = "learnt with its thinking" if template.thinking == "keep" else "what follows its thinking"
+    begins = (
+        f"the prompt opens {texts.family.open}" if texts.family else f"it may begin with {(known or FAMILIES[0]).open}"
+    )
+    return [f"{begins}; its answer is {kept} (template.thinking: {template.thinking})"]
+
+
+def _refused(tokenizer: Any, template: TemplateConfig, rows: Sequence[CorpusRow]) -> list[str]:
+    """Returns a phrase on the rows whose roles or their order a template does not accept."""
+    orders = {tuple(message.role for message in row.messages) for row in rows}
+    asked = [[Message(role, PROBE) for role in order] for order in orders]
+    found = zip(orders, render_prompts(tokenizer, asked, template), strict=True)
+    return _phrase({order: each for order, each in found if isinstance(each, Refusal)}, rows)
+
+
+def _phrase(refusals: dict[tuple[str, ...], Refusal], rows: Sequence[CorpusRow]) -> list[str]:
+    places = [(row, tuple(message.role for message in row.messages)) for row in rows]
+    wrong = [(row, refusals[order]) for row, order in places if order in refusals]
+    if not wrong:
+        return []
+    row, refusal = wrong[0]
+    return [
+        f"its template refuses {len(wrong):,} of the first {len(rows):,} rows, "
+        f"e.g. {row.source_file}:{row.source_line}: {refusal.reason}"
+    ]
+
+
+def _judge_line(run: FusionRun, reward: RewardModelConfig, rows: Sequence[CorpusRow]) -> Iterator[str]:
+    """Yields a line on a judge whose template refuses rows."""
+    tokenizer, template = _tokenizer(run, reward, reward.trust_remote_code), reward.template
+    if not (tokenizer.chat_template or isinstance(template, JinjaTemplate)):
+        return
+    answer = Message("assistant", PROBE)
+    (probe,) = render_conversations(tokenizer, [[Message("user", PROBE), answer]], template)
+    if isinstance(probe, Refusal):
+        raise UserError(f"rewards.{reward.name}: its chat template refuses a question and its answer: {probe.reason}")
+    orders = {tuple(message.role for message in row.messages) for row in rows}
+    turns = [[*(Message(role, PROBE) for role in order), answer] for order in orders]
+    found = zip(orders, render_conversations(tokenizer, turns, template), strict=True)
+    for phrase in _phrase({order: each for order, each in found if isinstance(each, Refusal)}, rows):
+        yield f"judge {reward.name}: {phrase}"
