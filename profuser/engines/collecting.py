@@ -5,7 +5,7 @@ pass that generated them.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ from profuser.engines.base import ReadSettings, Request, Response, SourceEngine
 from profuser.engines.loop import EngineLoop
 from profuser.recipe.template import TemplateConfig
 from profuser.signals.codec import RaggedTopK, TopK
+
+RowDone = Callable[[], None]
 
 
 @dataclass
@@ -62,8 +64,13 @@ class SourceReader:
         self.answers = AnswerReader(engine.tokenizer, self.tokens, template)
         self.loop = EngineLoop(engine)
 
-    def read(self, rows: pa.Table, how: ReadSettings) -> list[RowSignals]:
+    def read(self, rows: pa.Table, how: ReadSettings, row_done: RowDone | None = None) -> list[RowSignals]:
         """Reads all rows of a table of the corpus schema.
+
+        Args:
+            rows: what to read.
+            how: settings of generation and of the distributions.
+            row_done: called, in the engine's thread, when all responses to a row have arrived.
 
         Returns:
             One entry per row, in order; a row that exceeds the source's context is refused with the reason.
@@ -82,7 +89,7 @@ class SourceReader:
                 requests.append(Request(encoded.prompt_ids, how.top_k, encoded.response_ids))
                 requests += self._answer_requests(row["row_id"], asked, how)
                 owners.append(entry)
-        responses = iter(self.loop.run(requests))
+        responses = iter(self.loop.run(requests, row_done and _by_row(row_done, 1 + how.num_samples, len(owners))))
         for entry in owners:
             entry.training = next(responses)
             for _ in range(how.num_samples):
@@ -90,7 +97,12 @@ class SourceReader:
         return signals
 
     def force(
-        self, rows: list[dict], response_ids: list[list[int]], top_k: int, generated: bool = False
+        self,
+        rows: list[dict],
+        response_ids: list[list[int]],
+        top_k: int,
+        generated: bool = False,
+        row_done: RowDone | None = None,
     ) -> list[Response]:
         """Teacher-forces given responses, in the source's own tokens, after the prompts of corpus rows.
 
@@ -99,9 +111,11 @@ class SourceReader:
             response_ids: a response to each.
             top_k: K of the distributions.
             generated: whether the responses are the source's own answers.
+            row_done: called, in the engine's thread, as each response arrives.
         """
         pairs = zip(self._prompts(rows, response_ids, generated), response_ids, strict=True)
-        return self.loop.run([Request(prompt, top_k, response) for prompt, response in pairs])
+        requests = [Request(prompt, top_k, response) for prompt, response in pairs]
+        return self.loop.run(requests, row_done and _by_row(row_done, 1, len(requests)))
 
     def step_after(
         self,
@@ -186,6 +200,18 @@ class SourceReader:
 def refused_by_template(row: Mapping[str, Any], refusal: Any) -> str:
     """Returns the reason of a row that a template does not accept, with the row's place."""
     return f"{row['source_file']}:{row['source_line']}: the chat template refuses it: {refusal.reason}"
+
+
+def _by_row(row_done: RowDone, per_row: int, num_rows: int) -> Callable[[int], None]:
+    """Returns a function of a request's index that calls `row_done` with the last of a row's `per_row` requests."""
+    left = [per_row] * num_rows
+
+    def answered(index: int) -> None:
+        left[index // per_row] -= 1
+        if not left[index // per_row]:
+            row_done()
+
+    return answered
 
 
 def _messages(row: Mapping[str, Any]) -> list[Message]:

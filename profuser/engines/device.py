@@ -3,6 +3,8 @@
 import os
 from typing import Any
 
+from profuser.engines.processor import bfloat16_flag, cpu_dtype
+from profuser.models.checkpoint import Checkpoint
 from profuser.recipe.models import EngineConfig
 
 
@@ -13,9 +15,11 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def resolve_dtype(dtype: str) -> Any:
-    """Returns a recipe's `dtype` on this machine: `auto` is float32 on a CPU and the checkpoint's type on a GPU."""
-    return "float32" if dtype == "auto" and device() == "cpu" else dtype
+def resolve_dtype(dtype: str, path: str, revision: str | None = None) -> Any:
+    """Returns a recipe's `dtype` on this machine: `auto` is the checkpoint's type on a GPU, and `cpu_dtype` on a CPU."""
+    if dtype != "auto" or device() == "cuda":
+        return dtype
+    return cpu_dtype(Checkpoint.of(path, revision), bfloat16_flag())
 
 
 def context_length(model_config: Any, config: EngineConfig) -> int:
@@ -25,21 +29,23 @@ def context_length(model_config: Any, config: EngineConfig) -> int:
     return min(config.max_model_len or native, native)
 
 
-def memory_arguments(gpu_memory_utilization: float) -> dict[str, Any]:
-    """Returns the memory argument of `vllm.LLM` on a GPU; on a CPU, the one that disables compilation."""
-    on_gpu = device() == "cuda"
-    return {"gpu_memory_utilization": gpu_memory_utilization} if on_gpu else {"enforce_eager": True}
+def memory_arguments(gpu_memory_utilization: float, kv_cache_gib: float) -> dict[str, Any]:
+    """Returns the memory argument of `vllm.LLM` on a GPU; on a CPU, the size of its KV cache, without compilation."""
+    if device() == "cuda":
+        return {"gpu_memory_utilization": gpu_memory_utilization}
+    # If this variable is set, vLLM takes its whole number of GiB instead of the argument.
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+    return {"enforce_eager": True, "kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}
 
 
-def vllm_arguments(config: EngineConfig) -> dict[str, Any]:
-    """Returns a recipe's engine settings as arguments of `vllm.LLM`.
+def vllm_arguments(config: EngineConfig, path: str, revision: str | None) -> dict[str, Any]:
+    """Returns a recipe's engine settings as arguments of `vllm.LLM`, for a model of this path and revision.
 
     Raises:
         TypeError: `options` repeats another setting.
     """
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gib)))
     return dict(
-        dtype=resolve_dtype(config.dtype),
+        dtype=resolve_dtype(config.dtype, path, revision),
         max_model_len=config.max_model_len,
         tensor_parallel_size=config.tensor_parallel_size,
         pipeline_parallel_size=config.pipeline_parallel_size,
@@ -47,6 +53,6 @@ def vllm_arguments(config: EngineConfig) -> dict[str, Any]:
         trust_remote_code=config.trust_remote_code,
         quantization=config.quantization,
         disable_log_stats=True,
-        **memory_arguments(config.gpu_memory_utilization),
+        **memory_arguments(config.gpu_memory_utilization, config.kv_cache_gib),
         **config.options,
     )

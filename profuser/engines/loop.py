@@ -4,6 +4,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from functools import partial
 
 from profuser.engines.base import Request, Response, SourceEngine
 from profuser.engines.crash_guard import EngineDeadError
@@ -23,13 +24,20 @@ class EngineLoop:
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
-    def run(self, requests: Sequence[Request]) -> list[Response]:
+    def run(self, requests: Sequence[Request], answered: Callable[[int], None] | None = None) -> list[Response]:
         """Runs requests of both kinds, mixed, and returns their responses in order.
+
+        Args:
+            requests: what to run.
+            answered: called in the loop's thread as each response arrives, with the index of its request.
 
         Raises:
             EngineDeadError: the engine failed; all later requests fail too.
         """
         futures: list[Future[Response]] = [Future() for _ in requests]
+        if answered:
+            for index, future in enumerate(futures):
+                future.add_done_callback(partial(_call_if_answered, answered, index))
         for pair in zip(requests, futures, strict=True):
             self._incoming.put(pair)
         return [future.result() for future in futures]
@@ -67,3 +75,8 @@ class EngineLoop:
             if pair is None:
                 return
             yield pair
+
+
+def _call_if_answered(answered: Callable[[int], None], index: int, future: Future[Response]) -> None:
+    if future.exception() is None:
+        answered(index)

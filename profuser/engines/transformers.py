@@ -34,7 +34,7 @@ class TransformersEngine:
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path, **options)
             factory = language_model_class(AutoConfig.from_pretrained(path, **options))
-            model: Any = factory.from_pretrained(path, dtype=resolve_dtype(config.dtype), **options)
+            model: Any = factory.from_pretrained(path, dtype=resolve_dtype(config.dtype, path, revision), **options)
         except (RuntimeError, ValueError, OSError, ImportError) as error:
             text = one_line(error)
             raise EngineError(f"{path}: Transformers could not load the model: {text}") from error
@@ -45,6 +45,8 @@ class TransformersEngine:
         own = own_end if isinstance(own_end, list) else [own_end] if own_end is not None else []
         self.end_ids = sorted({*end_ids, *own})
         self.waiting: dict[int, Request] = {}
+        self.num_tokens = 0
+        """Tokens of finished requests since the engine was loaded."""
         pad_id = self.tokenizer.pad_token_id
         # Many tokenizers have an added padding token that the model has no embedding for.
         self.pad_id = pad_id if pad_id is not None and pad_id < self.vocab_size else 0
@@ -61,7 +63,11 @@ class TransformersEngine:
         if not requests:
             return []
         forced = requests[0].response_ids is not None
-        return list(zip(batch, self._force(requests) if forced else self._generate(requests), strict=True))
+        responses = list(self._force(requests) if forced else self._generate(requests))
+        self.num_tokens += sum(
+            len(request.prompt_ids) + len(response.ids) for request, response in zip(requests, responses, strict=True)
+        )
+        return list(zip(batch, responses, strict=True))
 
     def _padded(self, sequences: list[list[int]], left: bool) -> dict[str, torch.Tensor]:
         width = max(map(len, sequences))

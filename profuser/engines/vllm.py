@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from profuser.engines.base import Request, Response
-from profuser.engines.device import vllm_arguments
+from profuser.engines.device import device, vllm_arguments
 from profuser.errors import EngineError, one_line
 from profuser.recipe.models import EngineConfig
 from profuser.signals.codec import TopK
@@ -17,6 +17,9 @@ ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERR
 for _name, _value in ENVIRONMENT.items():
     # Set before the first import of vLLM, which reads them.
     os.environ.setdefault(_name, _value)
+
+MESSAGE_CHARACTERS = 700
+"""Characters of vLLM's own message in an error: what it says of memory is long, and has the numbers."""
 
 
 def unsupported_reason(path: str, revision: str | None, trust_remote_code: bool) -> str | None:
@@ -43,15 +46,16 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
 
         try:
-            self.llm = vllm.LLM(path, revision=revision, max_logprobs=64, **vllm_arguments(config))
+            self.llm = vllm.LLM(path, revision=revision, max_logprobs=64, **vllm_arguments(config, path, revision))
         except (RuntimeError, ValueError, TypeError, OSError, AssertionError, NotImplementedError) as error:
-            raise EngineError(_load_failure(path, error)) from error
+            raise EngineError(_load_failure(path, error, config)) from error
         self.tokenizer: Any = self.llm.get_tokenizer()
         model_config = self.llm.llm_engine.model_config
         self.max_model_len = int(model_config.max_model_len)
         self.vocab_size = int(model_config.get_vocab_size())
         self.end_ids = sorted(set(end_ids))
         self.requests: dict[str, Request] = {}
+        self._finished_tokens = 0
         # vLLM looks up its package's names again at every access.
         self._make_prompt, self._make_parameters = vllm.TokensPrompt, vllm.SamplingParams
         # No text of candidates, no partial answers, no copies of the parameters; log-probabilities as flat lists of numbers.
@@ -71,13 +75,29 @@ class VllmEngine:
     def step(self) -> list[tuple[int, Response]]:
         """See `SourceEngine.step`: one step of the scheduler."""
         outputs = [output for output in self.llm.llm_engine.step() if output.finished]
-        return [(int(output.request_id), _response(self.requests.pop(output.request_id), output)) for output in outputs]
+        found = [
+            (int(output.request_id), _response(self.requests.pop(output.request_id), output)) for output in outputs
+        ]
+        self._finished_tokens += sum(_num_tokens(output) for output in outputs)
+        return found
 
     @property
     def num_running(self) -> int:
         """Number of requests in the scheduler's batch; the others wait for a slot or for memory."""
-        core = getattr(self.llm.llm_engine.engine_core, "engine_core", None)  # None if it is a separate process
-        return len(core.scheduler.running) if core else len(self.requests)
+        scheduler = self._scheduler
+        return len(scheduler.running) if scheduler else len(self.requests)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens read and generated since the engine was loaded, those of unfinished requests included."""
+        running = self._scheduler.running if self._scheduler else ()
+        return self._finished_tokens + sum(request.num_computed_tokens for request in running)
+
+    @property
+    def _scheduler(self) -> Any:
+        """The scheduler; None if the engine core is a separate process."""
+        core = getattr(self.llm.llm_engine.engine_core, "engine_core", None)
+        return core.scheduler if core else None
 
     def _parameters(self, request: Request) -> Any:
         if request.response_ids is not None:
@@ -120,10 +140,18 @@ def _response(request: Request, output: Any) -> Response:
     )
 
 
-def _load_failure(path: str, error: BaseException) -> str:
-    text = one_line(error)
+def _num_tokens(output: Any) -> int:
+    return len(output.prompt_token_ids) + len(output.outputs[0].token_ids)
+
+
+def _load_failure(path: str, error: BaseException, config: EngineConfig) -> str:
+    text = one_line(error, MESSAGE_CHARACTERS)
     low = text.lower()
-    if "out of memory" in low or "no available memory" in low or "free memory" in low:
+    if "kv cache is needed" in low and device() == "cpu":
+        remedy = f"raise engine.kv_cache_gib ({config.kv_cache_gib:g}) or lower engine.max_model_len"
+    elif "requested memory for kv" in low:
+        remedy = f"lower engine.kv_cache_gib ({config.kv_cache_gib:g}), or free memory on this machine"
+    elif any(words in low for words in ("out of memory", "no available memory", "free memory", "kv cache is needed")):
         remedy = "lower engine.max_model_len or raise engine.tensor_parallel_size or engine.gpu_memory_utilization"
     elif "max_model_len" in low or "max seq len" in low:
         remedy = "set engine.max_model_len to what the model allows"

@@ -1,5 +1,7 @@
 """Reads models from the Hugging Face Hub, through its cache on this machine."""
 
+from pathlib import Path
+
 from profuser.errors import UserError
 from profuser.models.formats import ADAPTER_CONFIG, GGUF, WEIGHTS, Format
 
@@ -78,3 +80,20 @@ def _is_missing(error: Exception) -> bool:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     return isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
+
+
+def hub_sizes(name: str, revision: str | None) -> dict[str, int]:
+    """Returns the sizes of a Hub model's files, of those in the cache if its weights are there; none if the Hub cannot be asked."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        config = try_to_load_from_cache(name, "config.json", revision=revision)
+        if isinstance(config, str):
+            files = {file.name: file.stat().st_size for file in Path(config).parent.iterdir()}
+            if any(name.endswith((".safetensors", ".bin")) for name in files):
+                return files
+        found = HfApi().model_info(name, revision=revision, files_metadata=True).siblings or []
+    except (HfHubHTTPError, HFValidationError, OSError):
+        return {}
+    return {file.rfilename: file.size or 0 for file in found}

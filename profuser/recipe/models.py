@@ -37,7 +37,8 @@ class EngineConfig(Config):
     kind: Literal["auto", "vllm", "transformers"] = execution_field("auto")
     """Engine; `auto` is vLLM, or Transformers for an architecture that the installed vLLM does not support."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Data type; `auto` is the checkpoint's type on a GPU, float32 on a CPU."""
+    """Data type; `auto` is the checkpoint's type on a GPU. On a CPU it is float32, or bfloat16 for a checkpoint in bfloat16 of at
+    least 100 MiB if all CPU nodes multiply such numbers (`amx_bf16`, `avx512_bf16`) when the run begins."""
     max_model_len: int | None = Field(default=None, gt=0)
     """Longest prompt plus response in tokens; by default the model's own limit."""
     quantization: str | None = None
@@ -51,7 +52,7 @@ class EngineConfig(Config):
     max_num_seqs: int = execution_field(128, gt=0)
     """Requests that the engine runs concurrently."""
     kv_cache_gib: float = execution_field(1.0, gt=0)
-    """Memory for the KV cache on a CPU."""
+    """GiB for the KV cache on a CPU."""
     shards_in_flight: int = execution_field(3, gt=0)
     """Shards that an engine processes concurrently: while one finishes, rows of the next fill the batch."""
     options: dict[str, bool | int | float | str] = execution_field({})

@@ -17,8 +17,9 @@ class PoolConfig(Config):
     """Number of actors kept."""
     max_actors: int = execution_field(1, gt=0)
     """Largest number of actors; on a cluster all are requested at once, so that their nodes are started."""
-    num_cpus: float = execution_field(1.0, ge=0)
-    """CPUs that an actor reserves."""
+    num_cpus: float | None = execution_field(None, ge=0)
+    """CPUs that an actor reserves. By default 1; for an engine without a GPU, an equal share of the CPUs of its node that were free
+    when the run began."""
     num_gpus: float | None = execution_field(None, ge=0)
     """GPUs that an actor reserves, or a share of one; by default what its model needs if the cluster has GPUs, else none."""
     accelerator_type: str | None = execution_field(None)

@@ -89,7 +89,7 @@ class RewardModelConfig(_Judge):
     max_length: int = Field(default=2048, gt=0)
     """Longest conversation in tokens of the reward model; a longer one is cut from the left."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Data type; `auto` is the checkpoint's type on a GPU, float32 on a CPU."""
+    """Data type; `auto` as in a source's `engine.dtype`."""
     batch_size: int = execution_field(32, gt=0)
     """Conversations that the engine runs concurrently."""
     trust_remote_code: bool = False

@@ -1,6 +1,6 @@
 """The interface of every reward, whether model or verifier."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,3 +17,11 @@ class Judge(Protocol):
         Higher is better; NaN for a row that it does not judge, or whose conversation its chat template does not accept.
         """
         ...
+
+
+@runtime_checkable
+class CountsAnswers(Protocol):
+    """A judge that reports its progress within a call of `score`."""
+
+    answered: Callable[[int], None]
+    """Called with the number of answers that were just scored."""

@@ -1,6 +1,6 @@
 """A reward model in Transformers: supports any sequence classifier, and serves as the oracle for vLLM in tests."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,15 @@ class TransformersRewardModel:
 
         config = conversations.config
         try:
+            dtype = resolve_dtype(config.dtype, conversations.path, config.revision)
             model: Any = AutoModelForSequenceClassification.from_pretrained(
-                conversations.path, dtype=resolve_dtype(config.dtype), **conversations.options
+                conversations.path, dtype=dtype, **conversations.options
             )
         except (RuntimeError, ValueError, OSError, ImportError) as error:
             raise conversations.failure("could not be loaded", error) from error
         self.model = model.to(device()).eval()
         self.conversations, self.batch_size = conversations, config.batch_size
+        self.answered: Callable[[int], None] = lambda number: None
 
     @torch.inference_mode()
     def score(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> Float[np.ndarray, "N"]:
@@ -38,6 +40,7 @@ class TransformersRewardModel:
             batch = order[start : start + self.batch_size]
             logits = self.model(**self._padded([conversations[index] for index in batch])).logits
             out[batch] = logits[:, 0].double().cpu().numpy()
+            self.answered(len(batch))
         return out
 
     def _padded(self, sequences: list[list[int]]) -> dict[str, torch.Tensor]:

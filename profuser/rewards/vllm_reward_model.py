@@ -1,7 +1,6 @@
 """A reward model in vLLM's pooling runner: continuous batching of conversations of any length."""
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,11 @@ import profuser.engines.vllm  # noqa: F401  Sets environment variables that vLLM
 from profuser.engines.device import memory_arguments, resolve_dtype
 from profuser.rewards.conversations import Conversations
 
-CPU_CACHE_GIB = "1"
+CPU_CACHE_GIB = 1.0
 """KV cache in GiB that vLLM allocates on a CPU. A single pass hardly needs it; vLLM's own default is far more."""
+
+CALL_BATCHES = 8
+"""Batches of one call: few enough to show progress between calls, enough that draining the last one hardly matters."""
 
 
 def knows(architecture: str) -> bool:
@@ -29,7 +31,6 @@ class VllmRewardModel:
     """A `vllm.LLM` in this process that classifies."""
 
     def __init__(self, conversations: Conversations):
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
         from vllm import LLM
 
         config = conversations.config
@@ -38,19 +39,20 @@ class VllmRewardModel:
                 conversations.path,
                 runner="pooling",
                 convert="classify" if conversations.architecture.endswith("ForSequenceClassification") else "auto",
-                dtype=resolve_dtype(config.dtype),
+                dtype=resolve_dtype(config.dtype, conversations.path, config.revision),
                 max_model_len=conversations.max_tokens,
                 max_num_seqs=config.batch_size,
                 tensor_parallel_size=config.engine.tensor_parallel_size,
                 disable_log_stats=True,
                 **conversations.options,
-                **memory_arguments(config.engine.gpu_memory_utilization),
+                **memory_arguments(config.engine.gpu_memory_utilization, CPU_CACHE_GIB),
             )
         except (RuntimeError, ValueError, OSError, AssertionError, NotImplementedError) as error:
             raise conversations.failure(
                 "could not be loaded by vLLM", error, "; try engine.kind: transformers"
             ) from error
         self.conversations = conversations
+        self.answered: Callable[[int], None] = lambda number: None
 
     def score(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> Float[np.ndarray, "N"]:
         """See `Judge.score`; raw logits."""
@@ -60,7 +62,12 @@ class VllmRewardModel:
         prompts = [TokensPrompt(prompt_token_ids=ids) for ids in conversations if ids]
         # By default vLLM returns the sigmoid, which is about 1 for all good answers.
         raw = PoolingParams(use_activation=False)
-        outputs = self.llm.classify(prompts, pooling_params=raw, use_tqdm=False)
+        step = CALL_BATCHES * self.conversations.config.batch_size
+        found: list[float] = []
+        for start in range(0, len(prompts), step):
+            outputs = self.llm.classify(prompts[start : start + step], pooling_params=raw, use_tqdm=False)
+            found += [output.outputs.probs[0] for output in outputs]
+            self.answered(len(outputs))
         scores = np.full(len(conversations), np.nan)
-        scores[[bool(ids) for ids in conversations]] = [output.outputs.probs[0] for output in outputs]
+        scores[[bool(ids) for ids in conversations]] = found
         return scores

@@ -116,5 +116,6 @@ def _devices(model: ModelConfig | RewardConfig) -> str:
     pool = model.pool
     actors = f"{pool.min_actors}" if pool.min_actors == pool.max_actors else f"{pool.min_actors}-{pool.max_actors}"
     if not model.num_devices:
-        return f"{actors} x {pool.num_cpus:g} CPU"
-    return f"{actors} x ({model.num_devices} GPU, or {pool.num_cpus:g} CPU)"
+        return f"{actors} x {1.0 if pool.num_cpus is None else pool.num_cpus:g} CPU"
+    cpus = "the free CPUs" if pool.num_cpus is None else f"{pool.num_cpus:g} CPU"
+    return f"{actors} x ({model.num_devices} GPU, or {cpus})"

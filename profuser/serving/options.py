@@ -30,6 +30,8 @@ class ServedModel(Config):
     """Model name in the API."""
     model: str
     """Hugging Face folder or Hub name."""
+    revision: str | None = None
+    """Commit, branch or tag of a Hub model."""
     num_replicas: int | None = Field(default=None, gt=0)
     """Fixed number of replicas, instead of `min_replicas` to `max_replicas`."""
     min_replicas: int = Field(default=1, ge=0)
@@ -47,19 +49,30 @@ class ServedModel(Config):
     num_cpus: float = Field(default=1.0, ge=0)
     """CPUs that a replica reserves."""
     num_gpus: float = Field(default=0.0, ge=0)
-    """GPUs that a replica reserves; `tensor_parallel_size` of them, or a share of one."""
+    """GPUs that a replica reserves: as many as its parallelism needs, or a share of one."""
     chat_template: str | None = None
     """Jinja source of the template; by default the tokenizer's own."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Data type of the weights; `auto`: the checkpoint's on a GPU, float32 on a CPU."""
+    """Data type of the weights; `auto`: the checkpoint's on a GPU. On a CPU it is float32, or bfloat16 for a checkpoint in bfloat16
+    of at least 100 MiB on a processor that multiplies such numbers."""
+    quantization: str | None = None
+    """Quantization method that vLLM supports (`fp8`, `awq` ...); by default the checkpoint's."""
     max_model_len: int | None = Field(default=None, gt=0)
     """Maximum tokens of prompt plus answer; by default the model's maximum."""
     tensor_parallel_size: int = Field(default=1, gt=0)
-    """GPUs over which one replica is spread."""
+    """GPUs over which each layer of one replica is spread."""
+    pipeline_parallel_size: int = Field(default=1, gt=0)
+    """Groups of such GPUs over which the layers of one replica are spread."""
+    max_num_seqs: int | None = Field(default=None, gt=0)
+    """Requests that the engine runs concurrently; by default vLLM's own number."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
     """Share of a GPU's memory that the engine may take."""
     kv_cache_gib: float = Field(default=1.0, gt=0)
-    """Memory for the KV cache on a CPU."""
+    """GiB for the KV cache on a CPU."""
+    options: dict[str, bool | int | float | str] = Field(default={})
+    """Further vLLM engine arguments by name."""
+    trust_remote_code: bool = False
+    """Whether code that ships with the model may run."""
 
     @model_validator(mode="after")
     def _replicas_fit(self) -> "ServedModel":

@@ -43,7 +43,9 @@ from profuser.run.fusion_run import FusionRun
 from profuser.storage.folder import Folder
 from ray_jobs.pipeline.checks import check_storage, check_tokenizers
 from ray_jobs.runtime.cluster import check_fits, connected, gpus_for, unwrap_error
-from ray_jobs.runtime.concurrency import concurrent_sources, run_concurrently
+from ray_jobs.runtime.concurrency import concurrent_sources, engines_at_once, run_concurrently
+from ray_jobs.runtime.engine_fit import fit_engine
+from ray_jobs.runtime.nodes import free_cpus, share_of_cpus
 from ray_jobs.runtime.progress import print_line
 from ray_jobs.runtime.shards import OnDraining
 
@@ -130,16 +132,16 @@ def _probe_source(
     _: OnDraining,
 ) -> None:
     """Runs one source's probe on its devices, in a separate process; then compares its engine with Transformers in another."""
-    pool, num_gpus = source.pool, gpus_for(source)
-    check_fits(f"collect/{source.name}", pool.num_cpus, num_gpus)
+    path = run.model(source).path
+    fitted = fit_engine(run, source, path, engines_at_once(run.recipe, source))
+    resources = fitted.resources
+    check_fits(f"collect/{source.name}", resources["num_cpus"], fitted.num_gpus)
     # A reused worker process would leave the next source's engine too little memory.
     task: Any = ray.remote(max_calls=1, max_retries=0)(_measure)
-    resources: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": num_gpus}
-    if pool.accelerator_type:
-        resources["accelerator_type"] = pool.accelerator_type
-    model = ReadModel(run.model(source).path, source, run.template(source))
+    model = ReadModel(path, fitted.model, run.template(source))
     how = (run.reading(source), run.recipe.collect.top_k, run.collect(source), run.signals(source))
-    print_line(f"probe/{source.name}: {len(rows):,} rows")
+    for line in (*fitted.needs.lines, f"{len(rows):,} rows"):
+        print_line(f"probe/{source.name}: {line}")
     start = time.monotonic()
     try:
         found, scored, ready_seconds = ray.get(task.options(**resources).remote(model, rows, *how))
@@ -214,12 +216,17 @@ def _setting(run: FusionRun, source: SourceConfig, drawn: Drawn) -> SourceSettin
         num_shards=drawn.num_shards,
         num_samples=recipe.collect.samples_per_source,
         num_actors=max(pool.min_actors, min(pool.max_actors, drawn.num_shards)),
-        devices=gpus_for(source) or pool.num_cpus,
+        devices=gpus_for(source) or (_cpus(run, source) if pool.num_cpus is None else pool.num_cpus),
         price=recipe.plan.price(pool),
         share=1 / len(recipe.teachers) if source in recipe.teachers else 0.0,
         lazy=recipe.collect.signals == "lazy",
         steps_per_token=STEPS_PER_TOKEN if recipe.select.condition == "exact" else 0.0,
     )
+
+
+def _cpus(run: FusionRun, source: SourceConfig) -> float:
+    """Returns the CPUs that an engine of a source gets by default; 1 without a cluster."""
+    return share_of_cpus(free_cpus(), engines_at_once(run.recipe, source)) if ray.is_initialized() else 1.0
 
 
 def _queue_notes(run: FusionRun, num_probed: int, num_rows: int) -> tuple[str, ...]:

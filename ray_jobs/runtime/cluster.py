@@ -6,22 +6,26 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from profuser.errors import ProfuserError, UserError
+from profuser.errors import ProfuserError, UserError, one_line
 from profuser.recipe.models import ModelConfig
 from profuser.recipe.resources import PoolConfig
 from profuser.recipe.rewards import RewardConfig
 from ray_jobs.runtime.environment import ENVIRONMENT, set_defaults
+from ray_jobs.runtime.progress import print_line
 
 MIN_LOGICAL_CPUS = 4
 """Minimum CPUs declared to Ray: on fewer, a stage's workers leave none for the tasks that feed them."""
 
+START_ERRORS = (RuntimeError, TimeoutError, ConnectionError, ValueError)
+"""What Ray raises if a start fails for a reason that it knows."""
 LOG_LEVELS = {
     "ray.data._internal.execution": logging.WARNING,
     "ray.data._internal.progress": logging.ERROR,
@@ -49,19 +53,55 @@ def connected() -> Iterator[None]:
     if "RAY_ADDRESS" in os.environ:
         # The nodes were started without these variables.
         options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
+        _join(options)
     else:
-        options |= {"address": "local", "num_cpus": max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)}
-    try:
-        with _muted_stderr():
-            ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = os.environ.get("RAY_ADDRESS", "this machine")
-        raise UserError(f"Ray: cannot connect to {where}: {' '.join(str(error).split())[:200]}") from None
+        _start(options | {"address": "local", "num_cpus": max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)})
     try:
         with _ended_by_sigterm():
             yield
     finally:
         ray.shutdown()
+
+
+def _join(options: dict[str, Any]) -> None:
+    """Connects to the cluster of RAY_ADDRESS."""
+    try:
+        with _muted_stderr():
+            ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"Ray: cannot connect to {os.environ['RAY_ADDRESS']}: {one_line(error, 200)}") from None
+
+
+def _start(options: dict[str, Any]) -> None:
+    """Starts Ray on this machine; a start that fails is tried once more, since Ray gives itself 30 s, also on a busy machine.
+
+    Raises:
+        ProfuserError: both starts failed.
+    """
+    before = _children()
+    for is_last in (False, True):
+        try:
+            with _muted_stderr():
+                ray.init(**options)
+            return
+        except Exception as error:
+            # Ray raises a plain Exception if its node takes too long.
+            if type(error) is not Exception and not isinstance(error, START_ERRORS):
+                raise
+            for process in _children() - before:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            if is_last:
+                raise ProfuserError(
+                    f"Ray: it did not start on this machine, twice: {one_line(error, 200)}; "
+                    "wait until the machine is less busy, then run again"
+                ) from None
+            print_line(f"Ray: it did not start in time ({one_line(error, 100)}); trying once more")
+
+
+def _children() -> set[int]:
+    """Returns the ids of this process's children (Linux)."""
+    return {int(pid) for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()}
 
 
 @contextmanager
@@ -107,9 +147,10 @@ def gpus_for(model: ModelConfig | RewardConfig) -> float:
     return float(model.num_devices) if total_gpus() else 0.0
 
 
-def pool_resources(pool: PoolConfig, num_gpus: float) -> dict[str, Any]:
-    """Returns the resources that one actor or task of a pool requests from Ray."""
-    requested: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": num_gpus}
+def pool_resources(pool: PoolConfig, num_gpus: float, memory_bytes: int = 0) -> dict[str, Any]:
+    """Returns the resources that one actor or task of a pool requests from Ray; without `memory_bytes` no memory."""
+    requested: dict[str, Any] = {"num_cpus": 1.0 if pool.num_cpus is None else pool.num_cpus, "num_gpus": num_gpus}
+    requested |= {"memory": memory_bytes} if memory_bytes else {}
     return requested | ({"accelerator_type": pool.accelerator_type} if pool.accelerator_type else {})
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import ray
 
-from profuser.recipe.models import Recipe
+from profuser.recipe.models import Recipe, SourceConfig
 from profuser.run.fusion_run import FusionRun
 from ray_jobs.runtime.cluster import gpus_for, total_gpus
+from ray_jobs.runtime.nodes import free_cpus, nodes_with_cpus, share_of_cpus
 from ray_jobs.runtime.shards import OnDraining
 
 END_SECONDS = 20.0
@@ -113,7 +114,7 @@ def concurrent_sources(recipe: Recipe) -> int:
     if recipe.collect.sources_at_once:
         return recipe.collect.sources_at_once
     if not total_gpus():
-        return max(1, nodes_with_cpus())
+        return max(1, len(nodes_with_cpus()))
     left, fitting = total_gpus(), 0
     for source in recipe.sources:
         left -= gpus_for(source) * source.pool.min_actors
@@ -124,8 +125,12 @@ def concurrent_sources(recipe: Recipe) -> int:
 def concurrent_rewards(recipe: Recipe) -> int:
     """Returns how many rewards fit on the cluster concurrently, at least one: by CPUs, and reward models also by GPUs."""
     cpus, gpus, fitting = ray.cluster_resources().get("CPU", 0), total_gpus(), 0
+    share = share_of_cpus(free_cpus(), reward_models_at_once(recipe))
     for reward in recipe.rewards:
-        cpus -= reward.pool.num_cpus * reward.pool.min_actors
+        own = reward.pool.num_cpus
+        if own is None:
+            own = share if reward.num_devices and not gpus_for(reward) else 1.0
+        cpus -= own * reward.pool.min_actors
         gpus -= gpus_for(reward) * reward.pool.min_actors
         fitting += cpus >= 0 and gpus >= 0
     return max(1, fitting)
@@ -134,9 +139,14 @@ def concurrent_rewards(recipe: Recipe) -> int:
 def concurrent_models(run: FusionRun) -> int:
     """Returns how many evaluated models fit on the cluster, at least one: on GPUs by what each needs, else one per node."""
     needs = [gpus_for(config) for config in map(run.evaluated_config, run.evaluated())]
-    return max(1, int(total_gpus() // max(needs))) if max(needs) else max(1, nodes_with_cpus())
+    return max(1, int(total_gpus() // max(needs))) if max(needs) else max(1, len(nodes_with_cpus()))
 
 
-def nodes_with_cpus() -> int:
-    """Returns the number of live nodes that have CPUs."""
-    return sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
+def engines_at_once(recipe: Recipe, source: SourceConfig) -> int:
+    """Returns how many engines run concurrently while a source is collected, if every pool is as large as this one."""
+    return min(concurrent_sources(recipe), len(recipe.sources)) * source.pool.max_actors
+
+
+def reward_models_at_once(recipe: Recipe) -> int:
+    """Returns how many engines of reward models run concurrently, if all rewards do."""
+    return max(1, sum(reward.pool.max_actors for reward in recipe.reward_models))

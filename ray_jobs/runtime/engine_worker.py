@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from profuser.artifacts.artifact import Artifact
-from profuser.engines.base import ReadSettings
-from profuser.engines.collecting import RowSignals, SourceReader
+from profuser.engines.base import ReadSettings, SourceEngine
+from profuser.engines.collecting import RowDone, RowSignals, SourceReader
 from profuser.engines.crash_guard import Attempt, CrashGuard, EngineDeadError
 from profuser.engines.loading import ReadModel
 from profuser.engines.signal_tables import unreadable
 from profuser.evaluation.heldout import evaluate_table
 from profuser.recipe.models import EvaluateConfig
+from ray_jobs.runtime.row_progress import RowReporter, ShardKey
 from ray_jobs.runtime.stage_metrics import EngineMetrics
 
 NOTES = "attempts"
@@ -37,8 +38,33 @@ class EngineWorker(ABC):
     def __init__(self, source: Artifact, output: Artifact, model: ReadModel):
         self.source, self.output = source, output
         self.reader = model.load()
-        self.reader.loop.observe = EngineMetrics(output)
+        self.metrics = EngineMetrics(output)
+        self.reader.loop.observe = self.metrics
         self.guard = CrashGuard(output.folder / NOTES)
+        self.reporter: RowReporter | None = None
+
+    def report_to(self, reporter: RowReporter) -> None:
+        """See `ReportsRows`."""
+
+        def observe(engine: SourceEngine, num_requests: int) -> None:
+            self.metrics(engine, num_requests)
+            reporter.tokens(engine, num_requests)
+
+        self.reporter, self.reader.loop.observe = reporter, observe
+        reporter.tokens(self.reader.engine, 0)  # it has loaded
+
+    def row_counter(
+        self, shard: int, num_rows: int, method: str = "process", num_answers: int | None = None
+    ) -> RowDone | None:
+        """Returns a function that counts one more answer of a shard; None if nobody asked for reports.
+
+        Args:
+            shard: the shard's number.
+            num_rows: its rows.
+            method: name of the method that makes it.
+            num_answers: number of answers that make up the shard; by default one per row.
+        """
+        return self.reporter and self.reporter.shard(ShardKey(method, shard), num_rows, num_answers or num_rows)
 
     def process(self, shard: int) -> dict[str, float]:
         """Makes and writes one shard. Rows that crash the engine are found and refused with the reason."""
@@ -61,9 +87,11 @@ class Evaluation:
     config: EvaluateConfig
     seed: int
 
-    def make(self, reader: SourceReader, shard: int, rows: pa.Table, attempt: Attempt) -> dict[str, float]:
-        """Evaluates and writes one shard."""
-        signals = read_guarded(reader, rows, ReadSettings(self.config.generation, 0, self.seed), attempt)
+    def make(
+        self, reader: SourceReader, shard: int, rows: pa.Table, attempt: Attempt, row_done: RowDone | None = None
+    ) -> dict[str, float]:
+        """Evaluates and writes one shard; `row_done` as in `SourceReader.read`."""
+        signals = read_guarded(reader, rows, ReadSettings(self.config.generation, 0, self.seed), attempt, row_done)
         keeps = reader.template.thinking == "keep"
         table = evaluate_table(rows, signals, reader.tokens, self.config.answer_pattern, keeps)
         refused = len(table) - table["refused"].null_count
@@ -71,12 +99,13 @@ class Evaluation:
         self.output.write_shard(shard, table, counts)
         return counts
 
-    def process(self, reader: SourceReader, shard: int) -> dict[str, float]:
-        """Reads, evaluates and writes one shard; rows that crash the engine are refused."""
-        rows = self.source.read_shard(shard)
+    def process(
+        self, reader: SourceReader, shard: int, rows: pa.Table, row_done: RowDone | None = None
+    ) -> dict[str, float]:
+        """Evaluates and writes one shard of rows; those that crash the engine are refused."""
         guard = CrashGuard(self.output.folder / NOTES)
         with _engine_alive(self.output, shard), guard.shard(shard, rows.num_rows) as attempt:
-            return self.make(reader, shard, rows, attempt)
+            return self.make(reader, shard, rows, attempt, row_done)
 
 
 @contextmanager
@@ -89,9 +118,11 @@ def _engine_alive(output: Artifact, shard: int) -> Iterator[None]:
         os._exit(ENGINE_DEAD)
 
 
-def read_guarded(reader: SourceReader, rows: pa.Table, how: ReadSettings, attempt: Attempt) -> list[RowSignals]:
+def read_guarded(
+    reader: SourceReader, rows: pa.Table, how: ReadSettings, attempt: Attempt, row_done: RowDone | None = None
+) -> list[RowSignals]:
     """Returns a source's signals for all rows; a row that crashes the engine is refused with the reason."""
-    results, guilty = attempt.run(lambda places: reader.read(rows.take(places), how))
+    results, guilty = attempt.run(lambda places: reader.read(rows.take(places), how, row_done))
     for place, words in sorted(guilty.items()):
         row = rows.slice(place, 1).to_pylist()[0]
         reason = f"it crashes the engine: {words}"

@@ -60,6 +60,9 @@ class Counter:
 
     def __init__(self, title: str, total: int, unit: str, done: int = 0):
         self.title, self.total, self.unit, self.done, self.before = title, total, unit, done, done
+        self.note = ""
+        self.least = 1
+        """Number of units that must be done before the time left is estimated."""
         self.start = self.last_line = time.monotonic()
         self.bar: Progress | None = None
 
@@ -81,27 +84,41 @@ class Counter:
         """Counts more units as done."""
         self.reach(self.done + count)
 
+    def restart_clock(self) -> None:
+        """Measures the rate from now on, unless units were done already: what was loaded so far is no part of it."""
+        if self.done == self.before:
+            self.start = time.monotonic()
+
     def reach(self, done: int, note: str = "") -> None:
-        """Sets how many units are done; `note` is appended to the line."""
-        if done == self.done:
+        """Sets how many units are done; `note` is appended to the line. Without a change nothing is shown."""
+        if (done, note) == (self.done, self.note):
             return
-        self.done = done
+        self.done, self.note = done, note
         now = time.monotonic()
         if self.bar:
-            self.bar.update(self.task, completed=done, rate=f"{self._rate():,.1f} {self.unit}/s {note}")
+            self.bar.update(self.task, completed=done, rate=f"{self._rate()} {note}".strip())
         elif now - self.last_line >= LINE_EVERY_SECONDS and self.done < self.total:
             self.last_line = now
-            left = (self.total - self.done) / max(self._rate(), 1e-9)
-            self._line(f"{self._state()}, {format_clock(left)} left{f'; {note}' if note else ''}")
+            parts = [f"{self.done:,}/{self.total:,} {self.unit}"]
+            if per_second := self._per_second():
+                parts.append(self._rate())
+                if self.done - self.before >= self.least:
+                    parts.append(f"{format_clock((self.total - self.done) / per_second)} left")
+            self._line(f"{', '.join(parts)}{f'; {note}' if note else ''}")
 
-    def _rate(self) -> float:
+    def _per_second(self) -> float:
         return (self.done - self.before) / max(time.monotonic() - self.start, 1e-9)
 
-    def _state(self) -> str:
-        return f"{self.done:,}/{self.total:,} {self.unit}, {self._rate():,.1f} {self.unit}/s"
+    def _rate(self) -> str:
+        return f"{format_rate(self._per_second())} {self.unit}/s"
 
     def _line(self, text: str) -> None:
         print_line(f"{self.title}: {text}")
+
+
+def format_rate(per_second: float) -> str:
+    """Formats a rate with one decimal, or with two significant digits below 1."""
+    return f"{per_second:,.1f}" if per_second >= 1 or not per_second else f"{per_second:.2g}"
 
 
 def format_clock(seconds: float) -> str:

@@ -6,7 +6,7 @@ only counts return to the driver. A shard is done when its file exists, so a sec
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import ray
@@ -18,6 +18,7 @@ from profuser.errors import ProfuserError
 from profuser.recipe.models import PoolConfig
 from ray_jobs.runtime.cluster import check_fits, is_autoscaling_cluster, pool_resources, unwrap_error
 from ray_jobs.runtime.progress import Counter, format_clock, print_line
+from ray_jobs.runtime.row_progress import RowProgress, RowReporter, ShardKey, row_board
 from ray_jobs.runtime.stage_metrics import ShardMetrics, reported_counts
 from ray_jobs.runtime.stalls import StallWatch, describe_workers
 
@@ -31,6 +32,24 @@ class ShardWorker(Protocol):
     def process(self, shard: int) -> dict[str, float]:
         """Makes and writes one shard; returns its counts, including `rows`."""
         ...
+
+
+@runtime_checkable
+class ReportsRows(Protocol):
+    """Worker that reports the rows of a shard as they are answered."""
+
+    def report_to(self, reporter: RowReporter) -> None:
+        """Sets where it reports; called once, before the first shard."""
+        ...
+
+
+class ActorNeeds(NamedTuple):
+    """What an actor needs besides the CPUs and GPUs of its pool."""
+
+    memory_bytes: int = 0
+    """Memory that it requests from Ray; 0 for none."""
+    lines: tuple[str, ...] = ()
+    """What to print when actors are started."""
 
 
 class ExtraShards(NamedTuple):
@@ -51,11 +70,13 @@ class ExtraShards(NamedTuple):
 class _Actor:
     """Adapts a worker to Ray Data's batches, and records how long it holds its devices."""
 
-    def __init__(self, make: Callable[[], ShardWorker], held: dict[str, Any]):
+    def __init__(self, make: Callable[[], ShardWorker], held: dict[str, Any], board: Any):
         self.clock = DeviceClock(**held)
         self.failure: ProfuserError | None = None
         try:
             self.worker = make()
+            if isinstance(self.worker, ReportsRows):
+                self.worker.report_to(RowReporter(held["artifact"].stage, self.clock.name, board))
         except ProfuserError as error:
             # Raised in `__call__`: Ray retries a failing constructor and loses its message.
             self.failure = error
@@ -64,10 +85,11 @@ class _Actor:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         if self.failure:
             raise self.failure
-        calls = zip(batch["method"], batch["shard"], strict=True)
-        counts = [reported_counts(getattr(self.worker, str(method))(int(shard))) for method, shard in calls]
+        methods, shards = batch["method"].tolist(), batch["shard"].tolist()
+        calls = zip(methods, shards, strict=True)
+        counts = [reported_counts(getattr(self.worker, method)(shard)) for method, shard in calls]
         self.clock.note()
-        return {name: [c[name] for c in counts] for name in counts[0]}
+        return {"method": methods, "shard": shards, **{name: [c[name] for c in counts] for name in counts[0]}}
 
 
 def run_shards(
@@ -79,6 +101,7 @@ def run_shards(
     in_flight: int = 1,
     draining: OnDraining | None = None,
     riders: Sequence[ExtraShards] = (),
+    needs: ActorNeeds = ActorNeeds(),
 ) -> tuple[list[Mapping[str, float]], float]:
     """Makes all missing shards of an artifact.
 
@@ -91,6 +114,7 @@ def run_shards(
         in_flight: shards that an actor works on concurrently, in as many threads.
         draining: called once, when actors have started all shards.
         riders: other artifacts that the actors work on if any shard of the artifact is missing. Their own stages finish them.
+        needs: what an actor with an engine needs.
 
     Returns:
         Counts of every shard, and the seconds taken by this attempt.
@@ -107,14 +131,23 @@ def run_shards(
         done += int(sum(counts["rows"] for counts in rider.artifact.finished_shards().values()))
     with Counter(artifact.stage, total, "rows", done) as counter:
         if left:
-            check_fits(artifact.stage, pool.num_cpus, num_gpus)
-            held = {"artifact": artifact, "num_devices": num_gpus or pool.num_cpus, "began": began}
-            dataset = _dataset(left, (worker, held), pool, num_gpus, in_flight)
+            for line in needs.lines:
+                print_line(f"{artifact.stage}: {line}")
+            resources = pool_resources(pool, num_gpus, needs.memory_bytes)
+            num_cpus = resources["num_cpus"]
+            check_fits(artifact.stage, num_cpus, num_gpus)
+            held = {"artifact": artifact, "num_devices": num_gpus or num_cpus, "began": began}
+            requested = {"CPU": num_cpus, "GPU": num_gpus, "memory": float(needs.memory_bytes)}
+            board = row_board(artifact.stage)
+            dataset = _dataset(left, (worker, held, board), pool, resources, in_flight)
             metrics = ShardMetrics(artifact, len(left), total - done)
-            why = describe_workers(artifact, began, {"CPU": pool.num_cpus, "GPU": num_gpus}, "actors")
+            why = describe_workers(artifact, began, requested, "actors")
             num_unbegun = len(left) - in_flight * min(pool.max_actors, len(left))
-            with StallWatch(artifact.stage, why) as watch:
-                _stream(watch.over(dataset.iter_rows()), counter, metrics, num_unbegun, draining)
+            with (
+                StallWatch(artifact.stage, why) as watch,
+                RowProgress(artifact.stage, counter, watch, board) as progress,
+            ):
+                _stream(watch.over(dataset.iter_rows()), progress, metrics, num_unbegun, draining)
     if draining and not left:
         draining()
     finished = artifact.finished_shards()
@@ -130,10 +163,12 @@ def _num_rows(artifact: Artifact) -> int:
 
 
 def _dataset(
-    items: list[dict[str, Any]], arguments: tuple[Any, ...], pool: PoolConfig, num_gpus: float, in_flight: int
+    items: list[dict[str, Any]], arguments: tuple[Any, ...], pool: PoolConfig, resources: dict[str, Any], in_flight: int
 ) -> ray.data.Dataset:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    # It advises to request memory, in eleven lines every 30 s: we do.
+    context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
     most = max(pool.min_actors, min(pool.max_actors, len(items)))
     return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         _Actor,
@@ -147,13 +182,13 @@ def _dataset(
             max_concurrent_calls_per_actor=in_flight,
             enable_true_multi_threading=in_flight > 1,
         ),
-        **pool_resources(pool, num_gpus),
+        **resources,
     )
 
 
 def _stream(
     rows: Iterable[Mapping[str, Any]],
-    counter: Counter,
+    progress: RowProgress,
     metrics: ShardMetrics,
     num_unbegun: int,
     draining: OnDraining | None,
@@ -161,7 +196,7 @@ def _stream(
     """Counts finished shards; `num_unbegun` is how many shards exceed what the actors hold in flight."""
     try:
         for done, row in enumerate(rows, 1):
-            counter.add(int(row["rows"]))
+            progress.finished(ShardKey(row["method"], row["shard"]), int(row["rows"]))
             metrics.done(row)
             if draining and done == max(1, num_unbegun):
                 draining()

@@ -89,8 +89,20 @@ def describe_workers(artifact: Artifact, began: float, resources: dict[str, floa
         if placed:
             return f"{placed} {what} scheduled, {loaded} loaded"
         have, free = ray.cluster_resources(), ray.available_resources()
-        need = ", ".join(f"{number:g} {name}" for name, number in requested.items())
-        room = ", ".join(f"{free.get(name, 0):g} of {have.get(name, 0):g} {name}" for name in requested)
+        need = ", ".join(f"{number / _unit(name):.3g} {_title(name)}" for name, number in requested.items())
+        room = ", ".join(
+            f"{free.get(name, 0) / _unit(name):.3g} of {have.get(name, 0) / _unit(name):.3g} {_title(name)}"
+            for name in requested
+        )
         return f"no {what} scheduled yet: each needs {need}; free in the cluster: {room}"
 
     return why
+
+
+def _unit(resource: str) -> float:
+    """Returns the size of a resource's unit: Ray counts memory in bytes."""
+    return 2.0**30 if resource == "memory" else 1.0
+
+
+def _title(resource: str) -> str:
+    return "GiB of memory" if resource == "memory" else resource

@@ -11,6 +11,7 @@ from typing import Any
 
 from ray import serve
 
+from profuser.engines.device import resolve_dtype
 from profuser.models.reference import local_model
 from profuser.serving.asgi import Head, call
 from profuser.serving.options import ServedModel
@@ -31,7 +32,8 @@ class Model:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         # By default vLLM binds every engine of a machine to the same cores; Ray sets how many threads each may use.
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(options.kv_cache_gib)))
+        # If this variable is set, vLLM takes its whole number of GiB instead of the flag.
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
         import torch
         from vllm import SamplingParams
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -42,8 +44,14 @@ class Model:
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
-        flags = vllm_flags(options, local_model(options.model), torch.cuda.is_available())
+        path = local_model(options.model)
+        dtype = resolve_dtype(options.dtype, path, options.revision)
+        flags = vllm_flags(options, path, dtype, torch.cuda.is_available())
         arguments: Any = make_arg_parser(FlexibleArgumentParser()).parse_args(flags)
+        for name, value in options.options.items():
+            if not hasattr(arguments, name):
+                raise ValueError(f"{options.name}: options: vLLM has no argument {name!r}")
+            setattr(arguments, name, value)
         # Ray's agent on every node exports the engine's queue, cache and speed to Prometheus.
         loggers: Any = [RayPrometheusStatLogger]
         self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(arguments), stat_loggers=loggers)
@@ -73,18 +81,24 @@ class Model:
         await self.engine.check_health()
 
 
-def vllm_flags(options: ServedModel, path: str, on_gpu: bool) -> list[str]:
-    """Returns the options as flags of `vllm serve`."""
-    dtype = "float32" if options.dtype == "auto" and not on_gpu else options.dtype
+def vllm_flags(options: ServedModel, path: str, dtype: str, on_gpu: bool) -> list[str]:
+    """Returns the options, all but `options` itself, as flags of `vllm serve`."""
     flags = ["--model", path, "--served-model-name", options.name, "--dtype", dtype]
-    flags += ["--tensor-parallel-size", str(options.tensor_parallel_size)]
-    if options.chat_template is not None:
-        flags += ["--chat-template", options.chat_template]
-    if options.max_model_len is not None:
-        flags += ["--max-model-len", str(options.max_model_len)]
+    for name in (
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "revision",
+        "quantization",
+        "max_model_len",
+        "max_num_seqs",
+        "chat_template",
+    ):
+        if (value := getattr(options, name)) is not None:
+            flags += [f"--{name.replace('_', '-')}", str(value)]
+    flags += ["--trust-remote-code"] if options.trust_remote_code else []
     if on_gpu:
         return [*flags, "--gpu-memory-utilization", str(options.gpu_memory_utilization)]
-    return [*flags, "--enforce-eager"]
+    return [*flags, "--enforce-eager", "--kv-cache-memory-bytes", str(int(options.kv_cache_gib * 2**30))]
 
 
 def app_name(model: str) -> str:
@@ -106,7 +120,7 @@ def build_model(options: ServedModel) -> serve.Application:
                 "target_ongoing_requests": options.target_ongoing_requests,
             }
         }
-    engine = [*vllm_flags(options, options.model, on_gpu=True), options.kv_cache_gib]
+    engine = [*vllm_flags(options, options.model, options.dtype, on_gpu=True), options.kv_cache_gib, options.options]
     return Model.options(
         ray_actor_options={"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
         logging_config={"enable_access_log": False},  # the gateway has one

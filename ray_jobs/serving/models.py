@@ -7,6 +7,7 @@ import ray
 
 from profuser.artifacts.tracking import tracking_uri
 from profuser.errors import UserError
+from profuser.models.reference import ModelRef
 from profuser.recipe.models import ModelConfig
 from profuser.recipe.template import OwnTemplate
 from profuser.run.finding import find_run, finished_model
@@ -20,7 +21,8 @@ TARGET = "target"
 
 def fused_model(run: FusionRun, name: str, **settings: Any) -> ServedModel:
     """Returns the fused model of a finished run, with its target's engine settings."""
-    return _served(name, finished_model(run), run.recipe.target, settings)
+    # The target's revision is of the target's own repository.
+    return _served(name, finished_model(run), run.recipe.target.model_copy(update={"revision": None}), settings)
 
 
 def compared_models(run: FusionRun, names: Sequence[str], taken: Sequence[str], **settings: Any) -> list[ServedModel]:
@@ -30,12 +32,12 @@ def compared_models(run: FusionRun, names: Sequence[str], taken: Sequence[str], 
     missing = [name for name in names if name not in known]
     if missing:
         raise UserError(f"--with {missing[0]}: run {recipe.name} has no such model; there are: {', '.join(known)}")
-    out: dict[str, ServedModel] = {}
+    out: dict[ModelRef, ServedModel] = {}
     for name in names:
-        path = run.model(known[name]).path
+        ref = run.model(known[name])
         title = name if name not in taken else f"{recipe.name}-{name}"
-        if path not in out:
-            out[path] = _served(title, path, known[name], _chat_template(run, known[name]) | settings)
+        if ref not in out:
+            out[ref] = _served(title, ref.path, known[name], _chat_template(run, known[name]) | settings)
     return list(out.values())
 
 
@@ -104,17 +106,15 @@ def _chat_template(run: FusionRun, config: ModelConfig) -> dict[str, Any]:
 
 
 def _served(name: str, path: str, config: ModelConfig, settings: dict[str, Any]) -> ServedModel:
-    """Returns a model with the engine settings of its recipe; `settings` override them."""
-    engine = config.engine
+    """Returns a model with the revision and the engine settings of its recipe; `settings` override them."""
+    engine = config.engine.model_dump(exclude_defaults=True)
     tree = {
         "name": name,
         "model": path,
-        "num_gpus": float(engine.tensor_parallel_size) if _gpus() else 0.0,
-        "dtype": engine.dtype,
-        "max_model_len": engine.max_model_len,
-        "tensor_parallel_size": engine.tensor_parallel_size,
-        "gpu_memory_utilization": engine.gpu_memory_utilization,
-        "kv_cache_gib": engine.kv_cache_gib,
+        "revision": config.revision,
+        "num_gpus": float(config.num_devices) if _gpus() else 0.0,
+        # Of the recipe's settings, those that a server has no use for are how its requests are queued and which engine runs.
+        **{key: value for key, value in engine.items() if key in ServedModel.model_fields},
         **settings,
     }
     return ServeConfig.parse({"models": [tree]}, f"serve: {name}").models[0]

@@ -22,7 +22,9 @@ from profuser.recipe.evaluating import BenchmarkConfig
 from profuser.recipe.models import ModelConfig
 from profuser.recipe.template import TemplateConfig
 from profuser.run.fusion_run import FusionRun
-from ray_jobs.runtime.cluster import check_fits, gpus_for, pool_resources, unwrap_error
+from ray_jobs.runtime.cluster import check_fits, unwrap_error
+from ray_jobs.runtime.concurrency import concurrent_models
+from ray_jobs.runtime.engine_fit import FittedEngine, fit_engine
 from ray_jobs.runtime.kept import Kept
 from ray_jobs.runtime.progress import print_line
 from ray_jobs.runtime.shards import finish
@@ -85,8 +87,8 @@ class _Measurer:
 class _LoadedModel:
     """The actor of one model, as a context: it is started for the first benchmark, and again if its process dies."""
 
-    def __init__(self, stage: str, path: str, model: ModelConfig, template: TemplateConfig):
-        self.stage, self.model, self.arguments = stage, model, (path, model, template)
+    def __init__(self, stage: str, path: str, fitted: FittedEngine[ModelConfig], template: TemplateConfig):
+        self.stage, self.fitted, self.arguments = stage, fitted, (path, fitted.model, template)
         self.actor: Any = None
 
     def measure(self, task: _Task) -> None:
@@ -107,10 +109,11 @@ class _LoadedModel:
                     ) from None
 
     def _start(self) -> Any:
-        num_gpus = gpus_for(self.model)
-        check_fits(self.stage, self.model.pool.num_cpus, num_gpus)
-        options = {"scheduling_strategy": "SPREAD", **pool_resources(self.model.pool, num_gpus)}
-        return ray.remote(**options)(_Measurer).remote(*self.arguments)
+        for line in self.fitted.needs.lines:
+            print_line(f"{self.stage}: {line}")
+        resources = self.fitted.resources
+        check_fits(self.stage, resources["num_cpus"], self.fitted.num_gpus)
+        return ray.remote(scheduling_strategy="SPREAD", **resources)(_Measurer).remote(*self.arguments)
 
     def __enter__(self) -> "_LoadedModel":
         return self
@@ -145,8 +148,10 @@ def benchmarks(run: FusionRun, name: str, config: BenchmarkConfig, kept: Kept | 
         items = benchmark_size(config, pack)[0]
         size = f" {items:,} items" if items else ""
         print_line(f"{output.stage}: measuring{size}")
-        loaded = kept.once(lambda: _LoadedModel(output.stage, path, model, run.template(model)))
-        loaded.measure(_Task(output, config, pack, gpus_for(model) or model.pool.num_cpus, began))
+        fitted = fit_engine(run, model, path, concurrent_models(run))
+        loaded = kept.once(lambda: _LoadedModel(output.stage, path, fitted, run.template(model)))
+        devices = fitted.num_gpus or fitted.resources["num_cpus"]
+        loaded.measure(_Task(output, config, pack, devices, began))
     counts: list[Mapping[str, float]] = list(output.finished_shards().values())
     table = pa.concat_tables(output.tables())
     found = {"score": benchmark_score(table), "items": float(table.num_rows)}

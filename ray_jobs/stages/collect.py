@@ -13,7 +13,8 @@ from profuser.recipe.models import SourceConfig
 from profuser.run.fusion_run import FusionRun
 from profuser.run.stages import TARGET
 from ray_jobs.runtime.answer_report import report_answers
-from ray_jobs.runtime.cluster import gpus_for
+from ray_jobs.runtime.concurrency import engines_at_once
+from ray_jobs.runtime.engine_fit import fit_engine
 from ray_jobs.runtime.engine_worker import EngineWorker, Evaluation, read_guarded
 from ray_jobs.runtime.shards import ExtraShards, OnDraining, finish, run_shards
 
@@ -34,7 +35,7 @@ class CollectWorker(EngineWorker):
 
     def make(self, shard: int, rows: pa.Table, attempt: Attempt) -> dict[str, float]:
         """Collects one shard."""
-        signals = read_guarded(self.reader, rows, self.how, attempt)
+        signals = read_guarded(self.reader, rows, self.how, attempt, self.row_counter(shard, rows.num_rows))
         counts = count(signals)
         self.output.write_shard(shard, collect_table(signals, self.reader.engine.vocab_size, self.how.top_k), counts)
         return counts
@@ -42,7 +43,8 @@ class CollectWorker(EngineWorker):
     def evaluate(self, shard: int) -> dict[str, float]:
         """Evaluates one held-out shard."""
         assert self.evaluation is not None
-        return self.evaluation.process(self.reader, shard)
+        rows = self.evaluation.source.read_shard(shard)
+        return self.evaluation.process(self.reader, shard, rows, self.row_counter(shard, rows.num_rows, "evaluate"))
 
 
 def collect(run: FusionRun, source: SourceConfig, draining: OnDraining | None = None) -> Manifest:
@@ -53,16 +55,19 @@ def collect(run: FusionRun, source: SourceConfig, draining: OnDraining | None = 
     """
     output = run.collect(source)
     evaluation = shared_evaluation(run, source)
-    model = ReadModel(run.model(source).path, source, run.template(source))
+    path = run.model(source).path
+    fitted = fit_engine(run, source, path, engines_at_once(run.recipe, source))
+    model = ReadModel(path, fitted.model, run.template(source))
     counts, seconds = run_shards(
         output,
         run.corpus(),
         partial(CollectWorker, run.corpus(), output, model, run.reading(source), evaluation),
-        source.pool,
-        gpus_for(source),
+        fitted.pool,
+        fitted.num_gpus,
         source.engine.shards_in_flight,
         draining,
         (ExtraShards(evaluation.source, evaluation.output, "evaluate"),) if evaluation else (),
+        fitted.needs,
     )
     manifest = finish(output, counts, seconds)
     accepted = manifest.counts["rows"] - manifest.counts["refused"]

@@ -13,7 +13,7 @@ from profuser.engines.loading import ReadModel
 from profuser.evaluation.heldout import score
 from profuser.run.fusion_run import FusionRun
 from ray_jobs.runtime.answer_report import report_answers
-from ray_jobs.runtime.cluster import gpus_for
+from ray_jobs.runtime.engine_fit import fit_engine
 from ray_jobs.runtime.engine_worker import EngineWorker, Evaluation
 from ray_jobs.runtime.shards import finish, run_shards
 
@@ -27,22 +27,25 @@ class EvaluateWorker(EngineWorker):
 
     def make(self, shard: int, rows: pa.Table, attempt: Attempt) -> dict[str, float]:
         """Evaluates one shard."""
-        return self.evaluation.make(self.reader, shard, rows, attempt)
+        row_done = self.row_counter(shard, rows.num_rows)
+        return self.evaluation.make(self.reader, shard, rows, attempt, row_done)
 
 
 def evaluate(run: FusionRun, name: str) -> Manifest:
     """Runs the stage for one model: `target`, `fused` or a source's name."""
     output = run.evaluate(name)
     path, config = run.evaluated_model(name)
-    model = ReadModel(path, config, run.template(config))
+    fitted = fit_engine(run, config, path, config.pool.max_actors)
+    model = ReadModel(path, fitted.model, run.template(config))
     evaluation = Evaluation(run.heldout(), output, run.recipe.evaluate, run.recipe.seed)
     counts, seconds = run_shards(
         output,
         run.heldout(),
         partial(EvaluateWorker, run.heldout(), output, model, evaluation),
-        config.pool,
-        gpus_for(config),
+        fitted.pool,
+        fitted.num_gpus,
         config.engine.shards_in_flight,
+        needs=fitted.needs,
     )
     table = pa.concat_tables(output.tables())
     known = {row["row_id"] for row in table.to_pylist() if row["refused"] is None}

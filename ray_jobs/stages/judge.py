@@ -5,15 +5,16 @@ from functools import partial
 from profuser.artifacts.artifact import Artifact, Manifest
 from profuser.evaluation.judged import judge_table, win_rates
 from profuser.recipe.rewards import RewardConfig
-from profuser.rewards.kinds import load_judge
 from profuser.run.fusion_run import FusionRun
 from profuser.run.results import read_answers
 from profuser.run.stages import FUSED
-from ray_jobs.runtime.cluster import gpus_for
+from ray_jobs.runtime.concurrency import reward_models_at_once
+from ray_jobs.runtime.engine_fit import fit_engine
+from ray_jobs.runtime.judge_worker import JudgingWorker
 from ray_jobs.runtime.shards import OnDraining, finish, run_shards
 
 
-class JudgeWorker:
+class JudgeWorker(JudgingWorker):
     """One reward model or verifier; turns shards of all models' held-out answers into shards of scores."""
 
     def __init__(
@@ -24,8 +25,8 @@ class JudgeWorker:
         reward: RewardConfig,
         path: str | None,
     ):
+        super().__init__(reward, path)
         self.heldout, self.evaluated, self.output = heldout, evaluated, output
-        self.judge = load_judge(reward, path)
 
     def process(self, shard: int) -> dict[str, float]:
         """Scores one shard."""
@@ -34,6 +35,7 @@ class JudgeWorker:
             name: artifact.read_shard(shard, ["prediction"])["prediction"].to_pylist()
             for name, artifact in self.evaluated.items()
         }
+        self.count_answers(shard, len(rows), len(rows) * len(predictions))
         table = judge_table(self.judge, rows, predictions)
         counts: dict[str, float] = {"rows": len(rows), "answers": len(table) - table["score"].null_count}
         self.output.write_shard(shard, table, counts)
@@ -50,8 +52,12 @@ def judge(run: FusionRun, reward: RewardConfig, draining: OnDraining) -> Manifes
     """
     output = run.judge(reward)
     evaluated = {name: run.evaluate(name) for name in run.evaluated()}
-    worker = partial(JudgeWorker, run.heldout(), evaluated, output, run.reward(reward), run.reward_path(reward))
-    counts, seconds = run_shards(output, run.heldout(), worker, reward.pool, gpus_for(reward), draining=draining)
+    path = run.reward_path(reward)
+    fitted = fit_engine(run, run.reward(reward), path, reward_models_at_once(run.recipe))
+    worker = partial(JudgeWorker, run.heldout(), evaluated, output, fitted.model, path)
+    counts, seconds = run_shards(
+        output, run.heldout(), worker, fitted.pool, fitted.num_gpus, draining=draining, needs=fitted.needs
+    )
     judged = read_answers(run, [reward])
     rates = win_rates(judged, FUSED, run.recipe.select.vote, [1.0]) if judged.answers else {}
     return finish(output, counts, seconds, **{f"win_rate/{name}": rate.raw.value for name, rate in rates.items()})

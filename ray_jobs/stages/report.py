@@ -60,8 +60,10 @@ def write_run_report(run: FusionRun, handle: RunHandle | None = None) -> None:
 def print_report(run: FusionRun) -> None:
     """Prints who won where, how the judges voted, the held-out scores of all models, and the page's path."""
     facts = gather(run)
-    for table in (who_wins_table, win_rates_table, judges_table, agreement_table):
-        console.print(table(facts))
+    for make in (who_wins_table, win_rates_table, judges_table, agreement_table):
+        # With one source there are no pairs of sources, with one reward no pairs of rewards.
+        if (table := make(facts)).row_count:
+            console.print(table)
     for sentence in selection_words(facts):
         print_line(sentence)
     console.print(render_scores(facts, console.width))

@@ -15,6 +15,7 @@ from profuser.alignment.source_signals import NextSteps
 from profuser.artifacts.artifact import Artifact, Manifest
 from profuser.artifacts.schemas import MODES
 from profuser.engines.base import Response
+from profuser.engines.collecting import RowDone
 from profuser.engines.crash_guard import Attempt
 from profuser.engines.loading import ReadModel
 from profuser.engines.signal_tables import read_own_ids, signals_table, to_source_signals
@@ -26,7 +27,8 @@ from profuser.run.tokenizers import read_target, read_tokens
 from profuser.selection.examples import Target, response_ids
 from profuser.selection.teachers import LIGHT_COLUMNS, Choice
 from profuser.signals.rules import AlignmentRules
-from ray_jobs.runtime.cluster import gpus_for
+from ray_jobs.runtime.concurrency import engines_at_once
+from ray_jobs.runtime.engine_fit import fit_engine
 from ray_jobs.runtime.engine_worker import EngineWorker
 from ray_jobs.runtime.shards import OnDraining, finish, run_shards
 
@@ -62,7 +64,8 @@ class SignalsWorker(EngineWorker):
         choices, _ = self.chooser.choose(rows, collected, rewards)
         own = [choice for choice in choices if choice.teacher == self.teacher]
         answers = self.collected[self.teacher].read_shard(shard, ["training_ids", "inference_ids", "answer_tokens"])
-        tables = [self._force(rows, answers, [c for c in own if c.mode == mode], mode) for mode in MODES]
+        row_done = self.row_counter(shard, rows.num_rows, num_answers=len(own))
+        tables = [self._force(rows, answers, [c for c in own if c.mode == mode], mode, row_done) for mode in MODES]
         table = pa.concat_tables([table for table in tables if table] or [self.output.schema.empty_table()])
         counts = {"rows": rows.num_rows, "responses": len(table)}
         if self.target:
@@ -70,13 +73,15 @@ class SignalsWorker(EngineWorker):
         self.output.write_shard(shard, table, counts)
         return {"rows": rows.num_rows, "training_tokens": len(table["response_ids"].combine_chunks().flatten())}
 
-    def _force(self, rows: pa.Table, answers: pa.Table, choices: list[Choice], mode: str) -> pa.Table | None:
+    def _force(
+        self, rows: pa.Table, answers: pa.Table, choices: list[Choice], mode: str, row_done: RowDone | None
+    ) -> pa.Table | None:
         if not choices:
             return None
         records = rows.take([choice.row for choice in choices]).to_pylist()
         part = answers.take([choice.row for choice in choices])
         ids = read_own_ids(part, mode, [choice.sample for choice in choices])
-        responses = self.reader.force(records, ids, self.top_k, mode == "inference")
+        responses = self.reader.force(records, ids, self.top_k, mode == "inference", row_done)
         steps = self._steps(rows, records, choices, responses) if self.target else None
         return signals_table([r["row_id"] for r in records], mode, responses, self.reader.engine.vocab_size, steps)
 
@@ -95,6 +100,8 @@ class SignalsWorker(EngineWorker):
 def signals(run: FusionRun, source: SourceConfig, draining: OnDraining | None = None) -> Manifest:
     """Runs the stage for one source; `draining` as in `collect`."""
     output, recipe, rewards = run.signals(source), run.recipe, run.artifacts("rewards")
+    path = run.model(source).path
+    fitted = fit_engine(run, source, path, engines_at_once(run.recipe, source))
     counts, seconds = run_shards(
         output,
         run.corpus(),
@@ -102,7 +109,7 @@ def signals(run: FusionRun, source: SourceConfig, draining: OnDraining | None = 
             SignalsWorker,
             run.corpus(),
             output,
-            ReadModel(run.model(source).path, source, run.template(source)),
+            ReadModel(path, fitted.model, run.template(source)),
             collected=run.artifacts("collect"),
             rewards=rewards,
             recipe=recipe,
@@ -111,9 +118,10 @@ def signals(run: FusionRun, source: SourceConfig, draining: OnDraining | None = 
             scales=reward_scales(rewards),
             target=ray.put(read_target(run)) if recipe.select.condition == "exact" else None,
         ),
-        source.pool,
-        gpus_for(source),
+        fitted.pool,
+        fitted.num_gpus,
         source.engine.shards_in_flight,
         draining,
+        needs=fitted.needs,
     )
     return finish(output, counts, seconds)

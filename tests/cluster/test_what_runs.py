@@ -57,7 +57,7 @@ def group_specs(document: Document) -> dict[str, Document]:
 
 def demand(pool: PoolConfig) -> dict[str, float]:
     """Returns the resources that an actor of the pool reserves."""
-    wanted = {"CPU": pool.num_cpus, "GPU": pool.num_gpus or 0.0}
+    wanted = {"CPU": 1.0 if pool.num_cpus is None else pool.num_cpus, "GPU": pool.num_gpus or 0.0}
     return wanted | ({f"{ACCELERATOR}{pool.accelerator_type}": 0.001} if pool.accelerator_type else {})
 
 

@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from profuser.artifacts.schemas import CORPUS
 from profuser.engines.base import ReadSettings, Response
 from profuser.engines.collecting import SourceReader
+from profuser.engines.crash_guard import EngineDeadError
 from profuser.engines.signal_tables import collect_table, count, read_signals, signals_table, to_source_signals
 from profuser.recipe.models import GenerationConfig, OwnTemplate
 from profuser.signals.codec import TopK
@@ -153,3 +155,25 @@ def test_a_step_that_does_not_fit_into_the_context_is_left_out():
     engine.answers.append([1])
     found = reader.step_after(corpus("Say nothing.").to_pylist(), signals, used_up, K)
     assert found.positions.tolist() == [0]
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_each_row_is_reported_once_when_its_last_response_arrives(num_samples):
+    ok = byte_ids(byte_level_tokenizer(), "ok")
+    engine = Scripted([ok] * 9, "stop", max_model_len=60)
+    how = ReadSettings(GenerationConfig(), K, 0, num_samples)
+    done = []
+    rows = corpus("Sort.", "word " * 60, "Say 7.", "Say 3.")
+    found = SourceReader(engine, OwnTemplate()).read(rows, how, lambda: done.append(len(engine.asked)))
+    assert [entry.refused is None for entry in found] == [True, False, True, True]
+    assert len(done) == 3, "a row that is refused has no responses"
+
+
+def test_the_responses_of_a_failed_engine_are_no_progress():
+    engine = Scripted([], "stop")  # fails at the first answer
+    done = []
+    with pytest.raises(EngineDeadError):
+        SourceReader(engine, OwnTemplate()).read(
+            corpus("Sort."), ReadSettings(GenerationConfig(), K, 0), lambda: done.append(1)
+        )
+    assert done == []

@@ -6,6 +6,8 @@ import pytest
 from profuser.engines.base import Request
 from profuser.engines.loading import load_engine
 from profuser.engines.loop import EngineLoop
+from profuser.engines.vllm import VllmEngine
+from profuser.errors import EngineError
 from profuser.recipe.models import EngineConfig, GenerationConfig
 from tests import tiny
 
@@ -41,3 +43,20 @@ def test_vllm_equals_transformers(make, tmp_path):
         assert mine.topk.ids.shape == (len(mine.ids), K)
         same = (mine.topk.ids == oracle.topk.ids).mean()
         assert same > 0.98  # near ties may swap
+
+
+def test_a_kv_cache_has_its_size_in_gib_and_one_too_small_is_named(tmp_path, monkeypatch):
+    path = tiny.llama(tmp_path / "model", max_position_embeddings=65536)
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
+    engine = VllmEngine(path, None, EngineConfig(kind="vllm", dtype="float32", max_model_len=128, kv_cache_gib=0.5))
+    cache, model = engine.llm.llm_engine.vllm_config.cache_config, engine.llm.llm_engine.model_config.hf_config
+    heads = model.num_key_value_heads * model.hidden_size // model.num_attention_heads
+    block = 2 * model.num_hidden_layers * heads * cache.block_size * 4
+    engine.close()
+    assert 2**29 - block < cache.num_gpu_blocks * block <= 2**29
+    with pytest.raises(EngineError) as caught:
+        VllmEngine(path, None, EngineConfig(kind="vllm", dtype="float32", kv_cache_gib=0.01))
+    message = str(caught.value)
+    assert "KV cache is needed, which is larger than the available KV cache memory (0.01 GiB)" in message
+    assert "the estimated maximum model length is" in message
+    assert message.endswith("; raise engine.kv_cache_gib (0.01) or lower engine.max_model_len")

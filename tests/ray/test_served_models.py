@@ -7,12 +7,13 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from profuser.errors import UserError
-from profuser.recipe.loading import load_recipe
+from profuser.recipe.loading import load_recipe, parse_recipe
 from profuser.run.finding import RECIPE
 from profuser.run.fusion_run import FusionRun
 from profuser.serving.options import GatewayConfig, ServedModel
 from ray_jobs.cli.options import RECIPES
 from ray_jobs.serving.app import check_serving, serve_file
+from ray_jobs.serving.model import vllm_flags
 from ray_jobs.serving.models import serve_config
 
 NO_REPLICAS: dict = {}
@@ -53,6 +54,49 @@ def test_a_file_for_serve_deploy_describes_the_same_models(storage):
     assert [each.route_prefix for each in (*models, gateway)] == [None, None, None, "/"]
     assert (tree["http_options"]["host"], tree["http_options"]["port"]) == ("0.0.0.0", 8001)
     assert models[2].name == "profuser-org-m"
+
+
+HUB = {"model": "org/name", "revision": "a1b2c3"}
+ENGINE = {
+    "dtype": "bfloat16",
+    "max_model_len": 64,
+    "quantization": "fp8",
+    "tensor_parallel_size": 2,
+    "pipeline_parallel_size": 2,
+    "max_num_seqs": 7,
+    "kv_cache_gib": 0.5,
+    "options": {"max_num_batched_tokens": 512, "enable_prefix_caching": False},
+    "trust_remote_code": True,
+}
+
+
+def test_sources_keep_their_revision_and_engine(storage, monkeypatch):
+    run = FusionRun(load_recipe("demo", [f"storage={storage}", "name=hub"], RECIPES))
+    tree = run.recipe.model_dump(mode="json")
+    for number, source in enumerate(tree["sources"][1:]):  # two revisions of one repository
+        source.update(HUB | {"revision": f"a{number}"}, engine=source["engine"] | ENGINE)
+    tree["target"].update(HUB, engine=tree["target"]["engine"] | ENGINE)
+    monkeypatch.setattr("ray_jobs.serving.models.find_run", lambda *_: FusionRun(parse_recipe(tree, "the test")))
+    monkeypatch.setattr("ray_jobs.serving.models.finished_model", lambda run: "/fused")
+    given = config(storage, ["hub"], ["mpt", "neox", "target"])
+    file = yaml.safe_load(serve_file(given, "127.0.0.1", 8000))
+    found = [ServedModel.model_validate(each["args"]) for each in file["applications"][:-1]]
+    assert [model.revision for model in found] == [None, "a0", "a1", "a1b2c3"]
+    assert [model.model for model in found] == ["/fused", *["org/name"] * 3]
+    for model in found:
+        assert {name: getattr(model, name) for name in ENGINE} == ENGINE
+
+
+def test_a_served_model_gets_every_setting_as_a_flag():
+    model = ServedModel.model_validate({"name": "m", "model": "org/name", "revision": "a1", **ENGINE})
+    flags = vllm_flags(model, "org/name", "bfloat16", on_gpu=False)
+    pairs = dict(zip(flags, [*flags[1:], ""], strict=True))
+    assert pairs["--revision"] == "a1"
+    assert pairs["--quantization"] == "fp8"
+    assert pairs["--kv-cache-memory-bytes"] == str(2**29)
+    assert pairs["--tensor-parallel-size"] == pairs["--pipeline-parallel-size"] == "2"
+    assert pairs["--max-num-seqs"] == "7"
+    assert "--trust-remote-code" in flags
 
 
 @pytest.mark.parametrize(

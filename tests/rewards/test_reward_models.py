@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from profuser.errors import EngineError
 from profuser.recipe.rewards import RewardModelConfig
 from profuser.rewards.conversations import Conversations
+from profuser.rewards.judges import CountsAnswers
 from profuser.rewards.kinds import load_judge
 from tests import tiny
 
@@ -61,6 +62,15 @@ def test_scores_do_not_depend_on_batches_or_padding(path, batch_size):
     found = load_judge(config(path, batch_size=batch_size, max_length=64)).score(ROWS, ANSWERS)
     np.testing.assert_allclose(found, one_by_one(path, 64), atol=1e-5)
     assert len(set(found)) == len(ANSWERS)
+
+
+def test_a_judge_counts_the_answers_that_it_has_scored(path):
+    judge, counts = load_judge(config(path, batch_size=2, max_length=64)), []
+    assert isinstance(judge, CountsAnswers)
+    judge.answered = counts.append
+    judge.score(ROWS, ANSWERS)
+    assert sum(counts) == len(ANSWERS)
+    assert len(counts) > 1
 
 
 @pytest.mark.parametrize("pad_token", [None, "</s>"])

@@ -80,7 +80,7 @@ def _vllm(path: str, revision: str | None, config: EngineConfig) -> Any:
         revision=revision,
         tokenizer_revision=revision,
         batch_size=VLLM_BATCH_SIZE,
-        **vllm_arguments(config),
+        **vllm_arguments(config, path, revision),
     )
 
 
@@ -105,7 +105,7 @@ def _transformers(path: str, revision: str | None, config: EngineConfig) -> Any:
         pretrained=path,
         revision=revision or "main",
         device=device(),
-        dtype=resolve_dtype(config.dtype),
+        dtype=resolve_dtype(config.dtype, path, revision),
         max_length=context_length(settings, config),  # the harness does not read MPT's `max_seq_len`
         trust_remote_code=config.trust_remote_code,
         batch_size=TRANSFORMERS_BATCH_SIZE,
