@@ -46,7 +46,7 @@ class Disagreement:
     def sentence(self, source: str) -> str:
         """Returns the difference in words, with the remedy if there is one to take."""
         found = (
-            f"{source}: vLLM and Transformers differ by {self.mean:.3f} nats per token (at most {self.largest:.2f}) over "
+            f"source {source}: vLLM and Transformers differ by {self.mean:.3f} nats per token (at most {self.largest:.2f}) over "
             f"{self.num_tokens} teacher-forced tokens"
         )
         if not self.is_error:

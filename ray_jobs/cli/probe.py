@@ -159,7 +159,9 @@ def _compare_engine(model: ReadModel, scored: list[ScoredRow], resources: dict[s
     """Returns a sentence on how far the engine is from Transformers, or on why it was not compared."""
     name = model.config.name if isinstance(model.config, SourceConfig) else model.path
     if model.config.num_devices > 1:
-        return f"{name}: vLLM was not compared with Transformers, which would need one device for the whole model"
+        return (
+            f"source {name}: vLLM was not compared with Transformers, which would need one device for the whole model"
+        )
     # The first process has exited: its memory is free.
     task: Any = ray.remote(max_calls=1, max_retries=0)(_compare)
     try:
@@ -167,7 +169,7 @@ def _compare_engine(model: ReadModel, scored: list[ScoredRow], resources: dict[s
         return found.sentence(name)
     except RayError as error:
         cause = unwrap_error(error) if isinstance(error, RayTaskError) else error
-        return f"{name}: vLLM was not compared with Transformers: {one_line(cause, 200)}"
+        return f"source {name}: vLLM was not compared with Transformers: {one_line(cause, 200)}"
 
 
 def _compare(model: ReadModel, scored: list[ScoredRow]) -> Disagreement:

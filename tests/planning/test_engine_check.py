@@ -40,11 +40,11 @@ def test_an_engine_that_ignores_a_setting_of_the_model_is_reported(tmp_path):
     assert agreed.num_tokens == differing.num_tokens == 6
     assert agreed.largest < 1e-5
     assert agreed.sentence("mpt") == (
-        "mpt: vLLM and Transformers differ by 0.000 nats per token (at most 0.00) over 6 teacher-forced tokens"
+        "source mpt: vLLM and Transformers differ by 0.000 nats per token (at most 0.00) over 6 teacher-forced tokens"
     )
     assert differing.is_error
     assert differing.largest >= differing.mean > 0.05
-    assert differing.sentence("mpt").startswith("WARNING: mpt: vLLM and Transformers differ by ")
+    assert differing.sentence("mpt").startswith("WARNING: source mpt: vLLM and Transformers differ by ")
     assert differing.sentence("mpt").endswith("set sources.mpt.engine.kind: transformers")
 
 

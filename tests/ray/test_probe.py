@@ -39,7 +39,7 @@ def test_a_run_costs_about_what_its_probe_predicted(tmp_path, corpus):
     assert read_plan(run.folder) == plan
     assert (plan.num_probed, plan.num_rows) == (8, stages.NUM_ROWS - 4)
     compared = [note for note in plan.notes if "vLLM and Transformers differ by 0.00" in note]
-    assert [note.partition(":")[0] for note in compared] == [source.name for source in run.recipe.sources]
+    assert [note.partition(":")[0] for note in compared] == [f"source {source.name}" for source in run.recipe.sources]
     for stage in plan.stages:
         counts, found = manifests[stage.stage.removeprefix("collect/")].counts, stage.quantities
         assert found["training_tokens"].value == pytest.approx(counts["training_tokens"], rel=0.4)
