@@ -67,18 +67,17 @@ def run_pipeline(
     if only:
         check_only([part.name for part in parts(run)], only, redo)
     with RunLock(run.folder, on_heartbeat=refresh) as lock:
-        run = begin(run)
         delete_stages(run, redo)
         check_fits_recipe(run)
-        chosen = [part for part in parts(run) if _is_requested(part.name, last, only)]
         if only:
-            check_inputs_finished(run, only, [part.artifact for part in chosen])
+            check_inputs_finished(run, only, [part.artifact for part in _chosen(run, last, only)])
         if run.select().manifest() is None:
             check_tokenizers(run)
         if run.fuse().manifest() is None:
             for line in check_target(run):
                 print_line(line)
-        _run_stages(run, lock, chosen, after_stage)
+        run = begin(run)
+        _run_stages(run, lock, _chosen(run, last, only), after_stage)
     return run
 
 
@@ -87,8 +86,11 @@ def parts(run: FusionRun) -> list[Part]:
     return [part for stage in REGISTRY.values() for part in stage.parts(run)]
 
 
-def _is_requested(name: str, last: int, only: str | None) -> bool:
-    return is_part(name, only) if only else STAGES.index(stage_name(name)) <= last
+def _chosen(run: FusionRun, last: int, only: str | None) -> list[Part]:
+    """Returns the requested parts."""
+    if only:
+        return [part for part in parts(run) if is_part(part.name, only)]
+    return [part for part in parts(run) if STAGES.index(stage_name(part.name)) <= last]
 
 
 def _run_stages(

@@ -77,7 +77,7 @@ def first_token(url: str) -> float:
 
 def bare_server(path: str, options: ServeConfig, port: int) -> subprocess.Popen:
     """Starts vLLM's own server, with the same engine options."""
-    flags = vllm_flags(options.models[0], path, on_gpu=False)
+    flags = vllm_flags(options.models[0], path, "float32", on_gpu=False)
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--port", str(port), "--host", "127.0.0.1"]
     # Ray's setting for a replica of one CPU.
     variables = {"OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}

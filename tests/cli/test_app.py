@@ -103,7 +103,7 @@ def test_plan_rejects_a_corpus_without_usable_rows(monkeypatch, capsys, recipe, 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("run", "nowhere"), "shipped recipes: alpaca-lab, demo, profuser-7b"),
+        (("run", "nowhere"), "shipped recipes: alpaca-lab, demo, open-trio, open-trio-demo, profuser-7b"),
         (("status", "nobody"), "run 'nobody' not found"),
         (("report", "nobody"), "run 'nobody' not found"),
         (("serve", "nobody"), "run 'nobody' not found"),

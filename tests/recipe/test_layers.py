@@ -84,7 +84,10 @@ def test_the_name_is_not_inherited_from_the_base(base, tmp_path):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ({"base": "nowhere.yaml"}, "base 'nowhere.yaml': no such file; shipped recipes: alpaca-lab, demo, profuser-7b"),
+        (
+            {"base": "nowhere.yaml"},
+            "base 'nowhere.yaml': no such file; shipped recipes: alpaca-lab, demo, open-trio, open-trio-demo, profuser-7b",
+        ),
         ({"base": "over.yaml"}, "base 'over.yaml' leads back to "),
         ({"base": "middle.yaml"}, "middle.yaml: base 'over.yaml' leads back to "),
         ({"base": ["demo"]}, "base: expected the name of a shipped recipe or a path"),

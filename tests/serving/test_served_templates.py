@@ -30,7 +30,7 @@ def test_a_source_is_served_with_the_template_and_arguments_of_its_recipe(tmp_pa
     run = FusionRun(parse_recipe(recipe, "the test"))
     unchanged, served = compared_models(run, ["plain", "qwen"], [])
     assert unchanged.chat_template is None
-    flags = vllm_flags(served, path, on_gpu=False)
+    flags = vllm_flags(served, path, "float32", on_gpu=False)
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(flags)
     conversation = [{"role": "user", "content": "a"}]
     options = {"chat_template": arguments.chat_template, "add_generation_prompt": True, "return_dict": False}
