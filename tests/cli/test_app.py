@@ -235,3 +235,21 @@ def test_an_interrupted_run_prints_how_to_continue(monkeypatch, capsys, recipe):
     code, _, err = profuser(monkeypatch, capsys, "run", recipe)
     assert code == 130
     assert "run again to continue" in err
+
+
+def test_a_dry_run_says_what_each_part_of_a_mix_is_and_what_it_is_compared_with(monkeypatch, capsys, recipe, tmp_path):
+    (tmp_path / "own.csv").write_text("ask,reply\nWhy?,Because.\n")
+    part = {"name": "asked", "path": str(tmp_path / "own.csv"), "fields": {"prompt": "ask", "response": "reply"}}
+    parts = [{"name": "numbers", "path": str(tmp_path / "data.jsonl"), "share": 0.5}, part]
+    given = [f"corpus.parts={yaml.safe_dump(parts, default_flow_style=True).strip()}", "corpus.path=null"]
+    settings = [word for setting in (*given, "corpus.decontaminate=true") for word in ("--set", setting)]
+    code, out, err = profuser(monkeypatch, capsys, "run", recipe, *settings, "--dry-run")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[:3] == [
+        "corpus, numbers: qa: 30 rows read, 30 usable",
+        "corpus, asked: fields: 1 rows read, 1 usable",
+        "decontamination: rows that share 13 words with held-out rows are dropped",
+    ]
+    code, _, err = profuser(monkeypatch, capsys, "run", recipe, *settings[:2], "--dry-run")
+    assert code == 2
+    assert "corpus.path does not apply to corpus.parts" in err
