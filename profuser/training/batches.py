@@ -138,7 +138,10 @@ class UpdatePlan:
         """Returns the tokens of every row of the index in these modes."""
         sizes = self.index.tokens[:, modes].sum(axis=1)
         if not sizes[self.rows].any():
-            raise TrainingError("fuse: no example in the mode that the schedule trains; check select's counts")
+            raise TrainingError(
+                f"fuse: no example in the mode that the schedule trains ({' and '.join(MODES[mode] for mode in modes)}); check "
+                "select's counts: if verifiers accepted no answer, lower their accept_above, or set it to null to reject none"
+            )
         if sizes[self.rows].max() > self.config.batch_tokens:
             raise TrainingError(
                 f"fuse.batch_tokens: {self.config.batch_tokens:,} is less than the examples of one row "

@@ -36,7 +36,7 @@ def recipe(tmp_path_factory):
         ],
         "target": target,
         "collect": {"top_k": 4, "generation": {"max_tokens": 4}},
-        "rewards": [{"kind": "exact_match", "name": "exact"}],
+        "rewards": [{"kind": "exact_match", "name": "exact", "accept_above": None}],
         "fuse": {
             "duration": {"kind": "steps", "value": 2},
             "batch_tokens": 400,

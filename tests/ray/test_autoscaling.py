@@ -28,7 +28,7 @@ def recipe(tmp_path):
         "name": "tiny",
         "corpus": {"max_rows": NUM_ROWS, "heldout_rows": NUM_HELDOUT, "rows_per_shard": 12},
         "sources": [source | {"engine": source.get("engine", {}) | engine} for source in shipped["sources"][:2]],
-        "rewards": [{"kind": "exact_match", "name": "exact", "pool": pool}],
+        "rewards": [{"kind": "exact_match", "name": "exact", "accept_above": None, "pool": pool}],
         "fuse": {"duration": {"kind": "steps", "value": 8}, "batch_tokens": 1024},
         "evaluate": {"judged": False},
     }

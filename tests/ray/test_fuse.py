@@ -24,7 +24,7 @@ from ray_jobs.runtime.cluster import connected
 from ray_jobs.stages.fuse import fuse
 from tests.ray import stages
 from tests.ray.fuse_driver import SETTINGS, run_of
-from tests.ray.stages import run_until_select, write_corpus
+from tests.ray.stages import select_here, write_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 NUM_STEPS = SETTINGS["duration"]["value"]
@@ -37,8 +37,7 @@ def selected(tmp_path_factory):
     """Returns a storage whose run is finished up to `select`."""
     folder = tmp_path_factory.mktemp("selected")
     write_corpus(folder / "corpus.jsonl", 80)
-    with connected():
-        run_until_select(run_of(folder / "storage", folder / "corpus.jsonl"))
+    select_here(run_of(folder / "storage", folder / "corpus.jsonl"))
     return folder
 
 

@@ -111,7 +111,7 @@ def desk(folder, cluster, token, run):
         "sources": [{"name": name, "model": model, "engine": ENGINES[name]} for name, model in stages.MODELS.items()],
         "target": {"model": "lab://sources/llama", "engine": ENGINES["llama"]},
         "collect": {"top_k": 6, "generation": {"max_tokens": 24}},
-        "rewards": [{"kind": "exact_match", "name": "exact"}],
+        "rewards": [{"kind": "exact_match", "name": "exact", "accept_above": None}],
         "fuse": {
             "duration": {"kind": "steps", "value": NUM_STEPS},
             "batch_tokens": 800,
