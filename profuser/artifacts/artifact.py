@@ -21,9 +21,9 @@ from profuser.storage.folder import Folder
 
 MANIFEST = "manifest.json"
 COUNTS_KEY = b"profuser.counts"
-KIND_KEY = b"profuser.kind"
+FINGERPRINT_KEY = b"profuser.kind"
 SETTINGS_KEY = b"profuser.settings"
-"""Keys of a shard's metadata: its counts, the artifact's fingerprint (`KIND_KEY`), and the settings and inputs behind it."""
+"""Keys of a shard's metadata: its counts, the artifact's fingerprint (`FINGERPRINT_KEY`), and the settings and inputs behind it."""
 SHARD_NAME = re.compile(r"^shard-(\d{5,})\.parquet$")
 
 
@@ -80,7 +80,7 @@ class Artifact:
         """Writes a shard with its counts, atomically."""
         check_schema(table, self.schema, f"{self.stage} shard {index}")
         settings = json.dumps({"config": self.config, "inputs": self.inputs})
-        metadata = {KIND_KEY: self.fingerprint, COUNTS_KEY: json.dumps(dict(counts)), SETTINGS_KEY: settings}
+        metadata = {FINGERPRINT_KEY: self.fingerprint, COUNTS_KEY: json.dumps(dict(counts)), SETTINGS_KEY: settings}
         self.folder.write_table(shard_name(index), table.replace_schema_metadata(metadata))
 
     def read_shard(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
@@ -96,7 +96,7 @@ class Artifact:
         except ArtifactError as error:
             raise ArtifactError(f"{error}; rebuild it with --redo {stage}") from None
         metadata = table.schema.metadata or {}
-        if metadata.get(KIND_KEY) != self.fingerprint.encode():
+        if metadata.get(FINGERPRINT_KEY) != self.fingerprint.encode():
             settings = json.loads(metadata.get(SETTINGS_KEY, b"{}"))
             changes = "; ".join(self._changes(settings.get("config", {}), settings.get("inputs", {}))[:5])
             raise ArtifactError(
@@ -124,7 +124,7 @@ class Artifact:
                 metadata = self.folder.table_metadata(name)
             except ArtifactError:
                 metadata = {}
-            if metadata.get(KIND_KEY) == self.fingerprint.encode():
+            if metadata.get(FINGERPRINT_KEY) == self.fingerprint.encode():
                 out[index] = json.loads(metadata[COUNTS_KEY])
             else:
                 self.folder.rename(name, f"{name}.bad")

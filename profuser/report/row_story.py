@@ -36,7 +36,7 @@ class RowStory:
     row_id: str
 
     @classmethod
-    def telling(cls, run: FusionRun) -> "RowStory":
+    def of(cls, run: FusionRun) -> "RowStory":
         """Picks the first row whose two teachers both differ from the target; else one with two teachers; else the first.
 
         Raises:
@@ -126,7 +126,7 @@ class RowStory:
             )
         return read_signals(found, prefix, [sample], size, top_k)
 
-    def lesson(self, mode: str, projections: Sequence[VocabProjection]) -> tuple[Aligned, Transported]:
+    def transported(self, mode: str, projections: Sequence[VocabProjection]) -> tuple[Aligned, Transported]:
         """Returns a training example's alignment: the teacher's and the target's tokens, and the transported distributions.
 
         Args:

@@ -64,7 +64,7 @@ class UpdatePlan:
 
     def __init__(self, index: ExampleIndex, config: FuseConfig, seed: int):
         self.index, self.config, self.seed = index, config, seed
-        self.rows, self.apart = index.split(config.validation_rows, seed)
+        self.rows, self.validation = index.split(config.validation_rows, seed)
         self.num_steps = count_steps(config, int(index.tokens[self.rows].sum()))
         self._epoch = lru_cache(maxsize=2)(self._order)
         self._sizes = lru_cache(self._sizes_of)
@@ -105,7 +105,9 @@ class UpdatePlan:
 
     def deal_validation(self, world_size: int, rank: int) -> list[list[Pack]]:
         """Returns one worker's micro-batches of the validation rows, both modes."""
-        keys = [(int(row), mode) for row in self.apart for mode in range(len(MODES)) if self.index.tokens[row, mode]]
+        keys = [
+            (int(row), mode) for row in self.validation for mode in range(len(MODES)) if self.index.tokens[row, mode]
+        ]
         return self._deal(keys, world_size, rank) if keys else []
 
     def _deal(self, keys: Sequence[Key], world_size: int, rank: int) -> list[list[Pack]]:

@@ -180,7 +180,7 @@ class Trainer:
 
         The entry without a mode's name repeats the training mode's value, or the inference mode's if there is no other.
         """
-        if len(self.plan.apart) == 0:
+        if len(self.plan.validation) == 0:
             return {}
         self.module.eval()
         sums = torch.zeros(2, len(MODES), dtype=torch.float64, device=self.device)
@@ -191,7 +191,7 @@ class Trainer:
             sizes = torch.from_numpy(each.response_bytes).to(self.device)
             sums[1].index_add_(0, torch.from_numpy(each.mode).to(self.device, torch.int64), sizes)
         self.module.train()
-        self.module.let_go()
+        self.module.reshard_gathered()
         if self.world_size > 1:
             dist.all_reduce(sums)
         nats, num_bytes = sums.tolist()

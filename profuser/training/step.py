@@ -196,10 +196,10 @@ class FusionModule(nn.Module):
         )
 
     def check(self, test: Callable[["FusionModule"], None]) -> None:
-        """Runs a test of the model while its root parameters are unsharded; call `let_go` afterwards."""
+        """Runs a test of the model while its root parameters are unsharded; call `reshard_gathered` afterwards."""
         test(self)
 
-    def let_go(self) -> None:
+    def reshard_gathered(self) -> None:
         """Reshards gathered parameters. A forward pass without a backward leaves them gathered, and the optimizer and checkpoints
         would take them for the parameters themselves.
         """

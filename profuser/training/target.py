@@ -65,7 +65,7 @@ def load_target(
     if config.lora:
         fill_adapters(module.model, seed)
     module.check(partial(check_target, path=path, packing=config.packing))
-    module.let_go()
+    module.reshard_gathered()
     return module
 
 

@@ -96,7 +96,7 @@ def _scaling(config: FuseConfig) -> tuple[ScalingConfig, TorchConfig]:
 
 def _kept(config: FuseConfig, plan: UpdatePlan) -> CheckpointConfig:
     """Keeps the best checkpoints by held-out bits per byte where measured; Ray Train also keeps the last one."""
-    if len(plan.apart) == 0:
+    if len(plan.validation) == 0:
         return CheckpointConfig(num_to_keep=config.keep_checkpoints)
     return CheckpointConfig(
         num_to_keep=config.keep_checkpoints, checkpoint_score_attribute=HELDOUT, checkpoint_score_order="min"
@@ -112,7 +112,7 @@ def _index_facts(plan: UpdatePlan) -> dict[str, float]:
     """Returns counts of examples and rows for MLflow."""
     index = plan.index
     facts = {"examples": float((index.tokens > 0).sum()), "training_rows": float(len(plan.rows))}
-    facts |= {"heldout_rows": float(len(plan.apart)), "cut_examples": float(index.num_cut)}
+    facts |= {"heldout_rows": float(len(plan.validation)), "cut_examples": float(index.num_cut)}
     facts |= {"left_out_examples": float(index.num_left_out)}
     return facts | {f"examples_of_{name}": float(count) for name, count in index.teachers.items()}
 

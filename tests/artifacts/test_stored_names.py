@@ -7,7 +7,7 @@ from profuser.signals.rules import Rule
 
 
 def test_names_in_shards_folders_and_mlflow_are_those_of_earlier_runs():
-    assert (artifact.COUNTS_KEY, artifact.KIND_KEY) == (b"profuser.counts", b"profuser.kind")
+    assert (artifact.COUNTS_KEY, artifact.FINGERPRINT_KEY) == (b"profuser.counts", b"profuser.kind")
     assert (artifact.SETTINGS_KEY, artifact.MANIFEST) == (b"profuser.settings", "manifest.json")
     assert (tracking.PARENT_TAG, tracking.STAGE_TAG) == ("profuser.run", "profuser.stage")
     assert (fusion_run.MODEL, fusion_run.TRAINING_METRICS, finding.RECIPE) == ("model", "metrics.jsonl", "recipe.yaml")

@@ -90,7 +90,7 @@ def test_a_target_token_lies_inside_its_source_tokens(pair, text):
     found = aligned(pair, text)
     assert {Rule.PROJECT, Rule.END} <= {found.rule(position) for position in range(len(found.rules))}
     for position in range(len(found.rules)):
-        spoken = found.spoken_by(position)
+        spoken = found.source_tokens_of(position)
         assert found.source.bounds[spoken.start] <= max(found.target.bounds[position], found.source.bounds[0])
         assert found.source.bounds[spoken.stop] >= found.target.bounds[position + 1]
 

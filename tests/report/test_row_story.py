@@ -52,14 +52,14 @@ def run_with(folder, teachers):
     ],
 )
 def test_a_row_with_two_teachers_other_than_the_target_is_picked(tmp_path, teachers, picked):
-    story = RowStory.telling(run_with(tmp_path, teachers))
+    story = RowStory.of(run_with(tmp_path, teachers))
     assert story.row_id == picked
     assert [row["teacher"] for row in story.choice()] == list(teachers[picked])
 
 
 def test_a_run_without_examples_has_no_story(tmp_path):
     with pytest.raises(UserError, match="no training examples yet"):
-        RowStory.telling(run_with(tmp_path, {}))
+        RowStory.of(run_with(tmp_path, {}))
 
 
 def test_distributions_are_decoded_with_their_probabilities():

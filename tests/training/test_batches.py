@@ -79,9 +79,9 @@ def test_workers_share_an_update_without_loss_and_with_equal_counts(world_size, 
 
 def test_validation_rows_are_never_trained_on():
     plan = Setting().plan
-    assert len(plan.apart) == 3
-    assert not set(plan.apart) & {row for epoch in rows_of(plan) for row in epoch}
-    assert len(Setting(config(validation_rows=1000)).plan.apart) == 33 // 10
+    assert len(plan.validation) == 3
+    assert not set(plan.validation) & {row for epoch in rows_of(plan) for row in epoch}
+    assert len(Setting(config(validation_rows=1000)).plan.validation) == 33 // 10
 
 
 def test_windows_contain_all_updates_in_order():

@@ -203,7 +203,7 @@ def test_training_lowers_the_loss_and_held_out_bits_per_byte_equal_the_models():
     setting.run(trainer)
     assert trainer.history[-1]["ce_training_nats"] < trainer.history[30]["ce_training_nats"] - 0.3
     nats, size = [0.0, 0.0], [0.0, 0.0]
-    keys = [(int(row), mode) for row in setting.plan.apart for mode in (0, 1) if setting.index.tokens[row, mode]]
+    keys = [(int(row), mode) for row in setting.plan.validation for mode in (0, 1) if setting.index.tokens[row, mode]]
     for (_, mode), example in setting.reader.read(setting.index, keys):
         ids = torch.from_numpy(np.concatenate([example.prompt_ids, example.response_ids]).astype(np.int64))[None]
         logprobs = trainer.module.model(ids).logits[0].log_softmax(-1)

@@ -152,7 +152,7 @@ def _box(
 
 def _arrows(axes: Axes, aligned: Aligned, position: int, span: tuple[int, int], theme: Theme) -> None:
     """Draws an arrow to a target token from each source token whose probability it uses."""
-    for number, source in enumerate(aligned.spoken_by(position)):
+    for number, source in enumerate(aligned.source_tokens_of(position)):
         start, _ = _spans(aligned.source)[source]
         x = max(span[0], start) + 0.5
         style = {"arrowstyle": "-|>", "linestyle": "--" if number else "-", "linewidth": 0.8, "mutation_scale": 7}

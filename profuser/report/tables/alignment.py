@@ -120,7 +120,7 @@ class Aligned:
         """Returns the rule of a target position."""
         return Rule(int(self.rules[position]))
 
-    def spoken_by(self, position: int) -> range:
+    def source_tokens_of(self, position: int) -> range:
         """Returns a target position's source tokens: the one whose distribution is used, and under CHAIN the following ones."""
         first, rule = int(self.matches.source[position]), self.rule(position)
         if rule == Rule.NONE:
@@ -140,7 +140,7 @@ class Aligned:
             {
                 "target token": label,
                 "rule": self.rule(position).name.lower(),
-                "source tokens": " + ".join(labels[index] for index in self.spoken_by(position)),
+                "source tokens": " + ".join(labels[index] for index in self.source_tokens_of(position)),
                 "consumed": hex_bytes(self.consumed(position)) if self.rule(position) else "",
             }
             for position, label in enumerate(self.target.labels)
