@@ -38,7 +38,7 @@ class EngineConfig(Config):
     """Engine; `auto` is vLLM, or Transformers for an architecture that the installed vLLM does not support."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Data type; `auto` is the checkpoint's type on a GPU. On a CPU it is float32, or bfloat16 for a checkpoint in bfloat16 of at
-    least 100 MiB if all CPU nodes multiply such numbers (`amx_bf16`, `avx512_bf16`) when the run begins."""
+    least 16 MiB if all CPU nodes multiply such numbers (`amx_bf16`, `avx512_bf16`) when the run begins."""
     max_model_len: int | None = Field(default=None, gt=0)
     """Longest prompt plus response in tokens; by default the model's own limit."""
     quantization: str | None = None

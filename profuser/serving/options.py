@@ -54,7 +54,7 @@ class ServedModel(Config):
     """Jinja source of the template; by default the tokenizer's own."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Data type of the weights; `auto`: the checkpoint's on a GPU. On a CPU it is float32, or bfloat16 for a checkpoint in bfloat16
-    of at least 100 MiB on a processor that multiplies such numbers."""
+    of at least 16 MiB on a processor that multiplies such numbers."""
     quantization: str | None = None
     """Quantization method that vLLM supports (`fp8`, `awq` ...); by default the checkpoint's."""
     max_model_len: int | None = Field(default=None, gt=0)
