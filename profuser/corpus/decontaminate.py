@@ -10,6 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from profuser.corpus.tool_turns import strings_of
+from profuser.corpus.turns import Message
+
 NUM_WORDS = 13
 MOST_PROMPTS = 10
 HELDOUT = "held-out rows"
@@ -34,7 +37,8 @@ def phrases(text: str) -> Iterator[str]:
 
 def texts_of(row: Mapping[str, Any]) -> list[str]:
     """Returns the texts of a row of the corpus schema."""
-    return [*(message["content"] for message in row["messages"]), row["response"]]
+    prompt = (Message(message["role"], message["content"]) for message in row["messages"])
+    return [*(text for message in prompt for text in strings_of(message)), row["response"]]
 
 
 class Decontamination:

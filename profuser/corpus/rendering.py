@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import jinja2
 
 from profuser.corpus.template_text import mentions, with_arguments, with_date, with_ending
-from profuser.corpus.thinking import FAMILIES, Markers, closing, opened
+from profuser.corpus.thinking import FAMILIES, MARKS, Markers, closing, opened
+from profuser.corpus.tool_calls import RESULT
+from profuser.corpus.tool_turns import Turns, as_turns, forms, left_out, probes, uses_tools
 from profuser.corpus.turns import Message
 from profuser.errors import UserError, one_line
 from profuser.recipe.template import JinjaTemplate, TemplateConfig
@@ -19,6 +21,7 @@ from profuser.recipe.template import JinjaTemplate, TemplateConfig
 PROBE = "probe"
 SWITCHES = ("enable_thinking", "thinking")
 """Variables by which templates turn thinking on and off."""
+THINKS_OTHERWISE = "its thinking after a tool's result differs from that after a question"
 TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
 """Errors of a template that does not accept a conversation."""
 
@@ -106,25 +109,57 @@ def _generation_prompt(tokenizer: Any, text: str) -> str:
 def render_all(
     tokenizer: Any, conversations: Sequence[Sequence[Message]], text: str, add_generation_prompt: bool
 ) -> list[str | Refusal]:
-    """Renders conversations in one call: its set-up costs as much as a row. If that fails, one by one, to find those at fault."""
-    batch = [[message._asdict() for message in messages] for messages in conversations]
+    """Renders conversations in one call: its set-up costs as much as a row. If that fails, one by one, to find those at fault.
+
+    Those with tools are rendered one by one, see `render`.
+    """
+    plain = [messages for messages in conversations if not uses_tools(messages)]
     options = {"chat_template": text, "tokenize": False, "add_generation_prompt": add_generation_prompt}
     try:
-        return list(tokenizer.apply_chat_template(batch, **options)) if batch else []
+        found = tokenizer.apply_chat_template([as_turns(messages) for messages in plain], **options) if plain else []
     except TEMPLATE_ERRORS:
-        return [render(tokenizer, messages, text, add_generation_prompt) for messages in conversations]
+        found = [render(tokenizer, messages, text, add_generation_prompt) for messages in plain]
+    rest = iter(found)
+    return [
+        render(tokenizer, messages, text, add_generation_prompt) if uses_tools(messages) else next(rest)
+        for messages in conversations
+    ]
 
 
 def render(tokenizer: Any, messages: Sequence[Message], text: str, add_generation_prompt: bool) -> str | Refusal:
-    """Renders a conversation with a template's source; or returns why that does not accept it."""
-    turns = [message._asdict() for message in messages]
-    try:
-        return tokenizer.apply_chat_template(
-            turns, chat_template=text, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except TEMPLATE_ERRORS as error:
-        roles = ", ".join(message.role for message in messages)
-        return Refusal(f"{one_line(error) or type(error).__name__} (for turns of {roles})")
+    """Renders a conversation with a template's source; or returns why that does not accept it.
+
+    With tools, it is rendered in the first of the `forms` in which the template writes all calls and results.
+    """
+    options = {"chat_template": text, "tokenize": False, "add_generation_prompt": add_generation_prompt}
+    reasons = []
+    for turns, probed in zip(forms(messages), forms(probes(messages)), strict=True):
+        try:
+            if not uses_tools(messages):
+                return tokenizer.apply_chat_template(turns, **options)
+            fault = _tools_fault(tokenizer, probed, text, add_generation_prompt)
+            if not fault:
+                return tokenizer.apply_chat_template(turns, **options)
+            reasons.append(fault)
+        except TEMPLATE_ERRORS as error:
+            reasons.append(one_line(error) or type(error).__name__)
+    # The second form lacks what a template may dislike in the first.
+    reason = THINKS_OTHERWISE if THINKS_OTHERWISE in reasons else reasons[:2][-1]
+    return Refusal(f"{reason} (for turns of {', '.join(message.role for message in messages)})")
+
+
+def _tools_fault(tokenizer: Any, probed: Turns, text: str, add_generation_prompt: bool) -> str | None:
+    """Returns what a template does wrong with turns of `probes`; None if it writes them, and no thinking that others lack."""
+    options = {"chat_template": text, "tokenize": False, "add_generation_prompt": add_generation_prompt}
+    rendered = tokenizer.apply_chat_template(probed, **options)
+    if missing := left_out(probed, rendered):
+        return f"it leaves out {missing}"
+    if add_generation_prompt and probed[-1]["role"] == RESULT and any(mark in text for mark in MARKS):
+        # The settings of thinking are made for a prompt that ends with a question.
+        asked, answered = _generation_prompt(tokenizer, text), rendered.rpartition(probed[-1]["content"])[2]
+        if any(asked.count(mark) != answered.count(mark) for mark in MARKS):
+            return THINKS_OTHERWISE
+    return None
 
 
 def template_name(tokenizer: Any, is_shared: bool) -> str:

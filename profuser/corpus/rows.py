@@ -9,6 +9,8 @@ EXCERPT_CHARS = 160
 TRUNCATED = "the file is truncated here"
 TURN_FIELDS = (("role", "content"), ("from", "value"))
 """Fields of a turn: its role and its text."""
+CALL_FIELDS = ("tool_calls", "function_call")
+"""Fields of a turn that calls tools, and that may have no text."""
 Unit = Literal["line", "record"]
 
 
@@ -42,7 +44,9 @@ def make_row(label: str, number: int, record: Any, text: str = "", unit: Unit = 
 
 def is_turn(value: Any) -> bool:
     """Returns whether a value has the fields of a conversation's turn."""
-    return isinstance(value, Mapping) and any(role in value and text in value for role, text in TURN_FIELDS)
+    return isinstance(value, Mapping) and any(
+        role in value and any(field in value for field in (text, *CALL_FIELDS)) for role, text in TURN_FIELDS
+    )
 
 
 def excerpt_of(record: Mapping[str, Any] | None) -> str:

@@ -132,12 +132,14 @@ def _said(record: Record, field: str, speaker: Callable[[str], Turn]) -> list[Tu
 
 
 def _with_context(asked: list[Turn], record: Record, fields: Sequence[str]) -> list[Turn]:
-    """Puts the record's further text behind the last turn of a prompt, after a blank line."""
+    """Puts the record's further text behind the last user turn of a prompt, after a blank line."""
     context = optional_text(record, *fields)
-    if not context or not asked:
+    places = [place for place, turn in enumerate(asked) if turn.message.role == "user"]
+    if not context or not places:
         return asked
-    role, content = asked[-1].message
-    return [*asked[:-1], asked[-1]._replace(message=Message(role, f"{content}\n\n{context}"))]
+    place = places[-1]
+    text = f"{asked[place].message.content}\n\n{context}"
+    return [*asked[:place], asked[place]._replace(message=Message("user", text)), *asked[place + 1 :]]
 
 
 def _with_system(turns: list[Turn], record: Record, fields: Sequence[str]) -> list[Turn]:
@@ -157,7 +159,7 @@ def _chosen(prompt: str | None, contexts: Sequence[str]) -> Parser:
     def parse(record: Record) -> Conversation:
         chosen = _spoken(record, "chosen", assistant)
         asked = _with_context(_spoken(record, prompt, user), record, contexts) if prompt else []
-        if not chosen or chosen[0].message.role == "assistant":
+        if not chosen or chosen[0].message.role not in ("system", "user"):
             if not asked:
                 raise RowFault("chosen has no prompt: neither a field beside it nor text 'Human: ... Assistant: ...'")
             chosen = [*asked, *chosen]

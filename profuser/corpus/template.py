@@ -12,6 +12,8 @@ from typing import Any
 from profuser.corpus.rendering import PROBE, ChatTexts, Refusal, chat_texts, render, render_all, template_name
 from profuser.corpus.special_tokens import Commands, commands, encode, protect
 from profuser.corpus.thinking import FAMILIES, MARKS, begins_with_thinking, is_inside, opened, unopened
+from profuser.corpus.tool_calls import CALLS, RESULT, canonical
+from profuser.corpus.tool_turns import protected
 from profuser.corpus.turns import Message
 from profuser.errors import UserError
 from profuser.recipe.template import JinjaTemplate, TemplateConfig
@@ -62,7 +64,7 @@ def encode_examples(
         end_token_id(tokenizer, template),
         template_commands(tokenizer, template),
     )
-    asked = [_protected(messages, strings) for messages, _ in examples]
+    asked = [protected(messages, strings) for messages, _ in examples]
     responses = [protect(response, strings) for _, response in examples]
     prompts = _prompts(tokenizer, asked, [r for _, r in examples], texts, generated or [False] * len(examples))
     turns = [[*messages, Message("assistant", text)] for messages, text in zip(asked, responses, strict=True)]
@@ -128,7 +130,7 @@ def render_prompts(
 ) -> list[list[int] | Refusal]:
     """Returns the token ids of the prompts that the model answers, up to the start of the answer; or why one is refused."""
     texts, strings = chat_texts(tokenizer, template), template_commands(tokenizer, template)
-    prompts = render_all(tokenizer, [_protected(m, strings) for m in conversations], texts.asking, True)
+    prompts = render_all(tokenizer, [protected(m, strings) for m in conversations], texts.asking, True)
     ids = iter(encode(tokenizer, [p for p in prompts if not isinstance(p, Refusal)], strings))
     return [p if isinstance(p, Refusal) else next(ids) for p in prompts]
 
@@ -147,11 +149,18 @@ def _template_commands(tokenizer: Any, text: str) -> Commands:
     written = next((each for each in rendered if isinstance(each, str)), "")
     for mark in MARKS:
         written = written.replace(mark, "")
-    return commands(tokenizer, written)
+    return commands(tokenizer, " ".join((written, *_around_results(tokenizer, text))))
 
 
-def _protected(messages: Sequence[Message], strings: Commands) -> list[Message]:
-    return [Message(message.role, protect(message.content, strings)) for message in messages]
+def _around_results(tokenizer: Any, text: str) -> list[str]:
+    """Returns the added tokens that a template writes around tools' results, and not in a call, which is a model's own text."""
+    call = canonical([{"name": PROBE}], "", "")
+    turns = [Message(role, call if role == CALLS else PROBE) for role in ("user", CALLS, RESULT, "assistant")]
+    called, answered = (render(tokenizer, part, text, False) for part in (turns[:2], turns))
+    if isinstance(called, Refusal) or isinstance(answered, Refusal):
+        return []
+    added = (token.content for token in tokenizer.added_tokens_decoder.values())
+    return [content for content in added if content in answered and content not in called and content not in MARKS]
 
 
 def end_token_id(tokenizer: Any, template: TemplateConfig) -> int:

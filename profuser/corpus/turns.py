@@ -6,6 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from profuser.corpus.rows import TURN_FIELDS, type_name
+from profuser.corpus.tool_calls import (
+    CALLS,
+    RESULT,
+    ToolLabel,
+    calls_in_text,
+    calls_of,
+    check_results,
+    has_calls,
+    label_of,
+)
 from profuser.corpus.values import RowFault, clean_text, is_blank, named_fields, shortened, text_of
 
 TurnsLearnt = Literal["all", "last"]
@@ -14,15 +24,21 @@ ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model"), "assistant"),
 }
-TOOL_ROLES = ("tool", "function", "ipython", "observation", "function_call", "tool_call", "tool_response")
-CALLS = ("tool_calls", "function_call")
+RESULT_ROLES = ("tool", "function", "ipython", "observation", "tool_response")
+CALL_ROLES = ("function_call", "tool_call")
+"""Roles of turns whose text is the JSON of a call."""
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+ORDER = re.compile("(?:u(?:ct+)*a)*(?:u(?:ct+)*c?)?")
+"""Turns of user (u), assistant (a), tool calls (c) and tools (t)."""
 SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
 class Message(NamedTuple):
-    """One turn of a conversation; the role is system, user or assistant."""
+    """One turn of a conversation.
+
+    The role is system, user, assistant, or in a prompt `tool_calls` (its content is canonical JSON, see `tool_calls`) or `tool`.
+    """
 
     role: str
     content: str
@@ -32,7 +48,7 @@ class PromptedResponse(NamedTuple):
     """An instruction and its ground-truth response."""
 
     messages: tuple[Message, ...]
-    """The prompt; it ends with a user turn."""
+    """The prompt; it ends with a user turn or a tool's result."""
     response: str
 
 
@@ -44,6 +60,8 @@ class Turn(NamedTuple):
     """Whether an assistant turn is not to be learnt."""
     unused: tuple[str, ...] = ()
     """Fields that would change the turn's meaning, and that are not used."""
+    label: ToolLabel = ToolLabel()
+    """The call that a tool's result answers, as far as it is named."""
 
 
 def user(text: str) -> Turn:
@@ -88,17 +106,27 @@ def _parse_turn(turn: Any, number: int) -> Turn | None:
     if role_field not in turn:
         raise RowFault(f"a turn has no role (turn {number}; {named_fields(turn)})")
     role = turn[role_field]
-    if role in TOOL_ROLES:
-        raise RowFault(f"a tool's turn, which each template writes differently (turn {number})")
-    if not isinstance(role, str) or role not in ROLES:
-        raise RowFault(f"unknown role {repr(role)[:40]} (turn {number})")
-    if any(not is_blank(turn.get(call)) for call in CALLS):
-        raise RowFault(f"the response is a tool call, which each template writes differently (turn {number})")
-    if ROLES[role] == "system" and turn.get(text_field) == "":
+    details = f" (turn {number})"
+    if role in RESULT_ROLES:
+        return Turn(Message(RESULT, _content(turn, text_field, details)), label=label_of(turn))
+    if not isinstance(role, str) or role not in (*ROLES, *CALL_ROLES):
+        raise RowFault(f"unknown role {repr(role)[:40]}{details}")
+    if ROLES.get(role) == "system" and turn.get(text_field) == "":
         return None
-    text = _content(turn, text_field, f" (turn {number})")
     unused = tuple(name for name in THOUGHTS if not is_blank(turn.get(name)))
-    return Turn(Message(ROLES[role], text), turn.get("weight") == 0, unused)
+    return Turn(_message(turn, role, text_field, details), turn.get("weight") == 0, unused)
+
+
+def _message(turn: Mapping[str, Any], role: str, text_field: str, details: str) -> Message:
+    """Parses the message of a turn that is not a tool's."""
+    if role in CALL_ROLES:
+        return Message(CALLS, calls_in_text(_content(turn, text_field, details), details))
+    if not has_calls(turn):
+        return Message(ROLES[role], _content(turn, text_field, details))
+    if ROLES[role] != "assistant":
+        raise RowFault(f"a tool call in a turn of {role}{details}")
+    text = "" if is_blank(turn.get(text_field)) else _content(turn, text_field, details)
+    return Message(CALLS, calls_of(turn, text, details))
 
 
 def _content(turn: Mapping[str, Any], field: str, details: str) -> str:
@@ -153,22 +181,47 @@ def cut(turns: Sequence[Turn], field: str, learnt: TurnsLearnt) -> tuple[list[Pr
         The examples, and the number of turns after the last response, which are not used.
 
     Raises:
-        RowFault: user and assistant do not alternate, beginning with the user, or no assistant turn is to be learnt.
+        RowFault: user and assistant do not alternate, beginning with the user; tool calls and results do not belong together; or
+            no assistant turn is to be learnt, or with `last` a tool call: its bytes differ by template.
     """
     messages = [turn.message for turn in turns]
     roles = [message.role for message in messages]
-    if "assistant" not in roles:
+    if "assistant" not in roles and CALLS not in roles:
         raise RowFault(f"no assistant turn (of {len(roles)} turns)")
     if roles[-1] == "system":
         raise RowFault(f"{field} end with a system turn")
+    _check_order(roles, field)
+    _check_tools(turns, roles)
+    places = [n for n, turn in enumerate(turns) if roles[n] in ("assistant", CALLS) and not turn.is_context]
+    if not places:
+        raise RowFault(f"every assistant turn has weight 0 (of {len(roles)} turns)")
+    answers = [place for place in places if roles[place] == "assistant"]
+    if not answers or (learnt == "last" and roles[places[-1]] == CALLS):
+        raise RowFault(f"the response is a tool call, which each template writes differently ({shortened(roles)})")
+    chosen = answers if learnt == "all" else answers[-1:]
+    examples = [PromptedResponse(tuple(messages[:place]), messages[place].content) for place in chosen]
+    return examples, len(turns) - 1 - answers[-1]
+
+
+def _check_order(roles: Sequence[str], field: str) -> None:
+    """Checks that each user turn is followed by tool calls, if any, each with its results, and then an assistant turn."""
     spoken = roles[1:] if roles[0] == "system" else roles
     if spoken[0] != "user":
         raise RowFault(f"{field} do not start with a user turn ({shortened(roles)})")
-    if spoken != (["user", "assistant"] * len(spoken))[: len(spoken)]:
-        raise RowFault(f"user and assistant do not alternate ({shortened(roles)})")
-    places = [n for n, turn in enumerate(turns) if roles[n] == "assistant" and not turn.is_context]
-    if not places:
-        raise RowFault(f"every assistant turn has weight 0 (of {len(roles)} turns)")
-    chosen = places if learnt == "all" else places[-1:]
-    examples = [PromptedResponse(tuple(messages[:place]), messages[place].content) for place in chosen]
-    return examples, len(turns) - 1 - places[-1]
+    order = "".join({"user": "u", "assistant": "a", CALLS: "c", RESULT: "t"}.get(role, "s") for role in spoken)
+    if ORDER.fullmatch(order):
+        return
+    what = "user and assistant do not alternate"
+    if re.search("(?<![ct])t", order):
+        what = "a tool's result follows no tool call"
+    elif re.search("c[^t]", order):
+        what = "a tool call has no result"
+    raise RowFault(f"{what} ({shortened(roles)})")
+
+
+def _check_tools(turns: Sequence[Turn], roles: Sequence[str]) -> None:
+    """Checks that the results of tools answer the calls before them."""
+    for place in (place for place, role in enumerate(roles) if role == CALLS):
+        end = next((n for n in range(place + 1, len(roles)) if roles[n] != RESULT), len(roles))
+        labels = [turn.label for turn in turns[place + 1 : end]]
+        check_results(turns[place].message.content, labels, end == len(roles), f" (after turn {place + 1})")

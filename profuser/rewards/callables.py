@@ -9,10 +9,12 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from profuser.corpus.tool_turns import as_turns
+from profuser.corpus.turns import Message
 from profuser.errors import UserError
 from profuser.recipe.rewards import CallableConfig
 
-Function = Callable[[list[dict[str, str]], str, str], Any]
+Function = Callable[[list[dict[str, Any]], str, str], Any]
 REMEDY = "install its package or put its folder on PYTHONPATH, on every node"
 
 
@@ -48,7 +50,7 @@ def source_digest(config: CallableConfig) -> str:
 
 def call_function(function: Function, config: CallableConfig, row: Mapping[str, Any], answer: str) -> float:
     """Returns the function's reward for an answer to a corpus row; raises UserError if it fails or returns no finite number."""
-    messages = [dict(message) for message in row["messages"]]
+    messages = as_turns([Message(message["role"], message["content"]) for message in row["messages"]])
     try:
         value = function(messages, answer, row["response"])
     except Exception as error:  # the user's code may raise anything

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from profuser.corpus.rendering import Refusal
-from profuser.corpus.special_tokens import encode, protect
+from profuser.corpus.special_tokens import encode
 from profuser.corpus.template import render_conversations, template_commands
+from profuser.corpus.tool_turns import protected
 from profuser.corpus.turns import Message
 from profuser.errors import EngineError
 from profuser.recipe.rewards import RewardModelConfig
@@ -75,7 +76,7 @@ class Conversations:
 
     def _rendered(self, rows: Sequence[Mapping[str, Any]], turns: Sequence[Sequence[Message]]) -> list[list[int]]:
         commands = template_commands(self.tokenizer, self.config.template)
-        guarded = [[Message(m.role, protect(m.content, commands)) for m in messages] for messages in turns]
+        guarded = [protected(messages, commands) for messages in turns]
         rendered = render_conversations(self.tokenizer, guarded, self.config.template)
         ids = iter(encode(self.tokenizer, [text for text in rendered if isinstance(text, str)], commands))
         for row, text in zip(rows, rendered, strict=True):

@@ -12,6 +12,8 @@ from profuser.corpus.seen import SeenRows
 from profuser.corpus.template import render_conversations, render_prompts
 from profuser.corpus.template_text import mentions
 from profuser.corpus.thinking import FAMILIES
+from profuser.corpus.tool_calls import CALLS, RESULT
+from profuser.corpus.tool_turns import probes
 from profuser.corpus.turn_ends import turn_ends
 from profuser.corpus.turns import Message
 from profuser.errors import UserError
@@ -82,15 +84,19 @@ def _thinking(tokenizer: Any, template: TemplateConfig) -> list[str]:
 
 def _refused(tokenizer: Any, template: TemplateConfig, rows: Sequence[CorpusRow]) -> list[str]:
     """Returns a phrase on the rows whose roles or their order a template does not accept."""
-    orders = {tuple(message.role for message in row.messages) for row in rows}
-    asked = [[Message(role, PROBE) for role in order] for order in orders]
-    found = zip(orders, render_prompts(tokenizer, asked, template), strict=True)
+    orders = [*dict.fromkeys(_order(row) for row in rows)]
+    found = zip(orders, render_prompts(tokenizer, orders, template), strict=True)
     return _phrase({order: each for order, each in found if isinstance(each, Refusal)}, rows)
 
 
-def _phrase(refusals: dict[tuple[str, ...], Refusal], rows: Sequence[CorpusRow]) -> list[str]:
-    places = [(row, tuple(message.role for message in row.messages)) for row in rows]
-    wrong = [(row, refusals[order]) for row, order in places if order in refusals]
+def _order(row: CorpusRow) -> tuple[Message, ...]:
+    """Returns a row's turns without their texts, except that tool calls keep their ids."""
+    tools = (CALLS, RESULT)
+    return tuple(each if each.role in tools else Message(each.role, PROBE) for each in probes(row.messages))
+
+
+def _phrase(refusals: dict[tuple[Message, ...], Refusal], rows: Sequence[CorpusRow]) -> list[str]:
+    wrong = [(row, refusals[order]) for row, order in ((row, _order(row)) for row in rows) if order in refusals]
     if not wrong:
         return []
     row, refusal = wrong[0]
@@ -109,8 +115,8 @@ def _judge_line(run: FusionRun, reward: RewardModelConfig, rows: Sequence[Corpus
     (probe,) = render_conversations(tokenizer, [[Message("user", PROBE), answer]], template)
     if isinstance(probe, Refusal):
         raise UserError(f"rewards.{reward.name}: its chat template refuses a question and its answer: {probe.reason}")
-    orders = {tuple(message.role for message in row.messages) for row in rows}
-    turns = [[*(Message(role, PROBE) for role in order), answer] for order in orders]
+    orders = [*dict.fromkeys(_order(row) for row in rows)]
+    turns = [[*order, answer] for order in orders]
     found = zip(orders, render_conversations(tokenizer, turns, template), strict=True)
     for phrase in _phrase({order: each for order, each in found if isinstance(each, Refusal)}, rows):
         yield f"judge {reward.name}: {phrase}"

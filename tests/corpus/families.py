@@ -1,7 +1,8 @@
 """Chat templates of released families, in the layout in which they ship, and tokenizers with their special tokens.
 
 Mistral's are those that mistral_common generates for its tokenizers. The others are written down from the families' documentation,
-without their parts for tools and pictures.
+without their parts for pictures and for the descriptions of tools; those of Qwen, Llama 3.2, gpt-oss and DeepSeek write calls and
+their results.
 """
 
 from dataclasses import dataclass, field
@@ -102,7 +103,18 @@ LLAMA_3_2 = """\
 {{- system_message }}
 {{- "<|eot_id|>" }}
 {%- for message in messages %}
-    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}
+    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}
+    {%- elif 'tool_calls' in message %}
+        {%- if message.tool_calls | length != 1 %}
+            {{- raise_exception("This model only supports single tool-calls at once!") }}
+        {%- endif %}
+        {%- set call = message.tool_calls[0].function %}
+        {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+        {{- '{"name": "' + call.name + '", "parameters": ' + call.arguments | tojson + '}<|eot_id|>' }}
+    {%- else %}
+        {{- '<|start_header_id|>ipython<|end_header_id|>\\n\\n' + message.content | tojson + '<|eot_id|>' }}
+    {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
     {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
@@ -115,8 +127,21 @@ QWEN_2_5 = """\
     {{- '<|im_start|>system\\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\\n' }}
 {%- endif %}
 {%- for message in messages %}
-    {%- if (message.role == "user") or (message.role == "system" and not loop.first) or (message.role == "assistant") %}
+    {%- if message.role in ("user", "system") and not (message.role == "system" and loop.first) %}
         {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+    {%- elif message.role == "assistant" and not message.tool_calls %}
+        {{- '<|im_start|>assistant\\n' + message.content + '<|im_end|>' + '\\n' }}
+    {%- elif message.role == "assistant" %}
+        {{- '<|im_start|>assistant' + ('\\n' + message.content if message.content else '') }}
+        {%- for call in message.tool_calls %}
+            {{- '\\n<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' + call.function.arguments | tojson }}
+            {{- '}\\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\\n' }}
+    {%- elif message.role == "tool" %}
+        {{- '<|im_start|>user' if loop.first or messages[loop.index0 - 1].role != "tool" }}
+        {{- '\\n<tool_response>\\n' + message.content + '\\n</tool_response>' }}
+        {{- '<|im_end|>\\n' if loop.last or messages[loop.index0 + 1].role != "tool" }}
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
@@ -145,7 +170,16 @@ QWEN_3 = """\
         {%- else %}
             {{- '<|im_start|>assistant\\n' + content }}
         {%- endif %}
+        {%- for call in message.tool_calls %}
+            {{- '\\n' if content or not loop.first }}
+            {{- '<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' + call.function.arguments | tojson }}
+            {{- '}\\n</tool_call>' }}
+        {%- endfor %}
         {{- '<|im_end|>\\n' }}
+    {%- elif message.role == "tool" %}
+        {{- '<|im_start|>user' if loop.first or messages[loop.index0 - 1].role != "tool" }}
+        {{- '\\n<tool_response>\\n' + message.content + '\\n</tool_response>' }}
+        {{- '<|im_end|>\\n' if loop.last or messages[loop.index0 + 1].role != "tool" }}
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
@@ -261,6 +295,16 @@ GPT_OSS = """\
 {%- for message in messages %}
     {%- if message.role == "system" %}
         {{- "<|start|>developer<|message|># Instructions\\n\\n" + message.content + "<|end|>" }}
+    {%- elif message.role == "assistant" and "tool_calls" in message %}
+        {%- set call = message.tool_calls[0].function %}
+        {%- if message.content %}
+            {{- "<|start|>assistant<|channel|>analysis<|message|>" + message.content + "<|end|>" }}
+        {%- endif %}
+        {{- "<|start|>assistant to=functions." + call.name + "<|channel|>commentary json<|message|>" }}
+        {{- call.arguments | tojson + "<|call|>" }}
+    {%- elif message.role == "tool" %}
+        {{- "<|start|>functions." + message.name + " to=assistant<|channel|>commentary<|message|>" }}
+        {{- message.content | tojson + "<|end|>" }}
     {%- elif message.role == "assistant" %}
         {%- if loop.last and not add_generation_prompt %}
             {{- "<|start|>assistant<|channel|>final<|message|>" + message.content + "<|return|>" }}
@@ -277,14 +321,30 @@ GPT_OSS = """\
 """
 DEEPSEEK_R1 = (
     "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}"
-    "{% set ns = namespace(system='') %}{%- for message in messages %}{%- if message['role'] == 'system' %}"
+    "{% set ns = namespace(system='', answered=false) %}{%- for message in messages %}{%- if message['role'] == 'system' %}"
     "{% set ns.system = message['content'] %}{%- endif %}{%- endfor %}{{bos_token}}{{ns.system}}"
-    "{%- for message in messages %}{%- if message['role'] == 'user' %}{{'<\uff5cUser\uff5c>' + message['content']}}{%- endif %}"
-    "{%- if message['role'] == 'assistant' %}{% set content = message['content'] %}{% if '</think>' in content %}"
+    "{%- for message in messages %}{%- if message['role'] == 'user' %}{{'@User' + message['content']}}{%- endif %}"
+    "{%- if message['role'] == 'assistant' and 'tool_calls' in message %}"
+    "{{'@Assistant' + message['content'] + '@tool calls begin'}}"
+    "{%- for call in message['tool_calls'] %}{{'@tool call begin' + call['type'] + '@tool sep' + call['function']['name']}}"
+    "{{'\\n```json\\n' + call['function']['arguments'] + '\\n```@tool call end'}}{%- endfor %}"
+    "{{'@tool calls end@end of sentence'}}{%- endif %}"
+    "{%- if message['role'] == 'tool' %}{% set ns.answered = true %}"
+    "{{'@tool output begin' + message['content'] + '@tool output end'}}{%- endif %}"
+    "{%- if message['role'] == 'assistant' and not 'tool_calls' in message %}"
+    "{% set content = message['content'] %}{% if '</think>' in content %}"
     "{% set content = content.split('</think>')[-1] %}{% endif %}"
-    "{{'<\uff5cAssistant\uff5c>' + content + '<\uff5cend\u2581of\u2581sentence\uff5c>'}}{%- endif %}{%- endfor -%}"
-    "{% if add_generation_prompt %}{{'<\uff5cAssistant\uff5c><think>\\n'}}{% endif %}"
+    "{{('' if ns.answered else '@Assistant') + content + '@end of sentence'}}"
+    "{% set ns.answered = false %}{%- endif %}{%- endfor -%}"
+    "{% if add_generation_prompt and not ns.answered %}{{'@Assistant<think>\\n'}}{% endif %}"
 )
+DEEPSEEK_TOKENS = (
+    *("User", "Assistant", "tool calls begin", "tool calls end", "tool call begin", "tool call end", "tool sep"),
+    *("tool output begin", "tool output end", "end of sentence"),
+)
+for each in DEEPSEEK_TOKENS:
+    DEEPSEEK_R1 = DEEPSEEK_R1.replace(f"@{each}", f"<\uff5c{each.replace(' ', chr(0x2581))}\uff5c>")
+DEEPSEEK_V3 = DEEPSEEK_R1.replace("<think>\\n", "")
 GLM_4_5 = """\
 [gMASK]<sop>
 {%- for m in messages %}
@@ -342,7 +402,7 @@ FAMILIES = {
         QWEN_3,
         "<|im_end|>",
         CHATML,
-        THINK,
+        (*THINK, "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"),
         arguments={"enable_thinking": False},
         thinks=("assistant\n", "assistant\n"),
         silent=EMPTY,
@@ -385,7 +445,7 @@ FAMILIES = {
     "gpt-oss": Family(
         GPT_OSS,
         "<|return|>",
-        ("<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|return|>"),
+        ("<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|return|>", "<|call|>"),
         arguments={"reasoning_effort": "low"},
         thinks=("<|start|>assistant", "<|start|>assistant<|channel|>final<|message|>"),
         silent="<|start|>assistant<|channel|>final<|message|>",
@@ -398,6 +458,13 @@ FAMILIES = {
         bos="<\uff5cbegin\u2581of\u2581sentence\uff5c>",
         thinks=(f"{ASSISTANT}<think>\n", f"{ASSISTANT}{EMPTY}"),
         silent=f"{ASSISTANT}{EMPTY}",
+    ),
+    "deepseek v3": Family(
+        DEEPSEEK_V3,
+        "<\uff5cend\u2581of\u2581sentence\uff5c>",
+        ("<\uff5cbegin\u2581of\u2581sentence\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
+        ("<\uff5cUser\uff5c>", ASSISTANT),
+        bos="<\uff5cbegin\u2581of\u2581sentence\uff5c>",
     ),
     "glm 4.5": Family(
         GLM_4_5,

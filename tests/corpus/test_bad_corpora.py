@@ -59,7 +59,7 @@ RECORDS = {
 TALKS = {
     "a tool's turn": (
         talk(("user", "a"), ("tool", "b"), ("assistant", "c")),
-        "a tool's turn, which each template writes differently (turn 2)",
+        "a tool's result follows no tool call (user, tool, assistant)",
     ),
     "a role with a line end": (talk(("us\ner", "a"), ("assistant", "c")), r"unknown role 'us\ner' (turn 1)"),
     "a role of a million letters": (talk(("r" * 1_000_000, "a")), "unknown role '" + "r" * 39 + " (turn 1)"),

@@ -114,10 +114,10 @@ def test_a_shape_is_recognised_and_all_of_its_prompt_is_used(name):
             "content has a part that is not text: 'image_url' (turn 1)",
         ),
         (
-            {"messages": [*say(U), {"role": "assistant", "tool_calls": [{"id": 1}]}]},
+            {"messages": [*say(U), {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}]},
             "the response is a tool call, which",
         ),
-        ({"messages": say(U, ("tool", "3"), A)}, "a tool's turn, which each template writes differently (turn 2)"),
+        ({"messages": say(U, ("tool", "3"), A)}, "a tool's result follows no tool call (user, tool, assistant)"),
         ({"instruction": "q", "output": "a", "history": ["x"]}, "history has text, expected pairs"),
         ({"prompt": {"replies": []}}, "a message has no known role (message 1)"),
     ],
