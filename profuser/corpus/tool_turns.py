@@ -72,11 +72,11 @@ def probes(messages: Sequence[Message]) -> list[Message]:
         word = f"{PREFIX}{place}x"
         if role == CALLS:
             turn = json.loads(content)
-            turn["content"] = word if turn["content"] else ""
+            turn["content"] = f"{word}t" if turn["content"] else ""
             for number, call in enumerate(turn["tool_calls"]):
                 call["function"] = {"name": f"{word}{number}n", "arguments": {f"{word}{number}a": 0}}
             content = json.dumps(turn, ensure_ascii=False)
-        out.append(Message(role, word if role == RESULT else content))
+        out.append(Message(role, f"{word}r" if role == RESULT else content))
     return out
 
 

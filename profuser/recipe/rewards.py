@@ -135,6 +135,7 @@ class CallableConfig(_Verifier):
     """A user-defined verifier: a Python function `(messages, answer, response) -> float`, higher is better.
 
     `messages` is the prompt as a list of `{"role": ..., "content": ...}`, `answer` a source's answer, `response` the ground truth.
+    A turn that calls tools has `tool_calls` in OpenAI's form, with arguments as objects; a tool's result has the role `tool`.
     """
 
     kind: Literal["callable"]

@@ -158,6 +158,30 @@ def test_a_dry_run_names_ends_of_turn_thinking_and_the_rows_that_a_template_refu
         assert words in found
 
 
+def test_a_dry_run_names_the_rows_whose_tools_a_template_leaves_out(monkeypatch, capsys, recipe, tmp_path):
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "w", "arguments": "{}"}}]}
+    turns = [{"role": "user", "content": "q"}, call]
+    rows = [
+        [*turns, {"role": "tool", "content": "3"}, {"role": "assistant", "content": "a"}],
+        turns,
+    ]
+    plain = [[{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "a"}] for n in range(30)]
+    lines = [{"messages": row} for row in plain] + [{"messages": row, "tools": [{"name": "w"}]} for row in rows]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, out, _ = profuser(
+        monkeypatch, capsys, "run", recipe, "--dry-run", "--set", "corpus.max_quarantined_fraction=0.5"
+    )
+    assert code == 0
+    found = " ".join(out.split())
+    assert "32 rows read, 31 usable, 1 refused" in found
+    assert "line 32: the response is a tool call, which each template writes differently (user, tool_calls)" in found
+    assert "fields not used: tools (1 rows)" in found
+    reason = "data.jsonl:31: it leaves out a tool call (for turns of user, tool_calls, tool)"
+    for model in ("source a", "source b", "target"):
+        line = found.split(f"{model}: ")[1]
+        assert line.index("its template refuses 1 of the first 31 rows, e.g. ") < line.index(reason)
+
+
 @pytest.mark.parametrize("verb", [("run", "--dry-run"), ("plan",)])
 def test_what_prepare_would_refuse_is_refused_before_anything_starts(monkeypatch, capsys, recipe, tmp_path, verb):
     with (tmp_path / "data.jsonl").open("a") as file:
