@@ -9,8 +9,6 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from profuser.corpus.tool_turns import as_turns
-from profuser.corpus.turns import Message
 from profuser.errors import UserError
 from profuser.recipe.rewards import CallableConfig
 
@@ -50,6 +48,9 @@ def source_digest(config: CallableConfig) -> str:
 
 def call_function(function: Function, config: CallableConfig, row: Mapping[str, Any], answer: str) -> float:
     """Returns the function's reward for an answer to a corpus row; raises UserError if it fails or returns no finite number."""
+    from profuser.corpus.tool_turns import as_turns
+    from profuser.corpus.turns import Message
+
     messages = as_turns([Message(message["role"], message["content"]) for message in row["messages"]])
     try:
         value = function(messages, answer, row["response"])
