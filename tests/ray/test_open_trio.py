@@ -96,8 +96,8 @@ def test_the_demo_of_released_models_ends_with_a_report_by_part_and_an_answer(mo
     assert "warn" not in (done.stdout + done.stderr).lower()
     assert "The fused model, served at http://127.0.0.1" in done.stdout
     run = find_run("open-trio-demo", str(tmp_path))
-    rows = [row for artifact in (run.corpus(), run.heldout()) for row in next(artifact.tables()).to_pylist()]
-    assert sorted(row["category"] for row in rows) == sorted(PARTS * NUM_ROWS)
+    tables = [table for artifact in (run.corpus(), run.heldout()) for table in artifact.tables()]
+    assert sorted(row["category"] for table in tables for row in table.to_pylist()) == sorted(PARTS * NUM_ROWS)
     page = run.report().folder.read_bytes("index.html").decode()
     assert all(part in page for part in PARTS)
     numbers = run.rewards(run.recipe.rewards[0]).manifest().counts
