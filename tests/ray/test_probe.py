@@ -13,7 +13,6 @@ from profuser.run.inputs import BEGAN
 from ray_jobs.cli import app as cli
 from ray_jobs.cli.probe import probe
 from ray_jobs.runtime.cluster import connected
-from ray_jobs.runtime.engine_fit import PROCESSOR
 from ray_jobs.stages.collect import collect
 from ray_jobs.stages.prepare import prepare
 from ray_jobs.stages.report import plan_errors
@@ -35,7 +34,7 @@ def test_a_run_costs_about_what_its_probe_predicted(tmp_path, corpus):
     run = stages.make_run(tmp_path / "runs", corpus, kind="vllm", plan=PRICE)
     with connected():
         plan = probe(run, 8)
-        assert {*run.folder.names()} == {BEGAN, PLAN, PROCESSOR}
+        assert {*run.folder.names()} == {BEGAN, PLAN}
         prepare(run)
         manifests = {source.name: collect(run, source) for source in run.recipe.sources}
     assert read_plan(run.folder) == plan
