@@ -31,7 +31,7 @@ def corpus(tmp_path):
 
 @pytest.mark.vllm
 def test_a_run_costs_about_what_its_probe_predicted(tmp_path, corpus):
-    run = stages.make_run(tmp_path / "runs", corpus, kind="vllm", plan=PRICE)
+    run = stages.make_run(tmp_path / "runs", corpus, kind="vllm", plan=PRICE, pool={"num_cpus": 1})
     with connected():
         plan = probe(run, 8)
         assert {*run.folder.names()} == {BEGAN, PLAN}
