@@ -55,9 +55,8 @@ def check_architecture(model_config: Any, config: FuseConfig, path: str) -> str 
         for model in small_models(model_config):
             try:
                 _hidden(FusionModule(model, config.model_copy(update={"packing": False})), _ids(model), PROBE_LENGTHS)
-            except (
-                CANNOT_RUN
-            ) as error:  # a narrower model than the architecture allows, or one that cannot be run at all
+            except CANNOT_RUN as error:
+                # It is narrower than the architecture allows, or cannot be run at all.
                 reason = one_line(error)
                 continue
             check_target(FusionModule(model, config), path, config.packing)

@@ -44,7 +44,7 @@ class ReportsRows(Protocol):
 
 
 class ActorNeeds(NamedTuple):
-    """What an actor needs besides the CPUs and GPUs of its pool."""
+    """What an actor needs in addition to the CPUs and GPUs of its pool."""
 
     memory_bytes: int = 0
     """Memory that it requests from Ray; 0 for none."""

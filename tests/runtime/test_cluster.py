@@ -14,7 +14,7 @@ ERRORS = pytest.mark.parametrize(
 
 
 class SlowRay:
-    """Stands for `ray.init`: leaves a process and fails, as often as it is told."""
+    """Stands for `ray.init`: leaves a process and fails, a given number of times."""
 
     def __init__(self, error, failures):
         self.error, self.failures, self.left = error, failures, []
