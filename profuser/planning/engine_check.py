@@ -17,8 +17,8 @@ from profuser.recipe.models import EngineConfig
 
 NUM_ROWS = 2
 MAX_NATS = 0.05
-"""Mean difference per token that is reported as a disagreement: a choice, above the rounding of bfloat16 and below the difference of
-an engine that computes another model."""
+"""Mean difference per token that is reported as a disagreement: a choice, above the rounding of bfloat16 and below the difference
+of an engine that computes another model."""
 
 
 @dataclass(frozen=True)
