@@ -5,6 +5,7 @@ Legend: B requests of a batch, T tokens of the longest answer, N positions, V vo
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ from profuser.recipe.models import EngineConfig
 from profuser.signals.codec import TopK
 
 BATCH_TOKENS = 4096
-"""Tokens of a batch, padding and the longest allowed answers included."""
+"""Tokens of a batch on a CPU, padding and the longest allowed answers included."""
+BATCH_MEMORY = 0.2
+"""Share of a GPU's free memory that the logits of a teacher-forced batch, or the KV cache of a generated one, may fill."""
 READ_TOKENS = 1024
 """Positions whose logits are read at a time."""
 
@@ -41,6 +44,7 @@ class TransformersEngine:
         self.model = model.to(device()).eval()
         self.max_model_len = context_length(self.model.config, config)
         self.vocab_size = self.model.get_output_embeddings().weight.shape[0]
+        self.batch_tokens = _batch_tokens(self.model, self.vocab_size)
         own_end = self.model.generation_config.eos_token_id
         own = own_end if isinstance(own_end, list) else [own_end] if own_end is not None else []
         self.end_ids = sorted({*end_ids, *own})
@@ -58,7 +62,7 @@ class TransformersEngine:
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Response]]:
         """See `SourceEngine.step`: one batch of similar requests. Greedy answers do not depend on the batch; sampled ones do."""
-        batch = _batch(self.waiting)
+        batch = _batch(self.waiting, self.batch_tokens)
         requests = [self.waiting.pop(number) for number in batch]
         if not requests:
             return []
@@ -176,8 +180,28 @@ def _read(
     return (logits.gather(-1, own[:, None]).float() - total)[:, 0], top.indices, top.values.float() - total
 
 
-def _batch(waiting: Mapping[int, Request]) -> list[int]:
-    """Returns numbers of requests of one kind and similar length, shortest first, up to about `BATCH_TOKENS` padded tokens."""
+@dataclass(frozen=True)
+class BatchTokens:
+    """Tokens of a batch, padding and the longest allowed answers included."""
+
+    forced: int
+    generated: int
+
+
+def _batch_tokens(model: Any, vocab_size: int) -> BatchTokens:
+    """Returns the tokens of a batch that fill `BATCH_MEMORY` of a GPU."""
+    if model.device.type != "cuda":
+        return BatchTokens(BATCH_TOKENS, BATCH_TOKENS)
+    config = model.config.get_text_config()
+    num_heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    cached = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or num_heads) * width
+    values = BATCH_MEMORY * torch.cuda.mem_get_info()[0] / model.dtype.itemsize
+    return BatchTokens(*(max(BATCH_TOKENS, int(values / per_token)) for per_token in (vocab_size, cached)))
+
+
+def _batch(waiting: Mapping[int, Request], limits: BatchTokens) -> list[int]:
+    """Returns numbers of requests of one kind and similar length, shortest first, whose padded tokens are within the limit."""
 
     def kind(request: Request) -> tuple:
         return request.response_ids is None, request.top_k, request.generation.model_dump_json()
@@ -189,10 +213,11 @@ def _batch(waiting: Mapping[int, Request]) -> list[int]:
     first = next(iter(waiting), None)
     if first is None:
         return []
+    limit = limits.generated if waiting[first].response_ids is None else limits.forced
     alike = sorted((n for n, request in waiting.items() if kind(request) == kind(waiting[first])), key=length)
     batch: list[int] = []
     for number in alike:
-        if batch and length(number) * (len(batch) + 1) > BATCH_TOKENS:
+        if batch and length(number) * (len(batch) + 1) > limit:
             break
         batch.append(number)
     return batch

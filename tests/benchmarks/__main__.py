@@ -72,6 +72,9 @@ def main_peers(options: list[str]) -> None:
 
 
 def main_arms(options: list[str]) -> None:
+    from tests.benchmarks.gpu.wheels import unpack
+
+    unpack()
     from rich.console import Console
 
     from tests.benchmarks.arms import run

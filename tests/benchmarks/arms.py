@@ -1,35 +1,31 @@
-"""Trains and scores the arms of an ablation in one process, without Ray, vLLM or MLflow, and prints its table.
+"""Trains and scores the arms of an ablation without Ray, vLLM or MLflow, and prints its table.
 
     python -m tests.benchmarks arms --recipe open-trio.yaml --arms sft-gt,progressive --seeds 2
 
-The base run (`profuser lab ablate` makes it) must be finished up to `select`. The artifacts are those that the stages would write,
-with the same losses for the same seed, so `profuser lab ablate` continues from them, and this command from those of
-`profuser lab ablate`. On a machine with a GPU and nothing but PyTorch this trains an arm in seconds.
+The artifacts are those that the stages would write, with the same losses for the same seed, so `profuser lab ablate` continues from
+them, and this command from those of `profuser lab ablate`. With `--base` it also makes the teachers' pass, with the Transformers
+engine: on a machine with a GPU and nothing but PyTorch and Transformers that takes minutes, and an arm half a minute.
 """
 
 import argparse
 import json
+import multiprocessing
+import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from profuser.ablation.arms import SCHEDULES, Ablation, ArmRun, find_arms, plan_ablation
+from profuser.ablation.arms import SCHEDULES, Ablation, find_arms, plan_ablation
 from profuser.ablation.results import gather_results
 from profuser.ablation.table import render
-from profuser.artifacts.artifact import Artifact
-from profuser.engines.base import ReadSettings
-from profuser.engines.loading import ReadModel
 from profuser.errors import UserError
-from profuser.evaluation.heldout import evaluate_table, score
-from profuser.run.choosing import make_chooser, reward_scales
 from profuser.run.fusion_run import MODEL, TRAINING_METRICS, FusionRun
-from profuser.run.stages import FUSED
-from profuser.run.tokenizers import read_tokenizer_pairs
-from profuser.selection.examples import Selector
+from profuser.run.stages import FUSED, TARGET
+from tests.benchmarks import base_run
 
 RECIPES = Path(__file__).parents[2] / "ray_jobs" / "recipes"
 Log = Callable[[str], None]
@@ -37,19 +33,22 @@ Log = Callable[[str], None]
 
 def run(show: Callable[[Any], None], log: Log, options: list[str]) -> None:
     """Runs what is unfinished of every arm and seed, and shows the table of all that are measured."""
-    chosen = parse(options)
-    ablation = plan_ablation(
-        chosen.recipe, chosen.settings, find_arms(chosen.arms or [SCHEDULES], RECIPES), chosen.seeds, RECIPES
-    )
+    chosen, start = parse(options), time.monotonic()
+    ablation = plan(options)
+    if chosen.base:
+        base = ablation.base
+        base_run.prepare(base)
+        names = [source.name for source in base.recipe.sources]
+        target = [] if any(base.recipe.is_target(source) for source in base.recipe.sources) else [TARGET]
+        spread(partial(read, options), [*names, *target], chosen.at_once, log)
+        for each in [base, *(one.run for one in ablation.runs)]:
+            for reward in each.recipe.rewards:
+                base_run.reward(each, reward)
+        base_run.select(base)
+        log(f"base run: {time.monotonic() - start:.0f} s")
     check_base(ablation)
     start = time.monotonic()
-    for number, each in enumerate(ablation.runs, 1):
-        log(f"run {number} of {len(ablation.runs)}: {each.recipe.name}")
-        for artifact, make in steps(each):
-            if not artifact.is_complete():
-                began = time.monotonic()
-                make(each.run, artifact)
-                log(f"  {artifact.stage}: {time.monotonic() - began:.1f} s")
+    spread(partial(train, options), [arm.name for arm in ablation.arms], chosen.at_once, log)
     for table in render(gather_results(ablation)):
         show(table)
     log(f"{len(ablation.runs)} runs in {time.monotonic() - start:.0f} s")
@@ -61,41 +60,72 @@ def parse(options: list[str]) -> argparse.Namespace:
     parser.add_argument("--recipe", required=True, help="the recipe of the ablation")
     parser.add_argument("--arms", action="append", help="names or groups, as of `profuser lab ablate`")
     parser.add_argument("--seeds", type=int, default=2, help="seeds of each arm")
+    parser.add_argument("--base", action="store_true", help="make what is missing of the base run, verifiers only")
+    parser.add_argument("--at-once", type=int, default=1, help="processes, each with one source or one arm")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
     return parser.parse_args(options)
+
+
+def plan(options: list[str]) -> Ablation:
+    """Returns the ablation of the command's options."""
+    chosen = parse(options)
+    arms = find_arms(chosen.arms or [SCHEDULES], RECIPES)
+    return plan_ablation(chosen.recipe, chosen.settings, arms, chosen.seeds, RECIPES)
 
 
 def check_base(ablation: Ablation) -> None:
     """Raises UserError unless the base run is finished up to `select` and has measured target and sources."""
     missing = [stage for stage, artifact in ablation.shared.items() if not artifact.is_complete()]
     if missing:
-        raise UserError(f"{ablation.base.recipe.name}: unfinished: {', '.join(missing)}; run profuser lab ablate first")
+        raise UserError(
+            f"{ablation.base.recipe.name}: unfinished: {', '.join(missing)}; run profuser lab ablate, or add --base"
+        )
 
 
-def steps(each: ArmRun) -> Iterator[tuple[Artifact, Callable[[FusionRun, Artifact], None]]]:
-    """Yields an arm's artifacts in order, each with the function that makes it."""
-    yield each.run.select(), select
-    yield each.run.fuse(), fuse
-    yield each.run.evaluate(FUSED), evaluate
+def spread(make: Callable[[str], str], names: list[str], at_once: int, log: Log) -> None:
+    """Calls a function with each name, in this process or in several, and logs what it returns."""
+    if at_once == 1:
+        for name in names:
+            log(make(name))
+        return
+    threads = max(1, len(os.sched_getaffinity(0)) // at_once)
+    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), _use_threads, (threads,)) as pool:
+        for done in as_completed([pool.submit(make, name) for name in names]):
+            log(done.result())
 
 
-def select(run: FusionRun, output: Artifact) -> None:
-    """Does the work of stage `select`."""
-    start, recipe, pairs = time.monotonic(), run.recipe, read_tokenizer_pairs(run)
-    collected, rewards, lazy = (run.artifacts(stage) for stage in ("collect", "rewards", "signals"))
-    chooser = make_chooser(recipe, [each.source for each in pairs.projections], reward_scales(rewards))
-    selector = Selector(chooser, pairs.projections, pairs.target, recipe.collect.top_k)
-    counts = []
-    for shard in run.corpus().shards():
-        tables = ([a.read_shard(shard) for a in artifacts] for artifacts in (collected, rewards, lazy))
-        signals, scores, later = tables
-        table, found = selector.select(run.corpus().read_shard(shard), signals, scores, later or None)
-        output.write_shard(shard, table, found)
-        counts.append(found)
-    output.finish(counts, time.monotonic() - start)
+def _use_threads(number: int) -> None:
+    import torch
+
+    torch.set_num_threads(number)
 
 
-def fuse(run: FusionRun, output: Artifact) -> None:
+def read(options: list[str], name: str) -> str:
+    """Makes one model's part of the base run."""
+    ablation, start = plan(options), time.monotonic()
+    base_run.read([ablation.base, *(each.run for each in ablation.runs)], name)
+    return f"{name}: read in {time.monotonic() - start:.0f} s"
+
+
+def train(options: list[str], arm: str) -> str:
+    """Selects, trains and evaluates what is unfinished of an arm with every seed."""
+    seconds = []
+    for each in plan(options).runs:
+        if each.arm.name == arm:
+            start = time.monotonic()
+            base_run.select(each.run)
+            if not each.run.fuse().is_complete():
+                fuse(each.run)
+            if not each.run.evaluate(FUSED).is_complete():
+                path, config = each.run.evaluated_model(FUSED)
+                reader = base_run.load(each.run, config, path)
+                base_run.evaluate(reader, each.run, each.run.evaluate(FUSED))
+                reader.loop.close()
+            seconds.append(time.monotonic() - start)
+    return f"{arm}: {', '.join(f'{each:.0f}' for each in seconds)} s"
+
+
+def fuse(run: FusionRun) -> None:
     """Does the work of stage `fuse` with one worker, without checkpoints."""
     import torch
 
@@ -108,6 +138,7 @@ def fuse(run: FusionRun, output: Artifact) -> None:
     from tests.training.made import stream_from
 
     start, config, seed, chosen = time.monotonic(), run.recipe.fuse, run.recipe.training_seed, run.select()
+    output = run.fuse()
     light = ((shard, chosen.read_shard(shard, LIGHT_COLUMNS)) for shard in chosen.shards())
     plan = UpdatePlan(ExampleIndex.build(light, config.max_tokens, config.weighting), config, seed)
     width = run.vocab_size("target.model")
@@ -128,23 +159,3 @@ def fuse(run: FusionRun, output: Artifact) -> None:
     output.folder.write_bytes(TRAINING_METRICS, lines.encode())
     counts = {"steps": len(trainer.history), "tokens": sum(int(record["tokens"]) for record in trainer.history)}
     output.finish([counts], time.monotonic() - start)
-
-
-def evaluate(run: FusionRun, output: Artifact) -> None:
-    """Does the work of stage `evaluate` for the fused model, with an engine in this process."""
-    start, recipe, heldout = time.monotonic(), run.recipe, run.heldout()
-    path, config = run.evaluated_model(FUSED)
-    reader = ReadModel(path, config, run.template(config)).load()
-    counts = []
-    for shard in heldout.shards():
-        rows = heldout.read_shard(shard)
-        signals = reader.read(rows, ReadSettings(recipe.evaluate.generation, 0, recipe.seed))
-        keeps = reader.template.thinking == "keep"
-        table = evaluate_table(rows, signals, reader.tokens, recipe.evaluate.answer_pattern, keeps)
-        counts.append({"rows": len(table), "refused": len(table) - table["refused"].null_count})
-        output.write_shard(shard, table, counts[-1])
-    whole = pa.concat_tables(output.tables())
-    found = score(whole, {row["row_id"] for row in whole.to_pylist() if row["refused"] is None})
-    output.finish(
-        counts, time.monotonic() - start, {"bits_per_byte": found.bits_per_byte, "exact_match": found.exact_match}
-    )

@@ -5,24 +5,20 @@ import os
 import signal
 import threading
 import time
-from functools import partial
 
 import numpy as np
 import psutil
 import pyarrow as pa
 
-from profuser.corpus.stage import write_corpus as write_corpus_artifacts
-from profuser.engines.loading import ReadModel
-from profuser.engines.signal_tables import collect_table, count
 from profuser.models.lab_paths import assets_path
 from profuser.recipe.loading import parse_recipe
 from profuser.run.fusion_run import FusionRun
 from ray_jobs.stages.collect import CollectWorker, collect
 from ray_jobs.stages.prepare import prepare
-from ray_jobs.stages.rewards import RewardWorker, rewards
+from ray_jobs.stages.rewards import rewards
 from ray_jobs.stages.select import select
 from ray_jobs.stages.signals import signals
-from tests.benchmarks.arms import select as select_in_process
+from tests.benchmarks import base_run
 
 NUM_ROWS, ROWS_PER_SHARD = 40, 8
 MODELS = {name: f"lab://sources/{name}" for name in ("llama", "neox")}
@@ -67,31 +63,12 @@ def run_until_select(run):
 
 def select_here(run):
     """Makes what `run_until_select` makes, in this process without a cluster: for tests of later stages."""
-    prepared = run.prepared()
-    counts = write_corpus_artifacts(run.corpus_config, run.recipe.seed, prepared, run.benchmark_questions())
-    for artifact, own in zip(prepared, counts, strict=True):
-        artifact.finish([own], 0.0)
+    base_run.prepare(run)
     for source in run.recipe.sources:
-        reader = ReadModel(run.model(source).path, source, run.template(source)).load()
-        make_here(run, run.collect(source), partial(collect_shard, run, source, reader))
-    collected = run.artifacts("collect")
+        base_run.read([run], source.name)
     for reward in run.recipe.rewards:
-        output = run.rewards(reward)
-        worker = RewardWorker(run.corpus(), collected, output, reward, None, 1, [False] * len(collected))
-        make_here(run, output, worker.process)
-    select_in_process(run, run.select())
-
-
-def make_here(run, output, make):
-    output.finish([make(shard) for shard in run.corpus().shards()], 0.0)
-
-
-def collect_shard(run, source, reader, shard):
-    how, output = run.reading(source), run.collect(source)
-    found = reader.read(run.corpus().read_shard(shard), how)
-    counts = count(found)
-    output.write_shard(shard, collect_table(found, reader.engine.vocab_size, how.top_k), counts)
-    return counts
+        base_run.reward(run, reward)
+    base_run.select(run)
 
 
 def whole(artifact):
