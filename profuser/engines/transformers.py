@@ -5,7 +5,7 @@ Legend: B requests of a batch, T tokens of the longest answer, N positions, V vo
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,11 @@ from profuser.recipe.models import EngineConfig
 from profuser.signals.codec import TopK
 
 BATCH_TOKENS = 4096
-"""Tokens of a batch on a CPU, padding and the longest allowed answers included."""
+"""Tokens of a batch on a CPU, padding and those to be generated included."""
 BATCH_MEMORY = 0.2
 """Share of a GPU's free memory that the logits of a teacher-forced batch, or the KV cache of a generated one, may fill."""
+ROUND_TOKENS = 128
+"""Tokens that a batch of answers generates before the unfinished ones are batched anew, so that long ones hold no other up."""
 READ_TOKENS = 1024
 """Positions whose logits are read at a time."""
 
@@ -49,6 +51,8 @@ class TransformersEngine:
         own = own_end if isinstance(own_end, list) else [own_end] if own_end is not None else []
         self.end_ids = sorted({*end_ids, *own})
         self.waiting: dict[int, Request] = {}
+        self.begun: dict[int, Response] = {}
+        """Answers so far, of waiting requests."""
         self.num_tokens = 0
         """Tokens of finished requests since the engine was loaded."""
         pad_id = self.tokenizer.pad_token_id
@@ -62,16 +66,31 @@ class TransformersEngine:
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Response]]:
         """See `SourceEngine.step`: one batch of similar requests. Greedy answers do not depend on the batch; sampled ones do."""
-        batch = _batch(self.waiting, self.batch_tokens)
-        requests = [self.waiting.pop(number) for number in batch]
+        left = {number: self._left(number) for number in self.waiting}
+        batch = _batch(left, self.batch_tokens)
+        requests = [left[number] for number in batch]
         if not requests:
             return []
-        forced = requests[0].response_ids is not None
-        responses = list(self._force(requests) if forced else self._generate(requests))
-        self.num_tokens += sum(
-            len(request.prompt_ids) + len(response.ids) for request, response in zip(requests, responses, strict=True)
-        )
-        return list(zip(batch, responses, strict=True))
+        if requests[0].response_ids is None:
+            begun = [self.begun.pop(number, None) for number in batch]
+            responses = [_joined(*each) for each in zip(begun, self._generate(requests), strict=True)]
+        else:
+            responses = list(self._force(requests))
+        finished = []
+        for number, response in zip(batch, responses, strict=True):
+            if response.finish_reason == "length" and len(response.ids) < self.waiting[number].max_tokens:
+                self.begun[number] = response
+            else:
+                self.num_tokens += len(self.waiting.pop(number).prompt_ids) + len(response.ids)
+                finished.append((number, response))
+        return finished
+
+    def _left(self, number: int) -> Request:
+        """Returns what the next batch can do of a waiting request: an answer that is begun is part of the prompt."""
+        request = self.waiting[number]
+        begun = self.begun[number].ids.tolist() if number in self.begun else []
+        max_tokens = min(request.max_tokens - len(begun), ROUND_TOKENS)
+        return replace(request, prompt_ids=request.prompt_ids + begun, max_tokens=max_tokens)
 
     def _padded(self, sequences: list[list[int]], left: bool) -> dict[str, torch.Tensor]:
         width = max(map(len, sequences))
@@ -103,7 +122,7 @@ class TransformersEngine:
 
     def _generate(self, requests: list[Request]) -> Iterator[Response]:
         generation = requests[0].generation
-        torch.manual_seed(requests[0].seed)
+        torch.manual_seed(requests[0].seed + len(requests[0].prompt_ids))
         sampling = {
             "temperature": generation.temperature,
             "top_p": generation.top_p,
@@ -169,6 +188,15 @@ class StepReader:
         self._steps.append(_read(self._logits, last, self.top_k))
         own, ids, logprobs = (torch.stack(each, dim=1).cpu().numpy() for each in zip(*self._steps, strict=True))
         return own, ids, logprobs
+
+
+def _joined(begun: Response | None, new: Response) -> Response:
+    """Returns an answer's first part and its continuation as one."""
+    if begun is None:
+        return new
+    ids, logprobs = (np.concatenate([getattr(part, name) for part in (begun, new)]) for name in ("ids", "logprobs"))
+    topk = TopK(*(np.concatenate([getattr(p.topk, name) for p in (begun, new)]) for name in ("ids", "logprobs")))
+    return Response(ids, logprobs, topk, new.finish_reason)
 
 
 def _read(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from profuser.engines import transformers as transformers_engine
 from profuser.engines.base import Request
 from profuser.engines.transformers import TransformersEngine
 from profuser.recipe.models import EngineConfig, GenerationConfig
@@ -43,13 +44,23 @@ def test_requests_with_different_top_k_are_all_answered(engine):
     assert [answers[number].topk.ids.shape[1] for number in range(len(rows))] == [0, 1, 2, 0, 1]
 
 
-@pytest.mark.parametrize("generation", GENERATIONS, ids=["forced", "greedy", "sampled"])
-@torch.no_grad()
-def test_distributions_match_the_models_logits(engine, generation):
-    asked = requests(generation)
+def run(engine, asked):
     for number, request in enumerate(asked):
         engine.add(number, request)
-    answers = dict(engine.step())
+    answers = {}
+    while engine.waiting:
+        answers |= dict(engine.step())
+    assert not engine.begun
+    return answers
+
+
+@pytest.mark.parametrize("round_tokens", [128, 4])
+@pytest.mark.parametrize("generation", GENERATIONS, ids=["forced", "greedy", "sampled"])
+@torch.no_grad()
+def test_distributions_match_the_models_logits(engine, generation, round_tokens, monkeypatch):
+    monkeypatch.setattr(transformers_engine, "ROUND_TOKENS", round_tokens)
+    asked = requests(generation)
+    answers = run(engine, asked)
     assert sorted(answers) == list(range(len(asked)))
     for number, request in enumerate(asked):
         answer = answers[number]
@@ -69,3 +80,13 @@ def test_distributions_match_the_models_logits(engine, generation):
             assert answer.finish_reason == ("stop" if ended else "length")
             assert ended or len(answer.ids) == request.max_tokens
     assert engine.step() == []
+
+
+def test_greedy_answers_do_not_depend_on_the_batch(engine, monkeypatch):
+    asked = requests(GenerationConfig(max_tokens=20), num=12)
+    whole = run(engine, asked)
+    monkeypatch.setattr(transformers_engine, "ROUND_TOKENS", 3)
+    engine.batch_tokens, before = transformers_engine.BatchTokens(20, 60), engine.batch_tokens
+    parts = run(engine, asked)
+    engine.batch_tokens = before
+    assert [whole[n].ids.tolist() for n in range(12)] == [parts[n].ids.tolist() for n in range(12)]

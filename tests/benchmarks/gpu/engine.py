@@ -50,7 +50,8 @@ def engine(sizes: Sizes) -> Iterator[Row]:
     def read(requests: list[Request]) -> None:
         for number, request in enumerate(requests):
             made.add(number, request)
-        assert len(made.step()) == ROWS
+        while made.waiting:
+            made.step()
 
     @torch.inference_mode()
     def forward() -> None:
