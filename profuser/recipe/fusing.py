@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from profuser.config import Config, execution_field
+from profuser.config import Config, execution_field, later_field
 from profuser.recipe.resources import Attention, MemoryConfig, WorkersConfig
 from profuser.recipe.schedule import PROGRESSIVE, SchedulePiece, check_pieces
 
@@ -79,6 +79,9 @@ class FuseConfig(Config):
     """Temperature of both distributions in the KL."""
     tail: Literal["bucket", "renormalise", "drop"] = "bucket"
     """Treatment of the mass outside the teacher's top-k in the KL: one more category, spread over the top-k, or ignored."""
+    kl_positions: Literal["all", "ahead"] = later_field("all")
+    """Response tokens that have a KL: all, or those to which the teacher gives more probability than the target does at that update
+    (not in the paper)."""
     weighting: Literal["none", "margin"] = "none"
     """Weight of an example within its mode: equal (the paper's), or the best source's lead over the second (not in the paper):
     the relative difference of their cross-entropies (training mode), or the difference of their shares of the votes (inference)."""

@@ -9,12 +9,15 @@ q is the student's distribution, p the teacher's, known only at its top-k ids. B
 `bucket` adds one for all other tokens, `renormalise` and `drop` keep only the top-k. A temperature T is applied to the
 categories of both, so the KL is zero exactly where student and teacher agree. `drop` does not normalise: it is the generalised
 KL `sum p log(p/q) - p + q`, which is also zero, with zero gradient, at agreement.
+
+With `ahead_only`, kl_weight[n] counts only where p_n(y_n) > q_n(y_n): where the teacher gives the response's token more probability
+than the student does now. The comparison has no gradient. Outside the top-k, p_n(y_n) is taken as the whole tail mass.
 """
 
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from profuser.training import loss_kernels
@@ -55,6 +58,7 @@ def fusion_loss(
     tail: Tail = "bucket",
     chunk_tokens: int = 1024,
     kernels: bool | None = None,
+    ahead_only: bool = False,
 ) -> TokenLosses:
     """Computes cross-entropy and forward KL over response tokens together.
 
@@ -72,6 +76,7 @@ def fusion_loss(
         tail: treatment of the mass outside the top-k.
         chunk_tokens: tokens whose logits exist at once.
         kernels: use Triton kernels for the passes over the vocabulary; by default if they can run.
+        ahead_only: leave out the KL of tokens to which the teacher gives no more probability than the student.
 
     Returns:
         The sum over tokens and its parts in nats per token. The gradient is computed in the same pass as the value, so the
@@ -103,6 +108,7 @@ def fusion_loss(
             tail,
             chunk_tokens,
             kernels and working == torch.float32,
+            ahead_only,
         )
     return TokenLosses(total, ce * counted, kl, counted.sum(), taught.sum())
 
@@ -125,6 +131,7 @@ class _FusionLoss(torch.autograd.Function):
         tail,
         chunk_tokens,
         kernels,
+        ahead_only,
     ):
         working = _working(hidden.dtype)
         # Sums over chunks are in full precision, whatever the type of the products. A frozen layer (LoRA) has no gradient.
@@ -134,10 +141,12 @@ class _FusionLoss(torch.autograd.Function):
             for tensor, kind, wanted in zip((hidden, weight, bias), kinds, ctx.needs_input_grad, strict=False)
         )
         ce = torch.empty(len(hidden), dtype=working, device=hidden.device)
-        kl = torch.empty_like(ce)
+        kl, kl_weight = torch.empty_like(ce), kl_weight.clone()
         for start in range(0, len(hidden), chunk_tokens):
             part = slice(start, start + chunk_tokens)
             passes = (KernelPasses if kernels else PlainPasses)(hidden[part] @ weight.T, bias, scale, softcap)
+            if ahead_only:
+                kl_weight[part] *= _teacher_is_ahead(passes, targets[part], ids[part], logprobs[part])
             ce[part], kl[part], grad = _chunk(
                 passes, targets[part], ids[part], logprobs[part], ce_weight[part], kl_weight[part], temperature, tail
             )
@@ -155,7 +164,7 @@ class _FusionLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_total, *_):  # type: ignore[override]
         grads = [None if grad is None else grad * grad_total for grad in ctx.saved_tensors]
-        return *grads, *(None,) * 11
+        return *grads, *(None,) * 12
 
 
 def _add_product(total: Float[Tensor, "V D"], a: Float[Tensor, "V n"], b: Float[Tensor, "n D"], kernels: bool) -> None:
@@ -170,6 +179,16 @@ def _add_product(total: Float[Tensor, "V D"], a: Float[Tensor, "V n"], b: Float[
 def _working(dtype: torch.dtype) -> torch.dtype:
     """Returns float32, or float64 if the model is float64 (for gradient checks)."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _teacher_is_ahead(
+    passes: Passes, targets: Int[Tensor, "n"], ids: Int[Tensor, "n K"], logprobs: Float[Tensor, "n K"]
+) -> Bool[Tensor, "n"]:
+    """Returns where the teacher gives the token more probability than the student does; outside the top-k it has the tail mass."""
+    at_target = (ids == targets[:, None]) & (logprobs > -torch.inf)
+    tail = (1 - logprobs.exp().sum(-1)).clamp_min(0.0)
+    own = torch.where(at_target.any(-1), torch.where(at_target, logprobs.exp(), 0.0).sum(-1), tail)
+    return own > passes.log_probs(targets[:, None])[:, 0].exp()
 
 
 def _chunk(

@@ -163,6 +163,7 @@ class FusionModule(nn.Module):
         self.model = model
         self.beta, self.temperature, self.chunk_tokens = config.beta, config.temperature, config.loss_chunk_tokens
         self.tail: Tail = config.tail
+        self.ahead_only = config.kl_positions == "ahead"
         self.packing = config.packing
         first = next(model.parameters())
         self.device = device or first.device
@@ -193,6 +194,7 @@ class FusionModule(nn.Module):
             self.tail,
             self.chunk_tokens,
             self.kernels,
+            self.ahead_only,
         )
 
     def check(self, test: Callable[["FusionModule"], None]) -> None:

@@ -44,7 +44,7 @@ def loss_of(hidden, weight, *rest, **options):
     return fusion_loss(hidden, OutputHead(weight), *rest, **options)
 
 
-def dense(hidden, head, targets, ids, logprobs, ce_weight, kl_weight, temperature, tail):
+def dense(hidden, head, targets, ids, logprobs, ce_weight, kl_weight, temperature, tail, ahead_only=False):
     """The definition, with full logits and autograd."""
     log_q = head.logits(hidden).log_softmax(-1)
     weight = head.weight
@@ -53,6 +53,11 @@ def dense(hidden, head, targets, ids, logprobs, ce_weight, kl_weight, temperatur
         keep = logprobs[n] > -torch.inf
         if not keep.any():
             continue
+        if ahead_only:
+            teacher = dict(zip(ids[n][keep].tolist(), logprobs[n][keep].exp().tolist(), strict=True))
+            own = teacher.get(int(targets[n]), 1 - sum(teacher.values()))
+            if own <= log_q[n, targets[n]].exp():
+                continue
         p, q = logprobs[n][keep].exp(), log_q[n].exp()[ids[n][keep]]
         if tail == "bucket":
             others = torch.ones(weight.shape[0], dtype=torch.bool)
@@ -66,16 +71,20 @@ def dense(hidden, head, targets, ids, logprobs, ce_weight, kl_weight, temperatur
     return total
 
 
+@pytest.mark.parametrize("ahead_only", [False, True])
 @pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("kind", HEADS)
-def test_value_and_gradients_equal_the_dense_definition(tail, temperature, kind):
-    hidden, weight, *rest = make()
+def test_value_and_gradients_equal_the_dense_definition(tail, temperature, kind, ahead_only):
+    hidden, weight, targets, ids, *rest = make()
+    targets[[0, 5]] = ids[[0, 5], [0, 2]]  # in the teacher's top-k; the others are outside it, or chance to be in it
+    rest = targets, ids, *rest
     head = head_of(kind, weight)
     leaves = [hidden, weight] if head.bias is None else [hidden, weight, head.bias]
-    expected = dense(hidden, head, *rest, temperature, tail)
+    expected = dense(hidden, head, *rest, temperature, tail, ahead_only)
     expected_grads = torch.autograd.grad(expected, leaves)
-    got = fusion_loss(hidden, head, *rest, temperature=temperature, tail=tail, chunk_tokens=3)
+    options = {"temperature": temperature, "tail": tail, "ahead_only": ahead_only}
+    got = fusion_loss(hidden, head, *rest, **options, chunk_tokens=3)
     got_grads = torch.autograd.grad(got.total, leaves)
     torch.testing.assert_close(got.total, expected)
     torch.testing.assert_close(got_grads, expected_grads)
