@@ -48,7 +48,7 @@ def run(show: Callable[[Any], None], log: Log, options: list[str]) -> None:
         log(f"base run: {time.monotonic() - start:.0f} s")
     check_base(ablation)
     start = time.monotonic()
-    spread(partial(train, options), [arm.name for arm in ablation.arms], chosen.at_once, log)
+    spread(partial(train, options), [each.recipe.name for each in ablation.runs], chosen.at_once, log)
     for table in render(gather_results(ablation)):
         show(table)
     log(f"{len(ablation.runs)} runs in {time.monotonic() - start:.0f} s")
@@ -61,7 +61,7 @@ def parse(options: list[str]) -> argparse.Namespace:
     parser.add_argument("--arms", action="append", help="names or groups, as of `profuser lab ablate`")
     parser.add_argument("--seeds", type=int, default=2, help="seeds of each arm")
     parser.add_argument("--base", action="store_true", help="make what is missing of the base run, verifiers only")
-    parser.add_argument("--at-once", type=int, default=1, help="processes, each with one source or one arm")
+    parser.add_argument("--at-once", type=int, default=1, help="processes, each with one source or run")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
     return parser.parse_args(options)
 
@@ -107,22 +107,21 @@ def read(options: list[str], name: str) -> str:
     return f"{name}: read in {time.monotonic() - start:.0f} s"
 
 
-def train(options: list[str], arm: str) -> str:
-    """Selects, trains and evaluates what is unfinished of an arm with every seed."""
-    seconds = []
-    for each in plan(options).runs:
-        if each.arm.name == arm:
-            start = time.monotonic()
-            base_run.select(each.run)
-            if not each.run.fuse().is_complete():
-                fuse(each.run)
-            if not each.run.evaluate(FUSED).is_complete():
-                path, config = each.run.evaluated_model(FUSED)
-                reader = base_run.load(each.run, config, path)
-                base_run.evaluate(reader, each.run, each.run.evaluate(FUSED))
-                reader.loop.close()
-            seconds.append(time.monotonic() - start)
-    return f"{arm}: {', '.join(f'{each:.0f}' for each in seconds)} s"
+def train(options: list[str], name: str) -> str:
+    """Selects, trains and evaluates what is unfinished of a run."""
+    start, run = time.monotonic(), next(each.run for each in plan(options).runs if each.recipe.name == name)
+    base_run.select(run)
+    selected = time.monotonic()
+    if not run.fuse().is_complete():
+        fuse(run)
+    trained = time.monotonic()
+    if not run.evaluate(FUSED).is_complete():
+        path, config = run.evaluated_model(FUSED)
+        reader = base_run.load(run, config, path)
+        base_run.evaluate(reader, run, run.evaluate(FUSED))
+        reader.loop.close()
+    took = (selected - start, trained - selected, time.monotonic() - trained)
+    return f"{name}: selected, trained and evaluated in {' + '.join(f'{each:.0f}' for each in took)} s"
 
 
 def fuse(run: FusionRun) -> None:
