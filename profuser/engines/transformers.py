@@ -21,7 +21,7 @@ from profuser.signals.codec import TopK
 
 BATCH_TOKENS = 4096
 """Tokens of a batch on a CPU, padding and those to be generated included."""
-BATCH_MEMORY = 0.2
+BATCH_MEMORY = 0.1
 """Share of a GPU's free memory that the logits of a teacher-forced batch, or the KV cache of a generated one, may fill."""
 ROUND_TOKENS = 128
 """Tokens that a batch of answers generates before the unfinished ones are batched anew, so that long ones hold no other up."""

@@ -244,7 +244,7 @@ def by_example(
     for places in groups:
         parts = (each[0, :, places].transpose(0, 1) for each in (query, key, value))
         out.append(attend(*parts).transpose(1, 2).flatten(0, 1))
-    return torch.cat(out).index_select(0, order)[None], None
+    return torch.cat(out).index_select(0, order.to(query.device))[None], None
 
 
 def _groups_of_like_length(offsets: list[int]) -> tuple[list[Int[Tensor, "E L"]], Int[Tensor, "N"]]:

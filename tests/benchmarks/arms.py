@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 from profuser.ablation.arms import SCHEDULES, Ablation, find_arms, plan_ablation
 from profuser.ablation.results import gather_results
 from profuser.ablation.table import render
-from profuser.errors import UserError
+from profuser.errors import UserError, one_line
 from profuser.run.fusion_run import MODEL, TRAINING_METRICS, FusionRun
 from profuser.run.stages import FUSED, TARGET
 from tests.benchmarks import base_run
@@ -48,10 +48,12 @@ def run(show: Callable[[Any], None], log: Log, options: list[str]) -> None:
         log(f"base run: {time.monotonic() - start:.0f} s")
     check_base(ablation)
     start = time.monotonic()
-    spread(partial(train, options), [each.recipe.name for each in ablation.runs], chosen.at_once, log)
+    failed = spread(partial(train, options), [each.recipe.name for each in ablation.runs], chosen.at_once, log)
     for table in render(gather_results(ablation)):
         show(table)
-    log(f"{len(ablation.runs)} runs in {time.monotonic() - start:.0f} s")
+    log(f"{len(ablation.runs) - len(failed)} runs in {time.monotonic() - start:.0f} s")
+    if failed:
+        raise UserError(f"failed, and not in the table: {', '.join(failed)}; run again to try what is missing")
 
 
 def parse(options: list[str]) -> argparse.Namespace:
@@ -82,16 +84,28 @@ def check_base(ablation: Ablation) -> None:
         )
 
 
-def spread(make: Callable[[str], str], names: list[str], at_once: int, log: Log) -> None:
-    """Calls a function with each name, in this process or in several, and logs what it returns."""
+def spread(make: Callable[[str], str], names: list[str], at_once: int, log: Log) -> list[str]:
+    """Calls a function with each name and logs what it returns; returns the names with which it failed: one stops no other."""
+    failed = []
+    for name, result in _calls(make, names, at_once):
+        try:
+            log(result())
+        except Exception as error:
+            log(f"{name}: failed: {one_line(error)}")
+            failed.append(name)
+    return failed
+
+
+def _calls(make: Callable[[str], str], names: list[str], at_once: int) -> Iterator[tuple[str, Callable[[], str]]]:
+    """Yields each name with a function that returns its result, from this process or from several."""
     if at_once == 1:
-        for name in names:
-            log(make(name))
+        yield from ((name, partial(make, name)) for name in names)
         return
     threads = max(1, len(os.sched_getaffinity(0)) // at_once)
     with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), _use_threads, (threads,)) as pool:
-        for done in as_completed([pool.submit(make, name) for name in names]):
-            log(done.result())
+        running = {pool.submit(make, name): name for name in names}
+        for done in as_completed(running):
+            yield running[done], done.result
 
 
 def _use_threads(number: int) -> None:

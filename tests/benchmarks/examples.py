@@ -8,6 +8,7 @@ import pyarrow as pa
 from profuser.artifacts.schemas import select_schema
 from profuser.recipe.fusing import FuseConfig
 from profuser.recipe.schedule import ModeWeights
+from profuser.signals.codec import TopK, to_columns
 from profuser.training.batches import Update, UpdatePlan, read_packs
 from profuser.training.examples import ExampleIndex, ExampleReader
 from profuser.training.step import PackedExamples, collate
@@ -19,7 +20,7 @@ BOTH = ({"until": 1.0, "inference": 1.0, "training": 1.0},)
 def table(shard: int, num_rows: int, max_tokens: int, vocab_size: int) -> pa.Table:
     """Returns examples of both modes: log-normal lengths, median 31 prompt and 42 response tokens, some very long."""
     rng = np.random.default_rng(shard)
-    records = []
+    records, topk = [], []
     for row in range(num_rows):
         prompt = rng.integers(0, vocab_size, int(np.clip(rng.lognormal(3.45, 0.45), 8, 128)))
         for mode in ("training", "inference"):
@@ -36,12 +37,12 @@ def table(shard: int, num_rows: int, max_tokens: int, vocab_size: int) -> pa.Tab
                     "prompt_ids": prompt,
                     "response_ids": rng.integers(0, vocab_size, size),
                     "response_bytes": 4 * size,
-                    "topk_ids": rng.integers(0, vocab_size, size * K),
-                    "topk_logprobs": logprobs.astype(np.float16).reshape(-1),
                     "rules": np.ones(size, dtype=np.uint8),
                 }
             )
-    return pa.Table.from_pylist(records, schema=select_schema(vocab_size))
+            topk.append(TopK(rng.integers(0, vocab_size, (size, K)), logprobs))
+    columns = {name: [record[name] for record in records] for name in records[0]} | to_columns("topk", topk, vocab_size)
+    return pa.table(columns, schema=select_schema(vocab_size))
 
 
 class Updates:

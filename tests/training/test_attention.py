@@ -53,6 +53,17 @@ def test_example_by_example_equals_attention_with_a_block_diagonal_mask(window, 
 
 
 @pytest.mark.gpu
+def test_example_by_example_runs_on_a_gpu_as_on_a_cpu():
+    found = []
+    for device in (torch.device("cpu"), GPU):
+        inputs = [each.detach().to(device).requires_grad_() for each in made_up()]
+        arguments = boundaries(device).arguments()
+        found.append(gradients(lambda *x: by_example(None, *x, None, 0.3, **arguments)[0], inputs))  # noqa: B023
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b.cpu(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("window", [None, 1, 3, 50])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_the_kernel_equals_attention_with_a_block_diagonal_mask(window, groups):

@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.profiler import ProfilerActivity, profile
 
+from profuser.errors import TrainingError
 from profuser.recipe.fusing import FuseConfig
 from profuser.training.attention import Boundaries, by_example, set_attention, varlen
 from profuser.training.loop import Trainer
@@ -19,7 +20,19 @@ from profuser.training.step import FusionModule, MicroBatch
 from profuser.training.step_metrics import ModelFlops, peak_tflops
 from profuser.training.target import allocate, compute_dtype, empty_model, shard
 from tests.benchmarks.examples import BOTH, Updates
-from tests.benchmarks.gpu.device import DEVICE, DTYPE, GPU, Sizes, free, llama, process_group, seconds_of, sync
+from tests.benchmarks.gpu.device import (
+    DEVICE,
+    DTYPE,
+    GPU,
+    LEFT_OUT,
+    Sizes,
+    free,
+    llama,
+    process_group,
+    reason,
+    seconds_of,
+    sync,
+)
 from tests.benchmarks.measure import Row
 
 UPDATE_PACKS, STEPS = 4, 2
@@ -53,13 +66,19 @@ def random_target(model_config: Any, config: FuseConfig) -> FusionModule:
     return module
 
 
-def lightest(model_config: Any, pack_tokens: int) -> tuple[str, float]:
-    """Returns the first activation checkpointing whose planned memory fits the device, and the planned bytes."""
+def lightest(model_config: Any, pack_tokens: int) -> tuple[str, float | None]:
+    """Returns the first activation checkpointing whose planned memory fits the device, and the planned bytes.
+
+    Where an older PyTorch cannot plan it, the memory is unknown, and `full` is taken.
+    """
     available = torch.cuda.get_device_properties(0).total_memory if GPU else math.inf
-    planned = math.inf
     for name in ("none", "selective", "full"):
         config = fuse_config(pack_tokens, UPDATE_PACKS, name)
-        planned = estimate(model_config, config, 1, str(DTYPE).removeprefix("torch."), DEVICE).peak_bytes  # type: ignore[arg-type]
+        try:
+            planned = estimate(model_config, config, 1, str(DTYPE).removeprefix("torch."), DEVICE).peak_bytes  # type: ignore[arg-type]
+        except TrainingError as error:
+            LEFT_OUT.append(f"memory as planned: {reason(error)}")
+            return "full", None
         if planned < MOST_MEMORY * available:
             return name, planned
     raise RuntimeError(
@@ -105,10 +124,11 @@ def update(sizes: Sizes, name: str, profiles: dict[str, Any]) -> Iterator[Row]:
             free()
             _steps(trainer, made)
             sync()
-            measured = torch.cuda.max_memory_allocated()
-            yield Row(
-                f"{name}: memory as planned, against measured", planned / 2**30, "GiB", measured / 2**30, "0.9 to 1.1 x"
-            )
+            measured = torch.cuda.max_memory_allocated() / 2**30
+            if planned is not None:
+                yield Row(
+                    f"{name}: memory as planned, against measured", planned / 2**30, "GiB", measured, "0.9 to 1.1 x"
+                )
         yield _profile(name, trainer, made, profiles)
         del module, trainer, ways
     free()
