@@ -60,6 +60,7 @@ class AnswerReader:
         self.tokens, self.family, self.keeps = tokens, texts.family, template.thinking == "keep"
         self.thinks = texts.asking != texts.answering
         """Whether the prompt that the model answers differs from that of an answer without thinking."""
+        self.stops = [stop.encode() for stop in template.stop]
         self.names = {i: t.content for i, t in tokenizer.added_tokens_decoder.items()}
         marks = [f.open + f.close for f in FAMILIES if f.open in texts.asking or f.close in texts.asking]
         specials = (name for i, name in self.names.items() if tokens.roles[i] != Role.TEXT)
@@ -72,7 +73,7 @@ class AnswerReader:
 
     def read(self, response: Response) -> Answer:
         """Returns the text of an answer, without the end of its turn, and without its thinking unless the recipe keeps it."""
-        whole = self._whole(response)
+        whole = self._whole(self._until_stop(response))
         ended = bool(len(whole.ids)) and self.tokens.roles[whole.ids[-1]] == Role.END
         ids = whole.ids[: len(whole.ids) - ended]
         start = self._answer_start(ids)
@@ -86,6 +87,24 @@ class AnswerReader:
             return Answer(whole, text, why, start)
         kept = replace(whole, ids=whole.ids[start:], logprobs=whole.logprobs[start:], topk=whole.topk[start:])
         return Answer(kept, text, None, start)
+
+    def _until_stop(self, response: Response) -> Response:
+        """Returns an answer up to the first of the recipe's texts that end it.
+
+        A token across that place stays if only a blank of it lies behind: many tokenizers have one for a full stop and a new line.
+        """
+        pieces = [self._piece(token) for token in response.ids.tolist()] if self.stops else []
+        spelt = b"".join(pieces)
+        places = [place for stop in self.stops if (place := spelt.find(stop)) >= 0]
+        if not places:
+            return response
+        ends, place = np.cumsum([len(piece) for piece in pieces]), min(places)
+        kept = int(np.searchsorted(ends, place, side="right"))
+        begun = ends[kept] - len(pieces[kept]) < place
+        if begun and not spelt[place : ends[kept]].strip():
+            kept += 1
+        ids, logprobs, topk = response.ids[:kept], response.logprobs[:kept], response.topk[:kept]
+        return Response(ids, logprobs, topk, "stop")
 
     def _answer_start(self, ids: Int[np.ndarray, "T"]) -> int | None:
         """Returns the index of the answer's first token; None if the thinking before it does not end where a token does."""

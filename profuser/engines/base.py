@@ -42,6 +42,8 @@ class Request:
     """Length limit of a generated answer."""
     seed: int = 0
     """Sampling seed."""
+    stop: tuple[str, ...] = ()
+    """Texts after which an engine may end a generated answer; it may also generate more."""
 
 
 @dataclass(frozen=True)

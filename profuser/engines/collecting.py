@@ -6,7 +6,7 @@ pass that generated them.
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -179,10 +179,8 @@ class SourceReader:
 
     def _answer_requests(self, row_id: str, prompt_ids: list[int], how: ReadSettings) -> list[Request]:
         limit = min(how.generation.max_tokens, self.engine.max_model_len - len(prompt_ids))
-        seeds = [_seed(how.seed, row_id, sample) for sample in range(how.num_samples)]
-        return [
-            Request(prompt_ids, how.top_k, generation=how.generation, max_tokens=limit, seed=seed) for seed in seeds
-        ]
+        asked = Request(prompt_ids, how.top_k, generation=how.generation, max_tokens=limit, stop=self.template.stop)
+        return [replace(asked, seed=_seed(how.seed, row_id, sample)) for sample in range(how.num_samples)]
 
     def _too_long(self, encoded: EncodedExample, asked: list[int]) -> str | None:
         limit = self.engine.max_model_len

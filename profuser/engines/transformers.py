@@ -78,12 +78,18 @@ class TransformersEngine:
             responses = list(self._force(requests))
         finished = []
         for number, response in zip(batch, responses, strict=True):
-            if response.finish_reason == "length" and len(response.ids) < self.waiting[number].max_tokens:
+            if self._goes_on(response, self.waiting[number]):
                 self.begun[number] = response
             else:
                 self.num_tokens += len(self.waiting.pop(number).prompt_ids) + len(response.ids)
                 finished.append((number, response))
         return finished
+
+    def _goes_on(self, response: Response, request: Request) -> bool:
+        """Returns whether an answer, or what there is of it, is to be continued."""
+        if response.finish_reason != "length" or len(response.ids) >= request.max_tokens:
+            return False
+        return not (request.stop and any(stop in self.tokenizer.decode(response.ids) for stop in request.stop))
 
     def _left(self, number: int) -> Request:
         """Returns what the next batch can do of a waiting request: an answer that is begun is part of the prompt."""

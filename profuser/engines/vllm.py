@@ -103,6 +103,8 @@ class VllmEngine:
         if request.response_ids is not None:
             return self._make_parameters(max_tokens=1, prompt_logprobs=request.top_k, **self._common)
         generation = request.generation
+        # Only with a text to stop at does vLLM need the answers' texts.
+        common = self._common | {"stop": list(request.stop), "detokenize": bool(request.stop)}
         return self._make_parameters(
             max_tokens=request.max_tokens,
             temperature=generation.temperature,
@@ -113,7 +115,7 @@ class VllmEngine:
             seed=request.seed,
             stop_token_ids=self.end_ids,
             logprobs=request.top_k,
-            **self._common,
+            **common,
         )
 
     def close(self) -> None:

@@ -45,6 +45,9 @@ class _Template(Config):
     """Thinking of a reasoning model (`<think> ... </think>` and the like). `strip`: it thinks, and its answer is what follows;
     `keep`: its thinking is learnt with the answer, and judges see the answer alone; `off`: it is asked to answer at once. A ground
     truth never follows thinking that is still open."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = later_field(())
+    """Texts that end an answer, e.g. `["\\nQuestion:"]` for a base model, which does not end its turn: its answer is what precedes
+    them."""
     date: Annotated[IsoDate, AfterValidator(_valid_date)] | None = later_field(None)
     """Date that templates write (`strftime_now`); by default the day on which the run began."""
 

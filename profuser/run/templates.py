@@ -39,6 +39,7 @@ def template_lines(run: FusionRun) -> Iterator[str]:
         ends = turn_ends(tokenizer, template, run.model(config).local(weights=False), config.revision)
         text = chat_texts(tokenizer, template).asking
         parts = [f"turns end with {', '.join(tokenizer.convert_ids_to_tokens(ends))}", *_thinking(tokenizer, template)]
+        parts += [f"answers end before {', '.join(map(repr, template.stop))}"] if template.stop else []
         unused = [argument for argument in template.arguments if not mentions(_own_text(tokenizer, template), argument)]
         parts += [f"the template does not use {', '.join(unused)}"] if unused else []
         parts += [f"the template writes the date {template.date or 'of the day'}"] if "strftime_now" in text else []

@@ -209,3 +209,28 @@ def test_a_model_that_ends_with_the_second_end_of_its_generation_config_gives_wh
     assert count(signals)["unreadable_answers"] == 0
     scored = evaluate_table(table, signals, reader.tokens, "(.+)")["prediction"].to_pylist()
     assert scored == [entry.texts[0] for entry in signals]
+
+
+@pytest.mark.parametrize("name", ["llama 2", "qwen 3", "gemma 2"])
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("It is 12.\nQuestion: And 13?\nAnswer: 14.\nQuestion:", "It is 12."),
+        ("It is 12.\n\nQuestion: And", "It is 12.\n"),
+        ("It is a Questionnaire", "It is a Questionnaire"),
+        ("\nQuestion: What?", None),
+    ],
+)
+def test_an_answer_ends_before_the_recipes_stop_text(name, answer, text):
+    tokenizer, reader = reader_of(name, stop=["\nQuestion:", "Nothing like it"])
+    ids = tokenizer.encode(answer, add_special_tokens=False)
+    found = reader.read(response(ids, "length"))
+    if text is None:
+        assert (found.text, found.unreadable) == (None, "blank")
+        return
+    assert (found.text or "").removesuffix("\n") == text.removesuffix("\n")
+    kept = found.response
+    assert kept.finish_reason == ("stop" if "Question:" in answer else "length")
+    assert kept.ids.tolist() == ids[: len(kept.ids)]
+    assert len(kept.ids) == len(kept.logprobs) == kept.topk.num_positions
+    assert reader.tokens.spell(kept.ids).decode().removeprefix(" ") == found.text

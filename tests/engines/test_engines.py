@@ -1,5 +1,7 @@
 """Tests that the two engines give the same results for the same model, for every architecture in use."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,13 @@ def test_vllm_equals_transformers(make, tmp_path):
         loop, queue = EngineLoop(engine), []
         loop.observe = lambda engine, left, queue=queue: queue.append((left, getattr(engine, "num_running", left)))
         results[kind] = loop.run([*forced, *generated])
+        whole = results[kind][len(forced)]
+        texts = [engine.tokenizer.decode([token]) for token in whole.ids.tolist()]
+        stop = next(text for text in texts if text.isascii() and text.strip().isalnum())
+        ended = loop.run([replace(generated[0], stop=(stop,))])[0]
+        assert ended.ids.tolist() == whole.ids[: len(ended.ids)].tolist()
+        assert stop in engine.tokenizer.decode(ended.ids)
+        assert kind == "transformers" or len(ended.ids) == texts.index(stop) + 1
         assert engine.max_model_len == 128
         loop.close()
         assert all(0 <= running <= left for left, running in queue)
