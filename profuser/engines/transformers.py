@@ -15,14 +15,15 @@ from jaxtyping import Float, Int
 from profuser.engines.base import Request, Response
 from profuser.engines.device import context_length, device, resolve_dtype
 from profuser.errors import EngineError, one_line
-from profuser.models.classes import language_model_class
+from profuser.models.classes import backbone, language_model_class
+from profuser.models.output_head import OutputHead, head_fits
 from profuser.recipe.models import EngineConfig
 from profuser.signals.codec import TopK
 
 BATCH_TOKENS = 4096
 """Tokens of a batch on a CPU, padding and those to be generated included."""
 BATCH_MEMORY = 0.1
-"""Share of a GPU's free memory that the logits of a teacher-forced batch, or the KV cache of a generated one, may fill."""
+"""Share of a GPU's free memory that the forward pass of a teacher-forced batch, or the KV cache of a generated one, may fill."""
 ROUND_TOKENS = 128
 """Tokens that a batch of answers generates before the unfinished ones are batched anew, so that long ones hold no other up."""
 READ_TOKENS = 1024
@@ -46,7 +47,9 @@ class TransformersEngine:
         self.model = model.to(device()).eval()
         self.max_model_len = context_length(self.model.config, config)
         self.vocab_size = self.model.get_output_embeddings().weight.shape[0]
-        self.batch_tokens = _batch_tokens(self.model, self.vocab_size)
+        self.head = OutputHead.of(self.model) if head_fits(self.model) else None
+        """Makes logits only where they are read; None if only the model itself can make its logits."""
+        self.batch_tokens = _batch_tokens(self.model, 16 * self.head.weight.shape[1] if self.head else self.vocab_size)
         own_end = self.model.generation_config.eos_token_id
         own = own_end if isinstance(own_end, list) else [own_end] if own_end is not None else []
         self.end_ids = sorted({*end_ids, *own})
@@ -110,14 +113,18 @@ class TransformersEngine:
 
     def _force(self, requests: list[Request]) -> Iterator[Response]:
         sequences = [r.prompt_ids + (r.response_ids or []) for r in requests]
-        logits = self.model(**self._padded(sequences, left=False)).logits
+        inputs = self._padded(sequences, left=False)
+        if self.head:
+            found, to_logits = backbone(self.model)(**inputs, use_cache=False).last_hidden_state, self.head.logits
+        else:
+            found, to_logits = self.model(**inputs, use_cache=False).logits, lambda logits: logits
         given = [np.asarray(r.response_ids, dtype=np.int64) for r in requests]
         lengths = [len(ids) for ids in given]
         rows = np.repeat(np.arange(len(given)), lengths)
         places = np.concatenate([len(r.prompt_ids) - 1 + np.arange(n) for r, n in zip(requests, lengths, strict=True)])
-        index = [torch.from_numpy(each).to(logits.device) for each in (rows, places, np.concatenate(given))]
+        index = [torch.from_numpy(each).to(found.device) for each in (rows, places, np.concatenate(given))]
         parts = [
-            _read(logits[row, place], own, requests[0].top_k)
+            _read(to_logits(found[row, place]), own, requests[0].top_k)
             for row, place, own in zip(*(each.split(READ_TOKENS) for each in index), strict=True)
         ]
         own, ids, logprobs = (torch.cat(each).cpu().numpy() for each in zip(*parts, strict=True))
@@ -222,8 +229,9 @@ class BatchTokens:
     generated: int
 
 
-def _batch_tokens(model: Any, vocab_size: int) -> BatchTokens:
-    """Returns the tokens of a batch that fill `BATCH_MEMORY` of a GPU."""
+def _batch_tokens(model: Any, per_forced: int) -> BatchTokens:
+    """Returns the tokens of a batch that fill `BATCH_MEMORY` of a GPU; `per_forced` is about the values that one takes in a forward
+    pass."""
     if model.device.type != "cuda":
         return BatchTokens(BATCH_TOKENS, BATCH_TOKENS)
     config = model.config.get_text_config()
@@ -231,7 +239,7 @@ def _batch_tokens(model: Any, vocab_size: int) -> BatchTokens:
     width = getattr(config, "head_dim", None) or config.hidden_size // num_heads
     cached = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or num_heads) * width
     values = BATCH_MEMORY * torch.cuda.mem_get_info()[0] / model.dtype.itemsize
-    return BatchTokens(*(max(BATCH_TOKENS, int(values / per_token)) for per_token in (vocab_size, cached)))
+    return BatchTokens(*(max(BATCH_TOKENS, int(values / per_token)) for per_token in (per_forced, cached)))
 
 
 def _batch(waiting: Mapping[int, Request], limits: BatchTokens) -> list[int]:

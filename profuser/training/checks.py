@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from profuser.errors import ArtifactError, UserError, one_line
+from profuser.models.output_head import check_head
 from profuser.recipe.fusing import FuseConfig
 from profuser.training.attention import Boundaries
-from profuser.training.output_head import check_head
 from profuser.training.small import small_models
 from profuser.training.step import FusionModule
 

@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from profuser.models.output_head import OutputHead
 from profuser.training import loss_kernels
 from profuser.training.loss_passes import KernelPasses, Passes, PlainPasses
-from profuser.training.output_head import OutputHead
 
 Tail = Literal["bucket", "renormalise", "drop"]
 IGNORE = -100

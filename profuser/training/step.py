@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from profuser.models.classes import backbone
+from profuser.models.output_head import OutputHead
 from profuser.recipe.fusing import FuseConfig
 from profuser.training import loss_kernels
 from profuser.training.attention import WITHOUT_MASK, Boundaries, set_attention
 from profuser.training.examples import TrainingExample
 from profuser.training.losses import Tail, TokenLosses, fusion_loss
-from profuser.training.output_head import OutputHead
 
 
 class MicroBatch(NamedTuple):

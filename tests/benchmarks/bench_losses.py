@@ -2,8 +2,8 @@
 
 import torch
 
+from profuser.models.output_head import OutputHead
 from profuser.training.losses import fusion_loss
-from profuser.training.output_head import OutputHead
 from tests.benchmarks.measure import Row, by_turns, peak_bytes
 
 N, D, V, K = 8192, 512, 32_000, 10

@@ -7,8 +7,8 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 
+from profuser.models.output_head import OutputHead
 from profuser.training.losses import IGNORE, fusion_loss
-from profuser.training.output_head import OutputHead
 
 HEADS = ({}, {"scale": 0.25}, {"softcap": 1.5}, {"scale": 3.0, "softcap": 2.0}, {"bias": True})
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2}

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
+from profuser.models.output_head import OutputHead
 from profuser.training.losses import IGNORE, fusion_loss
-from profuser.training.output_head import OutputHead
 
 TAILS = ("bucket", "renormalise", "drop")
 

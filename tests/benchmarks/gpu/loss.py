@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import torch
 
+from profuser.models.output_head import OutputHead
 from profuser.training import loss_kernels
 from profuser.training.losses import fusion_loss
-from profuser.training.output_head import OutputHead
 from tests.benchmarks.gpu.device import DEVICE, DTYPE, Sizes, free, peak_bytes, seconds_of
 from tests.benchmarks.measure import Row
 

@@ -43,12 +43,8 @@ class OutputHead(NamedTuple):
 
 
 @torch.no_grad()
-def check_head(model: Any, path: str, device: torch.device | None = None) -> None:
-    """Compares the model's own logits with the head's on a few tokens.
-
-    Raises:
-        UserError: they differ: the architecture transforms its logits in a way that the fusion loss does not support.
-    """
+def head_fits(model: Any, device: torch.device | None = None) -> bool:
+    """Returns whether the head's logits are the model's own, on a few tokens."""
     vocab_size = model.get_output_embeddings().weight.shape[0]
     ids = torch.arange(PROBE_TOKENS, device=device or model.device)[None] * 7 % vocab_size
     was_training = model.training
@@ -57,9 +53,14 @@ def check_head(model: Any, path: str, device: torch.device | None = None) -> Non
     hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
     rebuilt = OutputHead.of(model).logits(hidden).float()
     model.train(was_training)
-    if own.shape != rebuilt.shape or not torch.allclose(own, rebuilt, rtol=1e-3, atol=1e-3 * float(own.abs().max())):
+    return own.shape == rebuilt.shape and torch.allclose(own, rebuilt, rtol=1e-3, atol=1e-3 * float(own.abs().max()))
+
+
+def check_head(model: Any, path: str, device: torch.device | None = None) -> None:
+    """Raises UserError if the architecture transforms its logits in a way that the fusion loss does not support."""
+    if not head_fits(model, device):
         kind = type(model).__name__
         raise UserError(
             f"target.model: {path}: {kind} changes its logits in a way that the fusion loss does not support; "
-            "train another target, or add it to profuser/training/output_head.py"
+            "train another target, or add it to profuser/models/output_head.py"
         )

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from profuser.errors import UserError
-from profuser.training.output_head import OutputHead, check_head
+from profuser.models.output_head import OutputHead, check_head
 from tests.training.made import model as tiny_model
 
 SHAPE = {
