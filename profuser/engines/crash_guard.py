@@ -35,10 +35,16 @@ class AttemptNote:
     """Range of rows, `[start, stop]`, that is being tried alone."""
     suspects: list[list[int]] = field(default_factory=list)
     """Ranges still to be tried."""
-    guilty: dict[str, str] = field(default_factory=dict)
+    crashing: dict[str, str] = field(default_factory=dict)
     """Rows that crash the engine, by their index in the shard, with the engine's last message."""
-    last_words: str = "its process died"
+    last_message: str = "its process died"
     """Message of the engine's last failure."""
+
+
+def _read_note(folder: Folder, name: str) -> AttemptNote:
+    """Reads a note, whose names may be those of older runs."""
+    older = {"guilty": "crashing", "last_words": "last_message"}
+    return AttemptNote(**{older.get(key, key): value for key, value in folder.read_json(name).items()})
 
 
 class CrashGuard:
@@ -60,11 +66,11 @@ class CrashGuard:
             EngineError: too many attempts on this shard have died.
         """
         name = f"shard-{index:05d}.json"
-        note = AttemptNote(**self.folder.read_json(name)) if self.folder.exists(name) else AttemptNote(deaths=-1)
+        note = _read_note(self.folder, name) if self.folder.exists(name) else AttemptNote(deaths=-1)
         note.deaths += 1
         if note.deaths > MAX_DEATHS:
             raise EngineError(
-                f"{self.folder.uri}: the engine died {MAX_DEATHS} times on shard {index} (last message: {note.last_words}); "
+                f"{self.folder.uri}: the engine died {MAX_DEATHS} times on shard {index} (last message: {note.last_message}); "
                 "check the engine's settings and memory, then run again"
             )
         attempt = Attempt(self.folder, name, note, num_rows)
@@ -94,7 +100,7 @@ class Attempt:
         if note.trying is not None:
             start, stop = note.trying
             if stop - start == 1:
-                note.guilty[str(start)] = note.last_words
+                note.crashing[str(start)] = note.last_message
             else:
                 middle = (start + stop) // 2
                 note.suspects[:0] = [[start, middle], [middle, stop]]
@@ -122,10 +128,10 @@ class Attempt:
                 work(list(range(*self.note.trying)))
                 self.note.trying = None
             self._save()
-            healthy = [row for row in range(self.num_rows) if str(row) not in self.note.guilty]
-            return work(healthy), {int(row): words for row, words in self.note.guilty.items()}
+            healthy = [row for row in range(self.num_rows) if str(row) not in self.note.crashing]
+            return work(healthy), {int(row): message for row, message in self.note.crashing.items()}
         except EngineDeadError as error:
-            self.note.last_words = str(error)
+            self.note.last_message = str(error)
             self._save()
             raise
 

@@ -122,9 +122,9 @@ def read_guarded(
     reader: SourceReader, rows: pa.Table, how: ReadSettings, attempt: Attempt, row_done: RowDone | None = None
 ) -> list[RowSignals]:
     """Returns a source's signals for all rows; a row that crashes the engine is refused with the reason."""
-    results, guilty = attempt.run(lambda places: reader.read(rows.take(places), how, row_done))
-    for place, words in sorted(guilty.items()):
+    results, crashing = attempt.run(lambda places: reader.read(rows.take(places), how, row_done))
+    for place, message in sorted(crashing.items()):
         row = rows.slice(place, 1).to_pylist()[0]
-        reason = f"it crashes the engine: {words}"
+        reason = f"it crashes the engine: {message}"
         results.insert(place, RowSignals(row["row_id"], len(row["response"].encode()), reason))
     return results

@@ -16,11 +16,11 @@ from profuser.storage.folder import Folder
 NUM_ROWS = 40
 
 
-def attempt(folder, guilty, fatal, results):
+def attempt(folder, crashing, fatal, results):
     """Processes a shard in which some rows kill the engine, by a signal or by an exception."""
 
     def work(rows):
-        found = guilty & set(rows)
+        found = crashing & set(rows)
         if found and fatal:
             os.kill(os.getpid(), signal.SIGKILL)
         if found:
@@ -32,14 +32,14 @@ def attempt(folder, guilty, fatal, results):
         results.put(one.run(work))
 
 
-def until_done(folder, guilty, fatal):
+def until_done(folder, crashing, fatal):
     """Starts one process after another, as Ray does; returns the result and the number of deaths."""
     # Forks a small process instead of this one with everything that other tests have loaded.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     results = context.SimpleQueue()
     for deaths in range(MAX_DEATHS + 3):
-        process = context.Process(target=attempt, args=(folder, guilty, fatal, results))
+        process = context.Process(target=attempt, args=(folder, crashing, fatal, results))
         process.start()
         process.join()
         if process.exitcode == 0:
@@ -48,13 +48,13 @@ def until_done(folder, guilty, fatal):
 
 
 @pytest.mark.parametrize("fatal", [True, False], ids=["killed", "exception"])
-@pytest.mark.parametrize("guilty", [set(), {0}, {39}, {17, 18}, {3, 30}])
-def test_crashing_rows_are_found_and_the_others_processed(tmp_path, guilty, fatal):
-    values, found, deaths = until_done(tmp_path, guilty, fatal)
-    assert values == [row * 10 for row in range(NUM_ROWS) if row not in guilty]
-    assert found.keys() == guilty
+@pytest.mark.parametrize("crashing", [set(), {0}, {39}, {17, 18}, {3, 30}])
+def test_crashing_rows_are_found_and_the_others_processed(tmp_path, crashing, fatal):
+    values, found, deaths = until_done(tmp_path, crashing, fatal)
+    assert values == [row * 10 for row in range(NUM_ROWS) if row not in crashing]
+    assert found.keys() == crashing
     assert all(("is poison" in words) != fatal for words in found.values())
-    assert deaths <= 2 + 8 * len(guilty)
+    assert deaths <= 2 + 8 * len(crashing)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -95,3 +95,11 @@ def test_an_exclusive_holder_is_alone_in_the_engine():
     assert len(most) == len(kinds)
     assert all(len(together) == 1 for together in most if "alone" in together)
     assert ["shared", "shared"] in most
+
+
+def test_a_note_of_an_older_version_is_read(tmp_path):
+    note = {"deaths": 3, "trying": [7, 8], "suspects": [], "guilty": {"5": "poison"}, "last_words": "it died"}
+    (tmp_path / "shard-00000.json").write_text(json.dumps(note))
+    with CrashGuard(Folder.at(tmp_path)).shard(0, 9) as attempt:
+        results, crashing = attempt.run(lambda rows: rows)
+    assert (results, crashing) == ([0, 1, 2, 3, 4, 6, 8], {5: "poison", 7: "it died"})
