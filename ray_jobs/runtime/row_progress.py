@@ -42,7 +42,7 @@ class Count(Protocol):
         ...
 
 
-class _Board:
+class _RowBoard:
     """Actor with the latest reports of every part of the run."""
 
     def __init__(self):
@@ -106,7 +106,7 @@ class RowReporter:
 def row_board(part: str) -> Any:
     """Returns the handle of the run's board, on the driver's node; the first call starts it."""
     options = {"name": BOARD, "get_if_exists": True, "scheduling_strategy": pin_to_driver_node()}
-    board = ray.remote(num_cpus=0)(_Board).options(**options).remote()
+    board = ray.remote(num_cpus=0)(_RowBoard).options(**options).remote()
     board.begin.remote(part)
     return board
 

@@ -17,7 +17,7 @@ from ray_jobs.runtime.stalls import StallWatch
 POLL_SECONDS = 1.0
 
 
-class _Board:
+class _TrainingBoard:
     """Actor that holds the first worker's progress and the stop request."""
 
     def __init__(self):
@@ -75,7 +75,7 @@ class TrainingMonitor:
         self.why = why
         self.metrics = TrainingMetrics(artifact)
         # On the driver's node: any other node may disappear during training.
-        self.board = ray.remote(num_cpus=0)(_Board).options(scheduling_strategy=pin_to_driver_node()).remote()
+        self.board = ray.remote(num_cpus=0)(_TrainingBoard).options(scheduling_strategy=pin_to_driver_node()).remote()
         self.stopped = False
         """Whether SIGTERM was received."""
         self._ended = threading.Event()

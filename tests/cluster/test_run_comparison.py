@@ -5,7 +5,7 @@ import math
 import pyarrow as pa
 import pytest
 
-from cluster.harness.run_comparison import Difference, table_difference
+from cluster.harness.run_comparison import ArtifactDifference, table_difference
 from profuser.artifacts.artifact import Artifact
 from profuser.storage.folder import Folder
 
@@ -26,7 +26,7 @@ def compare(tmp_path):
 
 
 def test_the_order_of_rows_does_not_matter(compare):
-    assert compare(ROWS[::-1]) == Difference("collect/a", 4, 0, 0, 0.0)
+    assert compare(ROWS[::-1]) == ArtifactDifference("collect/a", 4, 0, 0, 0.0)
 
 
 def test_a_missing_row_a_duplicate_and_a_changed_text_are_counted(compare):

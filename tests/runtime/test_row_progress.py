@@ -28,7 +28,7 @@ class Board:
     """An actor's handle without Ray."""
 
     def __init__(self):
-        self.board = row_progress._Board()
+        self.board = row_progress._RowBoard()
 
     def __getattr__(self, name):
         return Remote(getattr(self.board, name))
