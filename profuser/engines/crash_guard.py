@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from profuser.errors import EngineError
 from profuser.storage.folder import Folder
@@ -43,8 +43,9 @@ class AttemptNote:
 
 def _read_note(folder: Folder, name: str) -> AttemptNote:
     """Reads a note, whose names may be those of older runs."""
+    note: dict[str, Any] = folder.read_json(name)
     older = {"guilty": "crashing", "last_words": "last_message"}
-    return AttemptNote(**{older.get(key, key): value for key, value in folder.read_json(name).items()})
+    return AttemptNote(**{older.get(key, key): note[key] for key in note})
 
 
 class CrashGuard:
