@@ -1,9 +1,9 @@
 """The recipe section of training."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from profuser.config import Config, execution_field, later_field
 from profuser.recipe.resources import Attention, MemoryConfig, WorkersConfig
@@ -61,6 +61,45 @@ class LoraConfig(Config):
     output layer."""
 
 
+class DivergenceConfig(Config):
+    """How far the target's distribution is from a teacher's; `profuser/training/divergences.py` has the formulas."""
+
+    kind: Literal["forward_kl", "reverse_kl", "jsd", "skew"] = "forward_kl"
+    """`forward_kl` covers all that the teacher holds likely, `reverse_kl` avoids what it holds unlikely; `jsd` lies between them;
+    `skew` is the forward KL from a mixture with the teacher, with smaller gradients where the target is far off."""
+    alpha: float | None = Field(default=None, gt=0, lt=1)
+    """Weight of the teacher in the mixture of `jsd` (default 0.5) and `skew` (default 0.1)."""
+
+    @property
+    def weight(self) -> float:
+        """The weight of the teacher in the mixture."""
+        return self.alpha or {"skew": 0.1}.get(self.kind, 0.5)
+
+    @model_validator(mode="after")
+    def _alpha_is_used(self) -> "DivergenceConfig":
+        if self.alpha is not None and self.kind not in ("jsd", "skew"):
+            raise ValueError(f"alpha has no meaning for {self.kind}; it is the mixture's weight in jsd and skew")
+        return self
+
+
+class DivergencesConfig(Config):
+    """The divergence of each mode. A name, or one divergence, stands for both modes."""
+
+    inference: DivergenceConfig = DivergenceConfig()
+    """On the sources' answers."""
+    training: DivergenceConfig = DivergenceConfig()
+    """On the ground truth."""
+
+
+def _for_both_modes(value: Any) -> Any:
+    value = {"kind": value} if isinstance(value, str) else value
+    if isinstance(value, dict) and not {"inference", "training"} & value.keys():
+        return {"inference": value, "training": value}
+    if isinstance(value, dict):
+        return {mode: {"kind": own} if isinstance(own, str) else own for mode, own in value.items()}
+    return value
+
+
 class GuardConfig(Config):
     """Handling of non-finite numbers and of loss spikes."""
 
@@ -75,6 +114,9 @@ class FuseConfig(Config):
 
     beta: float = Field(default=0.11, ge=0)
     """Weight of the KL against the cross-entropy (not in the paper: FuseLLM's weights 0.9 and 0.1 give 0.11)."""
+    divergence: Annotated[DivergencesConfig, BeforeValidator(_for_both_modes)] = later_field(DivergencesConfig())
+    """What is minimised beside the cross-entropy: `forward_kl` (the paper's), `reverse_kl`, `jsd` or `skew`; per mode by
+    `{inference: ..., training: ...}`, with a weight by `{kind: jsd, alpha: 0.1}`."""
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of both distributions in the KL."""
     tail: Literal["bucket", "renormalise", "drop"] = "bucket"

@@ -1,20 +1,18 @@
 """The fusion loss, from hidden states and the output layer, in chunks of tokens: the full logits are never materialised.
 
-Legend: N response tokens of a micro-batch, D hidden size, V vocabulary, K top-k, n tokens of a chunk, C categories of the KL (K,
-or K + 1 with a tail).
+Legend: N response tokens of a micro-batch, D hidden size, V vocabulary, K top-k, n tokens of a chunk.
 
-    L = sum_n  ce_weight[n] * CE_n  +  kl_weight[n] * KL_n,      CE_n = -log q_n(y_n),      KL_n = KL(p_n || q_n)
+    L = sum_n  ce_weight[n] * CE_n  +  kl_weight[n] * D_n,       CE_n = -log q_n(y_n),      D_n = D(p_n, q_n)
 
-q is the student's distribution, p the teacher's, known only at its top-k ids. Both are first reduced to the same categories:
-`bucket` adds one for all other tokens, `renormalise` and `drop` keep only the top-k. A temperature T is applied to the
-categories of both, so the KL is zero exactly where student and teacher agree. `drop` does not normalise: it is the generalised
-KL `sum p log(p/q) - p + q`, which is also zero, with zero gradient, at agreement.
+q is the student's distribution, p the teacher's, known only at its top-k ids. D is the forward KL, or another divergence
+(`divergences.py`).
 
 With `ahead_only`, kl_weight[n] counts only where p_n(y_n) > q_n(y_n): where the teacher gives the response's token more probability
 than the student does now. The comparison has no gradient. Outside the top-k, p_n(y_n) is taken as the whole tail mass.
 """
 
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,9 +20,9 @@ from torch import Tensor
 
 from profuser.models.output_head import OutputHead
 from profuser.training import loss_kernels
+from profuser.training.divergences import FORWARD_KL, Divergence, Tail
 from profuser.training.loss_passes import KernelPasses, Passes, PlainPasses
 
-Tail = Literal["bucket", "renormalise", "drop"]
 IGNORE = -100
 """As a target: the token is ignored, as in `torch.nn.functional.cross_entropy`."""
 
@@ -39,7 +37,7 @@ class TokenLosses(NamedTuple):
     ce_nats: Float[Tensor, "N"]
     """Cross-entropy of each token, 0 if it is ignored."""
     kl_nats: Float[Tensor, "N"]
-    """KL of each token, 0 if it is ignored or has no teacher."""
+    """KL of each token, or what takes its place; 0 if it is ignored or has no teacher."""
     num_tokens: Int[Tensor, ""]
     """Tokens that are not ignored."""
     num_taught: Int[Tensor, ""]
@@ -59,8 +57,10 @@ def fusion_loss(
     chunk_tokens: int = 1024,
     kernels: bool | None = None,
     ahead_only: bool = False,
+    divergences: Sequence[Divergence] = (FORWARD_KL,),
+    kinds: Int[Tensor, "N"] | None = None,
 ) -> TokenLosses:
-    """Computes cross-entropy and forward KL over response tokens together.
+    """Computes cross-entropy and a divergence from the teacher over response tokens together.
 
     Under autocast the products with the output weight run in its type; everything else is float32 (float64 for float64 inputs).
 
@@ -77,6 +77,8 @@ def fusion_loss(
         chunk_tokens: tokens whose logits exist at once.
         kernels: use Triton kernels for the passes over the vocabulary; by default if they can run.
         ahead_only: leave out the KL of tokens to which the teacher gives no more probability than the student.
+        divergences: what takes the place of the KL.
+        kinds: for each token, its index in `divergences`; by default all have the first.
 
     Returns:
         The sum over tokens and its parts in nats per token. The gradient is computed in the same pass as the value, so the
@@ -109,6 +111,8 @@ def fusion_loss(
             chunk_tokens,
             kernels and working == torch.float32,
             ahead_only,
+            tuple(divergences),
+            torch.zeros_like(targets) if kinds is None else kinds,
         )
     return TokenLosses(total, ce * counted, kl, counted.sum(), taught.sum())
 
@@ -132,13 +136,15 @@ class _FusionLoss(torch.autograd.Function):
         chunk_tokens,
         kernels,
         ahead_only,
+        divergences,
+        kinds,
     ):
         working = _working(hidden.dtype)
         # Sums over chunks are in full precision, whatever the type of the products. A frozen layer (LoRA) has no gradient.
-        kinds = (hidden.dtype, working, working)
+        dtypes = (hidden.dtype, working, working)
         grad_hidden, grad_weight, grad_bias = (
-            torch.zeros_like(tensor, dtype=kind) if wanted else None
-            for tensor, kind, wanted in zip((hidden, weight, bias), kinds, ctx.needs_input_grad, strict=False)
+            torch.zeros_like(tensor, dtype=dtype) if wanted else None
+            for tensor, dtype, wanted in zip((hidden, weight, bias), dtypes, ctx.needs_input_grad, strict=False)
         )
         ce = torch.empty(len(hidden), dtype=working, device=hidden.device)
         kl, kl_weight = torch.empty_like(ce), kl_weight.clone()
@@ -147,9 +153,8 @@ class _FusionLoss(torch.autograd.Function):
             passes = (KernelPasses if kernels else PlainPasses)(hidden[part] @ weight.T, bias, scale, softcap)
             if ahead_only:
                 kl_weight[part] *= _teacher_is_ahead(passes, targets[part], ids[part], logprobs[part])
-            ce[part], kl[part], grad = _chunk(
-                passes, targets[part], ids[part], logprobs[part], ce_weight[part], kl_weight[part], temperature, tail
-            )
+            tokens = (targets[part], ids[part], logprobs[part], ce_weight[part], kl_weight[part], kinds[part])
+            ce[part], kl[part], grad = _chunk(passes, *tokens, temperature, tail, divergences)
             if grad_bias is not None:
                 grad_bias += grad.sum(0, dtype=working)
             low = grad.to(hidden.dtype)
@@ -164,7 +169,7 @@ class _FusionLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_total, *_):  # type: ignore[override]
         grads = [None if grad is None else grad * grad_total for grad in ctx.saved_tensors]
-        return *grads, *(None,) * 12
+        return *grads, *(None,) * 14
 
 
 def _add_product(total: Float[Tensor, "V D"], a: Float[Tensor, "V n"], b: Float[Tensor, "n D"], kernels: bool) -> None:
@@ -198,8 +203,10 @@ def _chunk(
     logprobs: Float[Tensor, "n K"],
     ce_weight: Float[Tensor, "n"],
     kl_weight: Float[Tensor, "n"],
+    kinds: Int[Tensor, "n"],
     temperature: float,
     tail: Tail,
+    divergences: Sequence[Divergence],
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"], Float[Tensor, "n V"]]:
     """Returns CE, KL and the weighted sum's gradient with respect to the logits, for one chunk; reuses the logits' memory.
 
@@ -214,7 +221,11 @@ def _chunk(
     every = passes.log_probs(ids)
     log_q = torch.where(valid, every, -torch.inf)
     tail_q = (1 - log_q.exp().sum(-1)).clamp_min(torch.finfo(log_q.dtype).eps)
-    kl, grad_top, grad_tail = _divergence(logprobs.to(log_q.dtype), log_q, tail_q, temperature, tail)
+    kl, grad_top, grad_tail = divergences[0](logprobs.to(log_q.dtype), log_q, tail_q, temperature, tail)
+    for kind, other in enumerate(divergences[1:], 1):
+        chosen, found = kinds == kind, other(logprobs.to(log_q.dtype), log_q, tail_q, temperature, tail)
+        kl, grad_tail = torch.where(chosen, found[0], kl), torch.where(chosen, found[2], grad_tail)
+        grad_top = torch.where(chosen[:, None], found[1], grad_top)
     kl = torch.where(has_teacher, kl, 0.0)
     grad_top = torch.where(valid, grad_top, 0.0) * kl_weight[:, None]
     grad_tail = torch.where(has_teacher, grad_tail, 0.0) * kl_weight
@@ -231,24 +242,3 @@ def _chunk(
     )
     places = torch.cat([ids, targets[:, None]], -1)
     return -own, kl, passes.gradient(other, places, torch.cat([top, at_target[:, None]], -1))
-
-
-def _divergence(
-    log_p: Float[Tensor, "n K"], log_q: Float[Tensor, "n K"], tail_q: Float[Tensor, "n"], temperature: float, tail: Tail
-) -> tuple[Float[Tensor, "n"], Float[Tensor, "n K"], Float[Tensor, "n"]]:
-    """Returns the KL in nats, and its gradients in the student's log-probabilities of the top-k and of the tail."""
-    if tail == "bucket":
-        tail_p = (1 - log_p.exp().sum(-1)).clamp_min(0.0)
-        log_p = torch.cat([log_p, tail_p.log()[:, None]], -1)
-        log_q = torch.cat([log_q, tail_q.log()[:, None]], -1)
-    log_p, log_q = log_p / temperature, log_q / temperature
-    if tail != "drop":
-        log_p, log_q = log_p.log_softmax(-1), log_q.log_softmax(-1)
-    p, q = log_p.exp(), log_q.exp()
-    kl = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
-    if tail == "drop":
-        kl = kl + (q - p).sum(-1)
-    grad = (q - p) / temperature
-    if tail == "bucket":
-        return kl, grad[:, :-1], grad[:, -1]
-    return kl, grad, torch.zeros_like(kl)

@@ -15,13 +15,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from profuser.artifacts.schemas import MODES
 from profuser.models.classes import backbone
 from profuser.models.output_head import OutputHead
 from profuser.recipe.fusing import FuseConfig
 from profuser.training import loss_kernels
 from profuser.training.attention import WITHOUT_MASK, Boundaries, set_attention
+from profuser.training.divergences import Divergence, Tail
 from profuser.training.examples import TrainingExample
-from profuser.training.losses import Tail, TokenLosses, fusion_loss
+from profuser.training.losses import TokenLosses, fusion_loss
 
 
 class MicroBatch(NamedTuple):
@@ -164,6 +166,8 @@ class FusionModule(nn.Module):
         self.beta, self.temperature, self.chunk_tokens = config.beta, config.temperature, config.loss_chunk_tokens
         self.tail: Tail = config.tail
         self.ahead_only = config.kl_positions == "ahead"
+        own = [getattr(config.divergence, mode) for mode in MODES]
+        self.divergences = [Divergence(each.kind, each.weight) for each in own]
         self.packing = config.packing
         first = next(model.parameters())
         self.device = device or first.device
@@ -195,7 +199,12 @@ class FusionModule(nn.Module):
             self.chunk_tokens,
             self.kernels,
             self.ahead_only,
+            *self._divergences_of(batch.mode),
         )
+
+    def _divergences_of(self, mode: Int[Tensor, "N"]) -> tuple[list[Divergence], Int[Tensor, "N"] | None]:
+        """Returns the divergences, and for each token the index of its own if they differ."""
+        return (self.divergences[:1], None) if len(set(self.divergences)) == 1 else (self.divergences, mode)
 
     def check(self, test: Callable[["FusionModule"], None]) -> None:
         """Runs a test of the model while its root parameters are unsharded; call `reshard_gathered` afterwards."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from profuser.models.output_head import OutputHead
+from profuser.training.divergences import Divergence
 from profuser.training.losses import IGNORE, fusion_loss
 
 TAILS = ("bucket", "renormalise", "drop")
@@ -44,7 +45,41 @@ def loss_of(hidden, weight, *rest, **options):
     return fusion_loss(hidden, OutputHead(weight), *rest, **options)
 
 
-def dense(hidden, head, targets, ids, logprobs, ce_weight, kl_weight, temperature, tail, ahead_only=False):
+DIVERGENCES = [
+    Divergence(),
+    Divergence("reverse_kl"),
+    Divergence("jsd", 0.5),
+    Divergence("jsd", 0.1),
+    Divergence("skew", 0.1),
+]
+
+
+def defined(divergence, p, q):
+    """A divergence of two vectors of masses, which need not sum to 1."""
+    mixed = divergence.alpha * p + (1 - divergence.alpha) * q
+    kl = lambda a, b: (a * (a / b).log() - a + b).sum()  # noqa: E731
+    return {
+        "forward_kl": lambda: kl(p, q),
+        "reverse_kl": lambda: kl(q, p),
+        "skew": lambda: kl(p, mixed),
+        "jsd": lambda: divergence.alpha * kl(p, mixed) + (1 - divergence.alpha) * kl(q, mixed),
+    }[divergence.kind]()
+
+
+def dense(
+    hidden,
+    head,
+    targets,
+    ids,
+    logprobs,
+    ce_weight,
+    kl_weight,
+    temperature,
+    tail,
+    ahead_only=False,
+    divergences=(Divergence(),),
+    kinds=None,
+):
     """The definition, with full logits and autograd."""
     log_q = head.logits(hidden).log_softmax(-1)
     weight = head.weight
@@ -67,8 +102,56 @@ def dense(hidden, head, targets, ids, logprobs, ce_weight, kl_weight, temperatur
         p, q = p ** (1 / temperature), q ** (1 / temperature)
         if tail != "drop":
             p, q = p / p.sum(), q / q.sum()
-        total = total + kl_weight[n] * (p * (p / q).log() - p + q).sum()
+        total = total + kl_weight[n] * defined(divergences[0 if kinds is None else int(kinds[n])], p, q)
     return total
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("divergence", [*DIVERGENCES, None], ids=str)
+def test_divergences_and_their_gradients_equal_the_dense_definition(divergence, tail, temperature):
+    hidden, weight, *rest = make(n=11)
+    leaves, head = [hidden, weight], OutputHead(weight)
+    kinds = torch.arange(11) % len(DIVERGENCES) if divergence is None else None
+    divergences = DIVERGENCES if divergence is None else [divergence]
+    expected = dense(hidden, head, *rest, temperature, tail, divergences=divergences, kinds=kinds)
+    options = {"divergences": divergences, "kinds": kinds, "chunk_tokens": 3}
+    got = fusion_loss(hidden, head, *rest, temperature, tail, **options)
+    torch.testing.assert_close(got.total, expected)
+    for a, b in zip(*(torch.autograd.grad(each, leaves) for each in (got.total, expected)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
+def test_gradcheck_of_divergences(divergence, tail):
+    hidden, weight, *rest = make(n=4, d=3, v=9, k=3)
+
+    def total(hidden, weight):
+        return loss_of(hidden, weight, *rest, tail=tail, chunk_tokens=3, divergences=[divergence]).total
+
+    assert torch.autograd.gradcheck(total, (hidden, weight))
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
+def test_merging_the_tail_never_raises_a_divergence(divergence):
+    torch.manual_seed(1)
+    p, q = torch.randn(2, 50, 40, dtype=torch.float64).mul(2).log_softmax(-1)
+    whole = torch.stack([defined(divergence, a.exp(), b.exp()) for a, b in zip(p, q, strict=True)])
+    top = p.topk(5)
+    log_q = q.gather(-1, top.indices)
+    merged = divergence(top.values, log_q, 1 - log_q.exp().sum(-1), 1.0, "bucket")[0]
+    assert (merged <= whole + 1e-9).all()
+    assert (merged > 0).all()
+
+
+def test_a_teacher_without_a_tail_has_a_finite_reverse_kl():
+    logprobs = torch.tensor([[0.0, -torch.inf]])
+    log_q = torch.tensor([[0.5, 0.25]]).log()
+    value, top, tail = Divergence("reverse_kl")(logprobs[:, :1], log_q[:, :1], torch.tensor([0.5]), 1.0, "bucket")
+    assert value.isfinite().all()
+    assert top.isfinite().all()
+    assert tail > 0
 
 
 @pytest.mark.parametrize("ahead_only", [False, True])
@@ -114,13 +197,15 @@ def test_gradcheck(tail, kind):
     assert torch.autograd.gradcheck(total, (hidden, weight))
 
 
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
 @pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_kl_and_its_gradient_vanish_where_student_equals_teacher(tail, temperature):
+def test_divergence_and_gradient_vanish_where_student_equals_teacher(tail, temperature, divergence):
     hidden, weight, targets, *_ = make()
     student = (hidden @ weight.T).log_softmax(-1).detach().topk(5)
     zero, one = torch.zeros(len(hidden), dtype=hidden.dtype), torch.ones(len(hidden), dtype=hidden.dtype)
-    loss = loss_of(hidden, weight, targets, student.indices, student.values, zero, one, temperature, tail)
+    given = student.indices, student.values, zero, one, temperature, tail
+    loss = loss_of(hidden, weight, targets, *given, divergences=[divergence])
     grads = torch.autograd.grad(loss.total, (hidden, weight))
     assert loss.kl_nats.abs().max() < 1e-12
     assert max(g.abs().max() for g in grads) < 1e-12
