@@ -8,6 +8,7 @@ import yaml
 from profuser.config import flatten, identity
 from profuser.errors import UserError
 from profuser.recipe import load_recipe
+from profuser.recipe.fusing import FuseConfig
 from profuser.recipe.schedule import PROGRESSIVE
 from tests.recipe.schedule_oracle import weights_at
 
@@ -197,3 +198,22 @@ def test_an_unreadable_file_is_named(tmp_path, content, expected):
     with pytest.raises(UserError, match=expected) as caught:
         load_recipe(file)
     assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "inference", "training"),
+    [
+        ("jsd", ("jsd", 0.5), ("jsd", 0.5)),
+        ({"kind": "skew"}, ("skew", 0.1), ("skew", 0.1)),
+        ({"inference": "reverse_kl", "training": {"kind": "jsd", "alpha": 0.2}}, ("reverse_kl", 0.5), ("jsd", 0.2)),
+        ({"training": "reverse_kl"}, ("forward_kl", 0.5), ("reverse_kl", 0.5)),
+    ],
+)
+def test_a_divergence_is_for_both_modes_or_for_each(value, inference, training):
+    found = FuseConfig.model_validate({"divergence": value}).divergence
+    assert [(each.kind, each.weight) for each in (found.inference, found.training)] == [inference, training]
+
+
+def test_recipes_without_a_divergence_have_their_old_fingerprint():
+    assert identity(FuseConfig()) == identity(FuseConfig.model_validate({"divergence": "forward_kl"}))
+    assert "divergence" not in identity(FuseConfig())

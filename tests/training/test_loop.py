@@ -31,7 +31,13 @@ COMPETENCE = [
 ]
 
 
-@pytest.mark.parametrize("settings", [{}, {"lora": {"rank": 2, "dropout": 0.1}}, {"schedule": COMPETENCE}])
+DIVERGENCES = {"divergence": {"inference": "reverse_kl", "training": {"kind": "jsd", "alpha": 0.1}}}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"lora": {"rank": 2, "dropout": 0.1}}, {"schedule": COMPETENCE}, DIVERGENCES | {"kl_positions": "ahead"}],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(settings, tmp_path):
     setting = Setting(config(duration={"kind": "steps", "value": 12}, **settings))
     whole = setting.trainer()
@@ -142,13 +148,20 @@ def test_a_stage_that_stops_improving_ends_early_and_no_row_is_lost():
     assert all(a.end == b.cursor for a, b in pairwise(taken))
 
 
-def test_micro_batching_changes_no_gradient():
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"divergence": "reverse_kl"}, {"divergence": "jsd"}, {"divergence": "skew"}, DIVERGENCES],
+    ids=str,
+)
+def test_micro_batching_changes_no_gradient(settings):
     found = []
     for tokens in (24, 1000):
-        setting = Setting(config(micro_batch_tokens=tokens))
+        setting = Setting(config(micro_batch_tokens=tokens, **settings))
         trainer = setting.trainer()
         setting.run(trainer)
-        found.append([record["ce_inference_nats"] for record in trainer.history])
+        found.append(
+            [record[name] for record in trainer.history for name in ("ce_inference_nats", "kl_inference_nats")]
+        )
     assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 

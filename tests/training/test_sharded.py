@@ -30,6 +30,10 @@ VARIANTS = {
     },
     "adapters": {"lora": LORA},
     "unpacked": {"packing": False},
+    "divergences by mode, where the teacher is ahead": {
+        "divergence": {"inference": "reverse_kl", "training": "jsd"},
+        "kl_positions": "ahead",
+    },
 }
 
 
