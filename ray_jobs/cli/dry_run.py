@@ -2,12 +2,13 @@
 
 from rich.table import Table
 
+from profuser.engines.device import device
 from profuser.recipe.models import Recipe
 from profuser.run.fusion_run import FusionRun
 from profuser.run.templates import template_lines
 from profuser.run.tokenizers import read_tokenizer_pairs
 from ray_jobs.cli.corpus import print_corpus
-from ray_jobs.pipeline.checks import check_target
+from ray_jobs.pipeline.checks import check_target, cpu_memory_lines
 from ray_jobs.runtime.progress import console, print_line
 
 RULE_TITLES = {
@@ -27,7 +28,7 @@ def check_recipe(recipe: Recipe, name: str) -> None:
     for setting, config in run.models().items():
         if line := run.model(config).conversion(setting, trained=config is recipe.target):
             print_line(line)
-    for line in check_target(run):
+    for line in (*check_target(run), *(cpu_memory_lines(run) if device() == "cpu" else [])):
         print_line(line)
     print_pairs(run)
     for line in template_lines(run):

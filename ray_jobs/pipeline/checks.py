@@ -4,12 +4,19 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from profuser.artifacts.artifact import Artifact
-from profuser.errors import UserError
+from profuser.errors import TrainingError, UserError
+from profuser.models.checkpoint import Checkpoint
 from profuser.run.fusion_run import FusionRun
 from profuser.run.stages import REGISTRY, STAGES, stage_name
 from profuser.storage.folder import Folder
 
+LARGE_TARGET = 2**26
+"""Bytes of a target's weights from which its memory without a GPU is planned before the run."""
+FULL = 0.7
+"""Share of a machine's memory above which training is said to need too much: Ray, the driver and libraries take the rest."""
 JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable that Ray sets in a submitted job."""
 
@@ -122,3 +129,34 @@ def check_target(run: FusionRun) -> list[str]:
 
     path = run.model(run.recipe.target).local(weights=False, setting="target.model", trained=True)
     return check_trainable(path, run.recipe.target.revision, run.recipe.fuse)
+
+
+def cpu_memory_lines(run: FusionRun) -> list[str]:
+    """Returns a line on the memory that training takes without GPUs; none for a small target, or one that cannot be planned.
+
+    Call it where there are no GPUs: planning takes some ten seconds.
+    """
+    ref, target, fuse = run.model(run.recipe.target), run.recipe.target, run.recipe.fuse
+    path = ref.local(weights=False, setting="target.model", trained=True)
+    if fuse.workers.use_gpu or (Checkpoint.of(path, target.revision).weights_bytes or 0) < LARGE_TARGET:
+        return []
+    from transformers import AutoConfig
+
+    from profuser.training.memory import estimate
+
+    config = AutoConfig.from_pretrained(path, revision=target.revision, local_files_only=True)
+    workers, dtype = fuse.workers.num_workers, "float32" if fuse.dtype == "auto" else fuse.dtype
+    try:
+        each = estimate(config, fuse, workers, dtype).peak_bytes / 2**30
+    except TrainingError:
+        return []
+    there = psutil.virtual_memory().total / 2**30
+    line = (
+        f"fuse: without a GPU, {workers} workers need {each:.1f} GiB each, in {dtype}; this machine has {there:.1f} GiB"
+    )
+    if workers * each > FULL * there:
+        line += (
+            f": lower fuse.micro_batch_tokens ({fuse.micro_batch_tokens}) or fuse.workers.num_workers, "
+            "or set fuse.memory.activation_checkpointing: full"
+        )
+    return [line]

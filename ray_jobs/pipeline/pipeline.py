@@ -28,11 +28,12 @@ from ray_jobs.pipeline.checks import (
     check_storage,
     check_target,
     check_tokenizers,
+    cpu_memory_lines,
     is_part,
     stage_index,
 )
 from ray_jobs.pipeline.summary import RunSummary
-from ray_jobs.runtime.cluster import connected
+from ray_jobs.runtime.cluster import connected, total_gpus
 from ray_jobs.runtime.kept import Kept
 from ray_jobs.runtime.progress import print_line
 from ray_jobs.runtime.shards import OnDraining
@@ -108,6 +109,9 @@ def _run_stages(
 
     try:
         with connected():
+            if not total_gpus() and any(part.name == "fuse" and part.artifact.manifest() is None for part in chosen):
+                for line in cpu_memory_lines(run):
+                    print_line(line)
             for stage, group in groupby(chosen, lambda part: stage_of(part.name)):
                 jobs = [list(job) for _, job in groupby(group, lambda part: part.group or part.name)]
                 failures: list[tuple[str, Exception]] = []
