@@ -32,6 +32,8 @@ class Family:
     """The tokenizer's end of sequence, where that is not `end`."""
     refuses: tuple[str, ...] = ()
     """Orders of roles that it does not accept, by their initials."""
+    drops: tuple[str, ...] = ()
+    """Orders of roles of which it leaves out the system turn if an answer follows."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Arguments that change what it writes."""
     thinks: tuple[str, str] | None = None
@@ -107,7 +109,9 @@ FAMILIES = {
         silent="[/INST][THINK][/THINK]",
     ),
     # Mistral-Nemo-Instruct-2407: llama.cpp models/templates/mistralai-Mistral-Nemo-Instruct-2407.jinja.
-    "mistral nemo": Family(released("mistral-nemo"), "</s>", INST, bos="<s>", refuses=("uu", "au")),
+    "mistral nemo": Family(
+        released("mistral-nemo"), "</s>", INST, bos="<s>", refuses=("uu", "au"), drops=("su", "suau")
+    ),
     # Phi-3-mini: trl trl/chat_templates/phi3.jinja.
     "phi 3": Family(
         released("phi-3"),
@@ -141,8 +145,18 @@ FAMILIES = {
         thinks=("<|start|>assistant", "<|start|>assistant<|channel|>final<|message|>"),
         silent="<|start|>assistant<|channel|>final<|message|>",
     ),
-    # DeepSeek-R1-Distill-*: trl trl/chat_templates/deepseek_r1_distill.jinja.
+    # DeepSeek-R1: trl trl/chat_templates/deepseekv3.jinja.
     "deepseek r1": Family(
+        released("deepseek-r1"),
+        DEEPSEEK[1],
+        DEEPSEEK,
+        (*THINK, *DEEPSEEK_TURNS),
+        bos=DEEPSEEK[0],
+        thinks=(f"{ASSISTANT}<think>\n", f"{ASSISTANT}{EMPTY}"),
+        silent=f"{ASSISTANT}{EMPTY}",
+    ),
+    # DeepSeek-R1-Distill-*: trl trl/chat_templates/deepseek_r1_distill.jinja.
+    "deepseek r1 distill": Family(
         released("deepseek-r1-distill"),
         DEEPSEEK[1],
         DEEPSEEK,
