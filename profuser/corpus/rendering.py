@@ -19,8 +19,8 @@ from profuser.errors import UserError, one_line
 from profuser.recipe.template import JinjaTemplate, TemplateConfig
 
 PROBE = "probe"
-SWITCHES = ("enable_thinking", "thinking")
-"""Variables by which templates turn thinking on and off."""
+SWITCHES = {"enable_thinking": (False, True), "thinking": (False, True), "thinking_budget": (0, -1)}
+"""Variables by which templates turn thinking off and on, with both values."""
 THINKS_OTHERWISE = "its thinking after a tool's result differs from that after a question"
 TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
 """Errors of a template that does not accept a conversation."""
@@ -81,7 +81,7 @@ def _settings(template: TemplateConfig, defaults: dict[str, str]) -> _Settings:
 @lru_cache(maxsize=64)
 def _chat_texts(tokenizer: Any, text: str, settings: _Settings) -> ChatTexts:
     base = with_date(text, settings.day) if settings.day else text
-    off = {name: False for name in SWITCHES if mentions(text, name)}
+    off = _switches(tokenizer, base)
     asking = with_arguments(base, dict(settings.arguments) if settings.thinks else off | dict(settings.arguments))
     prompt = _generation_prompt(tokenizer, asking)
     required = next((f for f in FAMILIES if f.required and f.close in text and not prompt.endswith(f.close)), None)
@@ -100,6 +100,16 @@ def _chat_texts(tokenizer: Any, text: str, settings: _Settings) -> ChatTexts:
     return ChatTexts(asking if settings.thinks else answering, answering, family if settings.thinks else None)
 
 
+def _switches(tokenizer: Any, text: str) -> dict[str, bool | int]:
+    """Returns the variables that turn a template's thinking off, with their values; not those that it only spells in a text."""
+
+    def asked(name: str, value: bool | int) -> str | Refusal:
+        return render(tokenizer, [Message("user", PROBE)], with_arguments(text, {name: value}), True)
+
+    found = {name: values for name, values in SWITCHES.items() if mentions(text, name)}
+    return {name: off for name, (off, on) in found.items() if asked(name, off) != asked(name, on)}
+
+
 def _generation_prompt(tokenizer: Any, text: str) -> str:
     """Returns what a template writes after a question; nothing if it accepts none without an answer, as a judge's may."""
     rendered = render(tokenizer, [Message("user", PROBE)], text, True)
@@ -107,52 +117,92 @@ def _generation_prompt(tokenizer: Any, text: str) -> str:
 
 
 def render_all(
-    tokenizer: Any, conversations: Sequence[Sequence[Message]], text: str, add_generation_prompt: bool
+    tokenizer: Any,
+    conversations: Sequence[Sequence[Message]],
+    text: str,
+    add_generation_prompt: bool,
+    needs_all: bool = True,
 ) -> list[str | Refusal]:
     """Renders conversations in one call: its set-up costs as much as a row. If that fails, one by one, to find those at fault.
 
-    Those with tools are rendered one by one, see `render`.
+    Those with tools are rendered one by one. Arguments as for `render`.
     """
     plain = [messages for messages in conversations if not uses_tools(messages)]
     options = {"chat_template": text, "tokenize": False, "add_generation_prompt": add_generation_prompt}
     try:
         found = tokenizer.apply_chat_template([as_turns(messages) for messages in plain], **options) if plain else []
     except TEMPLATE_ERRORS:
-        found = [render(tokenizer, messages, text, add_generation_prompt) for messages in plain]
+        found = [render(tokenizer, messages, text, add_generation_prompt, needs_all) for messages in plain]
+    else:
+        found = [
+            _whole(tokenizer, messages, text, add_generation_prompt, each) if needs_all else each
+            for messages, each in zip(plain, found, strict=True)
+        ]
     rest = iter(found)
     return [
-        render(tokenizer, messages, text, add_generation_prompt) if uses_tools(messages) else next(rest)
+        render(tokenizer, messages, text, add_generation_prompt, needs_all) if uses_tools(messages) else next(rest)
         for messages in conversations
     ]
 
 
-def render(tokenizer: Any, messages: Sequence[Message], text: str, add_generation_prompt: bool) -> str | Refusal:
+def render(
+    tokenizer: Any, messages: Sequence[Message], text: str, add_generation_prompt: bool, needs_all: bool = True
+) -> str | Refusal:
     """Renders a conversation with a template's source; or returns why that does not accept it.
 
     With tools, it is rendered in the first of the `forms` in which the template writes all calls and results.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        messages: the conversation.
+        text: the template's source.
+        add_generation_prompt: whether it ends with the beginning of an answer.
+        needs_all: whether the template must write every turn; else it may leave out those without tools.
     """
     options = {"chat_template": text, "tokenize": False, "add_generation_prompt": add_generation_prompt}
     reasons = []
     for turns, probed in zip(forms(messages), forms(probes(messages)), strict=True):
         try:
             if not uses_tools(messages):
-                return tokenizer.apply_chat_template(turns, **options)
-            fault = _tools_fault(tokenizer, probed, text, add_generation_prompt)
+                rendered = tokenizer.apply_chat_template(turns, **options)
+                return _whole(tokenizer, messages, text, add_generation_prompt, rendered) if needs_all else rendered
+            fault = _tools_fault(tokenizer, probed, text, add_generation_prompt, needs_all)
             if not fault:
                 return tokenizer.apply_chat_template(turns, **options)
             reasons.append(fault)
         except TEMPLATE_ERRORS as error:
             reasons.append(one_line(error) or type(error).__name__)
     # The second form lacks what a template may dislike in the first.
-    reason = THINKS_OTHERWISE if THINKS_OTHERWISE in reasons else reasons[:2][-1]
+    return _refusal(THINKS_OTHERWISE if THINKS_OTHERWISE in reasons else reasons[:2][-1], messages)
+
+
+def _whole(
+    tokenizer: Any, messages: Sequence[Message], text: str, add_generation_prompt: bool, rendered: str
+) -> str | Refusal:
+    """Returns a rendered conversation without tools; or a refusal if the template leaves out a turn of these roles."""
+    dropped = _dropped(tokenizer, tuple(message.role for message in messages), text, add_generation_prompt)
+    return _refusal(f"it leaves out {dropped}", messages) if dropped else rendered
+
+
+@lru_cache(maxsize=4096)
+def _dropped(tokenizer: Any, roles: tuple[str, ...], text: str, add_generation_prompt: bool) -> str | None:
+    probed = as_turns(probes([Message(role, PROBE) for role in roles]))
+    options = {"chat_template": text, "tokenize": False, "add_generation_prompt": add_generation_prompt}
+    try:
+        return left_out(probed, tokenizer.apply_chat_template(probed, **options))
+    except TEMPLATE_ERRORS:
+        return None
+
+
+def _refusal(reason: str, messages: Sequence[Message]) -> Refusal:
     return Refusal(f"{reason} (for turns of {', '.join(message.role for message in messages)})")
 
 
-def _tools_fault(tokenizer: Any, probed: Turns, text: str, add_generation_prompt: bool) -> str | None:
+def _tools_fault(tokenizer: Any, probed: Turns, text: str, add_generation_prompt: bool, needs_all: bool) -> str | None:
     """Returns what a template does wrong with turns of `probes`; None if it writes them, and no thinking that others lack."""
     options = {"chat_template": text, "tokenize": False, "add_generation_prompt": add_generation_prompt}
     rendered = tokenizer.apply_chat_template(probed, **options)
-    if missing := left_out(probed, rendered):
+    if missing := left_out(probed, rendered, only_tools=not needs_all):
         return f"it leaves out {missing}"
     if add_generation_prompt and probed[-1]["role"] == RESULT and any(mark in text for mark in MARKS):
         # The settings of thinking are made for a prompt that ends with a question.

@@ -68,7 +68,7 @@ def encode_examples(
     responses = [protect(response, strings) for _, response in examples]
     prompts = _prompts(tokenizer, asked, [r for _, r in examples], texts, generated or [False] * len(examples))
     turns = [[*messages, Message("assistant", text)] for messages, text in zip(asked, responses, strict=True)]
-    fulls = render_all(tokenizer, turns, texts.answering, False)
+    fulls = render_all(tokenizer, turns, texts.answering, False, needs_all=False)
     out: list[Any] = [
         next((e for e in pair if isinstance(e, Refusal)), None) for pair in zip(prompts, fulls, strict=True)
     ]
@@ -194,8 +194,9 @@ def _end_token_id(tokenizer: Any, text: str, is_shared: bool) -> int:
 def render_conversations(
     tokenizer: Any, conversations: Sequence[Sequence[Message]], template: TemplateConfig
 ) -> list[str | Refusal]:
-    """Renders whole conversations as text; or why one is refused."""
-    return render_all(tokenizer, conversations, chat_texts(tokenizer, template).answering, False)
+    """Renders whole conversations as text; or why one is refused. A template that the recipe gives may leave out turns."""
+    text, is_given = chat_texts(tokenizer, template).answering, isinstance(template, JinjaTemplate)
+    return render_all(tokenizer, conversations, text, False, needs_all=not is_given)
 
 
 def _accepted(tokenizer: Any, found: Any, template: TemplateConfig) -> Any:

@@ -2,7 +2,7 @@
 
 A tool's result answers the call at the same place in the turn of calls before it, so its id and name are those of the call.
 Templates differ in the form that they read, see `forms`; and many leave out what they do not know without an error, so probes are
-rendered in place of the tools' texts to see whether they are written.
+rendered in place of the texts to see whether they are written.
 """
 
 import json
@@ -66,7 +66,7 @@ def forms(messages: Sequence[Message]) -> Iterator[Turns]:
 
 
 def probes(messages: Sequence[Message]) -> list[Message]:
-    """Returns a conversation with unique words in place of its tools' results, and of its calls' texts, names and arguments."""
+    """Returns a conversation with unique words in place of its texts, and of its calls' names and arguments."""
     out = []
     for place, (role, content) in enumerate(messages):
         word = f"{PREFIX}{place}x"
@@ -76,12 +76,20 @@ def probes(messages: Sequence[Message]) -> list[Message]:
             for number, call in enumerate(turn["tool_calls"]):
                 call["function"] = {"name": f"{word}{number}n", "arguments": {f"{word}{number}a": 0}}
             content = json.dumps(turn, ensure_ascii=False)
-        out.append(Message(role, f"{word}r" if role == RESULT else content))
+        else:
+            content = f"{word}r"
+        out.append(Message(role, content))
     return out
 
 
-def left_out(probed: Turns, rendered: str) -> str | None:
-    """Names the first of the tools' texts that a rendered conversation of `probes` lacks; None if it has all."""
+def left_out(probed: Turns, rendered: str, only_tools: bool = False) -> str | None:
+    """Names the first of the texts that a rendered conversation of `probes` lacks; None if it has all.
+
+    Args:
+        probed: the conversation of `probes`.
+        rendered: what a template writes for it.
+        only_tools: whether only calls, their texts and results count.
+    """
     for turn in probed:
         if turn["role"] == RESULT and turn["content"] not in rendered:
             return "a tool's result"
@@ -95,6 +103,8 @@ def left_out(probed: Turns, rendered: str) -> str | None:
                 return "a tool call"
         if "tool_calls" in turn and turn["content"] and turn["content"] not in rendered:
             return "the text beside a tool call"
+        if not (only_tools or "tool_calls" in turn) and turn["content"] not in rendered:
+            return f"the {turn['role']} turn"
     return None
 
 

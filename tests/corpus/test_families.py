@@ -6,9 +6,18 @@ import pytest
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
-from profuser.corpus import Message, Refusal, encode_example, encode_examples, end_token_id, render_prompt
+from profuser.corpus import (
+    Message,
+    Refusal,
+    encode_example,
+    encode_examples,
+    end_token_id,
+    render_prompt,
+    render_prompts,
+)
 from profuser.corpus.rendering import chat_texts
 from profuser.corpus.template import render_conversations
+from profuser.errors import UserError
 from profuser.recipe.template import JinjaTemplate, OwnTemplate
 from tests.corpus.families import FAMILIES, tokenizer_of
 
@@ -68,7 +77,11 @@ def test_a_pasted_template_and_the_models_own_render_what_transformers_renders(n
         assert order in family.refuses
         return
     assert order not in family.refuses
-    assert found == expected(name, order + "a", monkeypatch, opens=False)
+    if order in family.drops and kind == "own":
+        assert isinstance(found, Refusal)
+        assert found.reason.startswith("it leaves out the system turn (for turns of system, user")
+    else:
+        assert found == expected(name, order + "a", monkeypatch, opens=False)
     wanted = expected(name, order, monkeypatch)
     assert text_of(name, render_prompt(tokenizer, turns(order), template)) == wanted
     example = encode_example(tokenizer, turns(order), "c u", template)
@@ -124,7 +137,8 @@ def test_judges_benchmarks_the_exported_and_the_served_model_render_the_prompts_
     row = {"row_id": "0", "messages": [m._asdict() for m in turns("u")]}
     (read,) = reader.encode([row], ["c u"])
     (whole,) = render_conversations(tokenizer, [[*turns("u"), Message("assistant", "c u")]], template)
-    assert text_of(name, read) == whole
+    # A judge reads the score at the last token that is not padding.
+    assert text_of(name, read) == str(whole).removesuffix(tokenizer.pad_token)
 
     fused = copy.deepcopy(tokenizer)
     fused.chat_template = served_text(tokenizer, template)
@@ -154,6 +168,50 @@ def test_a_refused_order_of_roles_is_refused_alone(name, order):
 
 
 def test_the_date_is_the_same_on_any_day():
-    for name in ("llama 3.2", "smollm 3", "gpt-oss"):
-        found = text_of(name, render_prompt(tokenizer_of(name), turns("u"), OwnTemplate(date="2020-02-09")))
-        assert any(day in found for day in ("09 Feb 2020", "09 February 2020", "2020-02-09"))
+    days = {
+        "llama 3.2": "09 Feb 2020",
+        "smollm 3": "09 February 2020",
+        "gpt-oss": "2020-02-09",
+        "granite": "February 09, 2020",
+    }
+    for name, day in days.items():
+        assert day in text_of(name, render_prompt(tokenizer_of(name), turns("u"), OwnTemplate(date="2020-02-09")))
+
+
+def without(role):
+    """Returns a template that leaves out the turns of a role."""
+    body = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>"
+    return JinjaTemplate(kind="jinja", text=f"{{% for m in messages if m.role != '{role}' %}}{body}{{% endfor %}}")
+
+
+def test_a_row_is_refused_if_the_template_leaves_out_its_system_turn():
+    tokenizer, template = tokenizer_of("qwen 2.5"), without("system")
+    conversations = [turns(order) for order in ("u", "su", "uau", "suau")]
+    examples = encode_examples(tokenizer, [(each, "c u") for each in conversations], template)
+    for found in (examples, render_prompts(tokenizer, conversations, template)):
+        assert [isinstance(each, Refusal) for each in found] == [False, True, False, True]
+        assert found[1] == Refusal("it leaves out the system turn (for turns of system, user)")
+
+
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_a_template_that_leaves_out_the_question_or_the_answer_is_refused(role):
+    with pytest.raises(UserError, match=f"template.text: it leaves out the {role} turn"):
+        encode_example(tokenizer_of("qwen 2.5"), turns("u"), "c u", without(role))
+
+
+@pytest.mark.parametrize("role", ROLES.values())
+def test_a_judge_reads_what_a_template_of_its_own_in_the_recipe_writes(role, tmp_path):
+    tokenizer = tokenizer_of("qwen 2.5")
+    row = {"row_id": "0", "messages": [m._asdict() for m in turns("su")]}
+    (read,) = judge(copy.deepcopy(tokenizer), tmp_path, without(role)).encode([row], ["c u"])
+    kept = [turn for turn in [*turns("su"), Message("assistant", "c u")] if turn.role != role]
+    assert text_of("qwen 2.5", read) == "".join(f"<|im_start|>{r}\n{text}<|im_end|>" for r, text in kept)
+
+
+def test_a_variable_of_which_a_template_only_spells_the_name_turns_no_thinking_off():
+    tokenizer = tokenizer_of("qwq")
+    text = f"{{% set help = 'Set thinking or enable_thinking.' %}}{FAMILIES['qwq'].text}"
+    template = JinjaTemplate(kind="jinja", text=text, thinking="off")
+    assert render_prompt(tokenizer, turns("u"), template) == render_prompt(
+        tokenizer, turns("u"), OwnTemplate(thinking="off")
+    )

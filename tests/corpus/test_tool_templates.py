@@ -43,10 +43,17 @@ WRITTEN = {
     "llama 3.2": (f'{{"name": "weather", "parameters": {ARGUMENTS}}}<|eot_id|>', json.dumps(RESULT)),
     # An id of another length than nine is numbered.
     "mistral v3": (f'[{{"name": "weather", "arguments": {ARGUMENTS}, "id": "000000000"}}]', json.dumps(RESULT)),
+    "mistral nemo": (f'[{{"name": "weather", "arguments": {ARGUMENTS}, "id": "000000000"}}]', RESULT),
     "mistral v7": (f'[{{"name": "weather", "arguments": {ARGUMENTS}, "id": "000000000"}}]', RESULT),
     "gpt-oss": (f"to=functions.weather<|channel|>commentary json<|message|>{ARGUMENTS}<|call|>", json.dumps(RESULT)),
+    "magistral": (f"[TOOL_CALLS]weather[ARGS]{ARGUMENTS}", RESULT),
+    "glm 4.5": (
+        "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Z\u00fcrich</arg_value>\n</tool_call>",
+        RESULT,
+    ),
+    "seed-oss": ("<function=weather>\n<parameter=city>Z\u00fcrich</parameter>\n</function>", RESULT),
     # Arguments as text.
-    "deepseek v3": (f"weather\n```json\n{ARGUMENTS}\n```", RESULT),
+    "deepseek r1 0528": (f"weather\n```json\n{ARGUMENTS}\n```", RESULT),
 }
 LEAVES_OUT = "it leaves out a tool call (for turns of user, tool_calls, tool)"
 REFUSED = {
@@ -54,6 +61,7 @@ REFUSED = {
     "llama 3": LEAVES_OUT,
     "gemma 2": "Conversation roles must alternate",
     "gemma 3": "Conversation roles must alternate",
+    "vicuna": "Conversation roles must alternate",
     "mistral v1": "Unexpected role",
     # It opens no thinking after a result.
     "deepseek r1": "its thinking after a tool's result differs from that after a question (for turns of user, tool_calls",

@@ -32,7 +32,7 @@ THINKING = {
     "deepseek r1": f"{THOUGHT}</think>",
     "glm 4.5": f"\n<think>{THOUGHT}</think>\n",
     "smollm 3": f"<think>\n{THOUGHT}\n</think>\n",
-    "seed-oss": f"{THOUGHT}</seed:think>",
+    "seed-oss": f"<seed:think>{THOUGHT}</seed:think>",
     "magistral": f"[THINK]{THOUGHT}[/THINK]",
     "gpt-oss": f"<|channel|>analysis<|message|>{THOUGHT}<|end|><|start|>assistant<|channel|>final<|message|>",
 }
@@ -149,7 +149,7 @@ def test_a_row_that_a_template_refuses_is_refused_alone_with_its_place():
     rows = corpus("7.", "8.", "9.").to_pylist()
     rows[1]["messages"].insert(0, {"role": "system", "content": "Be brief."})
     table = corpus("7.").from_pylist(rows, schema=corpus("7.").schema)
-    engine = Scripted([ids] * 2, "stop", tokenizer, vocab_size=len(tokenizer))
+    engine = Scripted([ids] * 2, "stop", tokenizer, vocab_size=len(tokenizer), end_ids=ids[-1:])
     signals = SourceReader(engine, OwnTemplate()).read(table, ReadSettings(GenerationConfig(), K, 0))
     assert [entry.refused is None for entry in signals] == [True, False, True]
     assert signals[1].refused == (

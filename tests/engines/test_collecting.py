@@ -28,6 +28,7 @@ class Scripted:
     tokenizer: Any = field(default_factory=byte_level_tokenizer)
     max_model_len: int = 128
     vocab_size: int = 400
+    end_ids: list[int] = field(default_factory=list)
     done: list = field(default_factory=list)
     asked: list = field(default_factory=list)
 
