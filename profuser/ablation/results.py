@@ -15,6 +15,7 @@ from profuser.ablation.arms import PROGRESSIVE, SFT_GT, Ablation
 from profuser.artifacts.artifact import Artifact
 from profuser.errors import UserError
 from profuser.evaluation import comparison as items
+from profuser.report.comparisons import PERCENT
 from profuser.report.measures import BITS_PER_BYTE, METRICS, Metric
 from profuser.run.fusion_run import FusionRun
 from profuser.run.stages import FUSED, TARGET
@@ -44,8 +45,8 @@ class Measured:
     about: str = ""
 
     def values(self, metric: Metric) -> Float[np.ndarray, "S N"]:
-        """Returns the numerators of a metric per row, in its unit."""
-        return self.bits if metric is BITS_PER_BYTE else 100.0 * self.correct
+        """Returns the numerators of a metric per row: bits, or 1 for a right answer."""
+        return self.bits if metric is BITS_PER_BYTE else self.correct.astype(np.float64)
 
     def trained_as_long_as(self, other: "Measured") -> bool:
         """Returns whether all seeds of both made equally many updates on about as many tokens; an untrained model matches all."""
@@ -70,10 +71,11 @@ class ArmDifference:
     """`better`, `worse`, `within noise`, or `not after Holm`: the interval alone excludes 0, but not after the correction."""
 
     @classmethod
-    def of(cls, found: items.Contrast) -> "ArmDifference":
-        """Converts a contrast; if only Holm's correction turned the difference into noise, the verdict is `not after Holm`."""
+    def of(cls, found: items.Contrast, unit: float) -> "ArmDifference":
+        """Converts a contrast to the metric's unit; where only Holm's correction made it noise, the verdict is `not after Holm`."""
         alone, verdict = found.difference.verdict(larger_is_better=found.larger_is_better), found.verdict
-        numbers = (found.difference.value, found.difference.low, found.difference.high)
+        difference = found.difference.times(unit)
+        numbers = (difference.value, difference.low, difference.high)
         return cls(
             *numbers, found.difference.p_value, found.adjusted_p_value, verdict if alone == verdict else NOT_AFTER_HOLM
         )
@@ -104,9 +106,14 @@ class Results:
         return [name for name in REFERENCES if any(each.name == name for each in self.measured)]
 
     def per_seed(self, each: Measured, metric: Metric) -> Float[np.ndarray, "S"]:
-        """Returns a metric of each seed, over all rows."""
+        """Returns a metric of each seed, over all rows, in its unit."""
         weight = self.num_bytes if metric is BITS_PER_BYTE else np.ones(self.num_rows)
-        return each.values(metric).sum(axis=1) / weight.sum()
+        return unit_of(metric) * each.values(metric).sum(axis=1) / weight.sum()
+
+
+def unit_of(metric: Metric) -> float:
+    """Returns the factor from `Measured.values` to the metric's unit."""
+    return 1.0 if metric is BITS_PER_BYTE else PERCENT
 
 
 def gather_results(ablation: Ablation) -> Results:
@@ -154,7 +161,7 @@ def compare_all(
             scored = items.Metric(metric.name, metric.higher_is_better, values, weight)
             found = items.contrasts(scored, [(each.name, reference.name) for each in matched])
             out |= {(metric.name, each.name, reference.name): None for each in others}
-            out |= {(metric.name, each.model, each.baseline): ArmDifference.of(each) for each in found}
+            out |= {(metric.name, each.model, each.baseline): ArmDifference.of(each, unit_of(metric)) for each in found}
     return out
 
 

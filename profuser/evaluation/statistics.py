@@ -19,6 +19,8 @@ FEW_DECIDED = 25
 NUM_FLIPS = 9999
 """Sign flips drawn if there are more than this many in all."""
 SIGN_TEST, SIGN_FLIPS, STUDENT = "sign test", "sign flips", "Student's t"
+ROUNDING = 1e-14
+"""Largest difference between two means, relative to their size, that is taken for rounding."""
 LEVEL = 0.95
 """Confidence level of all intervals."""
 
@@ -56,6 +58,10 @@ class Difference:
         """Returns the difference with the models swapped."""
         return replace(self, value=-self.value, low=-self.high, high=-self.low)
 
+    def times(self, unit: float) -> "Difference":
+        """Returns the difference in another unit, e.g. 100 for percentage points from shares; `unit` is positive."""
+        return replace(self, value=unit * self.value, low=unit * self.low, high=unit * self.high)
+
 
 def paired_difference(
     mine: Shaped[np.ndarray, "*S N"] | Sequence[float],
@@ -73,7 +79,8 @@ def paired_difference(
 
     With several seeds of either model (rows of a matrix, not paired between the models), the interval includes their spread: the
     variances of items and of seeds (mean squares, minus the noise of single items) are added, and the interval is Student's t with
-    Satterthwaite's degrees of freedom (1946). A model trained once gives no information about its spread between seeds.
+    Satterthwaite's degrees of freedom (1946). A model trained once gives no information about its spread between seeds. Where
+    neither items nor seeds vary the interval is the value alone.
 
     Args:
         mine: numerator per item, e.g. 1 for a right answer, or bits of the response.
@@ -84,7 +91,7 @@ def paired_difference(
         ValueError: the numbers of items differ or are 0, or a value is not finite.
     """
     first, second, weight = _checked(mine, other, denominators)
-    lead = first.mean(axis=0) - second.mean(axis=0)
+    lead = _lead(first, second)
     value = float(lead.sum() / weight.sum())
     one_seed = len(first) == len(second) == 1
     if one_seed and denominators is None and np.isin(lead, (-1, 0, 1)).all():
@@ -209,6 +216,13 @@ def _checked(mine: object, other: object, denominators: object) -> tuple[np.ndar
     return first, second, weight
 
 
+def _lead(first: Float[np.ndarray, "_ N"], second: Float[np.ndarray, "_ N"]) -> Float[np.ndarray, "N"]:
+    """Returns the difference of each item's means over seeds; 0 where it is only the rounding of the means."""
+    mine, other = first.mean(axis=0), second.mean(axis=0)
+    size = np.abs(first).mean(axis=0) + np.abs(second).mean(axis=0)
+    return np.where(np.abs(mine - other) <= ROUNDING * size, 0.0, mine - other)
+
+
 def _agreeing(value: float, low: float, high: float, p_value: float, num_items: int, test: str) -> Difference:
     """Returns a difference whose interval includes 0 if its test does not reject at the same level."""
     if p_value >= 1 - LEVEL:
@@ -231,10 +245,12 @@ def _with_seeds(
 ) -> tuple[float, float]:
     """Returns a value's standard error, including the spread between seeds, and Satterthwaite's degrees of freedom.
 
-    Items and seeds are crossed: Var = items + seeds - residual, each a mean square over the number of cells.
+    Items and seeds are crossed: Var = items + seeds - residual, each a mean square over the number of cells. No component is
+    negative: items count at least as much as the residuals that they contain, seeds at least 0. Satterthwaite's formula holds for
+    sums. With a mean square subtracted it may give less than 1, which no mean square has: 1 is used then.
     """
     num = weight.size
-    variance, squares = item_variance, item_variance**2 / item_freedom
+    noise, seeds, squares = 0.0, 0.0, item_variance**2 / item_freedom
     for side in sides:
         num_seeds = len(side)
         if num_seeds == 1:
@@ -244,9 +260,11 @@ def _with_seeds(
         rest = side - side.mean(axis=0) - (theta - theta.mean())[:, None] * weight
         freedom = (num_seeds - 1) * max(num - 1, 1)
         residual = float((rest**2).sum()) / freedom * num / (num_seeds * weight.sum() ** 2)
-        variance += max(between - residual, 0.0)
+        noise += residual
+        seeds += max(between - residual, 0.0)
         squares += between**2 / (num_seeds - 1) + residual**2 / freedom
-    return math.sqrt(variance), variance**2 / squares if squares else math.inf
+    variance = max(item_variance, noise) + seeds
+    return math.sqrt(variance), max(variance**2 / squares, 1.0) if squares else math.inf
 
 
 def _student(value: float, error: float, freedom: float) -> tuple[float, float, float]:

@@ -59,7 +59,7 @@ def _comparisons(metric: items.Metric, category: str) -> Sequence[ModelDifferenc
             measure=NAMES.get(found.metric, found.metric),
             category=category,
             model=found.baseline,
-            difference=_times(found.difference, unit),
+            difference=found.difference.times(unit),
             p_value=found.adjusted_p_value,
             verdict=found.verdict,
         )
@@ -78,13 +78,9 @@ def benchmark_estimates(benchmarks: Mapping[str, Mapping[str, pa.Table]]) -> dic
 def preference(rate: Estimate) -> Difference:
     """Returns a judged win rate minus 50 %, in percentage points: above 0, the fused model's answers are preferred."""
     even = Difference(rate.value - 0.5, rate.low - 0.5, rate.high - 0.5, math.nan, rate.num_items, "")
-    return _times(even, PERCENT)
+    return even.times(PERCENT)
 
 
 def in_percent(found: Estimate) -> Estimate:
     """Converts an estimate of a share to percent."""
     return replace(found, value=PERCENT * found.value, low=PERCENT * found.low, high=PERCENT * found.high)
-
-
-def _times(found: Difference, unit: float) -> Difference:
-    return replace(found, value=unit * found.value, low=unit * found.low, high=unit * found.high)

@@ -38,6 +38,11 @@ SAME_SELECT = {
     "answers-kept",
     "little-truth",
     "truth-then-answers",
+    "truth-beta-0.5",
+    "ahead",
+    "ahead-beta-1",
+    "truth-ahead",
+    "answers-then-truth-ahead",
 }
 NUM_ROWS, RESPONSE_BYTES = 60, 10
 ONE_JUDGE = ["rewards=[{kind: exact_match, name: exact}]"]

@@ -50,6 +50,21 @@ def test_differences_of_any_size_cover_where_enough_items_are_decided(num_items,
         assert min(held) / trials >= CLAIMED - slack
 
 
+@pytest.mark.parametrize("num_seeds", [2, 3, 5])
+@pytest.mark.parametrize("seed_spread", [0.0, 0.05, 0.4])
+def test_differences_of_arms_with_seeds_each_cover(num_seeds, seed_spread):
+    draw, held, trials, num_items = np.random.default_rng([num_seeds, int(100 * seed_spread)]), 0, 300, 80
+    for _ in range(trials):
+        item = draw.normal(size=num_items)
+        arms = [
+            item + seed_spread * draw.normal(size=(num_seeds, 1)) + 0.5 * draw.normal(size=(num_seeds, num_items))
+            for _ in range(2)
+        ]
+        found = paired_difference(arms[0] + 0.3, arms[1])
+        held += found.low <= 0.3 <= found.high
+    assert held / trials >= CLAIMED - 3 * (CLAIMED * (1 - CLAIMED) / trials) ** 0.5
+
+
 @pytest.mark.parametrize("num_items", SIZES)
 @pytest.mark.parametrize("ties", TIES)
 def test_rates_at_equal_length_cover_and_false_verdicts_are_rare(num_items, ties):
