@@ -16,6 +16,7 @@ from profuser.errors import UserError
 from profuser.recipe.layers import ARMS, find_recipe, merge, read_layers, read_tree, recipe_names
 from profuser.recipe.loading import apply_overrides, parse_recipe
 from profuser.recipe.models import Recipe
+from profuser.run.failures import FAILED_PARTS
 from profuser.run.fusion_run import FusionRun
 from profuser.run.stages import FUSED, STAGES
 from profuser.storage.folder import Folder
@@ -117,7 +118,7 @@ class ArmRun:
     @property
     def state(self) -> str:
         """`finished`, `begun` or `waiting`."""
-        if self.manifest("report"):
+        if (report := self.manifest("report")) and not report.counts.get(FAILED_PARTS):
             return "finished"
         return "begun" if self.run.folder.exists() else "waiting"
 

@@ -133,6 +133,8 @@ class RunFacts:
     """Pairwise win rates of the sources and agreement of the judges."""
     plan_errors: Sequence[PlanError] = ()
     """Planned and measured quantities; empty if the run was not probed."""
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """Parts of optional stages that failed, e.g. `benchmarks/fused/mmlu`, with the reasons."""
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -73,6 +73,8 @@ class Stage:
     """One plan line per part; empty for a stage whose cost is negligible."""
     rewritten: bool = False
     """Whether its artifact only shows results: it is written again, not refused, if it was made from other ones."""
+    optional: bool = False
+    """Whether later stages run although some of its parts failed. The errors are raised at the end, and the report shows them."""
     part_option: str | None = None
     """Kind of a part (`source`, `reward`, `model`), and the option of `python -m ray_jobs STAGE` that selects one."""
     plural: str = ""

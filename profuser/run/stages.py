@@ -138,6 +138,7 @@ _ALL = (
         plan=stage_plans.benchmarks,
         part_option="model",
         plural="pairs of model and benchmark",
+        optional=True,
         concurrency="models",
         results=lambda name, metrics: {name.removeprefix("benchmarks/"): metrics["score"]},
     ),

@@ -46,7 +46,10 @@ def run_ablation(ablation: Ablation) -> None:
     print_line(f"this invocation took {format_clock(time.monotonic() - start)}")
     if failed:
         errors = "; ".join(f"{name}: {error}" for name, error in failed.items())
-        raise ProfuserError(f"{len(failed)} of {len(ablation.runs)} runs failed and are not in the table; {errors}")
+        absent = (
+            " and are not in the table" if failed.keys().isdisjoint(m.recipe.name for m in ablation.measured()) else ""
+        )
+        raise ProfuserError(f"{len(failed)} of {len(ablation.runs)} runs failed{absent}; {errors}")
 
 
 def run_base(ablation: Ablation) -> None:

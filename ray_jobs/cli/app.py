@@ -2,7 +2,7 @@
 
 import json
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from ray_jobs.cli.lab_commands import lab_app
 from ray_jobs.cli.options import Arm, RecipePath, RunName, Settings, Storage, load
 from ray_jobs.cli.serve import serve
 from ray_jobs.runtime.progress import print_line
+
+if TYPE_CHECKING:
+    from profuser.run.fusion_run import FusionRun
 
 INTERRUPTED = 130
 DEMO_QUESTION = "Put the letters h b a i in alphabetical order."
@@ -68,12 +71,8 @@ def run(
         return
     from ray_jobs.pipeline.pipeline import run_pipeline
 
-    done = run_pipeline(loaded, redo or (), until, only)
-    if (only or until) == STAGES[-1]:
-        from ray_jobs.stages.report import print_report
-
-        print_report(done)
-    else:
+    run_pipeline(loaded, redo or (), until, only, _print_results)
+    if (only or until) != STAGES[-1]:
         option = "--only" if only else "--until"
         print_line(f"stopped after {only or until}; run without {option} to continue")
 
@@ -185,9 +184,16 @@ def evaluate(
     """Evaluate a run's models on its held-out rows. Runs every stage of the run that is not finished, and prints the results."""
     from profuser.run.finding import find_run
     from ray_jobs.pipeline.pipeline import run_pipeline
-    from ray_jobs.stages.report import print_report
 
-    print_report(run_pipeline(find_run(name, storage).recipe, ["evaluate"] if redo else ()))
+    run_pipeline(find_run(name, storage).recipe, ["evaluate"] if redo else (), after_stage=_print_results)
+
+
+def _print_results(stage: str, run: "FusionRun") -> None:
+    """Prints the results as soon as the report is written: the run may still end with the error of an optional stage."""
+    if stage == "report":
+        from ray_jobs.stages.report import print_report
+
+        print_report(run)
 
 
 app.command()(serve)

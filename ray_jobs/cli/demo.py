@@ -30,13 +30,14 @@ def run_demo(recipe: Recipe, question: str | None) -> None:
         def serve(stage: str, run: FusionRun) -> None:
             if stage == "fuse":
                 serving.append(beside.submit(_serve, run, recipe.name))
+            if stage == "report":
+                print_report(run)
 
         run = run_pipeline(recipe, after_stage=serve)
         url = serving[0].result()
         question = question or run.heldout().read_shard(0)["messages"][0].as_py()[-1]["content"]
         answer = ask(url, recipe.name, question, recipe.evaluate.generation.max_tokens)
         stop_server()
-    print_report(run)
     print_line(f"\nThe fused model, served at {url}:\n  > {question}\n  {answer.strip()}")
     print_line(
         f"\n{format_clock(time.monotonic() - start)} in all. To serve it: profuser serve {recipe.name} --insecure"

@@ -13,9 +13,10 @@ from profuser.artifacts.artifact import Manifest
 from profuser.artifacts.lock import RunLock
 from profuser.artifacts.tracking import Tracker, artifact_root, tracking_uri
 from profuser.config import identity
-from profuser.errors import ProfuserError, UserError
+from profuser.errors import ProfuserError, UserError, one_line
 from profuser.recipe.models import Recipe
 from profuser.run.beginning import begin
+from profuser.run.failures import FAILED_PARTS, record_failures
 from profuser.run.finding import RECIPE
 from profuser.run.fusion_run import FusionRun
 from profuser.run.stage import Part, Stage
@@ -54,12 +55,13 @@ def run_pipeline(
         redo: stages whose artifacts are deleted first, with those of all later stages.
         until: last stage to run; a later call continues from there.
         only: the only stage (`fuse`) or part (`collect/llama`) to run; its inputs must be finished.
-        after_stage: called when all parts of a stage are finished.
+        after_stage: called when all parts of a stage are finished, or have failed if the stage is optional.
 
     Raises:
         UserError: an input is missing, there is no such stage, a tokenizer cannot be aligned, the recipe no longer fits
             its artifacts, the storage cannot be written, or another driver is working on the run.
-        ProfuserError: a stage failed, or another driver has taken the run over.
+        ProfuserError: a stage failed, or another driver has taken the run over. The errors of an optional stage are raised when
+            all other stages have run.
     """
     run = FusionRun(recipe)
     last = stage_index(until, "--until")
@@ -107,6 +109,7 @@ def _run_stages(
     summary = RunSummary(run, lock, [part.artifact for part in parts(run)])
     from ray_jobs.runtime.concurrency import concurrent_parts, run_concurrently
 
+    postponed: list[tuple[str, Exception]] = []
     try:
         with connected():
             if not total_gpus() and any(part.name == "fuse" and part.artifact.manifest() is None for part in chosen):
@@ -117,10 +120,15 @@ def _run_stages(
                 failures: list[tuple[str, Exception]] = []
                 works = [partial(_run_job, tracker, summary, job, failures) for job in jobs]
                 run_concurrently(works, concurrent_parts(stage.concurrency, run))
-                _raise_failures(stage.name, failures)
+                if stage.optional:
+                    record_failures(run, stage.name, {name: _reason(error) for name, error in failures})
+                    postponed += failures
+                else:
+                    _raise_failures(failures)
                 if stage.name == "prepare":
                     check_reward_categories(run)
                 after_stage(stage.name, run)
+        _raise_failures(postponed)
         if recipe.tracking.registered_model and summary.is_finished():
             version = tracker.register(recipe.tracking.registered_model, run.fused_model.uri)
             print_line(f"registered: models:/{recipe.tracking.registered_model}/{version}")
@@ -162,17 +170,26 @@ def _run_job(
             except Exception as error:
                 if part.group is None:
                     raise
+                print_line(f"{part.name} failed: {_reason(error)}; continuing with the rest")
                 failures.append((part.name, error))
 
 
-def _raise_failures(stage: str, failures: Sequence[tuple[str, Exception]]) -> None:
-    """Raises what failed in a stage, once all its other parts have run."""
-    if len(failures) == 1 or any(not isinstance(error, ProfuserError) for _, error in failures):
-        raise next((error for _, error in failures if not isinstance(error, ProfuserError)), failures[0][1])
-    if failures:
-        kind = UserError if all(isinstance(error, UserError) for _, error in failures) else ProfuserError
-        listed = "; ".join(f"{name}: {error}" for name, error in failures)
-        raise kind(f"{len(failures)} parts of {stage} failed, the others are finished: {listed}")
+def _raise_failures(failures: Sequence[tuple[str, Exception]]) -> None:
+    """Raises what failed, once all other parts have run."""
+    if not failures:
+        return
+    if unexpected := [error for _, error in failures if not isinstance(error, ProfuserError)]:
+        raise unexpected[0]
+    kinds = {type(error) for _, error in failures}
+    kind = kinds.pop() if len(kinds) == 1 else ProfuserError
+    listed = "; ".join(f"{name}: {_reason(error).removeprefix(f'{name}: ')}" for name, error in failures)
+    raise kind(f"{len(failures)} failed, the other parts are finished; run again to retry: {listed}")
+
+
+def _reason(error: Exception) -> str:
+    """Returns an error on one line, with its type unless it is one of ours."""
+    reason = one_line(error)
+    return reason if isinstance(error, ProfuserError) else f"{type(error).__name__}: {reason}"
 
 
 def _run_part(
@@ -185,6 +202,8 @@ def _run_part(
     """Runs one part of a stage unless it is finished; records it in `summary.json`, MLflow and Prometheus."""
     artifact, stage = part.artifact, stage_of(part.name)
     manifest, changes = artifact.manifest(), artifact.changes()
+    if manifest and manifest.counts.get(FAILED_PARTS):
+        changes = ["parts had failed when it was written"]
     if changes:
         # `check_fits_recipe` has refused every other stage with changes.
         print_line(f"{artifact.stage}: written again: {'; '.join(changes[:5])}")

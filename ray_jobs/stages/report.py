@@ -20,9 +20,10 @@ from profuser.report.facts import RunFacts, StageFact
 from profuser.report.model_card import model_card
 from profuser.report.page import write_report
 from profuser.report.tables.plan import plan_error_table
-from profuser.report.tables.results import benchmark_table, judged_table
+from profuser.report.tables.results import benchmark_table, failed_benchmarks, judged_table
 from profuser.report.tables.selection import agreement_table, judges_table, selection_words, win_rates_table
 from profuser.report.tables.table import render_scores, who_wins_table
+from profuser.run.failures import FAILED_PARTS, read_failures
 from profuser.run.fusion_run import TRAINING_METRICS, FusionRun
 from profuser.run.results import judged_by_category, judged_win_rates, read_benchmarks
 from profuser.run.stages import REGISTRY, STAGES
@@ -38,10 +39,10 @@ NEEDED = STAGES[: STAGES.index("evaluate") + 1]
 
 
 def report(run: FusionRun, handle: RunHandle) -> Manifest:
-    """Writes the report and the model card; returns the stage's manifest, which has no counts."""
-    start = time.monotonic()
+    """Writes the report and the model card; returns the stage's manifest, which counts the failed parts of optional stages."""
+    start, failed = time.monotonic(), read_failures(run)
     write_run_report(run, handle)
-    return finish(run.report(), [], time.monotonic() - start)
+    return finish(run.report(), [{FAILED_PARTS: len(failed)}] if failed else [], time.monotonic() - start)
 
 
 def write_run_report(run: FusionRun, handle: RunHandle | None = None) -> None:
@@ -69,6 +70,8 @@ def print_report(run: FusionRun) -> None:
     console.print(render_scores(facts, console.width))
     if facts.benchmarks:
         console.print(benchmark_table(facts))
+    for line in failed_benchmarks(facts):
+        print_line(line)
     if facts.judged:
         console.print(judged_table(facts))
     if facts.plan_errors:
@@ -115,6 +118,7 @@ def gather(run: FusionRun) -> RunFacts:
         vote_agreement=_vote_agreement(run.select()),
         selection=_selection(run),
         plan_errors=plan_errors(run),
+        failures=read_failures(run),
     )
 
 

@@ -1,5 +1,6 @@
 """Benchmarks as Ray tasks: scores equal the model's own, a killed process is retried, and nothing finished is redone."""
 
+import json
 import os
 import shutil
 import signal
@@ -19,8 +20,10 @@ from ray_jobs.runtime.cluster import connected
 from ray_jobs.runtime.concurrency import concurrent_models
 from ray_jobs.stages.benchmarks import benchmarks
 from tests import tiny
+from tests.benchmarks import base_run
+from tests.benchmarks.arms import fuse
 from tests.evaluation.packs import write_pack
-from tests.ray.stages import Meanwhile, make_run
+from tests.ray.stages import Meanwhile, make_run, select_here
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 CONTEXT = 1024
@@ -40,11 +43,15 @@ def model(tmp_path_factory):
 @pytest.fixture
 def make(tmp_path):
     def make(model, kind, benchmarks=None, **engine):
-        (tmp_path / "data.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+        rows = [{"question": f"Sort {number} b a", "answer": f"a b {number}"} for number in range(12)]
+        (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         benchmark = {"name": "arc_challenge", "path": write_pack(tmp_path / "arc", "arc_challenge"), "num_fewshot": 2}
         target = {"model": model, "engine": {"kind": kind, "dtype": "float32", **engine}}
         evaluate = {"benchmarks": benchmarks or [benchmark], "sources": False}
-        return make_run(tmp_path, tmp_path / "data.jsonl", {"llama": model}, target=target, evaluate=evaluate)
+        truth = [{"until": 1.0, "inference": 0.0, "training": 1.0}]
+        fuse = {"duration": {"kind": "steps", "value": 1}, "validation_rows": 0, "schedule": truth}
+        changes = {"target": target, "evaluate": evaluate | {"generation": {"max_tokens": 4}}, "fuse": fuse}
+        return make_run(tmp_path, tmp_path / "data.jsonl", {"llama": model}, **changes)
 
     return make
 
@@ -97,17 +104,35 @@ def test_vllm_scores_equal_transformers_even_if_its_process_is_killed(make, mode
     assert (folder / "shard-00000.parquet").stat().st_mtime_ns == written
 
 
-def test_a_model_is_loaded_once_for_all_its_benchmarks_and_one_that_fails_stops_no_other(make, tmp_path, model):
+def fuse_here(run):
+    """Makes everything before the stage `benchmarks`, in this process."""
+    select_here(run)
+    fuse(run)
+    path, config = run.evaluated_model("fused")
+    reader = base_run.load(run, config, path)
+    base_run.evaluate(reader, run, run.evaluate("fused"))
+    reader.loop.close()
+
+
+def test_a_model_is_loaded_once_for_all_its_benchmarks_and_one_that_fails_stops_neither_others_nor_the_report(
+    make, tmp_path, model
+):
     names = ("arc_challenge", "gsm8k", "truthfulqa_mc2")
     packs = [{"name": name, "path": write_pack(tmp_path / name, name), "num_fewshot": 0} for name in names]
     run = make(model, "transformers", packs, max_model_len=200)
-    with pytest.raises(EngineError, match="context of 200 tokens has no room for the answers of gsm8k"):
-        run_pipeline(run.recipe, only="benchmarks/target")
+    fuse_here(run)
+    reason = "context of 200 tokens has no room for the answers of gsm8k"
+    with pytest.raises(EngineError, match=f"2 failed.*benchmarks/target/gsm8k: .*{reason}.*benchmarks/fused/gsm8k: "):
+        run_pipeline(run.recipe)
     first, failed, last = (run.benchmark("target", config).manifest() for config in run.recipe.evaluate.benchmarks)
     assert failed is None
     assert first.counts["rows"] == last.counts["rows"] == 6
     # The load counts for the first benchmark only.
     assert last.device_seconds < first.device_seconds / 2
+    assert all(artifact.manifest() for artifact in run.artifacts("judge"))
+    page = run.report().folder.read_bytes("index.html").decode()
+    assert all(f"gsm8k of {name} was not measured: " in page for name in ("target (llama)", "fused"))
+    assert reason in page
 
 
 def test_an_unloadable_model_is_reported_in_one_line(make, tmp_path, model):

@@ -171,6 +171,14 @@ def test_an_empty_section_states_the_reason(evaluate, reason):
     assert "not judged" in section(page, "judged")
 
 
+def test_the_page_names_each_failed_benchmark_with_its_model_and_the_reason():
+    reason = "no room for <answers> of 200 tokens"
+    page = render_page(made_up.measured(failures={"benchmarks/mpt/tasks/rivers": reason}), {})
+    shown = section(page, "benchmarks").replace("&lt;", "<").replace("&gt;", ">")
+    assert f"tasks/rivers of mpt was not measured: {reason}" in shown
+    assert "was not measured" not in section(render_page(made_up.measured(), {}), "benchmarks")
+
+
 def test_benchmarks_and_win_rates_fit_in_100_columns():
     out = io.StringIO()
     for table in (benchmark_table(made_up.measured()), judged_table(made_up.measured())):

@@ -133,6 +133,16 @@ def no_benchmarks(facts: RunFacts) -> str:
     return NOT_YET if named else NO_BENCHMARK
 
 
+def failed_benchmarks(facts: RunFacts) -> list[str]:
+    """Returns a line per benchmark that failed under a model, with the reason."""
+    found = ((name.split("/", 2), reason) for name, reason in facts.failures.items())
+    return [
+        f"{benchmark} of {facts.label(model)} was not measured: {reason}"
+        for (stage, model, benchmark), reason in found
+        if stage == "benchmarks"
+    ]
+
+
 def comparison_lines(facts: RunFacts) -> list[ComparisonLine]:
     """Returns a line per measure, over all its items."""
     whole = [found for found in facts.comparisons if found.category == ALL]
