@@ -236,7 +236,7 @@ class Recipe(Config):
         """Returns the template of a source or of the target."""
         return config.template or self.template
 
-    def is_target(self, source: SourceConfig) -> bool:
+    def is_target(self, source: ModelConfig) -> bool:
         """Returns whether a source is the same model as the target."""
         return (source.model, source.revision) == (self.target.model, self.target.revision)
 

@@ -22,28 +22,8 @@ from profuser.run.tokenizers import read_tokenizer_pairs
 from ray_jobs.cli.options import RECIPES
 
 EVERY = find_arms(["all", "homogeneous"], RECIPES)
-SAME_SELECT = {
-    "beta-0",
-    "beta-0.5",
-    "beta-1",
-    "tail-drop",
-    "tail-renormalise",
-    "sft-gt",
-    "progressive",
-    "competence",
-    "reversed",
-    "by-margin",
-    "temperature-2",
-    "long-first-stage",
-    "answers-kept",
-    "little-truth",
-    "truth-then-answers",
-    "truth-beta-0.5",
-    "ahead",
-    "ahead-beta-1",
-    "truth-ahead",
-    "answers-then-truth-ahead",
-}
+SAME_SELECT = {arm.name for arm in EVERY if read_tree(arm.file).keys() <= {"fuse"}}
+"""Arms that change only the training."""
 NUM_ROWS, RESPONSE_BYTES = 60, 10
 ONE_JUDGE = ["rewards=[{kind: exact_match, name: exact}]"]
 

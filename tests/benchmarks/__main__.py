@@ -30,7 +30,7 @@ def main(chosen: list[str]) -> None:
     for name in chosen or NAMES:
         module = import_module(f"tests.benchmarks.bench_{name}")
         found = module.run()
-        console.print(table(module.__doc__.splitlines()[0], found))
+        console.print(table((module.__doc__ or name).splitlines()[0], found))
         rows += found
     if not chosen:
         entries = [asdict(row) | {"ratio": row.ratio, "reached": row.reached} for row in rows]

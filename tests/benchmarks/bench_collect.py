@@ -5,6 +5,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from profuser.engines.base import Request
 from profuser.engines.loading import ReadModel
@@ -52,20 +53,21 @@ class TimedWorker(CollectWorker):
     def _requests(self) -> list[Request]:
         """Returns the stage's requests, taken from its own reader."""
         asked: list[Request] = []
-        loop, self.reader.loop = self.reader.loop, _Listener(asked)
+        reader: Any = self.reader
+        loop, reader.loop = reader.loop, _Listener(asked)
         for shard in self.source.shards():
             try:
                 self.reader.read(self.source.read_shard(shard), self.how)
             except StopIteration:
                 continue
-        self.reader.loop = loop
+        reader.loop = loop
         return asked
 
     def _bare(self) -> tuple[float, int]:
         """Returns the seconds of vLLM's own `generate` over all requests, and the response tokens."""
         from vllm import TokensPrompt
 
-        engine = self.reader.engine
+        engine: Any = self.reader.engine
         prompts = [TokensPrompt(prompt_token_ids=r.prompt_ids + (r.response_ids or [])) for r in self.requests]
         parameters = [engine._parameters(request) for request in self.requests]
         for each in parameters:

@@ -72,7 +72,7 @@ class Walker:
 
     def exact(self, history: list[int], consumed: bytes, emitted: list[int]) -> dict[int, float]:
         """Walks on after source tokens and the first bytes of the next; `emitted` are the target's tokens of all these bytes."""
-        before, found = self.source.tokens.spell(np.array(history, dtype=int)), Counter[int]()
+        before, found = self.source.tokens.spell(np.array(history, dtype=int)), defaultdict[int, float](float)
         first = self.model.distribution(history)
         least = LEAST_MASS * first[self.fitting(consumed)].sum()
 
@@ -89,7 +89,7 @@ class Walker:
                 walk([*path, index], longer, float(after[index]), beyond + (len(longer) > len(consumed)))
 
         walk([], b"", 1.0, 0)
-        total = found.total()
+        total = sum(found.values())
         return {goal: mass / total for goal, mass in found.items()}
 
     def fitting(self, left: bytes) -> np.ndarray:
@@ -153,7 +153,7 @@ def run() -> list[Row]:
         data = source.tokens[int(ids.values[position])] or b""
         wanted = walker.exact(histories[position], data[: consumed[n]], emitted)
         if wanted:
-            distances[:, n] = [total_variation(way, places[n], wanted) for way in ways]
+            distances[:, n] = [total_variation(way, int(places[n]), wanted) for way in ways]
     out = []
     for name, some in (("where a candidate is used up", followed), ("wherever a listed candidate fits", listed)):
         tail, exact = np.nanmean(distances[:, some], axis=1)

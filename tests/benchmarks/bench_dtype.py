@@ -10,6 +10,7 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from tests.benchmarks.bench_extraction import flat
 from tests.benchmarks.measure import Row, by_turns
 
 K, NUM_REQUESTS, PROMPT_TOKENS, RESPONSE_TOKENS, ROUNDS = 10, 16, 100, 120, 5
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "147M": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9},
     "47M": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 16, "num_attention_heads": 6},
 }
@@ -36,7 +37,8 @@ def make_model(folder: Path, size: str) -> str:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(vocab_size=NUM_TOKENS, max_position_embeddings=1024, tie_word_embeddings=True, **SHAPES[size])
-    return tiny.save(LlamaForCausalLM(config).to(torch.bfloat16), tiny.byte_level_tokenizer(), folder)
+    model: Any = LlamaForCausalLM(config)
+    return tiny.save(model.to(torch.bfloat16), tiny.byte_level_tokenizer(), folder)
 
 
 def measure(path: str) -> dict[str, float]:

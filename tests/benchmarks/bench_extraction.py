@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from profuser.corpus import prepare_rows, read_corpus
+from profuser.corpus.prepare import CorpusRow
 from profuser.engines.base import Request
 from profuser.engines.vllm import VllmEngine
 from profuser.models.lab_paths import assets_path
@@ -75,6 +76,7 @@ def make_requests(tokenizer: Any) -> list[Request]:
     length, ids = PROMPT_TOKENS + RESPONSE_TOKENS, []
     while len(ids) < NUM_REQUESTS * length:
         row = next(rows)
+        assert isinstance(row, CorpusRow), row
         ids += tokenizer.encode(f"{row.messages[-1].content}\n{row.response}\n", add_special_tokens=False)
     parts = [ids[number * length :][:length] for number in range(NUM_REQUESTS)]
     return [Request(part[:PROMPT_TOKENS], K, part[PROMPT_TOKENS:]) for part in parts]

@@ -4,6 +4,7 @@ import math
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -33,7 +34,12 @@ MAX_TOKENS, BATCH_TOKENS, NUM_STEPS = 512, 2048, 12
 STEP_TOKENS = 8192
 """Tokens of the updates that are timed one by one: 80 examples, for average padding. (In an update of 2,048 tokens, 22
 examples, the longest has 223 tokens, and padding costs a third less than in the whole table.)"""
-SHAPE = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 2, "num_attention_heads": 12}
+SHAPE: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 12,
+}
 
 
 def config(**settings) -> FuseConfig:

@@ -35,7 +35,7 @@ def published_seconds(texts: list[str], source: Side, target: Side, projection: 
         ids, goals = source_ids.row(row).tolist(), target_ids.row(row).tolist()
         part = slice(start, start + len(ids))
         start += len(ids)
-        pieces = [side.tokenizer.convert_ids_to_tokens(i) for side, i in ((source, ids), (target, goals))]
+        pieces = source.tokenizer.convert_ids_to_tokens(ids), target.tokenizer.convert_ids_to_tokens(goals)
         tables = given.topk.ids[part].tolist(), given.topk.logprobs[part].tolist()
         seconds += once(lambda p=pieces, t=tables, g=goals: published.carry(*p, *t, mapping, g))
     return seconds, len(target_ids.values)

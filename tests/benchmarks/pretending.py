@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-import ray_jobs.runtime.engine_worker
+import profuser.engines.loading
 from profuser.engines.base import Request, Response
 from profuser.signals.codec import TopK
 from ray_jobs.stages.collect import CollectWorker
@@ -44,15 +44,16 @@ class PretendingEngine:
         given = request.response_ids
         ids = self._answers[place % NUM_ANSWERS] if given is None else np.array(given, dtype=np.int64)
         start = place % (POOL_TOKENS - len(ids))
-        part = slice(start, start + len(ids)), slice(0, request.top_k)
+        part = slice(start, start + len(ids))
         candidates, logprobs = self._ids[part].copy(), self._logprobs[part]
         candidates[:, 0] = ids
-        return Response(ids, logprobs[:, 0], TopK(candidates, logprobs), "stop" if given is None else "given")
+        topk = TopK(candidates[:, : request.top_k], logprobs[:, : request.top_k])
+        return Response(ids, logprobs[:, 0], topk, "stop" if given is None else "given")
 
 
 class PretendingWorker(CollectWorker):
     """The actor of `collect`, with the fake engine."""
 
-    def __init__(self, **arguments: Any):
-        ray_jobs.runtime.engine_worker.load_engine = PretendingEngine
-        super().__init__(**arguments)
+    def __init__(self, *arguments: Any):
+        profuser.engines.loading.load_engine = PretendingEngine
+        super().__init__(*arguments)

@@ -104,6 +104,7 @@ def _kernels_agree(made: dict[str, torch.Tensor], sizes: Sizes) -> Row:
         fusion_loss(
             hidden, OutputHead(weight), *rest, chunk_tokens=sizes.chunk_tokens, kernels=kernels
         ).total.backward()
+        assert hidden.grad is not None
         grads.append(hidden.grad.float())
     difference = float((grads[0] - grads[1]).norm() / grads[1].norm())
     return Row("loss: gradient by the kernels, off that by PyTorch", difference, "of its norm", None, "<= 0.01")

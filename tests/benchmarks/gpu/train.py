@@ -227,11 +227,12 @@ def _kernel_agrees() -> Row:
     positions = torch.cat([torch.arange(n) for n in lengths])[None].numpy()
     arguments = Boundaries.of(positions, DEVICE).arguments()
     shapes = [(1, heads, sum(lengths), 64) for heads in (8, 2, 2)]
-    leaves = [torch.randn(shape, device=DEVICE, dtype=DTYPE).requires_grad_() for shape in shapes]
+    query, key, value = (torch.randn(shape, device=DEVICE, dtype=DTYPE).requires_grad_() for shape in shapes)
     found = []
-    for function in (varlen, by_example) if GPU else (by_example, by_example):
-        out = function(None, *leaves, None, 0.2, sliding_window=33, **arguments)[0]
-        grads = torch.autograd.grad((out.float() * torch.arange(64, device=DEVICE)).sum(), leaves)
+    functions: list[Any] = [varlen, by_example] if GPU else [by_example, by_example]
+    for function in functions:
+        out = function(None, query, key, value, None, 0.2, sliding_window=33, **arguments)[0]
+        grads = torch.autograd.grad((out.float() * torch.arange(64, device=DEVICE)).sum(), (query, key, value))
         found.append(torch.cat([each.detach().float().reshape(-1) for each in (out, *grads)]))
     difference = float((found[0] - found[1]).norm() / found[1].norm())
     return Row(

@@ -124,10 +124,7 @@ def fusellm(source: Reading, target: Reading, models: tuple[Model, Model], mappi
     A position without exactly one partner gets mass 1 on the realised token, which is not a distribution of the source.
     """
     topk = source.topk(10)
-    pieces = [
-        [(side.tokens[index] or b"").decode("latin-1") for index in reading.ids.tolist()]
-        for side, reading in zip(models, (source, target), strict=True)
-    ]
+    pieces = _spelt(models[0], source), _spelt(models[1], target)
     whole = {index: goal for index in np.unique(topk.ids).tolist() if (goal := int(mapping.whole[index])) >= 0}
     rows = published.carry(*pieces, topk.ids.tolist(), topk.logprobs.tolist(), whole, target.ids.tolist())
     ids, logprobs = np.zeros((len(rows), 10), dtype=np.int32), np.full((len(rows), 10), -np.inf, dtype=np.float32)
@@ -176,3 +173,8 @@ def own_top_k_bits(source: Reading, top_k: int) -> Float[np.ndarray, "S"]:
     is_own = topk.ids == source.ids[:, None]
     tail = np.maximum(1 - mass.sum(1), LEAST_TAIL) * 2.0**-TAIL_BITS
     return -np.log2(np.where(is_own.any(1), (mass * is_own).sum(1), tail))
+
+
+def _spelt(model: Model, reading: Reading) -> list[str]:
+    """Returns a row's tokens by their bytes, a character each."""
+    return [(model.tokens[index] or b"").decode("latin-1") for index in reading.ids.tolist()]

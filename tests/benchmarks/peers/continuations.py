@@ -61,7 +61,7 @@ class Walk:
         self.pieces = [source[index] or b"" for index in range(source.vocab_size)]
         texts = (target[index] or b"" for index in np.flatnonzero(target.lengths).tolist())
         self.begun = {text[:length] for text in texts for length in range(1, len(text))}
-        self.fitting: dict[bytes, Bool[np.ndarray, V]] = {}
+        self.fitting: dict[bytes, np.ndarray] = {}
 
     def __call__(
         self,
@@ -168,8 +168,8 @@ class Continuer:
 
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(self._layers()):
-            parts = (each[:, :, :length].expand(len(tokens), -1, -1, -1) for each in (keys, values))
-            cache.update(*parts, layer)
+            keys, values = (each[:, :, :length].expand(len(tokens), -1, -1, -1) for each in (keys, values))
+            cache.update(keys, values, layer)
         logits = self.model.net(torch.tensor(tokens), past_key_values=cache, logits_to_keep=1).logits[:, -1]
         yield from logits.softmax(-1).numpy()
 

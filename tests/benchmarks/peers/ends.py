@@ -54,7 +54,7 @@ class Ends:
         """Returns mean masses where answers end, and where the target would rather continue; mean difference elsewhere."""
         carried, target, ended = np.concatenate(self.carried), np.concatenate(self.target), self.ended
         goes_on = ended & (target < 0.5)
-        found = {"ends": int(ended.sum()), "ends where the target goes on": int(goes_on.sum())}
+        found: dict[str, float] = {"ends": int(ended.sum()), "ends where the target goes on": int(goes_on.sum())}
         for name, chosen in (("at ends", ended), ("where the target goes on", goes_on), ("elsewhere", ~ended)):
             for side, values in (("carried", carried), ("target", target)):
                 found[f"{side} {name}"] = float(values[chosen].mean()) if chosen.any() else float("nan")

@@ -35,9 +35,8 @@ def ratio(name: str, parts: Any, wholes: Any, unit: str, **more: Any) -> Figure:
     """Returns the figure `sum(parts) / sum(wholes)` with its interval."""
     parts, wholes = np.asarray(parts, dtype=np.float64), np.asarray(wholes, dtype=np.float64)
     low, high = interval(parts, wholes)
-    return Figure(
-        name, float(parts.sum() / wholes.sum()), unit, low=low, high=high, **{"num": int(wholes.sum())} | more
-    )
+    options: dict[str, Any] = {"num": int(wholes.sum())} | more
+    return Figure(name, float(parts.sum() / wholes.sum()), unit, low=low, high=high, **options)
 
 
 class Table:

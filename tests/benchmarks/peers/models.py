@@ -107,16 +107,19 @@ class Model:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(folder / name)
-        net = AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32).eval()
+        net: Any = AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32).eval()
         end = end_token_id(tokenizer, OwnTemplate())
         tokens = TokenBytes.from_tokenizer(tokenizer, net.get_output_embeddings().weight.shape[0], [end])
         return cls(name, tokenizer, tokens, net)
 
     def encode(self, rows: list[Row]) -> list[EncodedExample]:
-        """Returns prompts and answers under the model's own template."""
-        return encode_examples(
-            self.tokenizer, [([Message("user", row.question)], row.answer) for row in rows], OwnTemplate()
-        )
+        """Returns prompts and answers under the model's own template, which accepts every question and its answer."""
+        examples = [([Message("user", row.question)], row.answer) for row in rows]
+        encoded = []
+        for each in encode_examples(self.tokenizer, examples, OwnTemplate()):
+            assert isinstance(each, EncodedExample), each
+            encoded.append(each)
+        return encoded
 
     @torch.inference_mode()
     def read(self, example: EncodedExample, answer: str) -> Reading:
