@@ -15,7 +15,6 @@ from profuser.ablation.table import as_json, flat_rows, markdown, notes, table_c
 from profuser.config import flatten, identity
 from profuser.errors import UserError
 from profuser.lab.twins import build_twins
-from profuser.recipe.layers import read_tree
 from profuser.report.measures import BITS_PER_BYTE, EXACT_MATCH
 from profuser.run.stages import FUSED, TARGET
 from profuser.run.tokenizers import read_tokenizer_pairs
