@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from profuser.evaluation.benchmarks.checks import benchmark_size, local_data
 from profuser.planning.estimates import STEP_TOKENS, STEPS_PER_TOKEN
 from profuser.recipe.fusing import count_steps
-from profuser.recipe.models import ModelConfig, Recipe
+from profuser.recipe.models import ModelConfig, Recipe, SourceConfig
 from profuser.recipe.rewards import RewardConfig
 from profuser.run.stage import CorpusSize, PlanLine
 
@@ -80,7 +80,7 @@ def evaluate(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
 def benchmarks(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
     """Estimates, per model and benchmark, running all items."""
     sizes = [benchmark_size(config, local_data(config)) for config in run.recipe.evaluate.benchmarks]
-    for _ in run.evaluated():
+    for _ in run.benchmarked():
         for items, tokens in sizes:
             yield PlanLine(items, tokens, items * BENCHMARK_ITEM_BYTES, "as its source")
 
@@ -113,6 +113,8 @@ def _bytes_per_token(top_k: int) -> float:
 
 
 def _devices(model: ModelConfig | RewardConfig) -> str:
+    if isinstance(model, SourceConfig) and model.endpoint:
+        return f"endpoint, {model.endpoint.concurrency} requests at once"
     pool = model.pool
     actors = f"{pool.min_actors}" if pool.min_actors == pool.max_actors else f"{pool.min_actors}-{pool.max_actors}"
     if not model.num_devices:

@@ -11,10 +11,11 @@ from profuser.corpus.locations import HUB
 from profuser.errors import TrainingError, UserError
 from profuser.planning.plan_file import PLAN
 from profuser.recipe.fusing import Epochs
-from profuser.recipe.models import CorpusConfig, Recipe
+from profuser.recipe.models import CorpusConfig, Recipe, SourceConfig
 from profuser.recipe.preparing import PartConfig, RowsConfig
 from profuser.report.plots.schedule import ScheduleDrawing
 from profuser.report.tables.table import STAGE_WIDTH, name_cell, new_table
+from profuser.run.endpoints import unasked_lines
 from profuser.run.fusion_run import FusionRun
 from profuser.run.stage import CorpusSize
 from profuser.run.stage_plans import BYTES_PER_TOKEN, num_updates, train_rows
@@ -66,6 +67,8 @@ def print_plan(recipe: Recipe) -> None:
     run.check_lab()
     for setting, config in run.models().items():
         ref = run.model(config)
+        if isinstance(config, SourceConfig) and config.endpoint:
+            continue
         if ref.is_local:
             ref.config(setting)
         else:
@@ -88,6 +91,8 @@ def print_plan(recipe: Recipe) -> None:
         state = "done" if read_manifest(run.folder / name) else "to do"
         table.add_row(name_cell(name, STAGE_WIDTH), f"{line.rows:,}", f"{line.tokens:,.0f}", disk, line.devices, state)
     console.print(table)
+    for line in unasked_lines(run):
+        print_line(line)
     print_memory(run)
     steps = num_updates(recipe, train_rows(run, size), size)
     about = "about " if isinstance(recipe.fuse.duration, Epochs) else ""

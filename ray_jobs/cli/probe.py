@@ -39,6 +39,7 @@ from profuser.planning.plan_file import ProbedPlan, StagePlan, write_plan
 from profuser.planning.probe import probe_rows
 from profuser.recipe.models import SourceConfig
 from profuser.run.beginning import begin
+from profuser.run.endpoints import begin_endpoints, endpoint_access
 from profuser.run.fusion_run import FusionRun
 from profuser.storage.folder import Folder
 from ray_jobs.pipeline.checks import check_storage, check_tokenizers
@@ -79,7 +80,7 @@ def probe(run: FusionRun, num_rows: int) -> ProbedPlan:
     check_storage(run.recipe.storage)
     run.check_inputs()
     run.folder.check_writable()
-    run = begin(run)
+    run = begin_endpoints(begin(run), print_line)
     check_tokenizers(run)
     drawn = draw(run, num_rows)
     if len(drawn.rows) < num_rows:
@@ -138,7 +139,7 @@ def _probe_source(
     check_fits(f"collect/{source.name}", resources["num_cpus"], fitted.num_gpus)
     # A reused worker process would leave the next source's engine too little memory.
     task: Any = ray.remote(max_calls=1, max_retries=0)(_measure)
-    model = ReadModel(path, fitted.model, run.template(source))
+    model = ReadModel(path, fitted.model, run.template(source), endpoint_access(run, source))
     how = (run.reading(source), run.recipe.collect.top_k, run.collect(source), run.signals(source))
     for line in (*fitted.needs.lines, f"{len(rows):,} rows"):
         print_line(f"probe/{source.name}: {line}")

@@ -22,6 +22,7 @@ from profuser.engines.signal_tables import read_own_ids, signals_table, to_sourc
 from profuser.recipe.models import Recipe, SourceConfig
 from profuser.rewards.voting import RewardScale
 from profuser.run.choosing import make_chooser, reward_scales
+from profuser.run.endpoints import endpoint_access
 from profuser.run.fusion_run import FusionRun
 from profuser.run.tokenizers import read_target, read_tokens
 from profuser.selection.examples import Target, response_ids
@@ -109,7 +110,7 @@ def signals(run: FusionRun, source: SourceConfig, draining: OnDraining | None = 
             SignalsWorker,
             run.corpus(),
             output,
-            ReadModel(path, fitted.model, run.template(source)),
+            ReadModel(path, fitted.model, run.template(source), endpoint_access(run, source)),
             collected=run.artifacts("collect"),
             rewards=rewards,
             recipe=recipe,
