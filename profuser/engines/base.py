@@ -56,6 +56,12 @@ class Usage:
     input_tokens: int = 0
     output_tokens: int = 0
 
+    @property
+    def counts(self) -> dict[str, float]:
+        """Counts for a shard's metadata; empty if nothing was counted."""
+        found = {"input_tokens": self.input_tokens, "output_tokens": self.output_tokens}
+        return {name: float(value) for name, value in found.items() if value}
+
     def __add__(self, other: "Usage") -> "Usage":
         """Returns the sums."""
         return Usage(self.input_tokens + other.input_tokens, self.output_tokens + other.output_tokens)

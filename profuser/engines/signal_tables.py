@@ -131,8 +131,7 @@ def served(signals: Sequence[RowSignals]) -> dict[str, float]:
     """Counts what a server counted, and the answers of which it gave no distributions; nothing for an engine of the run."""
     usage = sum((s.usage for s in signals if s.usage), Usage())
     unscored = sum(answer.is_unscored for s in signals for answer in s.answers)
-    found = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens, "unscored_answers": unscored}
-    return {name: value for name, value in found.items() if value}
+    return usage.counts | ({"unscored_answers": unscored} if unscored else {})
 
 
 def unreadable(signals: Sequence[RowSignals]) -> dict[str, float]:

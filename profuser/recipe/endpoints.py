@@ -23,6 +23,10 @@ class TokenCost(Config):
     output_per_million: Price = execution_field()
     """Price of a million tokens that the model generates."""
 
+    def money(self, input_tokens: float, output_tokens: float) -> float:
+        """Returns the price of tokens."""
+        return (input_tokens * self.input_per_million + output_tokens * self.output_per_million) / 1e6
+
 
 class EndpointConfig(Config):
     """An OpenAI-compatible server (vLLM, SGLang, a provider) and one of its models."""

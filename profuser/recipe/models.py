@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from profuser.config import Config, Name, Pattern, execution_field, later_field
-from profuser.recipe.endpoints import EndpointConfig
+from profuser.recipe.endpoints import EndpointConfig, TokenCost
 from profuser.recipe.evaluating import Benchmarks
 from profuser.recipe.fusing import FuseConfig
 from profuser.recipe.preparing import CorpusConfig
@@ -118,16 +118,19 @@ class SourceConfig(ModelConfig):
         return 0 if self.endpoint else self.engine.num_devices
 
     @property
+    def token_cost(self) -> TokenCost | None:
+        """Price of its tokens; None for a model that is loaded, or without a price."""
+        return self.endpoint.cost if self.endpoint else None
+
+    @property
     def is_text_only(self) -> bool:
         """Whether only the texts of its answers are used: an endpoint without a tokenizer."""
         return self.endpoint is not None and self.endpoint.tokenizer is None
 
     @model_validator(mode="after")
     def _one_place(self) -> "SourceConfig":
-        if not (self.model or self.endpoint):
-            raise ValueError("give a model, or an endpoint that serves one")
-        if self.model and self.endpoint:
-            raise ValueError("give a model or an endpoint, not both; the endpoint's model is named in endpoint.model")
+        if bool(self.model) == bool(self.endpoint):
+            raise ValueError("give either a model or an endpoint, whose model is named in endpoint.model")
         if self.endpoint and self.pool.max_actors > 1:
             raise ValueError(
                 "one actor sends all requests to an endpoint; raise endpoint.concurrency instead of pool.max_actors"

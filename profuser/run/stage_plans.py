@@ -32,7 +32,10 @@ def collect(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
     rows, recipe = train_rows(run, size), run.recipe
     disk = 2 * rows * size.response_tokens * _bytes_per_token(recipe.collect.stored_top_k)
     for source in recipe.sources:
-        yield PlanLine(rows, 2 * rows * _row_tokens(size), disk, _devices(source))
+        answers = recipe.collect.samples_per_source
+        yield PlanLine(
+            rows, 2 * rows * _row_tokens(size), disk, _devices(source), _money(run, source, rows * answers, rows, size)
+        )
 
 
 def rewards(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
@@ -73,8 +76,9 @@ def evaluate(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
     """Estimates, per model, evaluating the held-out rows."""
     rows = run.recipe.corpus.heldout_rows
     tokens = rows * _row_tokens(size)
-    for _ in run.evaluated():
-        yield PlanLine(rows, 2 * tokens, tokens, "as its source")
+    for name in run.evaluated():
+        config = run.evaluated_config(name)
+        yield PlanLine(rows, 2 * tokens, tokens, "as its source", _money(run, config, rows, rows, size))
 
 
 def benchmarks(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
@@ -110,6 +114,15 @@ def _row_tokens(size: CorpusSize) -> float:
 def _bytes_per_token(top_k: int) -> float:
     """Returns a response's bytes per token on disk: top-k and own ids and log-probabilities, 2 bytes each, after zstd."""
     return (4 * top_k + 4) * 0.85
+
+
+def _money(run: "FusionRun", model: ModelConfig, answers: int, forced: int, size: CorpusSize) -> float | None:
+    """Returns the price of answers as long as the ground truth, and of teacher-forcing if the server is known to be able to."""
+    if not isinstance(model, SourceConfig) or model.token_cost is None:
+        return None
+    facts = run.facts(model)
+    read = answers * size.prompt_tokens + (forced * _row_tokens(size) if facts and facts.forces else 0.0)
+    return model.token_cost.money(read, answers * size.response_tokens)
 
 
 def _devices(model: ModelConfig | RewardConfig) -> str:

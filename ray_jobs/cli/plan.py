@@ -5,6 +5,8 @@ of a model; the memory of training is exact to some per cent (`profuser.training
 With `--probe` the sources are started and measured instead (`ray_jobs.cli.probe`).
 """
 
+from collections.abc import Iterator
+
 from profuser.artifacts.artifact import read_manifest
 from profuser.corpus import QuarantinedRow, corpus_rows, read_corpus
 from profuser.corpus.locations import HUB
@@ -91,13 +93,20 @@ def print_plan(recipe: Recipe) -> None:
         state = "done" if read_manifest(run.folder / name) else "to do"
         table.add_row(name_cell(name, STAGE_WIDTH), f"{line.rows:,}", f"{line.tokens:,.0f}", disk, line.devices, state)
     console.print(table)
-    for line in unasked_lines(run):
+    for line in (*unasked_lines(run), *_prices(run, size)):
         print_line(line)
     print_memory(run)
     steps = num_updates(recipe, train_rows(run, size), size)
     about = "about " if isinstance(recipe.fuse.duration, Epochs) else ""
     console.print(f"fuse: {about}{steps:,} updates of {recipe.fuse.batch_tokens:,} tokens; weights of the two modes:\n")
     console.print(ScheduleDrawing(recipe.fuse.schedule, steps))
+
+
+def _prices(run: FusionRun, size: CorpusSize) -> Iterator[str]:
+    """Yields a line per part that is paid by the token."""
+    for name, line in plan_run(run, size).items():
+        if line.money is not None:
+            yield f"{name}: about {line.money:,.2f} {run.recipe.plan.currency} for the endpoint's tokens"
 
 
 def print_memory(run: FusionRun) -> None:
