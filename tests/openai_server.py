@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -150,6 +150,10 @@ def serving(script: Any) -> Iterator[str]:
                 self.send_header(name, str(value))
             self.end_headers()
             self.wfile.write(content)
+
+        def handle(self):
+            with suppress(ConnectionError, ValueError):  # A client that was killed.
+                super().handle()
 
         def log_message(self, *arguments):
             pass

@@ -32,10 +32,9 @@ def collect(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
     rows, recipe = train_rows(run, size), run.recipe
     disk = 2 * rows * size.response_tokens * _bytes_per_token(recipe.collect.stored_top_k)
     for source in recipe.sources:
-        answers = recipe.collect.samples_per_source
-        yield PlanLine(
-            rows, 2 * rows * _row_tokens(size), disk, _devices(source), _money(run, source, rows * answers, rows, size)
-        )
+        tokens = (1 if source.is_text_only else 2) * rows * _row_tokens(size)
+        money = _money(run, source, rows * recipe.collect.samples_per_source, rows, size)
+        yield PlanLine(rows, tokens, disk, _devices(source), money)
 
 
 def rewards(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:

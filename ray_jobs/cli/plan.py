@@ -16,6 +16,7 @@ from profuser.recipe.fusing import Epochs
 from profuser.recipe.models import CorpusConfig, Recipe, SourceConfig
 from profuser.recipe.preparing import PartConfig, RowsConfig
 from profuser.report.plots.schedule import ScheduleDrawing
+from profuser.report.tables.plan import amount
 from profuser.report.tables.table import STAGE_WIDTH, name_cell, new_table
 from profuser.run.endpoints import unasked_lines
 from profuser.run.fusion_run import FusionRun
@@ -106,7 +107,7 @@ def _prices(run: FusionRun, size: CorpusSize) -> Iterator[str]:
     """Yields a line per part that is paid by the token."""
     for name, line in plan_run(run, size).items():
         if line.money is not None:
-            yield f"{name}: about {line.money:,.2f} {run.recipe.plan.currency} for the endpoint's tokens"
+            yield f"{name}: about {amount('money', line.money)} {run.recipe.plan.currency} for the endpoint's tokens"
 
 
 def print_memory(run: FusionRun) -> None:

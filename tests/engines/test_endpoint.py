@@ -348,7 +348,7 @@ def test_a_server_that_cannot_be_used_is_refused_before_the_run(settings, script
 def test_another_tokenizer_than_the_servers_is_refused(tokenizers):
     with (
         serving(answering(tokenizer=byte_level_tokenizer())) as url,
-        pytest.raises(UserError, match="are not those of"),
+        pytest.raises(UserError, match=r"sources.big.endpoint.tokenizer: .*are not those of"),
     ):
         asked(source(url, tokenizers / "sp"))
 

@@ -59,9 +59,8 @@ def _answers(url):
 
 def behind(storage, corpus, url):
     endpoint = {"base_url": url, "model": NAME, "tokenizer": "lab://sources/llama", "concurrency": 8}
-    run = stages.make_run(storage, corpus, sources=[{"name": "llama", "endpoint": endpoint}])
-    prepare(run)
     lines = []
+    run = stages.make_run(storage, corpus, sources=[{"name": "llama", "endpoint": endpoint}])
     return begin_endpoints(begin(run), lines.append), lines
 
 
@@ -86,6 +85,7 @@ def test_the_signals_are_those_of_a_local_engine_although_requests_fail_and_the_
         prepare(local)
         collect(local, local.recipe.sources[0])
         run, (line,) = behind(tmp_path / "served", corpus, url)
+        prepare(run)
         assert line == (
             f"source llama: {url} serves {NAME} (model {assets_path() / 'sources' / 'llama'}, up to 128 tokens); distributions of "
             "its answers, of 6 tokens; it teacher-forces the ground truth"

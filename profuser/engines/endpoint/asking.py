@@ -50,7 +50,7 @@ def ask(
         client = EndpointClient(endpoint.model_copy(update={"retry_seconds": min(endpoint.retry_seconds, 60.0)}), key)
         try:
             facts = await _served(client, setting)
-            return await _given(client, facts, generation, top_k, tokens)
+            return await _given(client, setting, facts, generation, top_k, tokens)
         finally:
             await client.close()
 
@@ -90,7 +90,12 @@ async def _served(client: EndpointClient, setting: str) -> EndpointFacts:
 
 
 async def _given(
-    client: EndpointClient, facts: EndpointFacts, generation: GenerationConfig, top_k: int, tokens: ServedTokens | None
+    client: EndpointClient,
+    setting: str,
+    facts: EndpointFacts,
+    generation: GenerationConfig,
+    top_k: int,
+    tokens: ServedTokens | None,
 ) -> EndpointFacts:
     """Returns the facts with what the server gives along a first answer, and whether it teacher-forces."""
     if tokens:
@@ -105,8 +110,9 @@ async def _given(
         found = tokens.read(text_of(choice), str(choice.get("finish_reason")), entries, facts.top_logprobs or 0)
         if found is None:
             raise UserError(
-                f"endpoint.tokenizer: the tokens of a first answer of {client.endpoint.base_url} are not those of "
-                f"{client.endpoint.tokenizer}; name the tokenizer of {client.endpoint.model}, or none"
+                f"{setting}.tokenizer: the tokens of a first answer of {client.endpoint.base_url} are not those of "
+                f"{client.endpoint.tokenizer} (or the server writes them without their spaces); name the tokenizer of "
+                f"{client.endpoint.model}, or none"
             )
         facts = replace(facts, token_ids=str(entries[0]["token"]).startswith("token_id:"))
     return replace(facts, forces=await _forces(client, facts, tokens, top_k))
@@ -140,7 +146,7 @@ def _without(facts: EndpointFacts, refusal: str) -> EndpointFacts | None:
         return replace(facts, top_logprobs=fewer)
     if facts.seed and "seed" in refusal:
         return replace(facts, seed=False)
-    # A server that names no field may know vLLM's alone not.
+    # A server that names no field may be one that does not know vLLM's.
     return replace(facts, token_ids=False) if facts.token_ids else None
 
 
