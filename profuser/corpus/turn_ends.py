@@ -29,7 +29,8 @@ def _generation_ends(path: str, revision: str | None) -> list[int]:
     for name in (None, "config.json"):
         try:
             found = GenerationConfig.from_pretrained(path, name, revision=revision or "main").eos_token_id
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
+            # A folder with a tokenizer alone is a TypeError to Transformers.
             continue
         return found if isinstance(found, list) else [] if found is None else [found]
     return []

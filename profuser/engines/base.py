@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
+from profuser.corpus import Message
 from profuser.recipe.models import GenerationConfig
 from profuser.signals.codec import TopK
 
@@ -44,6 +45,26 @@ class Request:
     """Sampling seed."""
     stop: tuple[str, ...] = ()
     """Texts after which an engine may end a generated answer; it may also generate more."""
+    messages: tuple[Message, ...] | None = None
+    """The conversation of `prompt_ids` whose answer is generated, for an engine that renders prompts itself."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of requests, as a server counted and may charge them."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """Counts for a shard's metadata; empty if nothing was counted."""
+        found = {"input_tokens": self.input_tokens, "output_tokens": self.output_tokens}
+        return {name: float(value) for name, value in found.items() if value}
+
+    def __add__(self, other: "Usage") -> "Usage":
+        """Returns the sums."""
+        return Usage(self.input_tokens + other.input_tokens, self.output_tokens + other.output_tokens)
 
 
 @dataclass(frozen=True)
@@ -52,10 +73,19 @@ class Response:
 
     ids: Int[np.ndarray, "T"]
     logprobs: Float[np.ndarray, "T"]
-    """Natural log-probability of each token of `ids`, at temperature 1."""
+    """Natural log-probability of each token of `ids`, at temperature 1; -inf where a server gives none."""
     topk: TopK
     finish_reason: str
     """`stop` if the model ended its turn, `length` if it was truncated, `given` for a teacher-forced response."""
+    refusal: str | None = None
+    """Why a server does not respond; there are no tokens then."""
+    usage: Usage | None = None
+    """What a server counted; None for an engine of the run."""
+
+    @property
+    def is_unscored(self) -> bool:
+        """Whether there is not one distribution along the response."""
+        return len(self.ids) > 0 and bool(np.isneginf(self.logprobs).all())
 
 
 @runtime_checkable

@@ -17,8 +17,9 @@ from profuser.alignment.token_bytes import TokenBytes
 from profuser.corpus import EncodedExample, Message, Refusal, encode_examples, render_prompts
 from profuser.corpus.thinking import begins_with_thinking
 from profuser.engines.answers import Answer, AnswerReader
-from profuser.engines.base import ReadSettings, Request, Response, SourceEngine
+from profuser.engines.base import ReadSettings, Request, Response, SourceEngine, Usage
 from profuser.engines.loop import EngineLoop
+from profuser.errors import EngineError
 from profuser.recipe.template import TemplateConfig
 from profuser.signals.codec import RaggedTopK, TopK
 
@@ -41,6 +42,8 @@ class RowSignals:
     """Why an answer has no text, a key of `UNREADABLE`."""
     thinking_tokens: int = 0
     """Tokens of thinking in the answers."""
+    usage: Usage | None = None
+    """Tokens of all requests, as a server counted them."""
 
     def add(self, answer: Answer) -> None:
         """Adds an answer."""
@@ -59,6 +62,8 @@ class SourceReader:
 
     def __init__(self, engine: SourceEngine, template: TemplateConfig):
         self.engine, self.template = engine, template
+        self.forces: bool = getattr(engine, "forces", True)
+        """Whether the engine can teacher-force; without, there are no signals of training mode."""
         ends = getattr(engine, "end_ids", ())
         self.tokens = TokenBytes.from_tokenizer(engine.tokenizer, engine.vocab_size, ends)
         self.answers = AnswerReader(engine.tokenizer, self.tokens, template)
@@ -86,15 +91,25 @@ class SourceReader:
                 continue
             entry.refused = self._too_long(encoded, asked)
             if entry.refused is None:
-                requests.append(Request(encoded.prompt_ids, how.top_k, encoded.response_ids))
-                requests += self._answer_requests(row["row_id"], asked, how)
+                if self.forces:
+                    requests.append(Request(encoded.prompt_ids, how.top_k, encoded.response_ids))
+                requests += self._answer_requests(row, asked, how)
                 owners.append(entry)
-        responses = iter(self.loop.run(requests, row_done and _by_row(row_done, 1 + how.num_samples, len(owners))))
-        for entry in owners:
-            entry.training = next(responses)
-            for _ in range(how.num_samples):
-                entry.add(self.answers.read(next(responses)))
+        per_row = self.forces + how.num_samples
+        responses = self.loop.run(requests, row_done and _by_row(row_done, per_row, len(owners)))
+        for place, entry in enumerate(owners):
+            self._fill(entry, responses[place * per_row : (place + 1) * per_row])
         return signals
+
+    def _fill(self, entry: RowSignals, responses: list[Response]) -> None:
+        """Adds the responses to a row: that to the ground truth first, unless the engine cannot teacher-force."""
+        usages = [response.usage for response in responses if response.usage]
+        entry.usage = sum(usages, Usage()) if usages else None
+        entry.refused = next((response.refusal for response in responses if response.refusal), None)
+        if entry.refused is None:
+            entry.training = responses[0] if self.forces else None
+            for response in responses[self.forces :]:
+                entry.add(self.answers.read(response))
 
     def force(
         self,
@@ -115,7 +130,11 @@ class SourceReader:
         """
         pairs = zip(self._prompts(rows, response_ids, generated), response_ids, strict=True)
         requests = [Request(prompt, top_k, response) for prompt, response in pairs]
-        return self.loop.run(requests, row_done and _by_row(row_done, 1, len(requests)))
+        responses = self.loop.run(requests, row_done and _by_row(row_done, 1, len(requests)))
+        refused = next((response.refusal for response in responses if response.refusal), None)
+        if refused:
+            raise EngineError(f"a response that was read before cannot be read again: {refused}; run again to retry")
+        return responses
 
     def step_after(
         self,
@@ -149,7 +168,9 @@ class SourceReader:
             if len(request.prompt_ids) < self.engine.max_model_len:
                 requests.append(request)
                 kept.append(place)
-        found = [response.topk for response in self.loop.run(requests)]
+        responses = self.loop.run(requests)
+        kept = [place for place, response in zip(kept, responses, strict=True) if response.refusal is None]
+        found = [response.topk for response in responses if response.refusal is None]
         none = TopK(np.zeros((0, top_k), dtype=np.int32), np.zeros((0, top_k), dtype=np.float32))
         topk = RaggedTopK.from_rows([none, *found]).topk
         return NextSteps(used_up[0][kept], used_up[1][kept], topk)
@@ -177,10 +198,11 @@ class SourceReader:
         found = encode_examples(self.engine.tokenizer, examples, self.template, [generated] * len(rows))
         return [one.prompt_ids for one in found if not isinstance(one, Refusal)]
 
-    def _answer_requests(self, row_id: str, prompt_ids: list[int], how: ReadSettings) -> list[Request]:
+    def _answer_requests(self, row: dict, prompt_ids: list[int], how: ReadSettings) -> list[Request]:
         limit = min(how.generation.max_tokens, self.engine.max_model_len - len(prompt_ids))
         asked = Request(prompt_ids, how.top_k, generation=how.generation, max_tokens=limit, stop=self.template.stop)
-        return [replace(asked, seed=_seed(how.seed, row_id, sample)) for sample in range(how.num_samples)]
+        asked = replace(asked, messages=tuple(_messages(row)))
+        return [replace(asked, seed=_seed(how.seed, row["row_id"], sample)) for sample in range(how.num_samples)]
 
     def _too_long(self, encoded: EncodedExample, asked: list[int]) -> str | None:
         limit = self.engine.max_model_len

@@ -63,6 +63,8 @@ class CrashGuard:
     def shard(self, index: int, num_rows: int) -> Iterator["Attempt"]:
         """Encloses the work on a shard, including the writing of its result. Deletes the note if the body succeeds.
 
+        An EngineError that is no EngineDeadError (a server that cannot be reached) is no death: its rows are not searched.
+
         Raises:
             EngineError: too many attempts on this shard have died.
         """
@@ -77,7 +79,12 @@ class CrashGuard:
         attempt = Attempt(self.folder, name, note, num_rows)
         attempt.begin()
         with self._engine.alone() if attempt.searching else self._engine.shared():
-            yield attempt
+            try:
+                yield attempt
+            except EngineError as error:
+                if not isinstance(error, EngineDeadError):
+                    attempt.forget()
+                raise
         self.folder.remove(name)
 
 
@@ -109,6 +116,14 @@ class Attempt:
             note.suspects = [[0, self.num_rows]]
         note.trying = None
         self._save()
+
+    def forget(self) -> None:
+        """Records that this attempt ended without a death."""
+        self.note.deaths, self.note.trying = self.note.deaths - 1, None
+        if self.note.deaths < 0:
+            self.folder.remove(self.name)
+        else:
+            self._save()
 
     def run(self, work: Callable[[list[int]], list[Result]]) -> tuple[list[Result], dict[int, str]]:
         """Runs the work on the rows that do not crash the engine.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from profuser.corpus.turn_ends import turn_ends
 from profuser.engines.base import SourceEngine
 from profuser.engines.collecting import SourceReader
+from profuser.engines.endpoint.access import EndpointAccess
 from profuser.engines.transformers import TransformersEngine
 from profuser.engines.vllm import VllmEngine, unsupported_reason
 from profuser.models.reference import local_model
@@ -44,11 +45,19 @@ class ReadModel:
     """Folder, URI or Hub name."""
     config: ModelConfig
     template: TemplateConfig
+    access: EndpointAccess | None = None
+    """For an endpoint, what its server gives and the key to send; `path` is then its tokenizer's."""
 
     def load(self) -> SourceReader:
-        """Loads the engine, which stops at every token that ends the model's turn."""
+        """Loads the engine, which stops at every token that ends the model's turn.
+
+        Raises:
+            EngineError: the model cannot be loaded, or an endpoint no longer gives what it gave when the run began.
+        """
         from transformers import AutoTokenizer
 
+        if self.access:
+            return SourceReader(self.access.connect(self.path, self.config, self.template), self.template)
         path, trust = local_model(self.path, self.config.revision), self.config.engine.trust_remote_code
         tokenizer = AutoTokenizer.from_pretrained(path, revision=self.config.revision, trust_remote_code=trust)
         ends = turn_ends(tokenizer, self.template, path, self.config.revision)

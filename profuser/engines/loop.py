@@ -8,6 +8,7 @@ from functools import partial
 
 from profuser.engines.base import Request, Response, SourceEngine
 from profuser.engines.crash_guard import EngineDeadError
+from profuser.errors import ProfuserError
 
 
 class EngineLoop:
@@ -33,6 +34,7 @@ class EngineLoop:
 
         Raises:
             EngineDeadError: the engine failed; all later requests fail too.
+            ProfuserError: the engine cannot be used, as its message says; all later requests fail too.
         """
         futures: list[Future[Response]] = [Future() for _ in requests]
         if answered:
@@ -55,8 +57,10 @@ class EngineLoop:
                 owners[number] = future
                 self.engine.add(number, request)
         except Exception as error:  # raised in the callers: an exception in this thread would go unnoticed
-            died = EngineDeadError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
-            died.__cause__ = error
+            died: Exception = error
+            if not isinstance(error, ProfuserError):
+                died = EngineDeadError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+                died.__cause__ = error
             for future in owners.values():
                 future.set_exception(died)
             while (pair := self._incoming.get()) is not None:

@@ -13,7 +13,7 @@ from jaxtyping import Integer
 from profuser.alignment.source_signals import NextSteps, SourceSignals
 from profuser.artifacts.schemas import collect_schema, signals_schema
 from profuser.engines.answers import UNREADABLE
-from profuser.engines.base import Response
+from profuser.engines.base import Response, Usage
 from profuser.engines.collecting import RowSignals
 from profuser.signals.codec import RaggedTopK, TopK, from_columns, from_list_column, to_columns
 from profuser.signals.ragged import Ragged, offsets_of
@@ -26,7 +26,7 @@ def collect_table(signals: Sequence[RowSignals], vocab_size: int, top_k: int) ->
         "refused": [s.refused for s in signals],
         "response_bytes": [s.response_bytes for s in signals],
         "training_nats": [None if s.training is None else nats(s.training) for s in signals],
-        "inference_nats": [[nats(answer) for answer in s.answers] for s in signals],
+        "inference_nats": [[None if a.is_unscored else nats(a) for a in s.answers] for s in signals],
         "answers": [s.texts for s in signals],
         "finish_reasons": [[answer.finish_reason for answer in s.answers] for s in signals],
         "answer_tokens": [[len(answer.ids) for answer in s.answers] for s in signals],
@@ -123,7 +123,15 @@ def count(signals: Sequence[RowSignals]) -> dict[str, float]:
         "unreadable_answers": sum(text is None for s in signals for text in s.texts),
         **unreadable(signals),
         "cut_answers": sum(answer.finish_reason == "length" for answer in answers),
+        **served(signals),
     }
+
+
+def served(signals: Sequence[RowSignals]) -> dict[str, float]:
+    """Counts what a server counted, and the answers of which it gave no distributions; nothing for an engine of the run."""
+    usage = sum((s.usage for s in signals if s.usage), Usage())
+    unscored = sum(answer.is_unscored for s in signals for answer in s.answers)
+    return usage.counts | ({"unscored_answers": unscored} if unscored else {})
 
 
 def unreadable(signals: Sequence[RowSignals]) -> dict[str, float]:

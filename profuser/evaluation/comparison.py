@@ -80,6 +80,8 @@ def heldout_metrics(models: Mapping[str, Sequence[pa.Table]]) -> list[Metric]:
     nats, correct = (
         {name: _matrix(seeds, "row_id", c, kept) for name, seeds in models.items()} for c in ("nats", "correct")
     )
+    # A model that cannot teacher-force has no bits per byte.
+    nats = {name: values for name, values in nats.items() if np.isfinite(values).all()}
     num_bytes = _matrix([next(iter(tables.values()))], "row_id", "response_bytes", kept)[0]
     return [
         Metric(BITS_PER_BYTE, False, {name: values / LN2 for name, values in nats.items()}, num_bytes),
@@ -139,6 +141,7 @@ def differences(tables: Mapping[str, pa.Table], baseline: str) -> dict[str, dict
                 metric.values[name], metric.values[baseline], denominators=metric.denominators
             )
             for metric in metrics
+            if name in metric.values
         }
         for name in tables
         if metrics and name != baseline

@@ -85,7 +85,8 @@ def score(table: pa.Table, row_ids: set[str]) -> Score:
     ]
     if not records:
         return Score(0, float("nan"), float("nan"))
-    nats = np.array(sum(r["nats"] for r in records))
+    # A model that cannot teacher-force has none.
+    nats = np.array(sum(np.nan if r["nats"] is None else r["nats"] for r in records))
     return Score(
         num_rows=len(records),
         bits_per_byte=float(bits_per_byte(nats, np.array(sum(r["response_bytes"] for r in records)))),

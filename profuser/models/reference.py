@@ -29,6 +29,8 @@ from profuser.storage.folder import Folder
 
 TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json")
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", GGUF}
+BYTE_TOKENIZER = str(Path(__file__).parent / "byte_tokenizer")
+"""Folder with the tokenizer of an endpoint for which none is named: a token per byte, and one that ends an answer."""
 SAMPLE_BYTES = 1 << 20
 """Bytes of either end of a weights file that its digest covers."""
 
@@ -59,6 +61,11 @@ class ModelRef:
         if os.path.exists(self.path) or self.path.startswith((".", "/", "~")) or "://" in self.path:
             return True
         return self.path.count("/") != 1 and split_hub_file(self.path) is None
+
+    @property
+    def has_config(self) -> bool:
+        """Whether there is a config.json beside the tokenizer; that of a URI or of the Hub is taken to be there."""
+        return not self.is_local or "://" in self.path or (Path(self.path) / "config.json").is_file()
 
     @cached_property
     def format(self) -> Format:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from profuser.engines.base import Request
 from profuser.engines.collecting import RowSignals, SourceReader
+from profuser.engines.endpoint.engine import EndpointEngine
 from profuser.engines.loop import EngineLoop
 from profuser.engines.transformers import TransformersEngine
 from profuser.recipe.models import EngineConfig
@@ -55,14 +56,14 @@ class Disagreement:
 
 
 def scored_rows(source: SourceReader, prompts: Sequence[list[int]], results: Sequence[RowSignals]) -> list[ScoredRow]:
-    """Returns the first rows that an engine has scored, to be compared; none if the engine is Transformers itself.
+    """Returns the first rows that an engine has scored, to be compared; none if it is Transformers itself, or not in this process.
 
     Args:
         source: the source that has read the rows.
         prompts: token ids of each row's prompt.
         results: what it has read, in the same order.
     """
-    if isinstance(source.engine, TransformersEngine):
+    if isinstance(source.engine, TransformersEngine | EndpointEngine):
         return []
     pairs = [(ids, entry.training) for ids, entry in zip(prompts, results, strict=True) if entry.training is not None]
     return [ScoredRow(ids, found.ids.tolist(), found.logprobs) for ids, found in pairs[:NUM_ROWS]]

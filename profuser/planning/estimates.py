@@ -86,6 +86,8 @@ class Probe:
     """With lazy signals: time to teacher-force one response of every row in both modes, all at once."""
     start_seconds: float = 0.0
     """Time from requesting the actor until its engine has answered a first row."""
+    token_money: Float[np.ndarray, "N"] | None = None
+    """Price of the tokens that an endpoint counted for each row; None without one."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ def collect_cost(probe: Probe, setting: SourceSetting) -> Cost:
     time = _time(setting, probe.start_seconds, probe.seconds * work / work.sum())
     tokens = {name: getattr(probe, name) * 1.0 for name in ("prompt_tokens", "training_tokens", "inference_tokens")}
     disk = _disk(setting, probe.without_topk if setting.lazy else probe.with_topk, response)
-    return Cost({**tokens, **time.per_row, **disk.per_row}, {**time.once, **disk.once})
+    found = Cost({**tokens, **time.per_row, **disk.per_row}, {**time.once, **disk.once})
+    return found if probe.token_money is None else add_costs([found, Cost({"money": probe.token_money}, {})])
 
 
 def signals_cost(probe: Probe, setting: SourceSetting) -> Cost:

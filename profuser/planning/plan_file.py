@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from profuser.artifacts.artifact import Manifest
 from profuser.errors import ArtifactError
 from profuser.planning.estimates import Extrapolation
+from profuser.recipe.endpoints import TokenCost
 from profuser.storage.folder import Folder
 
 PLAN = "plan.json"
@@ -62,17 +63,27 @@ class PlanError:
         return self.planned.value / self.measured - 1 if self.measured else math.nan
 
 
-def measure(manifest: Manifest, disk_bytes: int, price: float | None) -> dict[str, float]:
+def measure(
+    manifest: Manifest, disk_bytes: int, price: float | None, token_cost: TokenCost | None = None
+) -> dict[str, float]:
     """Returns what a finished stage took, in a plan's quantities.
 
     Args:
         manifest: the stage's manifest.
         disk_bytes: size of its shard files.
-        price: price of a device-hour; without it, `money` is omitted.
+        price: price of a device-hour.
+        token_cost: price of an endpoint's tokens. Without either price, `money` is omitted.
     """
     hours = manifest.device_seconds / 3600
     found = manifest.counts | {"seconds": manifest.seconds, "device_hours": hours, "disk_bytes": float(disk_bytes)}
-    return found if price is None else found | {"money": price * hours}
+    if price is None and token_cost is None:
+        return found
+    return found | {"money": (price or 0.0) * hours + (token_money(manifest.counts, token_cost) or 0.0)}
+
+
+def token_money(counts: Mapping[str, float], token_cost: TokenCost | None) -> float | None:
+    """Returns the price of the tokens that a stage's server counted; None without a price."""
+    return token_cost and token_cost.money(counts.get("input_tokens", 0), counts.get("output_tokens", 0))
 
 
 def compare(plan: ProbedPlan, measured: Mapping[str, Mapping[str, float]]) -> list[PlanError]:

@@ -20,11 +20,18 @@ from profuser.engines.signal_tables import collect_table, signals_table
 from profuser.errors import UserError
 from profuser.planning.engine_check import ScoredRow, scored_rows
 from profuser.planning.estimates import FileSize, Probe
+from profuser.recipe.endpoints import TokenCost
 from profuser.storage.folder import Folder
 
 
 def probe_rows(
-    source: SourceReader, rows: pa.Table, how: ReadSettings, top_k: int, collect: Artifact, signals: Artifact
+    source: SourceReader,
+    rows: pa.Table,
+    how: ReadSettings,
+    top_k: int,
+    collect: Artifact,
+    signals: Artifact,
+    token_cost: TokenCost | None = None,
 ) -> tuple[Probe, list[ScoredRow]]:
     """Sends N rows to a source as its run would, all at once.
 
@@ -35,6 +42,7 @@ def probe_rows(
         top_k: K of the distributions.
         collect: artifact of the source's signals; nothing is written to its folder.
         signals: artifact of the lazy signals' distributions; nothing is written to its folder.
+        token_cost: price of an endpoint's tokens.
 
     Returns:
         The probe, and some rows to compare the engine on.
@@ -68,6 +76,7 @@ def probe_rows(
             distributions, lambda part: _signals(part, vocab_size), [_one_answer(e) for e in full]
         ),
         signals_seconds=signals_seconds,
+        token_money=token_cost and np.array([_money(entry, token_cost) for entry in results]),
     )
     return probe, scored_rows(source, prompts, results)
 
@@ -80,8 +89,11 @@ def _fetch_distributions(
     records, entries = zip(*pairs, strict=True)
     entries = [_one_answer(entry) for entry in entries]
     ids = [response.ids.tolist() for entry in entries for response in _responses(entry)]
-    forced = iter(source.force([record for record in records for _ in MODES], ids, top_k))
-    return [replace(entry, training=next(forced), answers=[next(forced)]) for entry in entries]
+    owners = [record for record, entry in zip(records, entries, strict=True) for _ in _responses(entry)]
+    forced = iter(source.force(owners, ids, top_k))
+    return [
+        replace(entry, training=next(forced) if entry.training else None, answers=[next(forced)]) for entry in entries
+    ]
 
 
 def _one_answer(entry: RowSignals) -> RowSignals:
@@ -94,7 +106,8 @@ def _responses(entry: RowSignals) -> list[Response]:
 
 def _signals(entries: Sequence[RowSignals], vocab_size: int) -> pa.Table:
     row_ids = [entry.row_id for entry in entries]
-    modes = zip(MODES, zip(*map(_responses, entries), strict=True), strict=True)
+    by_mode = [*zip(*map(_responses, entries), strict=True)]
+    modes = zip(MODES[-len(by_mode) :], by_mode, strict=True)
     return pa.concat_tables([signals_table(row_ids, mode, responses, vocab_size) for mode, responses in modes])
 
 
@@ -119,6 +132,10 @@ def _prompt_ids(source: SourceReader, row: dict, entry: RowSignals) -> list[int]
         return []
     messages = [Message(m["role"], m["content"]) for m in row["messages"]]
     return render_prompt(source.engine.tokenizer, messages, source.template)
+
+
+def _money(entry: RowSignals, cost: TokenCost) -> float:
+    return cost.money(entry.usage.input_tokens, entry.usage.output_tokens) if entry.usage else 0.0
 
 
 def _training_tokens(entry: RowSignals) -> int:

@@ -5,11 +5,13 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from profuser.config import Config, Name, Pattern, execution_field, later_field
+from profuser.recipe.endpoints import EndpointConfig, TokenCost
 from profuser.recipe.evaluating import Benchmarks
 from profuser.recipe.fusing import FuseConfig
 from profuser.recipe.preparing import CorpusConfig
 from profuser.recipe.resources import PlanConfig, PoolConfig
 from profuser.recipe.rewards import RewardConfig, RewardModelConfig
+from profuser.recipe.schedule import uses_training
 from profuser.recipe.selecting import AVERAGE, SelectConfig
 from profuser.recipe.template import OwnTemplate, TemplateConfig
 
@@ -98,12 +100,53 @@ class SourceConfig(ModelConfig):
 
     name: Name
     """Name of this source in artifacts, tables and plots."""
+    model: str = ""
+    """As `target.model`; none for an endpoint."""
+    endpoint: EndpointConfig | None = later_field(None)
+    """Server behind which this source answers, instead of a model that the run loads."""
     generation: GenerationConfig | None = None
     """Generation settings of this source; by default `collect.generation`."""
+
+    @property
+    def setting(self) -> str:
+        """Key of the model, or of an endpoint's tokenizer, in the recipe."""
+        return f"sources.{self.name}.{'endpoint.tokenizer' if self.endpoint else 'model'}"
+
+    @property
+    def num_devices(self) -> int:
+        """GPUs of one actor's engine; an endpoint needs none."""
+        return 0 if self.endpoint else self.engine.num_devices
+
+    @property
+    def token_cost(self) -> TokenCost | None:
+        """Price of its tokens; None for a model that is loaded, or without a price."""
+        return self.endpoint.cost if self.endpoint else None
+
+    @property
+    def is_text_only(self) -> bool:
+        """Whether only the texts of its answers are used: an endpoint without a tokenizer."""
+        return self.endpoint is not None and self.endpoint.tokenizer is None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "SourceConfig":
+        if bool(self.model) == bool(self.endpoint):
+            raise ValueError("give either a model or an endpoint, whose model is named in endpoint.model")
+        if self.endpoint and self.pool.max_actors > 1:
+            raise ValueError(
+                "one actor sends all requests to an endpoint; raise endpoint.concurrency instead of pool.max_actors"
+            )
+        return self
 
 
 class TargetConfig(ModelConfig):
     """The model that is trained: often one of the sources."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_endpoint(cls, value: object) -> object:
+        if isinstance(value, dict) and "endpoint" in value:
+            raise ValueError("the target is trained, so its weights are needed: give model, not endpoint")
+        return value
 
 
 class CollectConfig(Config):
@@ -223,6 +266,11 @@ class Recipe(Config):
             raise ValueError("select.condition: exact needs the stage signals; set collect.signals: lazy")
         if self.select.exclude_target and not self.teachers:
             raise ValueError("select.exclude_target leaves no teacher: the only source is the target")
+        if uses_training(self.fuse.schedule) and all(source.is_text_only for source in self.teachers):
+            raise ValueError(
+                "sources: all that may teach are endpoints without a tokenizer, of which none can teach the ground truth; set "
+                "endpoint.tokenizer, or a fuse.schedule without the training mode"
+            )
         if self.select.training_teacher == AVERAGE:
             if self.collect.signals == "lazy":
                 raise ValueError(

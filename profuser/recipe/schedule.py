@@ -84,6 +84,11 @@ def check_pieces(pieces: Sequence[SchedulePiece]) -> None:
         start = piece.until
 
 
+def uses_training(pieces: Sequence[SchedulePiece]) -> bool:
+    """Returns whether any piece has a weight of the training mode."""
+    return any(piece.training or (piece.to and piece.to.training) for piece in pieces)
+
+
 def _within(piece: SchedulePiece, start: float, until: float, progress: float) -> ModeWeights:
     """Returns the weights at a progress within `[start, until)` of a piece.
 

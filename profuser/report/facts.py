@@ -32,6 +32,8 @@ class StageFact:
     """Seconds that its actors held devices, times the devices of each; 0 if it holds none."""
     price_per_device_hour: float | None = None
     """Price of its devices in the recipe's `plan.currency`; None if the recipe sets no price."""
+    token_money: float | None = None
+    """Price of the tokens that an endpoint counted, in the same currency; None without an endpoint or its price."""
     reused_from: str | None = None
     """Name of the other run that produced it, at no cost to this run; None if this run did."""
 
@@ -42,8 +44,10 @@ class StageFact:
 
     @property
     def money(self) -> float | None:
-        """Cost of its device-hours; None if there is no price."""
-        return None if self.price_per_device_hour is None else self.price_per_device_hour * self.device_hours
+        """Cost of its device-hours and of an endpoint's tokens; None if there is no price."""
+        if self.price_per_device_hour is None and self.token_money is None:
+            return None
+        return (self.price_per_device_hour or 0.0) * self.device_hours + (self.token_money or 0.0)
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ class RowStory:
             UserError: there are none: the source refused the row, or only the chosen teachers' distributions were kept.
         """
         config = next(each for each in self.run.recipe.sources if each.name == source)
-        size, top_k = self.run.vocab_size(f"sources.{source}.model"), self.run.recipe.collect.top_k
+        size, top_k = self.run.vocab_size(config.setting), self.run.recipe.collect.top_k
         if self.run.recipe.collect.signals == "eager":
             found, prefix = self._rows(self.run.collect(config)), mode
             found = found.filter(pc.field("refused").is_null())

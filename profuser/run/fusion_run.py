@@ -47,7 +47,7 @@ class FusionRun(RunInputs):
         """Raises UserError unless the corpus, all models and the benchmarks' data exist."""
         super().check_inputs()
         for benchmark in self.recipe.evaluate.benchmarks:
-            if any(self.benchmark(name, benchmark).manifest() is None for name in self.evaluated()):
+            if any(self.benchmark(name, benchmark).manifest() is None for name in self.benchmarked()):
                 check_data(benchmark)
 
     # The artifacts, each with the settings and inputs that determine it.
@@ -94,7 +94,7 @@ class FusionRun(RunInputs):
 
     def collect(self, source: SourceConfig) -> Artifact:
         """Returns the artifact of one source's signals."""
-        setting = f"sources.{source.name}.model"
+        setting = source.setting
         how = self.reading(source)
         config = {
             "model": self.model_digests[setting],
@@ -126,7 +126,7 @@ class FusionRun(RunInputs):
 
     def signals(self, source: SourceConfig) -> Artifact:
         """Returns the artifact of one source's distributions over the responses that it was chosen to teach; for lazy signals."""
-        size = self.vocab_size(f"sources.{source.name}.model")
+        size = self.vocab_size(source.setting)
         config = self._choice_config | {"vocab_size": size, "top_k": self.recipe.collect.top_k, "codec": CODEC_VERSION}
         with_steps = self.recipe.select.condition == "exact"
         if with_steps:
@@ -183,8 +183,7 @@ class FusionRun(RunInputs):
         if name == FUSED:
             inputs.append(self.fuse())
         else:
-            setting = "target.model" if name == TARGET else f"sources.{name}.model"
-            config["model"] = self.model_digests[setting]
+            config["model"] = self.model_digests[self._setting(name)]
         return self._artifact(f"evaluate/{name}", EVALUATE, config, inputs)
 
     def benchmark(self, name: str, benchmark: BenchmarkConfig) -> Artifact:
@@ -199,7 +198,7 @@ class FusionRun(RunInputs):
             config["template"] = identity(self.template(self.evaluated_config(name)))
         if name == FUSED:
             return self._artifact(f"benchmarks/{name}/{benchmark.name}", BENCHMARK, config, [self.fuse()])
-        config["model"] = self.model_digests["target.model" if name == TARGET else f"sources.{name}.model"]
+        config["model"] = self.model_digests[self._setting(name)]
         return self._artifact(f"benchmarks/{name}/{benchmark.name}", BENCHMARK, config)
 
     @cached_property
@@ -227,6 +226,16 @@ class FusionRun(RunInputs):
         if name in (TARGET, FUSED):
             return self.recipe.target
         return next(source for source in self.recipe.sources if source.name == name)
+
+    def _setting(self, name: str) -> str:
+        """Returns the key of an evaluated model's digest."""
+        config = self.evaluated_config(name)
+        return config.setting if isinstance(config, SourceConfig) else "target.model"
+
+    def benchmarked(self) -> list[str]:
+        """Returns the models on which benchmarks run: the evaluated ones, without endpoints, which are not loaded."""
+        configs = {name: self.evaluated_config(name) for name in self.evaluated()}
+        return [name for name, config in configs.items() if not (isinstance(config, SourceConfig) and config.endpoint)]
 
     def evaluated_model(self, name: str) -> tuple[str, ModelConfig]:
         """Returns the path and settings of an evaluated model: `target`, `fused` or a source's name."""

@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from profuser.artifacts.artifact import digest
+from profuser.config import identity
 from profuser.corpus import corpus_files
 from profuser.corpus.template_text import CLOCK
-from profuser.errors import UserError
+from profuser.engines.endpoint.facts import EndpointFacts
+from profuser.errors import UserError, one_line
 from profuser.models.formats import Format
 from profuser.models.lab_paths import LAB_FILE, resolve
-from profuser.models.reference import ModelRef
-from profuser.recipe.models import CorpusConfig, ModelConfig, Recipe
+from profuser.models.reference import BYTE_TOKENIZER, ModelRef
+from profuser.recipe.models import CorpusConfig, ModelConfig, Recipe, SourceConfig
 from profuser.recipe.rewards import RewardConfig, RewardModelConfig
 from profuser.recipe.template import JinjaTemplate, TemplateConfig
 from profuser.rewards.kinds import kind_of
@@ -19,6 +22,8 @@ from profuser.storage.folder import Folder
 
 BEGAN = "began.json"
 """File in a run's folder with the date on which it began."""
+ENDPOINTS = "endpoints.json"
+"""File in a run's folder with what each endpoint's server gives, by source."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,10 @@ class RunInputs:
         return {name: path for name, path in found.items() if path is not None}
 
     def model(self, config: ModelConfig | RewardModelConfig) -> ModelRef:
-        """Returns the reference to a model of the recipe."""
-        return ModelRef.of(config.model, config.revision, self.recipe.lab)
+        """Returns the reference to a model of the recipe; for an endpoint to its tokenizer."""
+        endpoint = config.endpoint if isinstance(config, SourceConfig) else None
+        location = (endpoint.tokenizer or BYTE_TOKENIZER) if endpoint else config.model
+        return ModelRef.of(location, config.revision, self.recipe.lab)
 
     def check_inputs(self) -> None:
         """Raises UserError unless the corpus and all models exist: everything that can be checked before starting."""
@@ -84,13 +91,44 @@ class RunInputs:
 
     @cached_property
     def model_digests(self) -> dict[str, str]:
-        """Digest of each model by its key in the recipe; raises UserError if a model does not exist."""
-        return {setting: self.model(config).digest(setting) for setting, config in self.models().items()}
+        """Digest of each model by its key in the recipe; raises UserError if a model does not exist.
+
+        An endpoint's covers its settings, what its server gives (once that is known) and its tokenizer.
+        """
+        return {setting: self._digest(setting, config) for setting, config in self.models().items()}
+
+    def _digest(self, setting: str, config: ModelConfig | RewardModelConfig) -> str:
+        if not isinstance(config, SourceConfig) or config.endpoint is None:
+            return self.model(config).digest(setting)
+        facts = self.facts(config)
+        served = facts.identity if facts else None
+        return digest(
+            {"endpoint": identity(config.endpoint), "gives": served, "tokenizer": self.tokenizer_digest(setting)}
+        )
+
+    def facts(self, source: SourceConfig) -> EndpointFacts | None:
+        """Returns what a source's server gives, as it was found when the run began; None before that, and for a loaded model.
+
+        A run that reuses another takes what that found.
+        """
+        known = self._facts.get(source.name)
+        return known if source.endpoint and known and known.model == source.endpoint.model else None
+
+    @cached_property
+    def _facts(self) -> dict[str, EndpointFacts]:
+        """Facts of all endpoints, by source."""
+        found: dict[str, EndpointFacts] = {}
+        if any(source.endpoint for source in self.recipe.sources):
+            storage = Folder.at(self.recipe.storage)
+            for folder in (*(storage / name for name in reversed(self.recipe.reuse)), self.folder):
+                if folder.exists(ENDPOINTS):
+                    found |= {name: EndpointFacts(**facts) for name, facts in folder.read_json(ENDPOINTS).items()}
+        return found
 
     def models(self) -> dict[str, ModelConfig | RewardModelConfig]:
         """Returns every model of the recipe by its key."""
         out: dict[str, ModelConfig | RewardModelConfig] = {"target.model": self.recipe.target}
-        out |= {f"sources.{source.name}.model": source for source in self.recipe.sources}
+        out |= {source.setting: source for source in self.recipe.sources}
         out |= {f"rewards.{reward.name}.model": reward for reward in self.recipe.reward_models}
         return out
 
@@ -124,9 +162,14 @@ class RunInputs:
         return {}
 
     def vocab_size(self, setting: str) -> int:
-        """Returns the width of a model's logits, from its config."""
+        """Returns the width of a model's logits, from its config; for an endpoint's tokenizer without one, the tokenizer's size."""
         if setting not in self._vocab_sizes:
-            config = self.model(self.models()[setting]).config(setting)
+            named = self.models()[setting]
+            ref, config = self.model(named), {}
+            if isinstance(named, SourceConfig) and named.endpoint and not ref.has_config:
+                config["vocab_size"] = _tokenizer_size(ref.path, setting)
+            else:
+                config = ref.config(setting)
             size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
             if not isinstance(size, int):
                 raise UserError(f"{setting}: config.json has no vocab_size")
@@ -152,6 +195,16 @@ class RunInputs:
     def reward_path(self, reward: RewardConfig) -> str | None:
         """Returns the path of a reward's model; None for a reward without one."""
         return self.model(reward).path if isinstance(reward, RewardModelConfig) else None
+
+
+def _tokenizer_size(path: str, setting: str) -> int:
+    """Returns the number of ids of a tokenizer without a model's config."""
+    from transformers import AutoTokenizer
+
+    try:
+        return len(AutoTokenizer.from_pretrained(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{setting}: {path}: no tokenizer can be read there: {one_line(error)}") from None
 
 
 def corpus_digest(location: str) -> str:

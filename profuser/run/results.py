@@ -18,14 +18,14 @@ MAJORITY = "majority vote"
 def read_benchmarks(run: FusionRun) -> dict[str, dict[str, pa.Table]]:
     """Returns the items of all finished benchmarks of a run: `{benchmark: {model: table}}`, both in recipe order.
 
-    Models are those of `run.evaluated()`: `target`, sources' names, `fused`. A table has a row per item, sorted by item, with the
+    Models are those of `run.benchmarked()`: `target`, sources' names, `fused`. A table has a row per item, sorted by item, with the
     columns `item_id` (str), `score` (float64, 0 to 1 in the benchmark's headline metric: 0 or 1 for accuracies and exact match, a
     probability for mc2) and `task` (str; for MMLU, the subject). A benchmark has the same items under all models of a run.
     Unfinished pairs are omitted, and so is a benchmark that no model has finished.
     """
     out: dict[str, dict[str, pa.Table]] = {}
     for benchmark in run.recipe.evaluate.benchmarks:
-        for model in run.evaluated():
+        for model in run.benchmarked():
             artifact = run.benchmark(model, benchmark)
             if artifact.manifest() is not None:
                 table = pa.concat_tables(artifact.tables(["item_id", "score", "task"]))

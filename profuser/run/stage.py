@@ -58,6 +58,8 @@ class PlanLine:
     tokens: float
     disk_bytes: float
     devices: str
+    money: float | None = None
+    """Price of the tokens of an endpoint, in `plan.currency`; None without one."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from profuser.evaluation.benchmarks.checks import benchmark_size, local_data
 from profuser.planning.estimates import STEP_TOKENS, STEPS_PER_TOKEN
 from profuser.recipe.fusing import count_steps
-from profuser.recipe.models import ModelConfig, Recipe
+from profuser.recipe.models import ModelConfig, Recipe, SourceConfig
 from profuser.recipe.rewards import RewardConfig
 from profuser.run.stage import CorpusSize, PlanLine
 
@@ -32,7 +32,9 @@ def collect(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
     rows, recipe = train_rows(run, size), run.recipe
     disk = 2 * rows * size.response_tokens * _bytes_per_token(recipe.collect.stored_top_k)
     for source in recipe.sources:
-        yield PlanLine(rows, 2 * rows * _row_tokens(size), disk, _devices(source))
+        tokens = (1 if source.is_text_only else 2) * rows * _row_tokens(size)
+        money = _money(run, source, rows * recipe.collect.samples_per_source, rows, size)
+        yield PlanLine(rows, tokens, disk, _devices(source), money)
 
 
 def rewards(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
@@ -73,14 +75,15 @@ def evaluate(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
     """Estimates, per model, evaluating the held-out rows."""
     rows = run.recipe.corpus.heldout_rows
     tokens = rows * _row_tokens(size)
-    for _ in run.evaluated():
-        yield PlanLine(rows, 2 * tokens, tokens, "as its source")
+    for name in run.evaluated():
+        config = run.evaluated_config(name)
+        yield PlanLine(rows, 2 * tokens, tokens, "as its source", _money(run, config, rows, rows, size))
 
 
 def benchmarks(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
     """Estimates, per model and benchmark, running all items."""
     sizes = [benchmark_size(config, local_data(config)) for config in run.recipe.evaluate.benchmarks]
-    for _ in run.evaluated():
+    for _ in run.benchmarked():
         for items, tokens in sizes:
             yield PlanLine(items, tokens, items * BENCHMARK_ITEM_BYTES, "as its source")
 
@@ -112,7 +115,18 @@ def _bytes_per_token(top_k: int) -> float:
     return (4 * top_k + 4) * 0.85
 
 
+def _money(run: "FusionRun", model: ModelConfig, answers: int, forced: int, size: CorpusSize) -> float | None:
+    """Returns the price of answers as long as the ground truth, and of teacher-forcing if the server is known to be able to."""
+    if not isinstance(model, SourceConfig) or model.token_cost is None:
+        return None
+    facts = run.facts(model)
+    read = answers * size.prompt_tokens + (forced * _row_tokens(size) if facts and facts.forces else 0.0)
+    return model.token_cost.money(read, answers * size.response_tokens)
+
+
 def _devices(model: ModelConfig | RewardConfig) -> str:
+    if isinstance(model, SourceConfig) and model.endpoint:
+        return f"endpoint, {model.endpoint.concurrency} requests at once"
     pool = model.pool
     actors = f"{pool.min_actors}" if pool.min_actors == pool.max_actors else f"{pool.min_actors}-{pool.max_actors}"
     if not model.num_devices:

@@ -57,7 +57,7 @@ def _benchmarks(run: "FusionRun") -> list[Part]:
             pool=run.evaluated_config(name).pool,
             group=f"benchmarks/{name}",
         )
-        for name in run.evaluated()
+        for name in run.benchmarked()
         for b in run.recipe.evaluate.benchmarks
     ]
 

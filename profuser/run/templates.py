@@ -17,7 +17,7 @@ from profuser.corpus.tool_turns import probes
 from profuser.corpus.turn_ends import turn_ends
 from profuser.corpus.turns import Message
 from profuser.errors import UserError
-from profuser.recipe.models import ModelConfig
+from profuser.recipe.models import ModelConfig, SourceConfig
 from profuser.recipe.rewards import RewardModelConfig
 from profuser.recipe.template import JinjaTemplate, TemplateConfig
 from profuser.run.fusion_run import FusionRun
@@ -33,7 +33,8 @@ def template_lines(run: FusionRun) -> Iterator[str]:
         UserError: a template cannot render a question and its answer.
     """
     rows = [*_rows(run)]
-    models = {f"source {source.name}": source for source in run.recipe.sources} | {"target": run.recipe.target}
+    models = {f"source {source.name}": source for source in run.recipe.sources if not source.is_text_only}
+    models |= {"target": run.recipe.target}
     for name, config in models.items():
         tokenizer, template = _tokenizer(run, config, config.engine.trust_remote_code), run.template(config)
         ends = turn_ends(tokenizer, template, run.model(config).local(weights=False), config.revision)
@@ -42,6 +43,8 @@ def template_lines(run: FusionRun) -> Iterator[str]:
         parts += [f"answers end before {', '.join(map(repr, template.stop))}"] if template.stop else []
         unused = [argument for argument in template.arguments if not mentions(_own_text(tokenizer, template), argument)]
         parts += [f"the template does not use {', '.join(unused)}"] if unused else []
+        if isinstance(config, SourceConfig) and config.endpoint:
+            parts.append("its server renders the prompts of its answers")
         parts += [f"the template writes the date {template.date or 'of the day'}"] if "strftime_now" in text else []
         yield f"{name}: {'; '.join(parts + _refused(tokenizer, template, rows))}"
     for reward in run.recipe.reward_models:

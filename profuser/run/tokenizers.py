@@ -40,7 +40,7 @@ def read_target(run: FusionRun) -> Target:
 
 def read_tokens(run: FusionRun) -> list[TokenBytes]:
     """Returns the bytes of each source's tokens; raises UserError as in `read_tokenizer_pairs`."""
-    return [_read(run, f"sources.{source.name}.model", source)[1] for source in run.recipe.sources]
+    return [_read(run, source.setting, source)[1] for source in run.recipe.sources]
 
 
 def _read(run: FusionRun, setting: str, config: ModelConfig) -> tuple[Any, TokenBytes]:

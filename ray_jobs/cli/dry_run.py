@@ -4,6 +4,7 @@ from rich.table import Table
 
 from profuser.engines.device import device
 from profuser.recipe.models import Recipe
+from profuser.run.endpoints import ask_endpoints, endpoint_lines
 from profuser.run.fusion_run import FusionRun
 from profuser.run.templates import template_lines
 from profuser.run.tokenizers import read_tokenizer_pairs
@@ -28,7 +29,8 @@ def check_recipe(recipe: Recipe, name: str) -> None:
     for setting, config in run.models().items():
         if line := run.model(config).conversion(setting, trained=config is recipe.target):
             print_line(line)
-    for line in (*check_target(run), *(cpu_memory_lines(run) if device() == "cpu" else [])):
+    memory = cpu_memory_lines(run) if device() == "cpu" else []
+    for line in (*check_target(run), *memory, *endpoint_lines(run, ask_endpoints(run))):
         print_line(line)
     print_pairs(run)
     for line in template_lines(run):
@@ -47,11 +49,14 @@ def print_pairs(run: FusionRun) -> None:
         title=f"tokens of each source, by how they map to those of {run.recipe.target.model}",
     )
     for source, projection in zip(run.recipe.sources, pairs.projections, strict=True):
+        if source.is_text_only:
+            continue
         counts = projection.counts()
         table.add_row(source.name, *(f"{counts[rule]:,}" for rule in RULE_TITLES))
-    console.print(table)
-    named = zip((source.name for source in run.recipe.sources), pairs.projections, strict=True)
-    sizes = {"target.model": pairs.target.tokens} | {f"sources.{name}.model": each.source for name, each in named}
+    if table.row_count:
+        console.print(table)
+    named = zip(run.recipe.sources, pairs.projections, strict=True)
+    sizes = {"target.model": pairs.target.tokens} | {source.setting: each.source for source, each in named}
     for setting, tokens in sizes.items():
         if tokens.num_beyond:
             print_line(

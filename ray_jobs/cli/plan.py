@@ -5,16 +5,20 @@ of a model; the memory of training is exact to some per cent (`profuser.training
 With `--probe` the sources are started and measured instead (`ray_jobs.cli.probe`).
 """
 
+from collections.abc import Iterator
+
 from profuser.artifacts.artifact import read_manifest
 from profuser.corpus import QuarantinedRow, corpus_rows, read_corpus
 from profuser.corpus.locations import HUB
 from profuser.errors import TrainingError, UserError
 from profuser.planning.plan_file import PLAN
 from profuser.recipe.fusing import Epochs
-from profuser.recipe.models import CorpusConfig, Recipe
+from profuser.recipe.models import CorpusConfig, Recipe, SourceConfig
 from profuser.recipe.preparing import PartConfig, RowsConfig
 from profuser.report.plots.schedule import ScheduleDrawing
+from profuser.report.tables.plan import amount
 from profuser.report.tables.table import STAGE_WIDTH, name_cell, new_table
+from profuser.run.endpoints import unasked_lines
 from profuser.run.fusion_run import FusionRun
 from profuser.run.stage import CorpusSize
 from profuser.run.stage_plans import BYTES_PER_TOKEN, num_updates, train_rows
@@ -66,6 +70,8 @@ def print_plan(recipe: Recipe) -> None:
     run.check_lab()
     for setting, config in run.models().items():
         ref = run.model(config)
+        if isinstance(config, SourceConfig) and config.endpoint:
+            continue
         if ref.is_local:
             ref.config(setting)
         else:
@@ -88,11 +94,20 @@ def print_plan(recipe: Recipe) -> None:
         state = "done" if read_manifest(run.folder / name) else "to do"
         table.add_row(name_cell(name, STAGE_WIDTH), f"{line.rows:,}", f"{line.tokens:,.0f}", disk, line.devices, state)
     console.print(table)
+    for line in (*unasked_lines(run), *_prices(run, size)):
+        print_line(line)
     print_memory(run)
     steps = num_updates(recipe, train_rows(run, size), size)
     about = "about " if isinstance(recipe.fuse.duration, Epochs) else ""
     console.print(f"fuse: {about}{steps:,} updates of {recipe.fuse.batch_tokens:,} tokens; weights of the two modes:\n")
     console.print(ScheduleDrawing(recipe.fuse.schedule, steps))
+
+
+def _prices(run: FusionRun, size: CorpusSize) -> Iterator[str]:
+    """Yields a line per part that is paid by the token."""
+    for name, line in plan_run(run, size).items():
+        if line.money is not None:
+            yield f"{name}: about {amount('money', line.money)} {run.recipe.plan.currency} for the endpoint's tokens"
 
 
 def print_memory(run: FusionRun) -> None:

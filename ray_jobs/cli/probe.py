@@ -39,12 +39,13 @@ from profuser.planning.plan_file import ProbedPlan, StagePlan, write_plan
 from profuser.planning.probe import probe_rows
 from profuser.recipe.models import SourceConfig
 from profuser.run.beginning import begin
+from profuser.run.endpoints import begin_endpoints, endpoint_access
 from profuser.run.fusion_run import FusionRun
 from profuser.storage.folder import Folder
 from ray_jobs.pipeline.checks import check_storage, check_tokenizers
 from ray_jobs.runtime.cluster import check_fits, connected, gpus_for, unwrap_error
 from ray_jobs.runtime.concurrency import concurrent_sources, engines_at_once, run_concurrently
-from ray_jobs.runtime.engine_fit import fit_engine
+from ray_jobs.runtime.engine_fit import ENDPOINT_CPUS, fit_engine
 from ray_jobs.runtime.nodes import free_cpus, share_of_cpus
 from ray_jobs.runtime.progress import print_line
 from ray_jobs.runtime.shards import OnDraining
@@ -79,7 +80,7 @@ def probe(run: FusionRun, num_rows: int) -> ProbedPlan:
     check_storage(run.recipe.storage)
     run.check_inputs()
     run.folder.check_writable()
-    run = begin(run)
+    run = begin_endpoints(begin(run), print_line)
     check_tokenizers(run)
     drawn = draw(run, num_rows)
     if len(drawn.rows) < num_rows:
@@ -138,8 +139,8 @@ def _probe_source(
     check_fits(f"collect/{source.name}", resources["num_cpus"], fitted.num_gpus)
     # A reused worker process would leave the next source's engine too little memory.
     task: Any = ray.remote(max_calls=1, max_retries=0)(_measure)
-    model = ReadModel(path, fitted.model, run.template(source))
-    how = (run.reading(source), run.recipe.collect.top_k, run.collect(source), run.signals(source))
+    model = ReadModel(path, fitted.model, run.template(source), endpoint_access(run, source))
+    how = (run.reading(source), run.recipe.collect.top_k, run.collect(source), run.signals(source), source.token_cost)
     for line in (*fitted.needs.lines, f"{len(rows):,} rows"):
         print_line(f"probe/{source.name}: {line}")
     start = time.monotonic()
@@ -228,13 +229,16 @@ def _setting(run: FusionRun, source: SourceConfig, drawn: Drawn) -> SourceSettin
 
 def _cpus(run: FusionRun, source: SourceConfig) -> float:
     """Returns the CPUs that an engine of a source gets by default; 1 without a cluster."""
+    if source.endpoint:
+        return ENDPOINT_CPUS
     return share_of_cpus(free_cpus(), engines_at_once(run.recipe, source)) if ray.is_initialized() else 1.0
 
 
 def _queue_notes(run: FusionRun, num_probed: int, num_rows: int) -> tuple[str, ...]:
     """Names the engines that had too few requests to reach the run's speed, and how many rows would be enough."""
     per_row = 1 + run.recipe.collect.samples_per_source
-    wanted = {s.name: math.ceil(FULL_BATCHES * s.engine.max_num_seqs / per_row) for s in run.recipe.sources}
+    at_once = {s.name: s.endpoint.concurrency if s.endpoint else s.engine.max_num_seqs for s in run.recipe.sources}
+    wanted = {name: math.ceil(FULL_BATCHES * number / per_row) for name, number in at_once.items()}
     idle = [name for name, rows in wanted.items() if num_probed < min(rows, num_rows)]
     if not idle:
         return ()

@@ -16,6 +16,7 @@ from profuser.config import identity
 from profuser.errors import ProfuserError, UserError, one_line
 from profuser.recipe.models import Recipe
 from profuser.run.beginning import begin
+from profuser.run.endpoints import begin_endpoints
 from profuser.run.failures import FAILED_PARTS, record_failures
 from profuser.run.finding import RECIPE
 from profuser.run.fusion_run import FusionRun
@@ -79,7 +80,7 @@ def run_pipeline(
         if run.fuse().manifest() is None:
             for line in check_target(run):
                 print_line(line)
-        run = begin(run)
+        run = begin_endpoints(begin(run), print_line)
         _run_stages(run, lock, _chosen(run, last, only), after_stage)
     return run
 

@@ -13,7 +13,8 @@ REMEDIES = {
 
 
 def report_answers(artifact: Artifact, manifest: Manifest, num_answers: float) -> None:
-    """Prints a line on refused rows, with an example, and one on unreadable answers if they are more than a few per cent.
+    """Prints a line on refused rows, with an example, one on answers without distributions, and one on unreadable answers if they
+    are more than a few per cent.
 
     Args:
         artifact: a finished artifact with a column `refused`.
@@ -22,6 +23,11 @@ def report_answers(artifact: Artifact, manifest: Manifest, num_answers: float) -
     """
     if manifest.counts.get("refused"):
         print_line(f"{artifact.stage}: {_refusals(artifact)}")
+    if num_answers and (unscored := manifest.counts.get("unscored_answers")):
+        print_line(
+            f"{artifact.stage}: {unscored:,.0f} of {num_answers:,.0f} answers have no distributions; where they teach, it is by "
+            "cross-entropy alone"
+        )
     counts = {reason: manifest.counts.get(f"unreadable/{reason}", 0.0) for reason in UNREADABLE}
     total = sum(counts.values())
     if num_answers and total / num_answers > NOTABLE:

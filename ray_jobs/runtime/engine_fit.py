@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 from profuser.engines.memory import engine_bytes
 from profuser.engines.processor import cpu_dtype
 from profuser.models.checkpoint import Checkpoint
-from profuser.recipe.models import ModelConfig
+from profuser.recipe.models import ModelConfig, SourceConfig
 from profuser.recipe.resources import PoolConfig
 from profuser.recipe.rewards import RewardConfig, RewardModelConfig
 from profuser.run.fusion_run import FusionRun
@@ -20,6 +20,8 @@ PROCESSOR, FLAG = "processor.json", "bfloat16"
 """File in a run's folder, and its entry: the flag for bfloat16 products that all CPU nodes had when the run began, or null."""
 REWARD_CACHE_GIB = 1.0
 """KV cache of a reward model in vLLM."""
+ENDPOINT_CPUS = 0.5
+"""CPUs of an actor that sends requests to an endpoint, unless its pool sets them."""
 _deciding = threading.Lock()
 Model = TypeVar("Model", bound=ModelConfig | RewardConfig)
 
@@ -43,7 +45,7 @@ class FittedEngine(Generic[Model]):
 
 
 def fit_engine(run: FusionRun, model: Model, path: str | None, num_at_once: int) -> FittedEngine[Model]:
-    """Fits a model's engine to the cluster's nodes.
+    """Fits a model's engine to the cluster's nodes; an endpoint only sends requests.
 
     Args:
         run: the run, whose folder holds what its processors can do.
@@ -51,6 +53,8 @@ def fit_engine(run: FusionRun, model: Model, path: str | None, num_at_once: int)
         path: folder, URI or Hub name of the model; None for a verifier.
         num_at_once: engines that run concurrently, those of other pools included.
     """
+    if isinstance(model, SourceConfig) and model.endpoint:
+        return FittedEngine(model, _with_cpus(model.pool, ENDPOINT_CPUS), 0.0, ActorNeeds())
     num_gpus = gpus_for(model)
     if num_gpus or path is None:
         return FittedEngine(model, _with_cpus(model.pool, 1.0), num_gpus, ActorNeeds())

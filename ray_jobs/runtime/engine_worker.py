@@ -14,7 +14,7 @@ from profuser.engines.base import ReadSettings, SourceEngine
 from profuser.engines.collecting import RowDone, RowSignals, SourceReader
 from profuser.engines.crash_guard import Attempt, CrashGuard, EngineDeadError
 from profuser.engines.loading import ReadModel
-from profuser.engines.signal_tables import unreadable
+from profuser.engines.signal_tables import served, unreadable
 from profuser.evaluation.heldout import evaluate_table
 from profuser.recipe.models import EvaluateConfig
 from ray_jobs.runtime.row_progress import RowReporter, ShardKey
@@ -95,7 +95,7 @@ class Evaluation:
         keeps = reader.template.thinking == "keep"
         table = evaluate_table(rows, signals, reader.tokens, self.config.answer_pattern, keeps)
         refused = len(table) - table["refused"].null_count
-        counts: dict[str, float] = {"rows": len(table), "refused": refused, **unreadable(signals)}
+        counts: dict[str, float] = {"rows": len(table), "refused": refused, **unreadable(signals), **served(signals)}
         self.output.write_shard(shard, table, counts)
         return counts
 

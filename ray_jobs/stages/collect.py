@@ -10,6 +10,7 @@ from profuser.engines.crash_guard import Attempt
 from profuser.engines.loading import ReadModel
 from profuser.engines.signal_tables import collect_table, count
 from profuser.recipe.models import SourceConfig
+from profuser.run.endpoints import endpoint_access
 from profuser.run.fusion_run import FusionRun
 from profuser.run.stages import TARGET
 from ray_jobs.runtime.answer_report import report_answers
@@ -57,7 +58,7 @@ def collect(run: FusionRun, source: SourceConfig, draining: OnDraining | None = 
     evaluation = shared_evaluation(run, source)
     path = run.model(source).path
     fitted = fit_engine(run, source, path, engines_at_once(run.recipe, source))
-    model = ReadModel(path, fitted.model, run.template(source))
+    model = ReadModel(path, fitted.model, run.template(source), endpoint_access(run, source))
     counts, seconds = run_shards(
         output,
         run.corpus(),

@@ -11,6 +11,7 @@ from profuser.artifacts.artifact import Artifact, Manifest
 from profuser.engines.crash_guard import Attempt
 from profuser.engines.loading import ReadModel
 from profuser.evaluation.heldout import score
+from profuser.run.endpoints import endpoint_access
 from profuser.run.fusion_run import FusionRun
 from ray_jobs.runtime.answer_report import report_answers
 from ray_jobs.runtime.engine_fit import fit_engine
@@ -36,7 +37,7 @@ def evaluate(run: FusionRun, name: str) -> Manifest:
     output = run.evaluate(name)
     path, config = run.evaluated_model(name)
     fitted = fit_engine(run, config, path, config.pool.max_actors)
-    model = ReadModel(path, fitted.model, run.template(config))
+    model = ReadModel(path, fitted.model, run.template(config), endpoint_access(run, config))
     evaluation = Evaluation(run.heldout(), output, run.recipe.evaluate, run.recipe.seed)
     counts, seconds = run_shards(
         output,

@@ -14,7 +14,7 @@ from profuser.artifacts.artifact import SHARD_NAME, Artifact, Manifest, git_comm
 from profuser.artifacts.tracking import RunHandle
 from profuser.errors import UserError
 from profuser.evaluation.heldout import scores
-from profuser.planning.plan_file import PlanError, compare, measure, read_plan
+from profuser.planning.plan_file import PlanError, compare, measure, read_plan, token_money
 from profuser.report.comparisons import benchmark_comparisons, benchmark_estimates, heldout_comparisons
 from profuser.report.facts import RunFacts, StageFact
 from profuser.report.model_card import model_card
@@ -132,7 +132,7 @@ def plan_errors(run: FusionRun) -> list[PlanError]:
         manifest = artifact.manifest()
         if manifest and fingerprints.get(artifact.stage) == manifest.fingerprint:
             size = sum(size for name, size in artifact.folder.sizes().items() if SHARD_NAME.match(name))
-            measured[artifact.stage] = measure(manifest, size, run.recipe.plan.price(source.pool))
+            measured[artifact.stage] = measure(manifest, size, run.recipe.plan.price(source.pool), source.token_cost)
     return compare(plan, measured) if plan else []
 
 
@@ -155,7 +155,7 @@ def _vote_agreement(selected: Artifact) -> float | None:
 
 def _stages(run: FusionRun) -> Iterator[StageFact]:
     """Yields every finished part of the pipeline except the report itself, with the price of its devices."""
-    plan = run.recipe.plan
+    plan, costs = run.recipe.plan, {source.name: source.token_cost for source in run.recipe.sources}
     for part in (part for stage in STAGES[:-1] for part in REGISTRY[stage].parts(run)):
         # Training workers name no accelerator.
         price = plan.price(part.pool) if part.pool else plan.price_per_device_hour
@@ -171,6 +171,7 @@ def _stages(run: FusionRun) -> Iterator[StageFact]:
                     metrics=manifest.metrics,
                     device_seconds=manifest.device_seconds,
                     price_per_device_hour=price,
+                    token_money=token_money(manifest.counts, costs.get(artifact.stage.partition("/")[2])),
                     reused_from=None
                     if own
                     else artifact.folder.uri.removesuffix(f"/{artifact.stage}").rsplit("/", 1)[-1],

@@ -14,7 +14,7 @@ from profuser.alignment.next_steps import find_used_up
 from profuser.alignment.source_signals import NextSteps
 from profuser.artifacts.artifact import Artifact, Manifest
 from profuser.artifacts.schemas import MODES
-from profuser.engines.base import Response
+from profuser.engines.base import Response, Usage
 from profuser.engines.collecting import RowDone
 from profuser.engines.crash_guard import Attempt
 from profuser.engines.loading import ReadModel
@@ -22,6 +22,7 @@ from profuser.engines.signal_tables import read_own_ids, signals_table, to_sourc
 from profuser.recipe.models import Recipe, SourceConfig
 from profuser.rewards.voting import RewardScale
 from profuser.run.choosing import make_chooser, reward_scales
+from profuser.run.endpoints import endpoint_access
 from profuser.run.fusion_run import FusionRun
 from profuser.run.tokenizers import read_target, read_tokens
 from profuser.selection.examples import Target, response_ids
@@ -65,16 +66,23 @@ class SignalsWorker(EngineWorker):
         own = [choice for choice in choices if choice.teacher == self.teacher]
         answers = self.collected[self.teacher].read_shard(shard, ["training_ids", "inference_ids", "answer_tokens"])
         row_done = self.row_counter(shard, rows.num_rows, num_answers=len(own))
-        tables = [self._force(rows, answers, [c for c in own if c.mode == mode], mode, row_done) for mode in MODES]
+        usage: list[Usage] = []
+        tables = [self._force(rows, answers, [c for c in own if c.mode == m], m, row_done, usage) for m in MODES]
         table = pa.concat_tables([table for table in tables if table] or [self.output.schema.empty_table()])
-        counts = {"rows": rows.num_rows, "responses": len(table)}
+        counts = {"rows": rows.num_rows, "responses": len(table), **sum(usage, Usage()).counts}
         if self.target:
             counts["steps"] = len(table["step_positions"].combine_chunks().flatten())
         self.output.write_shard(shard, table, counts)
         return {"rows": rows.num_rows, "training_tokens": len(table["response_ids"].combine_chunks().flatten())}
 
     def _force(
-        self, rows: pa.Table, answers: pa.Table, choices: list[Choice], mode: str, row_done: RowDone | None
+        self,
+        rows: pa.Table,
+        answers: pa.Table,
+        choices: list[Choice],
+        mode: str,
+        row_done: RowDone | None,
+        usage: list[Usage],
     ) -> pa.Table | None:
         if not choices:
             return None
@@ -82,6 +90,7 @@ class SignalsWorker(EngineWorker):
         part = answers.take([choice.row for choice in choices])
         ids = read_own_ids(part, mode, [choice.sample for choice in choices])
         responses = self.reader.force(records, ids, self.top_k, mode == "inference", row_done)
+        usage += [response.usage for response in responses if response.usage]
         steps = self._steps(rows, records, choices, responses) if self.target else None
         return signals_table([r["row_id"] for r in records], mode, responses, self.reader.engine.vocab_size, steps)
 
@@ -109,7 +118,7 @@ def signals(run: FusionRun, source: SourceConfig, draining: OnDraining | None = 
             SignalsWorker,
             run.corpus(),
             output,
-            ReadModel(path, fitted.model, run.template(source)),
+            ReadModel(path, fitted.model, run.template(source), endpoint_access(run, source)),
             collected=run.artifacts("collect"),
             rewards=rewards,
             recipe=recipe,

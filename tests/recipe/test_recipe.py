@@ -1,5 +1,6 @@
 """Recipes: shipped ones are valid, and a mistake gives one line with the key and the fix."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from profuser.config import flatten, identity
 from profuser.errors import UserError
 from profuser.recipe import load_recipe
 from profuser.recipe.fusing import FuseConfig
+from profuser.recipe.loading import parse_recipe
 from profuser.recipe.schedule import PROGRESSIVE
 from tests.recipe.schedule_oracle import weights_at
 
@@ -217,3 +219,52 @@ def test_a_divergence_is_for_both_modes_or_for_each(value, inference, training):
 def test_recipes_without_a_divergence_have_their_old_fingerprint():
     assert identity(FuseConfig()) == identity(FuseConfig.model_validate({"divergence": "forward_kl"}))
     assert "divergence" not in identity(FuseConfig())
+
+
+ENDPOINT = {"base_url": "http://big:8000/v1/", "model": "acme/big", "tokenizer": "models/a"}
+
+
+def with_source(source):
+    return parse_recipe(SMALL | {"sources": [*SMALL["sources"], {"name": "big", **source}]}, "the test")
+
+
+def test_where_an_endpoint_is_and_how_it_is_asked_are_not_its_identity():
+    plain = with_source({"endpoint": ENDPOINT})
+    moved = {"base_url": "https://other/v1", "key_env": "KEY", "concurrency": 64, "requests_per_minute": 60}
+    moved |= {"cost": {"input_per_million": 1, "output_per_million": 2}, "tokenizer": "elsewhere/a"}
+    assert identity(with_source({"endpoint": ENDPOINT | moved})) == identity(plain)
+    assert plain.sources[-1].endpoint.base_url == "http://big:8000/v1"
+    for changed in ({"model": "acme/small"}, {"options": {"reasoning_effort": "low"}}):
+        assert identity(with_source({"endpoint": ENDPOINT | changed})) != identity(plain)
+    # Recipes without endpoints keep the identity that they had before there were any.
+    assert "endpoint" not in identity(plain)["sources"][0]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ({}, "sources.2: give either a model or an endpoint"),
+        ({"model": "models/b", "endpoint": ENDPOINT}, "give either a model or an endpoint"),
+        ({"endpoint": ENDPOINT, "pool": {"max_actors": 2}}, "raise endpoint.concurrency instead of pool.max_actors"),
+        ({"endpoint": ENDPOINT | {"options": {"seed": 1}}}, "'seed' is set by the recipe itself"),
+        ({"endpoint": ENDPOINT | {"base_url": "big:8000"}}, "sources.2.endpoint.base_url: string should match pattern"),
+        ({"endpoint": ENDPOINT | {"base_url": "https://me:secret@big/v1"}}, "name its variable in key_env"),
+        ({"endpoint": {"base_url": "http://big/v1"}}, "sources.2.endpoint.model: is required"),
+    ],
+)
+def test_an_endpoint_that_cannot_be_used_is_refused(source, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        with_source(source)
+
+
+def test_a_target_behind_an_endpoint_is_refused():
+    with pytest.raises(UserError, match="target: the target is trained, so its weights are needed: give model, not"):
+        parse_recipe(SMALL | {"target": {"endpoint": ENDPOINT}}, "the test")
+
+
+def test_endpoints_without_a_tokenizer_alone_cannot_teach_the_ground_truth():
+    sources = [{"name": "big", "endpoint": {"base_url": "http://big/v1", "model": "acme/big"}}]
+    with pytest.raises(UserError, match=r"none can teach the ground truth; set endpoint.tokenizer, or a fuse.schedule"):
+        parse_recipe(SMALL | {"sources": sources}, "the test")
+    voted = {"schedule": [{"until": 1.0, "inference": 1.0, "training": 0.0}]}
+    assert parse_recipe(SMALL | {"sources": sources, "fuse": voted}, "the test").sources[0].is_text_only

@@ -158,9 +158,15 @@ def cost_words(facts: RunFacts) -> list[str]:
     words = ["Times of stages that ran concurrently are added up."] if facts.seconds else []
     if held:
         words.append(DEVICE_HOURS)
-    if held and len(unpriced) == len(held):
+    paid = {stage.name: stage.token_money for stage in facts.own_stages if stage.token_money}
+    if paid:
+        each = ", ".join(f"{name} {money:,.2f}" for name, money in paid.items())
+        words.append(
+            f"Of the money, for tokens of endpoints by their servers' counts ({plan.get('currency', 'USD')}): {each}."
+        )
+    if held and len(unpriced) == len(held) and not paid:
         words.append("No cost is shown: the recipe names no price (plan.price_per_device_hour).")
-    elif held:
+    elif held and len(unpriced) < len(held):
         prices = sorted({s.price_per_device_hour for s in held if s.price_per_device_hour is not None})
         each = ", ".join(f"{price:g}" for price in prices)
         words.append(f"Money: device-hours at the recipe's price of {each} {plan.get('currency', 'USD')} each.")

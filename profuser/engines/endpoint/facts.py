@@ -1,0 +1,79 @@
+"""Records what a server gives: found by first requests before anything is paid, and kept in the run's folder."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from profuser.recipe.models import SourceConfig
+
+LENGTH_FIELDS = ("max_tokens", "max_completion_tokens")
+"""Names of the longest answer's field in chat requests: the usual one, and OpenAI's newer one."""
+
+
+@dataclass(frozen=True)
+class EndpointFacts:
+    """A server's model and what it gives with answers."""
+
+    model: str
+    """Name of the model, as in the recipe."""
+    root: str | None = None
+    """Model behind that name, as `/v1/models` says (vLLM, SGLang: the folder or Hub name that is served)."""
+    max_model_len: int | None = None
+    """Longest prompt plus response in tokens, if the server says it."""
+    top_logprobs: int | None = None
+    """Candidates per position, at most the recipe's `collect.top_k`; None if the server gives no log-probabilities."""
+    forces: bool = False
+    """Whether it teacher-forces a given response (vLLM's `prompt_logprobs`)."""
+    token_ids: bool = False
+    """Whether it can name tokens by their ids (vLLM), which is exact for tokens that are parts of a character."""
+    seed: bool = True
+    """Whether it takes a seed."""
+    length_field: str = LENGTH_FIELDS[0]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the results, for fingerprints and to recognise the server."""
+        return {name: value for name, value in asdict(self).items() if name in ("root", "top_logprobs", "forces")}
+
+    def differences(self, other: "EndpointFacts") -> list[str]:
+        """Returns in what a server that answers now (`other`) differs from these facts."""
+        mine, now = self.identity, other.identity
+        return [f"{name} was {mine[name]}, is now {now[name]}" for name in mine if mine[name] != now[name]]
+
+    def line(self, source: SourceConfig, top_k: int) -> str:
+        """Returns in words what the run gets from the server.
+
+        Args:
+            source: the source.
+            top_k: K that the recipe wants.
+        """
+        assert source.endpoint is not None
+        known = [f"model {self.root}"] if self.root not in (None, self.model) else []
+        known += [f"up to {self.max_model_len:,} tokens"] if self.max_model_len else []
+        what = f" ({', '.join(known)})" if known else ""
+        return (
+            f"source {source.name}: {source.endpoint.base_url} serves {self.model}{what}; {self._uses(source, top_k)}"
+        )
+
+    def _uses(self, source: SourceConfig, top_k: int) -> str:
+        if source.is_text_only:
+            return text_only_words()
+        if self.top_logprobs is None:
+            answers = "it gives no log-probabilities: its answers teach by cross-entropy only"
+        elif self.top_logprobs < top_k:
+            answers = f"distributions of its answers, of at most {self.top_logprobs} tokens (collect.top_k is {top_k})"
+        else:
+            answers = f"distributions of its answers, of {self.top_logprobs} tokens"
+        forced = (
+            "it teacher-forces the ground truth"
+            if self.forces
+            else "it cannot teacher-force the ground truth: no part in Min-CE"
+        )
+        return f"{answers}; {forced}"
+
+
+def text_only_words() -> str:
+    """Returns what an endpoint without a tokenizer takes part in."""
+    return (
+        "no endpoint.tokenizer: only the texts of its answers are used, by cross-entropy where they win the vote; "
+        "no part in Min-CE"
+    )

@@ -1,0 +1,103 @@
+"""A source behind vLLM's own server: its signals are those of a local engine, whatever fails in between."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+
+from profuser.models.lab_paths import assets_path
+from profuser.run.beginning import begin
+from profuser.run.endpoints import begin_endpoints
+from ray_jobs.runtime.cluster import connected
+from ray_jobs.stages.collect import collect
+from ray_jobs.stages.prepare import prepare
+from tests.openai_server import CHAT, COMPLETIONS, Failure, Proxy, serving
+from tests.ray import stages
+
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(900)]
+NAME = "acme/llama"
+
+
+@pytest.fixture(scope="module")
+def vllm_server(tmp_path_factory):
+    """Yields the base URL of vLLM's server of the laboratory's llama."""
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        port = place.getsockname()[1]
+    folder = assets_path() / "sources" / "llama"
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--model", str(folder), "--served-model-name", NAME, "--dtype", "float32", "--max-model-len", "128"]
+    command += ["--max-num-seqs", "16", "--enforce-eager", "--disable-uvicorn-access-log"]
+    variables = {"OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    variables |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
+    log = (tmp_path_factory.mktemp("server") / "log").open("w+")
+    process = subprocess.Popen(command, env=os.environ | variables, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 300
+        while not _answers(f"http://127.0.0.1:{port}/health"):
+            log.seek(0)
+            assert process.poll() is None, log.read()[-2000:]
+            assert time.monotonic() < deadline, log.read()[-2000:]
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+
+
+def _answers(url):
+    try:
+        return httpx.get(url, timeout=5).is_success
+    except httpx.TransportError:
+        return False
+
+
+def behind(storage, corpus, url):
+    endpoint = {"base_url": url, "model": NAME, "tokenizer": "lab://sources/llama", "concurrency": 8}
+    lines = []
+    run = stages.make_run(storage, corpus, sources=[{"name": "llama", "endpoint": endpoint}])
+    return begin_endpoints(begin(run), lines.append), lines
+
+
+def test_the_signals_are_those_of_a_local_engine_although_requests_fail_and_the_actor_is_killed(tmp_path, vllm_server):
+    corpus = tmp_path / "data.jsonl"
+    stages.write_corpus(corpus)
+    turn, lock, limited = [0], threading.Lock(), []
+
+    def fail(path, body):
+        if path not in (CHAT, COMPLETIONS):
+            return None
+        with lock:
+            turn[0] += 1
+            if turn[0] % 9:
+                return None
+            limited.append(path)
+            return Failure(429, headers={"retry-after": "0.3"}) if turn[0] % 2 else Failure(None)
+
+    proxy = Proxy(vllm_server, fail)
+    with connected(), serving(proxy) as url:
+        local = stages.make_run(tmp_path / "local", corpus, models={"llama": "lab://sources/llama"}, kind="vllm")
+        prepare(local)
+        collect(local, local.recipe.sources[0])
+        run, (line,) = behind(tmp_path / "served", corpus, url)
+        prepare(run)
+        assert line == (
+            f"source llama: {url} serves {NAME} (model {assets_path() / 'sources' / 'llama'}, up to 128 tokens); distributions of "
+            "its answers, of 6 tokens; it teacher-forces the ground truth"
+        )
+        output = run.collect(run.recipe.sources[0])
+        with stages.Meanwhile(lambda: len(output.shards()) >= 1, stages.kill_an_actor):
+            manifest = collect(run, run.recipe.sources[0])
+    assert limited
+    assert manifest.counts["rows"] == stages.NUM_ROWS - 4
+    assert manifest.counts["input_tokens"] > manifest.counts["output_tokens"] > 0
+    assert not (output.folder / "attempts").names()
+    stages.check_same(stages.whole(output), stages.whole(local.collect(local.recipe.sources[0])))
+    # A run that continues elsewhere: the address is no part of its identity.
+    moved, _ = behind(tmp_path / "served", corpus, vllm_server)
+    assert moved.collect(moved.recipe.sources[0]).manifest() is not None
