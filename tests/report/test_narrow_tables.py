@@ -56,6 +56,16 @@ def test_names_are_whole_at_80_columns(name):
     assert expected <= set(re.findall(r"[A-Za-z0-9.]+", text))
 
 
+@pytest.mark.parametrize("target", ["llama", "smollm2", "qwen2.5-0.5b"])
+def test_intervals_of_scores_are_whole_at_80_columns(target):
+    found = replace(facts(), source_is_target=target)
+    text = printed(render_scores(found, WIDTH))
+    assert "\u2026" not in text
+    numbers = r"[-+]?[0-9]+\.[0-9]+"
+    compared = 6  # those of the made-up run that vary
+    assert len(re.findall(rf"\({numbers},", text)) == len(re.findall(rf"{numbers}\) ", text)) == compared
+
+
 def test_the_state_of_a_run_shows_whole_names(monkeypatch):
     out = io.StringIO()
     monkeypatch.setattr(status, "console", Console(file=out, width=WIDTH))

@@ -50,7 +50,8 @@ def render_scores(facts: RunFacts, width: int = WIDE) -> Table:
     table.add_column("rows", justify="right")
     for model in facts.models:
         table.add_column(model_header(facts.label(model)), justify="right", no_wrap=True)
-    table.add_column("change" if is_wide or not facts.comparisons else "change, 95 % interval", justify="right")
+    change = "change" if is_wide or not facts.comparisons else "change,\n95 %\ninterval"
+    table.add_column(change, justify="right", no_wrap=True)
     if facts.comparisons:
         if is_wide:
             table.add_column("95 % interval", justify="right")
