@@ -5,16 +5,19 @@ Legend: S seeds of an arm, N held-out rows that no model refused.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
+from profuser.ablation.answers import answer_win_rates
 from profuser.ablation.arms import PROGRESSIVE, SFT_GT, Ablation
 from profuser.artifacts.artifact import Artifact
 from profuser.errors import UserError
 from profuser.evaluation import comparison as items
+from profuser.evaluation.heldout import ALL, common_rows
+from profuser.evaluation.statistics import Estimate
 from profuser.report.comparisons import PERCENT
 from profuser.report.measures import BITS_PER_BYTE, METRICS, Metric
 from profuser.run.fusion_run import FusionRun
@@ -94,6 +97,10 @@ class Results:
     num_bytes: Int[np.ndarray, "N"]
     comparisons: Mapping[tuple[str, str, str], ArmDifference | None]
     """Difference by metric, row and reference; None if the numbers of updates or tokens differ."""
+    categories: Mapping[str, Bool[np.ndarray, "N"]] = field(default_factory=dict)
+    """Which rows belong to each category of the corpus; empty if there are not several."""
+    win_rates: Mapping[tuple[str, str], Estimate] = field(default_factory=dict)
+    """Share of rows on which an answer is better than the target's before, by verifier and row of the table."""
 
     @property
     def num_rows(self) -> int:
@@ -105,10 +112,13 @@ class Results:
         """Finished reference arms."""
         return [name for name in REFERENCES if any(each.name == name for each in self.measured)]
 
-    def per_seed(self, each: Measured, metric: Metric) -> Float[np.ndarray, "S"]:
-        """Returns a metric of each seed, over all rows, in its unit."""
+    def per_seed(
+        self, each: Measured, metric: Metric, rows: Bool[np.ndarray, "N"] | None = None
+    ) -> Float[np.ndarray, "S"]:
+        """Returns a metric of each seed in its unit, over some rows or all."""
+        chosen = np.ones(self.num_rows, dtype=bool) if rows is None else rows
         weight = self.num_bytes if metric is BITS_PER_BYTE else np.ones(self.num_rows)
-        return unit_of(metric) * each.values(metric).sum(axis=1) / weight.sum()
+        return unit_of(metric) * each.values(metric)[:, chosen].sum(axis=1) / weight[chosen].sum()
 
 
 def unit_of(metric: Metric) -> float:
@@ -144,7 +154,28 @@ def gather_results(ablation: Ablation) -> Results:
             made = zip(*(_trained(each.parts["fuse"]) for each in runs), strict=True)
             out.append(Measured(arm.name, kind, bits[arm.name], correct[arm.name] == 1, *made, about=arm.about))
     num_bytes = np.asarray(scored[0].denominators).astype(np.int64)
-    return Results(tuple(out), num_bytes, compare_all(out, num_bytes))
+    groups = common_rows({f"{name}/{seed}": t for name, seeds in tables.items() for seed, t in enumerate(seeds)})
+    row_ids = sorted(groups.pop(ALL))
+    categories = {name: np.isin(row_ids, list(ids)) for name, ids in sorted(groups.items())}
+    rates = _win_rates(ablation.base, tables, row_ids)
+    return Results(tuple(out), num_bytes, compare_all(out, num_bytes), categories if len(categories) > 1 else {}, rates)
+
+
+def _win_rates(
+    base: FusionRun, tables: Mapping[str, Sequence[pa.Table]], row_ids: Sequence[str]
+) -> dict[tuple[str, str], Estimate]:
+    """Returns the win rates of all answers against the target's before, by each verifier of the recipe."""
+    verifiers = [base.reward(reward) for reward in base.recipe.verifiers]
+    if not verifiers:
+        return {}
+    rows = {row["row_id"]: row for table in base.heldout().tables() for row in table.to_pylist()}
+    answers = {name: [_predictions(table, row_ids) for table in seeds] for name, seeds in tables.items()}
+    return answer_win_rates(verifiers, [rows[row_id] for row_id in row_ids], answers, TARGET_TITLE)
+
+
+def _predictions(table: pa.Table, row_ids: Sequence[str]) -> list[str | None]:
+    found = dict(zip(table["row_id"].to_pylist(), table["prediction"].to_pylist(), strict=True))
+    return [found[row_id] for row_id in row_ids]
 
 
 def compare_all(

@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from profuser.ablation import breakdown
 from profuser.ablation.arms import Ablation
 from profuser.ablation.results import ORACLE, UNMATCHED, ArmDifference, Measured, Results
 from profuser.artifacts.artifact import Manifest, read_manifest
@@ -129,11 +130,11 @@ def notes(results: Results) -> list[str]:
         out.append(
             f"{UNMATCHED}: the numbers of updates or tokens differ from the reference's, so no difference is given."
         )
-    return out
+    return [*out, *breakdown.notes(results)]
 
 
 def render(results: Results) -> list[Table]:
-    """Returns a table per metric for a terminal, with each verdict below its difference."""
+    """Returns a table per metric for a terminal, with each verdict below its difference, then those by category and verifier."""
     out = []
     for metric in METRICS:
         table = new_table(f"{metric.title}, {results.num_rows:,} held-out rows ({metric.hint})", "arm")
@@ -150,17 +151,18 @@ def render(results: Results) -> list[Table]:
             row = (each.name, trained, *_values(results, each, metric), *differences)
             table.add_row(*(Text(cell) for cell in row))
         out.append(table)
-    return out
+    return [*out, *breakdown.render(results)]
 
 
 def markdown(name: str, results: Results, made: Provenance) -> str:
-    """Returns both tables, notes, cost and the description of each arm as Markdown."""
+    """Returns all tables, notes, cost and the description of each arm as Markdown."""
     lines = [f"# Ablation {name}", ""]
     for metric in METRICS:
         head = headings(results, metric)
         rows = [head, ["---"] * len(head), *(cells(results, each, metric) for each in results.measured)]
         lines += [f"## {metric.title[:1].upper()}{metric.title[1:]}", ""]
         lines += [f"| {' | '.join(row)} |" for row in rows] + [""]
+    lines += breakdown.markdown(results)
     lines += [f"- {note}" for note in (*notes(results), made.text() + ".")] + [""]
     lines += ["## Arms", "", *(f"- **{each.name}**: {each.about}" for each in results.measured if each.about)]
     return "\n".join(lines) + "\n"
@@ -181,7 +183,7 @@ def _flat(results: Results, each: Measured) -> dict[str, Any]:
         for reference in results.references:
             found = results.comparisons.get((metric.name, each.name, reference))
             row |= {f"{key}_less_{reference}_{name}": value for name, value in _fields(found).items()}
-    return row
+    return row | breakdown.flat(results, each)
 
 
 def _fields(comparison: ArmDifference | None) -> dict[str, Any]:
@@ -198,4 +200,6 @@ def as_json(name: str, results: Results, made: Provenance) -> dict[str, Any]:
         }
         for row, each in zip(flat_rows(results), results.measured, strict=True)
     ]
-    return {"name": name, "num_rows": results.num_rows, "notes": notes(results), "made": asdict(made), "rows": rows}
+    categories = {name: int(own.sum()) for name, own in results.categories.items()}
+    whole = {"name": name, "num_rows": results.num_rows, "categories": categories, "notes": notes(results)}
+    return whole | {"made": asdict(made), "rows": rows}

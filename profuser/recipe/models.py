@@ -294,6 +294,11 @@ class Recipe(Config):
         return tuple(reward for reward in self.rewards if isinstance(reward, RewardModelConfig))
 
     @property
+    def verifiers(self) -> tuple[RewardConfig, ...]:
+        """Rewards without a model."""
+        return tuple(reward for reward in self.rewards if not isinstance(reward, RewardModelConfig))
+
+    @property
     def teachers(self) -> tuple[SourceConfig, ...]:
         """Sources that may teach."""
         return tuple(s for s in self.sources if not (self.select.exclude_target and self.is_target(s)))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from profuser.ablation.arms import Ablation, ArmRun, time_left
 from profuser.ablation.plot import ablation_plot
-from profuser.ablation.results import gather_results
+from profuser.ablation.results import Results, gather_results
 from profuser.ablation.table import as_json, flat_rows, markdown, notes, render, table_cost
 from profuser.artifacts.lock import RunLock
 from profuser.errors import ProfuserError
@@ -41,8 +41,9 @@ def run_ablation(ablation: Ablation) -> None:
                     _announce(ablation, each, number)
                     if error := _try(each):
                         failed[each.recipe.name] = error
-    write_table(ablation)
-    print_table(ablation)
+    results = gather_results(ablation)
+    write_table(ablation, results)
+    print_table(ablation, results)
     print_line(f"this invocation took {format_clock(time.monotonic() - start)}")
     if failed:
         errors = "; ".join(f"{name}: {error}" for name, error in failed.items())
@@ -87,9 +88,9 @@ def print_plan(ablation: Ablation) -> None:
     print_line(f"time left: about {format_clock(left.seconds)} of stage time{unknown}")
 
 
-def write_table(ablation: Ablation) -> None:
+def write_table(ablation: Ablation, results: Results) -> None:
     """Writes `table.csv`, `table.md`, `table.json` and `ablation.png` for the finished runs."""
-    results, made = gather_results(ablation), table_cost(ablation, machine())
+    made = table_cost(ablation, machine())
     folder, name = ablation.folder, ablation.folder.uri.rpartition("/")[2]
     folder.write_bytes("table.csv", csv_text(flat_rows(results)).encode())
     folder.write_bytes("table.md", markdown(name, results, made).encode())
@@ -100,9 +101,8 @@ def write_table(ablation: Ablation) -> None:
         folder.write_bytes(file.name, file.read_bytes())
 
 
-def print_table(ablation: Ablation) -> None:
-    """Prints one table per metric, the cost, and the path of the written table."""
-    results = gather_results(ablation)
+def print_table(ablation: Ablation, results: Results) -> None:
+    """Prints the tables, the cost, and the path of the written table."""
     for table in render(results):
         console.print(table)
     for note in (*notes(results), table_cost(ablation, machine()).text()):

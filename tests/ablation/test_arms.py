@@ -15,6 +15,7 @@ from profuser.ablation.table import as_json, flat_rows, markdown, notes, table_c
 from profuser.config import flatten, identity
 from profuser.errors import UserError
 from profuser.lab.twins import build_twins
+from profuser.recipe.layers import read_tree
 from profuser.report.measures import BITS_PER_BYTE, EXACT_MATCH
 from profuser.run.stages import FUSED, TARGET
 from profuser.run.tokenizers import read_tokenizer_pairs
@@ -160,7 +161,14 @@ def write_scores(artifact, records, seconds=2.0):
     artifact.finish([{"rows": len(records)}], seconds)
 
 
+def write_heldout(artifact):
+    messages, place = [{"role": "user", "content": "Which letter?"}], {"source_file": "rows.jsonl", "source_line": 1}
+    rows = [{"row_id": f"{row:03d}", "messages": messages, "response": "a", **place} for row in range(NUM_ROWS)]
+    artifact.write_shard(0, pa.Table.from_pylist(rows, schema=artifact.schema), {"rows": NUM_ROWS})
+
+
 def finish_base(ablation):
+    write_heldout(ablation.shared["prepare/heldout"])
     for artifact in ablation.shared.values():
         if not artifact.stage.startswith("evaluate"):
             artifact.finish([], 5.0, device_seconds=10.0)

@@ -21,7 +21,7 @@ from typing import Any
 
 from profuser.ablation.arms import SCHEDULES, Ablation, find_arms, plan_ablation
 from profuser.ablation.results import gather_results
-from profuser.ablation.table import render
+from profuser.ablation.table import notes, render
 from profuser.errors import UserError, one_line
 from profuser.run.fusion_run import MODEL, TRAINING_METRICS, FusionRun
 from profuser.run.stages import FUSED, TARGET
@@ -49,8 +49,11 @@ def run(show: Callable[[Any], None], log: Log, options: list[str]) -> None:
     check_base(ablation)
     start = time.monotonic()
     failed = spread(partial(train, options), [each.recipe.name for each in ablation.runs], chosen.at_once, log)
-    for table in render(gather_results(ablation)):
+    results = gather_results(ablation)
+    for table in render(results):
         show(table)
+    for note in notes(results):
+        log(note)
     log(f"{len(ablation.runs) - len(failed)} runs in {time.monotonic() - start:.0f} s")
     if failed:
         raise UserError(f"failed, and not in the table: {', '.join(failed)}; run again to try what is missing")
