@@ -4,6 +4,8 @@ Legend of list columns: T response tokens (end-of-turn token included), K top-k.
 codec (signals/codec.py).
 """
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
 from profuser.errors import ArtifactError
@@ -21,6 +23,14 @@ CORPUS = pa.schema(
         pa.field("source_line", pa.int64(), nullable=False),
     ]
 )
+
+_EXTRA_COLUMNS = {"tests": pa.list_(pa.string()), "json_schema": pa.string()}
+
+
+def corpus_schema(columns: Sequence[str]) -> pa.Schema:
+    """Returns the schema of corpus rows with further columns for verifiers (`tests`, `json_schema`); null if a row has none."""
+    return pa.schema([*CORPUS, *(pa.field(name, _EXTRA_COLUMNS[name]) for name in columns)])
+
 
 QUARANTINE = pa.schema(
     [

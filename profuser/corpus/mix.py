@@ -48,7 +48,7 @@ def with_categories(rows: pa.Table, is_mix: bool) -> pa.Table:
     if is_mix:
         filled = pc.call_function("coalesce", [rows["category"], rows[PART]])
         rows = rows.set_column(rows.schema.get_field_index("category"), CORPUS.field("category"), filled)
-    return rows.select(CORPUS.names)
+    return rows.drop_columns([PART])
 
 
 def part_counts(used: Mapping[str, int], left_out: Mapping[str, int]) -> dict[str, float]:

@@ -4,11 +4,12 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from profuser.corpus.category import category_of
+from profuser.corpus.extras import extras_of
 from profuser.corpus.formats import UNKNOWN_SHAPE, CorpusFormat, known_shapes, parse_as, parse_as_before, parse_record
 from profuser.corpus.heldout import prompt_key
 from profuser.corpus.rows import RawRow, Unit, excerpt_of
@@ -45,6 +46,10 @@ class CorpusRow:
     """Fields of its record with text, or that would change the meaning, that are not used; only on the first row of a record."""
     unused_turns: int = 0
     """Turns of its record that are in no row; only on the first row of a record."""
+    tests: Sequence[str] | None = None
+    """Tests of the code of an answer; only on the last row of a record."""
+    json_schema: str | None = None
+    """JSON schema of an answer; only on the last row of a record."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ def prepare_rows(
         rows: records as they were read.
         format: shape of all records; `auto` uses the shape of the first usable one of each file.
         category_field: field that holds a record's category; a record may lack it.
-        max_row_bytes: a larger row (prompt and response, UTF-8) is refused.
+        max_row_bytes: a larger row (prompt, response, tests and schema, UTF-8) is refused.
         seen: rows that count as duplicates from the start; accepted rows are added to it.
         turns: assistant turns of a conversation that become rows.
         fields: fields of records of any other shape, instead of `format`.
@@ -145,14 +150,16 @@ def prepare_rows(
             else:
                 parsed = (parse_as_before if is_new else parse_record)(raw.record, shape, turns)
             category = category_of(raw.record, category_field) if category_field else None
+            extras = extras_of(raw.record, fields) if fields else {}
         except RowFault as fault:
             yield _refused(raw, fault)
             continue
         unused = [name for name in parsed.unused_fields if name != (category_field or "").partition(".")[0]]
         notes: dict[str, Any] = {"unused_fields": tuple(unused), "unused_turns": parsed.unused_turns}
         for example in parsed.examples:
+            notes |= extras if example is parsed.examples[-1] else {}
             try:
-                _check_size(example, max_row_bytes)
+                _check_size(example, extras, max_row_bytes)
                 row_id = example_id(example)
                 key = prompt_key(example, turns == "all" if by_first_question is None else by_first_question)
                 if first := seen.add(row_id, raw.file, raw.line, key):
@@ -191,8 +198,9 @@ def _refused(raw: RawRow, fault: RowFault) -> QuarantinedRow:
     return QuarantinedRow(raw.file, raw.line, str(fault), raw.excerpt or excerpt_of(raw.record), raw.unit)
 
 
-def _check_size(example: PromptedResponse, max_row_bytes: int) -> None:
-    size = len(example.response.encode()) + sum(len(message.content.encode()) for message in example.messages)
+def _check_size(example: PromptedResponse, extras: Mapping[str, Any], max_row_bytes: int) -> None:
+    texts = [example.response, *(message.content for message in example.messages), *extras.get("tests", ())]
+    size = sum(len(text.encode()) for text in (*texts, extras.get("json_schema", "")))
     if size > max_row_bytes:
         raise RowFault(f"larger than corpus.max_row_bytes={max_row_bytes} ({size} bytes)")
 

@@ -199,7 +199,8 @@ def _preference(prompt: str | None, before: Sequence[str]) -> Shape:
 def mapped(fields: FieldsConfig) -> Shape:
     """Returns the shape of records whose fields the recipe names."""
     contexts, systems = ([name] if name else [] for name in (fields.context, fields.system))
-    uses = (*contexts, *systems, *([fields.category] if fields.category else []))
+    others = (fields.category, fields.tests, fields.entry_point, fields.json_schema)
+    uses = (*contexts, *systems, *(name for name in others if name))
     parse = pair(fields.prompt, fields.response, contexts, systems, history=())
     return Shape("fields", (fields.prompt, fields.response), uses, parse)
 

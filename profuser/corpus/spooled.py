@@ -8,7 +8,7 @@ from itertools import chain
 import numpy as np
 import pyarrow as pa
 
-from profuser.artifacts.schemas import CORPUS
+from profuser.artifacts.schemas import corpus_schema
 from profuser.corpus.category import OptionalFields
 from profuser.corpus.mix import PART
 from profuser.corpus.prepare import CorpusRow, RowCounts, check_quarantine, corpus_rows
@@ -18,7 +18,7 @@ from profuser.corpus.spool import Spool
 from profuser.recipe.models import CorpusConfig
 from profuser.recipe.preparing import PartConfig, RowsConfig
 
-SPOOLED = CORPUS.append(pa.field(PART, pa.string(), nullable=False))
+PART_FIELD = pa.field(PART, pa.string(), nullable=False)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class SpooledRows:
         return {shape for counts in self.counts for shape in counts.shapes}
 
     def where(self, mask: np.ndarray) -> Iterator[pa.Table]:
-        """Yields the rows at which a mask is true, in the schema `SPOOLED`."""
+        """Yields the rows at which a mask is true, in the corpus schema with a column for the part."""
         begin = 0
         for table in self.spool.tables():
             yield table.filter(pa.array(mask[begin : begin + len(table)]))
@@ -73,7 +73,8 @@ def spooled_rows(
     Raises:
         UserError: too many rows of a part are refused, or none of its records has a field that the recipe names.
     """
-    rows = SpooledRows(Spool(SPOOLED, config.rows_per_shard), SeenRows(), [RowCounts() for _ in sources])
+    schema = corpus_schema(config.columns).append(PART_FIELD)
+    rows = SpooledRows(Spool(schema, config.rows_per_shard), SeenRows(), [RowCounts() for _ in sources])
     for source, counts in zip(sources, rows.counts, strict=True):
         path, part = str(source.path), source.name if isinstance(source, PartConfig) else None
         named = OptionalFields({} if is_heldout else source.optional_fields)

@@ -239,6 +239,12 @@ class Recipe(Config):
                 raise ValueError(f"{what}: the name {twice[0]!r} is used twice")
         corpus = self.corpus
         for reward in self.rewards:
+            for name in set(reward.row_fields) - set(corpus.columns):
+                where = "corpus.parts[].fields" if corpus.parts else "corpus.fields"
+                raise ValueError(
+                    f"rewards.{reward.name}: {reward.kind} needs the {name} of each row, which the corpus does not name; set "
+                    f"{where}.{name} to the field of the records that holds it"
+                )
             if (reward.categories or reward.except_categories) and not (corpus.category_path or corpus.parts):
                 key = "categories" if reward.categories else "except_categories"
                 raise ValueError(

@@ -20,6 +20,25 @@ class FieldsConfig(Config):
     """Field of the system turn. A record may lack it, but not all of them."""
     category: str | None = None
     """Field of the category, as `corpus.category_field`."""
+    tests: str | None = later_field(None)
+    """Field of the tests of an answer's code, for `kind: code_tests`: Python code with asserts, or a list of such texts (MBPP's
+    `test_list`). A record may lack it, but not all of them."""
+    entry_point: str | None = later_field(None)
+    """Field of the name of the tested function: `tests` then define `check`, which is called with it (HumanEval's `test`)."""
+    json_schema: str | None = later_field(None)
+    """Field of the JSON schema of an answer, for `kind: json_schema`: an object, or its text. A record may lack it, but not all of
+    them."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of a corpus row that these fields add."""
+        return tuple(name for name in ("tests", "json_schema") if getattr(self, name))
+
+    @model_validator(mode="after")
+    def _entry_point_of_tests(self) -> "FieldsConfig":
+        if self.entry_point and not self.tests:
+            raise ValueError("entry_point names the function that `tests` check; set tests too")
+        return self
 
 
 class RowsConfig(Config):
@@ -51,7 +70,7 @@ class RowsConfig(Config):
         """Fields that a record may lack, but not all of them, by the setting that names them."""
         named = {f"{self.setting}.category_field": self.category_field}
         if self.fields:
-            names = ("context", "system", "category")
+            names = ("context", "system", "category", "tests", "entry_point", "json_schema")
             named |= {f"{self.setting}.fields.{name}": getattr(self.fields, name) for name in names}
         return {setting: path for setting, path in named.items() if path is not None}
 
@@ -107,7 +126,7 @@ class CorpusConfig(RowsConfig):
     rows_per_shard: int = Field(default=256, gt=0)
     """Rows in a shard, the unit of work, retry and resume."""
     max_row_bytes: int = Field(default=1_000_000, gt=0)
-    """Size above which a row is quarantined."""
+    """Size above which a row is quarantined; its tests and schema count."""
     max_quarantined_fraction: float = Field(default=0.05, ge=0, le=1)
     """Share of quarantined rows above which the run stops."""
     parts: tuple[PartConfig, ...] = later_field(())
@@ -121,6 +140,12 @@ class CorpusConfig(RowsConfig):
     def sources(self) -> tuple[RowsConfig, ...]:
         """The parts; a corpus without parts is its own only one."""
         return self.parts or (self,)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that the rows have for verifiers, besides those of every corpus."""
+        named = [source.fields.columns for source in (self, *self.parts) if source.fields]
+        return tuple(sorted({name for names in named for name in names}))
 
     @property
     def by_first_question(self) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from profuser.errors import UserError
-from profuser.recipe.rewards import CallableConfig
+from profuser.recipe.verifiers import CallableConfig
 
 Function = Callable[[list[dict[str, Any]], str, str], Any]
 REMEDY = "install its package or put its folder on PYTHONPATH, on every node"

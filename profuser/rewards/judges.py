@@ -1,7 +1,8 @@
 """The interface of every reward, whether model or verifier."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -25,3 +26,19 @@ class CountsAnswers(Protocol):
 
     answered: Callable[[int], None]
     """Called with the number of answers that were just scored."""
+
+
+class Verdict(NamedTuple):
+    """A reward with the reason for what is missing from the full one."""
+
+    reward: float
+    reason: str | None = None
+    """A few words joined by underscores that follow a number in the stage's line: `3 out of time`."""
+
+
+@runtime_checkable
+class GivesReasons(Protocol):
+    """A judge that gives reasons for its rewards."""
+
+    reasons: Counter[str]
+    """Answers of the last call of `score` without the full reward, by reason."""

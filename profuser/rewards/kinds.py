@@ -1,8 +1,10 @@
-"""The kinds of reward, one record each. To add a kind, add its recipe section (`recipe/rewards.py`) and a record here."""
+"""The kinds of reward, one record each. To add a kind, add its recipe section (`recipe/verifiers.py`, `recipe/rewards.py`) and a record here."""
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +12,19 @@ import numpy as np
 from jaxtyping import Float
 
 from profuser.corpus.thinking import without_thinking
-from profuser.recipe.rewards import CallableConfig, ChrfConfig, RewardConfig, RewardModelConfig, RougeLConfig
+from profuser.recipe.rewards import RewardConfig, RewardModelConfig
+from profuser.recipe.verifiers import CallableConfig, ChrfConfig, RougeLConfig
 from profuser.rewards.callables import call_function, load_callable, source_digest
-from profuser.rewards.judges import Judge
+from profuser.rewards.code_answers import CodeTests, check_sandbox, num_workers, sandbox_line
+from profuser.rewards.json_answers import JsonSchema, check_schema, with_schema
+from profuser.rewards.judges import CountsAnswers, GivesReasons, Judge, Verdict
+from profuser.rewards.math_answers import MathVerify, check_library
 from profuser.rewards.verifiers import exact_match, plain, same_last_number
 
 WORD = re.compile("[a-z0-9]")
 """A word of ROUGE, whose tokens are runs of these."""
-Rule = Callable[[Mapping[str, Any], str], float]
-"""Scores an answer to a corpus row; higher is better, NaN if it cannot judge the row."""
+Rule = Callable[[Mapping[str, Any], str], float | Verdict]
+"""Scores an answer to a corpus row, with or without a reason; higher is better, NaN if it cannot judge the row."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +35,36 @@ class RewardKind:
     """Makes the judge of a configuration; the second argument is the folder, URI or Hub name of its model."""
     check: Callable[[Any], object] = lambda config: None
     """Raises UserError if the judge cannot be made, without loading a model."""
+    resolve: Callable[[Any], RewardConfig] = lambda config: config
+    """Returns a configuration with what the files that it names hold, so that no other node needs them."""
+    line: Callable[[Any], str | None] = lambda config: None
+    """Returns a line for `--dry-run` on what this machine has for the judge."""
     digests: Callable[[Any], dict[str, str]] = lambda config: {}
     """Returns digests of the code that determines the scores."""
 
 
 class Verifier:
-    """A judge that scores each answer separately, by a rule."""
+    """A judge that scores each answer separately, by a rule, in one or more threads."""
 
-    def __init__(self, rule: Rule):
-        self.rule = rule
+    def __init__(self, rule: Rule, num_workers: int = 1):
+        self.rule, self.num_workers = rule, num_workers
+        self.answered: Callable[[int], None] = lambda number: None
+        self.reasons: Counter[str] = Counter()
 
     def score(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> Float[np.ndarray, "N"]:
         """See `Judge.score`. If the recipe's function fails, raises UserError with the row's id."""
-        return np.array([self.rule(row, answer) for row, answer in zip(rows, answers, strict=True)], dtype=np.float64)
+        if self.num_workers == 1:
+            verdicts = list(map(self._verdict, rows, answers))
+        else:
+            with ThreadPoolExecutor(self.num_workers) as pool:
+                verdicts = list(pool.map(self._verdict, rows, answers))
+        self.reasons = Counter(verdict.reason for verdict in verdicts if verdict.reason)
+        return np.array([verdict.reward for verdict in verdicts], dtype=np.float64)
+
+    def _verdict(self, row: Mapping[str, Any], answer: str) -> Verdict:
+        found = self.rule(row, answer)
+        self.answered(1)
+        return found if isinstance(found, Verdict) else Verdict(found)
 
 
 def _reward_model(config: RewardModelConfig, path: str | None) -> Judge:
@@ -87,13 +110,19 @@ class ForSomeRows:
 
     def __init__(self, judge: Judge, config: RewardConfig):
         self.judge, self.config = judge, config
+        self.answered: Callable[[int], None] = lambda number: None
+        self.reasons: Counter[str] = Counter()
 
     def score(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> Float[np.ndarray, "N"]:
         """See `Judge.score`."""
         own = [place for place, row in enumerate(rows) if self.config.judges(row["category"])]
         out = np.full(len(rows), math.nan)
+        self.reasons = Counter()
+        if isinstance(self.judge, CountsAnswers):
+            self.judge.answered = self.answered
         if own:
             out[own] = self.judge.score([rows[place] for place in own], [answers[place] for place in own])
+            self.reasons = self.judge.reasons if isinstance(self.judge, GivesReasons) else self.reasons
         return out
 
 
@@ -104,7 +133,12 @@ KINDS: dict[str, RewardKind] = {
     "answer_match": _by_rule(lambda config, answer, truth: exact_match(answer, truth, config.pattern)),
     "chrf": RewardKind(_chrf),
     "rouge_l": RewardKind(_rouge_l),
-    "callable": RewardKind(_callable, load_callable, lambda config: {"code": source_digest(config)}),
+    "math_verify": RewardKind(lambda config, _: Verifier(MathVerify(config)), check_library),
+    "code_tests": RewardKind(
+        lambda config, _: Verifier(CodeTests(config), num_workers(config)), check_sandbox, line=sandbox_line
+    ),
+    "json_schema": RewardKind(lambda config, _: Verifier(JsonSchema(config)), check_schema, with_schema),
+    "callable": RewardKind(_callable, load_callable, digests=lambda config: {"code": source_digest(config)}),
 }
 """Reward kinds by the recipe's `kind`."""
 

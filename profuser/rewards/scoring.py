@@ -11,7 +11,7 @@ from profuser.artifacts.schemas import REWARDS
 from profuser.corpus.thinking import without_thinking
 from profuser.engines.signal_tables import candidate_answers
 from profuser.recipe.rewards import RewardConfig
-from profuser.rewards.judges import Judge
+from profuser.rewards.judges import GivesReasons, Judge
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class AnswerScorer:
         foreign = sum(not self.reward.judges(rows[row]["category"]) for row, _ in places)
         counts: dict[str, float] = {"rows": len(rows), "answers": judged, "answers_not_judged": foreign}
         refused = len(places) - judged - foreign
-        return table, counts | ({"refused": refused} if refused else {})
+        counts |= {"refused": refused} if refused else {}
+        return table, counts | (dict(self.judge.reasons) if places and isinstance(self.judge, GivesReasons) else {})
 
     def _judged(self, answer: str, place: int) -> str:
         """Returns an answer as it is judged: without the thinking that the recipe keeps."""

@@ -3,7 +3,7 @@
 import re
 from decimal import Decimal
 
-from profuser.recipe.rewards import ExactMatchConfig
+from profuser.recipe.verifiers import ExactMatchConfig
 
 NUMBER = re.compile(
     r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"  # 1,234.5 or 1234 or .5

@@ -11,12 +11,12 @@ from profuser.artifacts.artifact import Artifact
 from profuser.artifacts.schemas import (
     BENCHMARK,
     CONTAMINATED,
-    CORPUS,
     EVALUATE,
     JUDGE,
     QUARANTINE,
     REWARDS,
     collect_schema,
+    corpus_schema,
     select_schema,
     signals_schema,
 )
@@ -54,11 +54,11 @@ class FusionRun(RunInputs):
 
     def corpus(self) -> Artifact:
         """Returns the artifact of accepted training rows."""
-        return self._artifact("prepare/train", CORPUS, self._prepare_config)
+        return self._artifact("prepare/train", corpus_schema(self.recipe.corpus.columns), self._prepare_config)
 
     def heldout(self) -> Artifact:
         """Returns the artifact of accepted held-out rows."""
-        return self._artifact("prepare/heldout", CORPUS, self._prepare_config)
+        return self._artifact("prepare/heldout", corpus_schema(self.recipe.corpus.columns), self._prepare_config)
 
     def quarantine(self) -> Artifact:
         """Returns the artifact of quarantined corpus rows, with file, line and reason."""

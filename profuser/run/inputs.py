@@ -142,9 +142,9 @@ class RunInputs:
         return self._dated(self.recipe.template_of(config), config)
 
     def reward(self, reward: RewardConfig) -> RewardConfig:
-        """Returns a reward; a template of its model that writes a date has the run's."""
+        """Returns a reward with what the files that it names hold; a template of its model that writes a date has the run's."""
         if not isinstance(reward, RewardModelConfig):
-            return reward
+            return kind_of(reward).resolve(reward)
         return reward.model_copy(update={"template": self._dated(reward.template, reward)})
 
     def _dated(self, template: TemplateConfig, config: ModelConfig | RewardModelConfig) -> TemplateConfig:

@@ -4,6 +4,7 @@ from rich.table import Table
 
 from profuser.engines.device import device
 from profuser.recipe.models import Recipe
+from profuser.rewards.kinds import kind_of
 from profuser.run.endpoints import ask_endpoints, endpoint_lines
 from profuser.run.fusion_run import FusionRun
 from profuser.run.templates import template_lines
@@ -29,8 +30,9 @@ def check_recipe(recipe: Recipe, name: str) -> None:
     for setting, config in run.models().items():
         if line := run.model(config).conversion(setting, trained=config is recipe.target):
             print_line(line)
+    rewards = [line for reward in recipe.rewards if (line := kind_of(reward).line(reward))]
     memory = cpu_memory_lines(run) if device() == "cpu" else []
-    for line in (*check_target(run), *memory, *endpoint_lines(run, ask_endpoints(run))):
+    for line in (*rewards, *check_target(run), *memory, *endpoint_lines(run, ask_endpoints(run))):
         print_line(line)
     print_pairs(run)
     for line in template_lines(run):

@@ -10,6 +10,7 @@ from profuser.models.checkpoint import Checkpoint
 from profuser.recipe.models import ModelConfig, SourceConfig
 from profuser.recipe.resources import PoolConfig
 from profuser.recipe.rewards import RewardConfig, RewardModelConfig
+from profuser.recipe.verifiers import CodeTestsConfig
 from profuser.run.fusion_run import FusionRun
 from profuser.storage.folder import Folder
 from ray_jobs.runtime.cluster import gpus_for, pool_resources
@@ -55,6 +56,11 @@ def fit_engine(run: FusionRun, model: Model, path: str | None, num_at_once: int)
     """
     if isinstance(model, SourceConfig) and model.endpoint:
         return FittedEngine(model, _with_cpus(model.pool, ENDPOINT_CPUS), 0.0, ActorNeeds())
+    if isinstance(model, CodeTestsConfig):
+        free = share_of_cpus(free_cpus(), max(1, num_at_once))
+        pool = _with_cpus(model.pool, min(model.num_workers or free, free))
+        workers = {"num_workers": model.num_workers or max(1, int(pool.num_cpus or 1))}
+        return FittedEngine(model.model_copy(update=workers), pool, 0.0, ActorNeeds())
     num_gpus = gpus_for(model)
     if num_gpus or path is None:
         return FittedEngine(model, _with_cpus(model.pool, 1.0), num_gpus, ActorNeeds())

@@ -9,8 +9,8 @@ from profuser.corpus import Message, Refusal, encode_example, encode_examples, r
 from profuser.corpus.decontaminate import texts_of
 from profuser.corpus.template import render_conversations, template_commands
 from profuser.corpus.tool_turns import protected
-from profuser.recipe.rewards import CallableConfig
 from profuser.recipe.template import JinjaTemplate, OwnTemplate
+from profuser.recipe.verifiers import CallableConfig
 from profuser.rewards.callables import call_function
 from tests.corpus.families import FAMILIES, tokenizer_of
 from tests.corpus.test_families import judge, text_of

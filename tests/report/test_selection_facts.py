@@ -9,7 +9,8 @@ import pytest
 
 from profuser.artifacts.artifact import Artifact
 from profuser.artifacts.schemas import REWARDS
-from profuser.recipe.rewards import LastNumberConfig, VoteConfig
+from profuser.recipe.rewards import VoteConfig
+from profuser.recipe.verifiers import LastNumberConfig
 from profuser.rewards.voting import RewardScale
 from profuser.selection.summary import SelectionRows, WinRate, read_rows, selection_facts, wins_by_category
 from profuser.storage.folder import Folder

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from profuser.errors import UserError
-from profuser.recipe.rewards import AnswerMatchConfig, CallableConfig, ExactMatchConfig, LastNumberConfig
+from profuser.recipe.verifiers import AnswerMatchConfig, CallableConfig, ExactMatchConfig, LastNumberConfig
 from profuser.rewards.kinds import load_judge
 from profuser.rewards.verifiers import last_number, same_last_number
 

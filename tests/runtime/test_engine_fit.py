@@ -5,6 +5,7 @@ import json
 import pytest
 
 from profuser.recipe.loading import parse_recipe
+from profuser.recipe.verifiers import CodeTestsConfig
 from profuser.run.fusion_run import FusionRun
 from ray_jobs.runtime import engine_fit
 from ray_jobs.runtime.engine_fit import PROCESSOR, fit_engine, processor_flag
@@ -99,6 +100,21 @@ def test_a_reward_model_is_fitted_and_a_verifier_is_not(make, cluster):
     assert (fitted.model.dtype, fitted.pool.num_cpus) == ("bfloat16", 8.0)
     fitted = fit_engine(run, verifier, run.reward_path(verifier), 1)
     assert (fitted.model, fitted.pool.num_cpus, fitted.needs.memory_bytes) == (verifier, 1.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, (8.0, 8)),
+        ({"num_workers": 3}, (3.0, 3)),
+        ({"num_workers": 20}, (8.0, 20)),
+        ({"pool": {"num_cpus": 2}}, (2.0, 2)),
+    ],
+)
+def test_a_verifier_that_runs_code_gets_a_cpu_for_each_of_its_workers(make, cluster, settings, expected):
+    config = CodeTestsConfig(kind="code_tests", name="code", **settings)
+    fitted = fit_engine(make(), config, None, 0)
+    assert (fitted.pool.num_cpus, fitted.model.num_workers, fitted.num_gpus) == (*expected, 0.0)
 
 
 def test_a_run_that_continues_on_another_machine_keeps_its_type(make, cluster):
