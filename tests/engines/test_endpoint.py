@@ -19,7 +19,7 @@ from profuser.engines.endpoint.access import EndpointAccess, ask_source, read_to
 from profuser.engines.endpoint.client import EndpointError, read_key
 from profuser.engines.endpoint.engine import EndpointEngine
 from profuser.engines.endpoint.facts import EndpointFacts
-from profuser.engines.signal_tables import collect_table, count, read_signals
+from profuser.engines.signal_tables import collect_table, count, read_signals, signals_table
 from profuser.errors import EngineError, UserError
 from profuser.models.reference import BYTE_TOKENIZER
 from profuser.recipe.models import GenerationConfig, OwnTemplate, SourceConfig
@@ -104,6 +104,19 @@ def test_an_answer_of_which_only_the_text_is_known_teaches_by_cross_entropy_alon
     assert found.refused == {}
     assert set(found.rules.values) == {Rule.NONE}
     assert np.isneginf(found.topk.topk.logprobs).all()
+
+
+def test_a_second_reading_of_texts_asks_for_nothing_and_has_no_distributions():
+    script = answering()
+    with serving(script) as url:
+        made = reader(source(url))
+        (entry,) = made.read(rows("Sort."), HOW)
+        script.asked.clear()
+        (again,) = made.force(rows("Sort.").to_pylist(), [entry.answers[0].ids.tolist()], K, generated=True)
+    assert script.asked == []
+    assert again.is_unscored
+    table = signals_table(["1"], "inference", [again], 257)
+    assert read_signals(table, "response", [0], 257, K).ids.row(0).tolist() == [*b"Sort the letters", 256]
 
 
 @pytest.mark.parametrize("knows_ids", [True, False])
