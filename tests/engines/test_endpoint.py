@@ -19,7 +19,7 @@ from profuser.engines.endpoint.access import EndpointAccess, ask_source, read_to
 from profuser.engines.endpoint.client import EndpointError, read_key
 from profuser.engines.endpoint.engine import EndpointEngine
 from profuser.engines.endpoint.facts import EndpointFacts
-from profuser.engines.signal_tables import collect_table, count, read_signals, signals_table
+from profuser.engines.signal_tables import collect_table, count, read_signals, signals_table, to_source_signals
 from profuser.errors import EngineError, UserError
 from profuser.models.reference import BYTE_TOKENIZER
 from profuser.recipe.models import GenerationConfig, OwnTemplate, SourceConfig
@@ -165,6 +165,22 @@ def test_a_server_that_can_teacher_forces_the_ground_truth(tokenizers):
         pytest.approx(distribution(ids[0], place, 400, K))
     )
     np.testing.assert_array_equal(again.topk.ids, entry.training.topk.ids)
+
+
+def test_the_steps_after_candidates_are_asked_by_ids(tokenizers):
+    script = answering(tokenizer=byte_level_tokenizer())
+    with serving(script) as url:
+        made = reader(source(url, tokenizers / "bpe"))
+        (entry,) = made.read(rows("Sort."), HOW)
+        script.asked.clear()
+        used_up = np.array([1, 2]), np.array([11, 12])
+        found = made.step_after(rows("Sort.").to_pylist(), to_source_signals([entry.training]), used_up, K)
+    ids = entry.training.ids.tolist()
+    prompts = {body["prompt"][-1]: body["prompt"] for path, body, _ in script.asked if path == COMPLETIONS}
+    assert prompts[12][-3:] == [*ids[:2], 12]
+    for place, candidate in enumerate((11, 12)):
+        given = dict(zip(found.topk.ids[place].tolist(), found.topk.logprobs[place].tolist(), strict=True))
+        assert given == pytest.approx(distribution(candidate, len(prompts[candidate]), 400, K))
 
 
 def test_thinking_is_left_out_of_a_text():
