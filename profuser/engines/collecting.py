@@ -44,6 +44,15 @@ class RowSignals:
     """Tokens of thinking in the answers."""
     usage: Usage | None = None
     """Tokens of all requests, as a server counted them."""
+    in_bytes: bool = False
+    """Whether the ids of its responses are bytes: the tokenizer is not known."""
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of all answers: by the server's count if the tokenizer is not known."""
+        if self.in_bytes and self.usage:
+            return self.usage.output_tokens
+        return sum(len(answer.ids) for answer in self.answers)
 
     def add(self, answer: Answer) -> None:
         """Adds an answer."""
@@ -64,6 +73,7 @@ class SourceReader:
         self.engine, self.template = engine, template
         self.forces: bool = getattr(engine, "forces", True)
         """Whether the engine can teacher-force; without, there are no signals of training mode."""
+        self.in_bytes: bool = getattr(engine, "in_bytes", False)
         ends = getattr(engine, "end_ids", ())
         self.tokens = TokenBytes.from_tokenizer(engine.tokenizer, engine.vocab_size, ends)
         self.answers = AnswerReader(engine.tokenizer, self.tokens, template)
@@ -84,7 +94,7 @@ class SourceReader:
         records = rows.to_pylist()
         examples = self._encode(records)
         for row, encoded, asked in zip(records, examples, self._asked(records, examples), strict=True):
-            entry = RowSignals(row["row_id"], len(row["response"].encode()))
+            entry = RowSignals(row["row_id"], len(row["response"].encode()), in_bytes=self.in_bytes)
             signals.append(entry)
             if isinstance(encoded, Refusal) or isinstance(asked, Refusal):
                 entry.refused = refused_by_template(row, encoded if isinstance(encoded, Refusal) else asked)

@@ -9,8 +9,9 @@ from profuser.engines.collecting import SourceReader
 from profuser.engines.endpoint.access import EndpointAccess
 from profuser.engines.transformers import TransformersEngine
 from profuser.engines.vllm import VllmEngine, unsupported_reason
+from profuser.errors import EngineError
 from profuser.models.reference import local_model
-from profuser.recipe.models import EngineConfig, ModelConfig
+from profuser.recipe.models import EngineConfig, ModelConfig, SourceConfig
 from profuser.recipe.template import TemplateConfig
 
 
@@ -56,6 +57,8 @@ class ReadModel:
         """
         from transformers import AutoTokenizer
 
+        if isinstance(self.config, SourceConfig) and self.config.endpoint and not self.access:
+            raise EngineError(f"{self.config.setting}: its server has not been asked what it gives")
         if self.access:
             return SourceReader(self.access.connect(self.path, self.config, self.template), self.template)
         path, trust = local_model(self.path, self.config.revision), self.config.engine.trust_remote_code

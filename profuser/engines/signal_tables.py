@@ -118,7 +118,7 @@ def count(signals: Sequence[RowSignals]) -> dict[str, float]:
         "rows": len(signals),
         "refused": sum(s.refused is not None for s in signals),
         "training_tokens": sum(len(s.training.ids) for s in signals if s.training),
-        "inference_tokens": sum(len(answer.ids) for answer in answers),
+        "inference_tokens": sum(s.answer_tokens for s in signals),
         "thinking_tokens": sum(s.thinking_tokens for s in signals),
         "unreadable_answers": sum(text is None for s in signals for text in s.texts),
         **unreadable(signals),

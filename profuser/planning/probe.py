@@ -66,9 +66,9 @@ def probe_rows(
     distributions = replace(signals, schema=signals_schema(vocab_size))
     prompts = [_prompt_ids(source, *pair) for pair in zip(rows.to_pylist(), results, strict=True)]
     probe = Probe(
-        prompt_tokens=np.array([len(ids) for ids in prompts]),
+        prompt_tokens=np.array([_prompt_tokens(*pair) for pair in zip(prompts, results, strict=True)]),
         training_tokens=np.array([_training_tokens(entry) for entry in results]),
-        inference_tokens=np.array([_inference_tokens(entry) for entry in results]),
+        inference_tokens=np.array([entry.answer_tokens for entry in results]),
         seconds=seconds,
         with_topk=_file_size(eager, lambda part: collect_table(part, vocab_size, top_k), full),
         without_topk=_file_size(lazy, lambda part: collect_table(part, vocab_size, 0), accepted),
@@ -142,9 +142,10 @@ def _training_tokens(entry: RowSignals) -> int:
     return len(entry.training.ids) if entry.training else 0
 
 
-def _inference_tokens(entry: RowSignals) -> int:
-    return sum(len(answer.ids) for answer in entry.answers)
+def _prompt_tokens(ids: list[int], entry: RowSignals) -> int:
+    """Returns the tokens of a prompt; by the server's count if the tokenizer is not known."""
+    return round(entry.usage.input_tokens / len(entry.answers)) if entry.in_bytes and entry.usage and ids else len(ids)
 
 
 def _num_tokens(entry: RowSignals) -> int:
-    return _training_tokens(entry) + _inference_tokens(entry)
+    return _training_tokens(entry) + entry.answer_tokens

@@ -1,6 +1,6 @@
 """The endpoints of a run: keys, what their servers give, and what a run can do with it, before anything is paid."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, replace
 
 from profuser.engines.base import ReadSettings
@@ -26,8 +26,12 @@ def endpoint_access(run: FusionRun, config: ModelConfig) -> EndpointAccess | Non
     return EndpointAccess(facts, key, _how(run, config), run.vocab_size(config.setting))
 
 
-def ask_endpoints(run: FusionRun) -> dict[str, EndpointFacts]:
+def ask_endpoints(run: FusionRun, parts: Collection[str] | None = None) -> dict[str, EndpointFacts]:
     """Asks every server that the run still needs what it gives.
+
+    Args:
+        run: the run.
+        parts: names of the parts that are run, e.g. `collect/llama`; by default all.
 
     Returns:
         Facts by source; those of finished sources as they are known.
@@ -38,7 +42,7 @@ def ask_endpoints(run: FusionRun) -> dict[str, EndpointFacts]:
     out: dict[str, EndpointFacts] = {}
     for source in _endpoints(run):
         known = run.facts(source)
-        if known and not _is_needed(run, source):
+        if known and not _is_needed(run, source, parts):
             out[source.name] = known
             continue
         out[source.name] = found = _ask(run, source)
@@ -60,11 +64,14 @@ def endpoint_lines(run: FusionRun, facts: dict[str, EndpointFacts]) -> Iterator[
         yield f"benchmarks: not run on {', '.join(source.name for source in _endpoints(run))}, whose model is not loaded"
 
 
-def begin_endpoints(run: FusionRun, show: Callable[[str], None]) -> FusionRun:
-    """Asks the servers, keeps in the run's folder what they give, and returns the run with it; shows a line per endpoint."""
+def begin_endpoints(run: FusionRun, show: Callable[[str], None], parts: Collection[str] | None = None) -> FusionRun:
+    """Asks the servers, keeps in the run's folder what they give, and returns the run with it; shows a line per endpoint.
+
+    `parts` as in `ask_endpoints`.
+    """
     if not _endpoints(run):
         return run
-    facts = ask_endpoints(run)
+    facts = ask_endpoints(run, parts)
     for line in endpoint_lines(run, facts):
         show(line)
     run.folder.write_json(ENDPOINTS, {name: asdict(found) for name, found in facts.items()})
@@ -96,14 +103,15 @@ def _how(run: FusionRun, source: SourceConfig) -> ReadSettings:
     return replace(run.reading(source), top_k=run.recipe.collect.top_k)
 
 
-def _is_needed(run: FusionRun, source: SourceConfig) -> bool:
-    """Returns whether a stage has still to read with the source."""
+def _is_needed(run: FusionRun, source: SourceConfig, parts: Collection[str] | None) -> bool:
+    """Returns whether a part that is run has still to read with the source."""
     artifacts = [run.collect(source)]
     if run.recipe.collect.signals == "lazy":
         artifacts.append(run.signals(source))
     if source.name in run.evaluated():
         artifacts.append(run.evaluate(source.name))
-    return any(artifact.manifest() is None for artifact in artifacts)
+    wanted = [artifact for artifact in artifacts if parts is None or artifact.stage in parts]
+    return any(artifact.manifest() is None for artifact in wanted)
 
 
 def _ask(run: FusionRun, source: SourceConfig) -> EndpointFacts:

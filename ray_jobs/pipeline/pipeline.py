@@ -80,7 +80,7 @@ def run_pipeline(
         if run.fuse().manifest() is None:
             for line in check_target(run):
                 print_line(line)
-        run = begin_endpoints(begin(run), print_line)
+        run = begin_endpoints(begin(run), print_line, [part.name for part in _chosen(run, last, only)])
         _run_stages(run, lock, _chosen(run, last, only), after_stage)
     return run
 

@@ -3,6 +3,7 @@
 A source's shards are usually written by `collect` already; then no engine is loaded.
 """
 
+import math
 from functools import partial
 
 import pyarrow as pa
@@ -51,6 +52,9 @@ def evaluate(run: FusionRun, name: str) -> Manifest:
     table = pa.concat_tables(output.tables())
     known = {row["row_id"] for row in table.to_pylist() if row["refused"] is None}
     result = score(table, known)
-    manifest = finish(output, counts, seconds, bits_per_byte=result.bits_per_byte, exact_match=result.exact_match)
+    metrics = {"bits_per_byte": result.bits_per_byte, "exact_match": result.exact_match}
+    # A model that cannot teacher-force has no bits per byte.
+    found = {key: value for key, value in metrics.items() if math.isfinite(value)}
+    manifest = finish(output, counts, seconds, **found)
     report_answers(output, manifest, manifest.counts.get("answers", 0))
     return manifest

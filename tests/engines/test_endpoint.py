@@ -19,7 +19,7 @@ from profuser.engines.endpoint.access import EndpointAccess, ask_source, read_to
 from profuser.engines.endpoint.client import EndpointError, read_key
 from profuser.engines.endpoint.engine import EndpointEngine
 from profuser.engines.endpoint.facts import EndpointFacts
-from profuser.engines.signal_tables import collect_table, count, read_signals
+from profuser.engines.signal_tables import collect_table, count, read_signals, signals_table, to_source_signals
 from profuser.errors import EngineError, UserError
 from profuser.models.reference import BYTE_TOKENIZER
 from profuser.recipe.models import GenerationConfig, OwnTemplate, SourceConfig
@@ -106,6 +106,19 @@ def test_an_answer_of_which_only_the_text_is_known_teaches_by_cross_entropy_alon
     assert np.isneginf(found.topk.topk.logprobs).all()
 
 
+def test_a_second_reading_of_texts_asks_for_nothing_and_has_no_distributions():
+    script = answering()
+    with serving(script) as url:
+        made = reader(source(url))
+        (entry,) = made.read(rows("Sort."), HOW)
+        script.asked.clear()
+        (again,) = made.force(rows("Sort.").to_pylist(), [entry.answers[0].ids.tolist()], K, generated=True)
+    assert script.asked == []
+    assert again.is_unscored
+    table = signals_table(["1"], "inference", [again], 257)
+    assert read_signals(table, "response", [0], 257, K).ids.row(0).tolist() == [*b"Sort the letters", 256]
+
+
 @pytest.mark.parametrize("knows_ids", [True, False])
 @pytest.mark.parametrize("names_end", [True, False])
 def test_with_a_tokenizer_the_answers_have_the_distributions_that_the_server_gives(tokenizers, knows_ids, names_end):
@@ -152,6 +165,22 @@ def test_a_server_that_can_teacher_forces_the_ground_truth(tokenizers):
         pytest.approx(distribution(ids[0], place, 400, K))
     )
     np.testing.assert_array_equal(again.topk.ids, entry.training.topk.ids)
+
+
+def test_the_steps_after_candidates_are_asked_by_ids(tokenizers):
+    script = answering(tokenizer=byte_level_tokenizer())
+    with serving(script) as url:
+        made = reader(source(url, tokenizers / "bpe"))
+        (entry,) = made.read(rows("Sort."), HOW)
+        script.asked.clear()
+        used_up = np.array([1, 2]), np.array([11, 12])
+        found = made.step_after(rows("Sort.").to_pylist(), to_source_signals([entry.training]), used_up, K)
+    ids = entry.training.ids.tolist()
+    prompts = {body["prompt"][-1]: body["prompt"] for path, body, _ in script.asked if path == COMPLETIONS}
+    assert prompts[12][-3:] == [*ids[:2], 12]
+    for place, candidate in enumerate((11, 12)):
+        given = dict(zip(found.topk.ids[place].tolist(), found.topk.logprobs[place].tolist(), strict=True))
+        assert given == pytest.approx(distribution(candidate, len(prompts[candidate]), 400, K))
 
 
 def test_thinking_is_left_out_of_a_text():

@@ -11,16 +11,17 @@ import time
 import httpx
 import pytest
 
+from profuser.engines.endpoint.client import EndpointError
 from profuser.models.lab_paths import assets_path
 from profuser.run.beginning import begin
 from profuser.run.endpoints import begin_endpoints
 from ray_jobs.runtime.cluster import connected
 from ray_jobs.stages.collect import collect
 from ray_jobs.stages.prepare import prepare
-from tests.openai_server import CHAT, COMPLETIONS, Failure, Proxy, serving
+from tests.openai_server import CHAT, COMPLETIONS, MODEL, Failure, Proxy, Scripted, serving
 from tests.ray import stages
 
-pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 NAME = "acme/llama"
 
 
@@ -64,6 +65,7 @@ def behind(storage, corpus, url):
     return begin_endpoints(begin(run), lines.append), lines
 
 
+@pytest.mark.vllm
 def test_the_signals_are_those_of_a_local_engine_although_requests_fail_and_the_actor_is_killed(tmp_path, vllm_server):
     corpus = tmp_path / "data.jsonl"
     stages.write_corpus(corpus)
@@ -98,6 +100,41 @@ def test_the_signals_are_those_of_a_local_engine_although_requests_fail_and_the_
     assert manifest.counts["input_tokens"] > manifest.counts["output_tokens"] > 0
     assert not (output.folder / "attempts").names()
     stages.check_same(stages.whole(output), stages.whole(local.collect(local.recipe.sources[0])))
+    # The held-out rows, read along: only the tokens' own log-probabilities. The local source is the target.
+    read = zip(stages.whole(run.evaluate("llama")), stages.whole(local.evaluate("target")), strict=True)
+    for mine, other in read:
+        assert mine.pop("nats") == pytest.approx(other.pop("nats"), rel=1e-3)
+        assert mine == other
     # A run that continues elsewhere: the address is no part of its identity.
     moved, _ = behind(tmp_path / "served", corpus, vllm_server)
     assert moved.collect(moved.recipe.sources[0]).manifest() is not None
+
+
+def test_a_server_that_fails_in_mid_stage_ends_it_in_one_line_and_the_next_run_continues(tmp_path):
+    corpus = tmp_path / "data.jsonl"
+    stages.write_corpus(corpus)
+    script, lock, num_chats = Scripted(), threading.Lock(), [0]
+
+    def fail(path, body):
+        with lock:
+            num_chats[0] += path == CHAT
+            return Failure(402, "no credit left") if num_chats[0] > 24 else None
+
+    script.fail = fail
+    with connected(), serving(script) as url:
+        endpoint = {"base_url": url, "model": MODEL, "concurrency": 2}
+        inference = {"schedule": [{"until": 1.0, "inference": 1.0, "training": 0.0}]}
+        sources = [{"name": "big", "endpoint": endpoint, "engine": {"shards_in_flight": 1}}]
+        run = stages.make_run(tmp_path / "runs", corpus, sources=sources, fuse=inference)
+        prepare(run)
+        run = begin_endpoints(begin(run), lambda line: None)
+        source = run.recipe.sources[0]
+        output = run.collect(source)
+        with pytest.raises(EndpointError, match="402: no credit left"):
+            collect(run, source)
+        kept = output.shards()
+        assert 0 < len(kept) < 5
+        assert not (output.folder / "attempts").names()
+        num_chats[0] = -1000
+        assert collect(run, source).counts["rows"] == stages.NUM_ROWS - 4
+    assert num_chats[0] < -1000 + stages.NUM_ROWS

@@ -43,7 +43,7 @@ class EndpointEngine:
     def __init__(self, endpoint: EndpointConfig, facts: EndpointFacts, key: SecretStr | None, tokens: ServedTokens):
         self.endpoint, self.facts, self.tokens = endpoint, facts, tokens
         self.tokenizer, self.vocab_size, self.end_ids = tokens.tokenizer, tokens.tokens.vocab_size, list(tokens.end_ids)
-        self.max_model_len = facts.max_model_len if endpoint.tokenizer and facts.max_model_len else UNLIMITED
+        self.max_model_len = UNLIMITED if self.in_bytes or not facts.max_model_len else facts.max_model_len
         self.client = EndpointClient(endpoint, key)
         self.usage = Usage()
         self._loop = asyncio.new_event_loop()
@@ -54,6 +54,11 @@ class EndpointEngine:
     def forces(self) -> bool:
         """Whether it can teacher-force a response."""
         return self.facts.forces
+
+    @property
+    def in_bytes(self) -> bool:
+        """Whether its ids are bytes: the tokenizer is not known."""
+        return self.endpoint.tokenizer is None
 
     @property
     def num_running(self) -> int:

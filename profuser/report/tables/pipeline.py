@@ -160,7 +160,8 @@ def cost_words(facts: RunFacts) -> list[str]:
         words.append(DEVICE_HOURS)
     paid = {stage.name: stage.token_money for stage in facts.own_stages if stage.token_money}
     if paid:
-        each = ", ".join(f"{name} {money:,.2f}" for name, money in paid.items())
+        decimals = _decimals([*paid.values()])
+        each = ", ".join(f"{name} {money:,.{decimals}f}" for name, money in paid.items())
         words.append(
             f"Of the money, for tokens of endpoints by their servers' counts ({plan.get('currency', 'USD')}): {each}."
         )
