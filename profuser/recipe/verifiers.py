@@ -121,8 +121,8 @@ class CodeTestsConfig(VerifierBase):
 class JsonSchemaConfig(VerifierBase):
     """A verifier: 1 if the answer is JSON that a JSON schema accepts, else 0 (the package jsonschema's validation).
 
-    The JSON is the whole answer, or its last fenced block of `json` or without a language. Formats (`format: date`) are not checked, and references must
-    lead into the schema itself. The ground truth is not used; a row without a schema is not judged.
+    The JSON is the whole answer, or its last fenced block of `json` or without a language. Formats (`format: date`) are not
+    checked, and references must lead into the schema itself. The ground truth is not used; a row without a schema is not judged.
     """
 
     kind: Literal["json_schema"]

@@ -1,4 +1,7 @@
-"""The kinds of reward, one record each. To add a kind, add its recipe section (`recipe/verifiers.py`, `recipe/rewards.py`) and a record here."""
+"""The kinds of reward, one record each.
+
+To add a kind, add its recipe section (`recipe/verifiers.py`, `recipe/rewards.py`) and a record here.
+"""
 
 import math
 import re
