@@ -83,7 +83,10 @@ def test_the_signals_are_those_of_a_local_engine_although_requests_fail_and_the_
 
     proxy = Proxy(vllm_server, fail)
     with connected(), serving(proxy) as url:
-        local = stages.make_run(tmp_path / "local", corpus, models={"llama": "lab://sources/llama"}, kind="vllm")
+        llama = {"model": "lab://sources/llama"}
+        # With the engine of the source, whose actor then also reads the held-out rows.
+        same = {"engine": {"kind": "vllm", "dtype": "float32", "max_model_len": 128, "max_num_seqs": 16}}
+        local = stages.make_run(tmp_path / "local", corpus, {"llama": llama["model"]}, "vllm", target=llama | same)
         prepare(local)
         collect(local, local.recipe.sources[0])
         run, (line,) = behind(tmp_path / "served", corpus, url)
