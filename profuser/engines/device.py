@@ -5,7 +5,7 @@ from typing import Any
 
 from profuser.engines.processor import bfloat16_flag, cpu_dtype
 from profuser.models.checkpoint import Checkpoint
-from profuser.recipe.models import EngineConfig
+from profuser.recipe.engine import EngineConfig
 
 
 def device() -> str:

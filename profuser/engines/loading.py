@@ -11,7 +11,8 @@ from profuser.engines.transformers import TransformersEngine
 from profuser.engines.vllm import VllmEngine, unsupported_reason
 from profuser.errors import EngineError
 from profuser.models.reference import local_model
-from profuser.recipe.models import EngineConfig, ModelConfig, SourceConfig
+from profuser.recipe.engine import EngineConfig
+from profuser.recipe.models import ModelConfig, SourceConfig
 from profuser.recipe.template import TemplateConfig
 
 

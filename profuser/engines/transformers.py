@@ -17,7 +17,7 @@ from profuser.engines.device import context_length, device, resolve_dtype
 from profuser.errors import EngineError, one_line
 from profuser.models.classes import backbone, language_model_class
 from profuser.models.output_head import OutputHead, head_fits
-from profuser.recipe.models import EngineConfig
+from profuser.recipe.engine import EngineConfig
 from profuser.signals.codec import TopK
 
 BATCH_TOKENS = 4096

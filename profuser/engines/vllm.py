@@ -9,7 +9,7 @@ import numpy as np
 from profuser.engines.base import Request, Response
 from profuser.engines.device import device, vllm_arguments
 from profuser.errors import EngineError, one_line
-from profuser.recipe.models import EngineConfig
+from profuser.recipe.engine import EngineConfig
 from profuser.signals.codec import TopK
 
 # One process per actor: simpler to kill, and nothing is copied from and to an engine core.

@@ -14,7 +14,7 @@ from profuser.engines.collecting import RowSignals, SourceReader
 from profuser.engines.endpoint.engine import EndpointEngine
 from profuser.engines.loop import EngineLoop
 from profuser.engines.transformers import TransformersEngine
-from profuser.recipe.models import EngineConfig
+from profuser.recipe.engine import EngineConfig
 
 NUM_ROWS = 2
 MAX_NATS = 0.05

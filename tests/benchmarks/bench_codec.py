@@ -10,7 +10,8 @@ from profuser.engines.base import ReadSettings
 from profuser.engines.collecting import SourceReader
 from profuser.engines.transformers import TransformersEngine
 from profuser.models.lab_paths import assets_path
-from profuser.recipe.models import EngineConfig, GenerationConfig, OwnTemplate
+from profuser.recipe.engine import EngineConfig
+from profuser.recipe.models import GenerationConfig, OwnTemplate
 from profuser.signals.codec import to_columns
 from profuser.storage.folder import Folder
 from tests.benchmarks.measure import Row

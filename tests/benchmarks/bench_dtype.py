@@ -17,7 +17,7 @@ import numpy as np
 from profuser.engines.base import Request
 from profuser.engines.processor import bfloat16_flag
 from profuser.engines.vllm import VllmEngine
-from profuser.recipe.models import EngineConfig
+from profuser.recipe.engine import EngineConfig
 from tests import tiny
 from tests.benchmarks.bench_extraction import flat
 from tests.benchmarks.measure import Row, by_turns

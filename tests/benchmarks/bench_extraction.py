@@ -18,7 +18,7 @@ from profuser.corpus.prepare import CorpusRow
 from profuser.engines.base import Request
 from profuser.engines.vllm import VllmEngine
 from profuser.models.lab_paths import assets_path
-from profuser.recipe.models import EngineConfig
+from profuser.recipe.engine import EngineConfig
 from tests.benchmarks.measure import Row, by_turns
 
 K, NUM_REQUESTS, PROMPT_TOKENS, RESPONSE_TOKENS = 10, 128, 12, 240

@@ -10,7 +10,8 @@ from profuser.engines.loading import load_engine
 from profuser.engines.loop import EngineLoop
 from profuser.engines.vllm import VllmEngine
 from profuser.errors import EngineError
-from profuser.recipe.models import EngineConfig, GenerationConfig
+from profuser.recipe.engine import EngineConfig
+from profuser.recipe.models import GenerationConfig
 from tests import tiny
 
 pytestmark = pytest.mark.vllm

@@ -9,7 +9,8 @@ import torch
 from profuser.engines import transformers as transformers_engine
 from profuser.engines.base import Request
 from profuser.engines.transformers import TransformersEngine
-from profuser.recipe.models import EngineConfig, GenerationConfig
+from profuser.recipe.engine import EngineConfig
+from profuser.recipe.models import GenerationConfig
 from tests import tiny
 
 K = 6

@@ -18,9 +18,10 @@ from profuser.evaluation.benchmarks.data import read_pack
 from profuser.evaluation.benchmarks.questions import benchmark_questions
 from profuser.evaluation.benchmarks.results import benchmark_score, metric_means, standard_error
 from profuser.recipe.benchmarks import LEADERBOARD, PRESETS
+from profuser.recipe.engine import EngineConfig
 from profuser.recipe.evaluating import BenchmarkConfig
 from profuser.recipe.loading import parse_recipe
-from profuser.recipe.models import EngineConfig, EvaluateConfig
+from profuser.recipe.models import EvaluateConfig
 from profuser.recipe.template import JinjaTemplate, OwnTemplate
 from profuser.run.fusion_run import FusionRun
 from profuser.run.results import read_benchmarks

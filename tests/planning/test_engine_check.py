@@ -9,7 +9,8 @@ from profuser.engines.collecting import RowSignals, SourceReader
 from profuser.engines.loop import EngineLoop
 from profuser.engines.transformers import TransformersEngine
 from profuser.planning.engine_check import Disagreement, ScoredRow, compare, scored_rows
-from profuser.recipe.models import EngineConfig, OwnTemplate
+from profuser.recipe.engine import EngineConfig
+from profuser.recipe.models import OwnTemplate
 from profuser.signals.codec import TopK
 from tests import tiny
 from tests.planning.test_probing import Rambling

@@ -13,7 +13,8 @@ import torch
 from profuser.errors import EngineError
 from profuser.evaluation.benchmarks.data import read_pack
 from profuser.evaluation.benchmarks.results import benchmark_score
-from profuser.recipe.models import EngineConfig, OwnTemplate
+from profuser.recipe.engine import EngineConfig
+from profuser.recipe.models import OwnTemplate
 from profuser.run.results import read_benchmarks
 from ray_jobs.pipeline.pipeline import run_pipeline
 from ray_jobs.runtime.cluster import connected

@@ -17,7 +17,8 @@ from profuser.corpus.turns import Message
 from profuser.engines.base import Request
 from profuser.engines.loading import load_engine
 from profuser.engines.loop import EngineLoop
-from profuser.recipe.models import EngineConfig, GenerationConfig, TargetConfig
+from profuser.recipe.engine import EngineConfig
+from profuser.recipe.models import GenerationConfig, TargetConfig
 from profuser.recipe.template import JinjaTemplate, OwnTemplate
 from profuser.training import export as exporting
 from profuser.training.export import export, whole_weights

@@ -10,7 +10,7 @@ from profuser.corpus.rendering import chat_texts
 from profuser.engines.device import context_length, device, resolve_dtype, vllm_arguments
 from profuser.engines.vllm import unsupported_reason
 from profuser.errors import EngineError, one_line
-from profuser.recipe.models import EngineConfig
+from profuser.recipe.engine import EngineConfig
 from profuser.recipe.template import JinjaTemplate, TemplateConfig
 
 TRANSFORMERS_BATCH_SIZE = 8

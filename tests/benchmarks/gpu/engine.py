@@ -11,7 +11,8 @@ import torch
 from profuser.engines.base import Request
 from profuser.engines.transformers import TransformersEngine
 from profuser.models.lab_paths import assets_path
-from profuser.recipe.models import EngineConfig, GenerationConfig
+from profuser.recipe.engine import EngineConfig
+from profuser.recipe.models import GenerationConfig
 from tests.benchmarks.gpu.device import DEVICE, DTYPE, GPU, Sizes, free, llama, now, seconds_of
 from tests.benchmarks.measure import Row, by_turns
 
