@@ -4,24 +4,36 @@ Legend: S seeds of an arm, N held-out rows that no model refused.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from profuser.errors import ProfuserError, one_line
 from profuser.evaluation.judged import judge_table, unless_blank
 from profuser.evaluation.statistics import Estimate, estimate, win_rate
 from profuser.recipe.rewards import RewardConfig
-from profuser.rewards.kinds import load_judge
+from profuser.rewards.kinds import kind_of, load_judge
 
 Answers = Sequence[Sequence[str | None]]
 """Answers to the rows, `[S][N]`."""
 
 
+@dataclass(frozen=True)
+class AnswerWinRates:
+    """Win rates of answers by verifiers."""
+
+    rates: Mapping[tuple[str, str], Estimate] = field(default_factory=dict)
+    """Share of rows on which an answer scores higher than the baseline's, by verifier and name."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Verifiers that scored nothing, with the reason."""
+
+
 def answer_win_rates(
     verifiers: Sequence[RewardConfig], rows: Sequence[Mapping[str, Any]], answers: Mapping[str, Answers], baseline: str
-) -> dict[tuple[str, str], Estimate]:
-    """Returns the share of rows on which an answer scores higher than the baseline's, by verifier and name; ties count half.
+) -> AnswerWinRates:
+    """Compares answers with the baseline's; ties count half.
 
     A blank answer loses against any other. Rows that a verifier does not judge do not count; a pair without any is left out.
 
@@ -30,19 +42,24 @@ def answer_win_rates(
         rows: held-out rows of the corpus schema.
         answers: of every model and arm, to these rows in order.
         baseline: the name that all others are compared with; it has one seed.
-
-    Raises:
-        UserError: a function of the recipe cannot be imported, or fails; the message names the row.
     """
-    out: dict[tuple[str, str], Estimate] = {}
+    rates: dict[tuple[str, str], Estimate] = {}
+    left_out: dict[str, str] = {}
     for verifier in verifiers:
-        scores = _scores(verifier, rows, answers)
+        if kind_of(verifier).runs_answers:
+            left_out[verifier.name] = "it executes the answers, which only its own stage does"
+            continue
+        try:
+            scores = _scores(verifier, rows, answers)
+        except ProfuserError as error:
+            left_out[verifier.name] = one_line(error)
+            continue
         judged = np.array([verifier.judges(row["category"]) for row in rows], dtype=bool)
         for name in answers:
             rate = _rate(scores[name], scores[baseline][0], judged) if name != baseline else None
             if rate is not None:
-                out[verifier.name, name] = rate
-    return out
+                rates[verifier.name, name] = rate
+    return AnswerWinRates(rates, left_out)
 
 
 def _scores(

@@ -40,8 +40,8 @@ class Breakdown:
 def breakdowns(results: Results) -> list[Breakdown]:
     """Returns a table per metric if there are several categories, and one of win rates if the recipe has verifiers."""
     out = [Breakdown(*_by_category(results, metric)) for metric in METRICS if results.categories]
-    verifiers = list(dict.fromkeys(verifier for verifier, _ in results.win_rates))
-    compared = [each for each in results.measured if any((v, each.name) in results.win_rates for v in verifiers)]
+    verifiers = list(dict.fromkeys(verifier for verifier, _ in results.answers.rates))
+    compared = [each for each in results.measured if any((v, each.name) in results.answers.rates for v in verifiers)]
     columns = [_win_rates(results, verifier, compared) for verifier in verifiers]
     title = f"win rate of the answers against {TARGET_TITLE}, %, by verifier"
     return [*out, Breakdown(title, compared, columns)] if columns else out
@@ -56,7 +56,7 @@ def _by_category(results: Results, metric: Metric) -> tuple[str, Sequence[Measur
 
 
 def _win_rates(results: Results, verifier: str, compared: Sequence[Measured]) -> Column:
-    rates = [results.win_rates.get((verifier, each.name)) for each in compared]
+    rates = [results.answers.rates.get((verifier, each.name)) for each in compared]
     return Column(verifier, max(rate.num_items for rate in rates if rate), [_rate_text(rate) for rate in rates])
 
 
@@ -72,12 +72,12 @@ def notes(results: Results) -> list[str]:
     out = []
     if results.categories:
         out.append("By category: the mean of the seeds; n: held-out rows of the category.")
-    if results.win_rates:
+    if results.answers.rates:
         out.append(
             "Win rate: share of the n rows that the verifier judges on which the answer scores higher than that of "
             f"{TARGET_TITLE}; ties count half, and a blank answer loses. Its intervals are not corrected for the number of arms."
         )
-    return out
+    return [*out, *(f"No win rate by {name}: {reason}." for name, reason in results.answers.left_out.items())]
 
 
 def render(results: Results, width: int = WIDTH) -> list[Table]:
@@ -137,8 +137,8 @@ def flat(results: Results, each: Measured) -> dict[str, Any]:
     for metric in METRICS:
         for name, rows in results.categories.items():
             row[f"{metric.key}_in_{name}"] = results.per_seed(each, metric, rows).mean()
-    for verifier in dict.fromkeys(verifier for verifier, _ in results.win_rates):
-        rate = results.win_rates.get((verifier, each.name))
+    for verifier in dict.fromkeys(verifier for verifier, _ in results.answers.rates):
+        rate = results.answers.rates.get((verifier, each.name))
         shown = in_percent(rate) if rate else None
         numbers = (shown.value, shown.low, shown.high, shown.num_items) if shown else (None,) * 4
         row |= zip((f"win_rate_{verifier}{end}" for end in ("", "_low", "_high", "_rows")), numbers, strict=True)

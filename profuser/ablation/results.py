@@ -11,13 +11,12 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
-from profuser.ablation.answers import answer_win_rates
+from profuser.ablation.answers import AnswerWinRates, answer_win_rates
 from profuser.ablation.arms import PROGRESSIVE, SFT_GT, Ablation
 from profuser.artifacts.artifact import Artifact
 from profuser.errors import UserError
 from profuser.evaluation import comparison as items
 from profuser.evaluation.heldout import ALL, common_rows
-from profuser.evaluation.statistics import Estimate
 from profuser.report.comparisons import PERCENT
 from profuser.report.measures import BITS_PER_BYTE, METRICS, Metric
 from profuser.run.fusion_run import FusionRun
@@ -39,7 +38,7 @@ class Measured:
     kind: str
     """`model`, `oracle`, `schedule` or `ablation`."""
     bits: Float[np.ndarray, "S N"]
-    """Bits of the ground-truth response."""
+    """Bits of the ground-truth response; NaN if the model cannot teacher-force."""
     correct: Bool[np.ndarray, "S N"]
     updates: tuple[int, ...] = ()
     """Updates of each seed; empty if nothing was trained."""
@@ -96,11 +95,11 @@ class Results:
     measured: tuple[Measured, ...]
     num_bytes: Int[np.ndarray, "N"]
     comparisons: Mapping[tuple[str, str, str], ArmDifference | None]
-    """Difference by metric, row and reference; None if the numbers of updates or tokens differ."""
+    """Difference by metric, row and reference; None if the numbers of updates or tokens differ, or the metric is not known."""
     categories: Mapping[str, Bool[np.ndarray, "N"]] = field(default_factory=dict)
     """Which rows belong to each category of the corpus; empty if there are not several."""
-    win_rates: Mapping[tuple[str, str], Estimate] = field(default_factory=dict)
-    """Share of rows on which an answer is better than the target's before, by verifier and row of the table."""
+    answers: AnswerWinRates = field(default_factory=AnswerWinRates)
+    """Win rates of the answers against the target's before, by verifier and row of the table."""
 
     @property
     def num_rows(self) -> int:
@@ -145,7 +144,9 @@ def gather_results(ablation: Ablation) -> Results:
     scored = items.heldout_metrics(tables)
     if not scored:
         raise UserError("every held-out row was refused by some model")
-    bits, correct = ({name: found.values[name] for name in tables} for found in scored)
+    bits, correct = scored[0].values, scored[1].values
+    # A model that cannot teacher-force has no bits per byte.
+    bits = {name: bits.get(name, np.full_like(correct[name], np.nan)) for name in tables}
     out = [Measured(name, "model", bits[name], correct[name] == 1) for name in map(_title, models)]
     out += _oracle(ablation.base, dict(zip(models, out, strict=True)))
     for arm, runs in finished.items():
@@ -157,17 +158,19 @@ def gather_results(ablation: Ablation) -> Results:
     groups = common_rows({f"{name}/{seed}": t for name, seeds in tables.items() for seed, t in enumerate(seeds)})
     row_ids = sorted(groups.pop(ALL))
     categories = {name: np.isin(row_ids, list(ids)) for name, ids in sorted(groups.items())}
-    rates = _win_rates(ablation.base, tables, row_ids)
-    return Results(tuple(out), num_bytes, compare_all(out, num_bytes), categories if len(categories) > 1 else {}, rates)
+    answers = _compare_answers(ablation.base, tables, row_ids)
+    return Results(
+        tuple(out), num_bytes, compare_all(out, num_bytes), categories if len(categories) > 1 else {}, answers
+    )
 
 
-def _win_rates(
+def _compare_answers(
     base: FusionRun, tables: Mapping[str, Sequence[pa.Table]], row_ids: Sequence[str]
-) -> dict[tuple[str, str], Estimate]:
-    """Returns the win rates of all answers against the target's before, by each verifier of the recipe."""
+) -> AnswerWinRates:
+    """Compares all answers with the target's before, by each verifier of the recipe."""
     verifiers = [base.reward(reward) for reward in base.recipe.verifiers]
     if not verifiers:
-        return {}
+        return AnswerWinRates()
     rows = {row["row_id"]: row for table in base.heldout().tables() for row in table.to_pylist()}
     answers = {name: [_predictions(table, row_ids) for table in seeds] for name, seeds in tables.items()}
     return answer_win_rates(verifiers, [rows[row_id] for row_id in row_ids], answers, TARGET_TITLE)
@@ -187,7 +190,8 @@ def compare_all(
         weight = num_bytes.astype(np.float64) if metric is BITS_PER_BYTE else None
         for reference in (each for each in measured if each.name in REFERENCES):
             others = [each for each in measured if each is not reference]
-            matched = [each for each in others if each.trained_as_long_as(reference)]
+            known = [each for each in others if np.isfinite(each.values(metric)).all()]
+            matched = [each for each in known if each.trained_as_long_as(reference)]
             values = {each.name: each.values(metric) for each in (*matched, reference)}
             scored = items.Metric(metric.name, metric.higher_is_better, values, weight)
             found = items.contrasts(scored, [(each.name, reference.name) for each in matched])
@@ -211,7 +215,7 @@ def _oracle(base: FusionRun, models: Mapping[str, Measured]) -> list[Measured]:
     sources = [models[name] for name in names if name in models]
     if len(sources) < 2:
         return []
-    bits = np.min([each.bits for each in sources], axis=0)
+    bits = np.fmin.reduce([each.bits for each in sources])
     correct = np.any([each.correct for each in sources], axis=0)
     return [Measured(ORACLE, "oracle", bits, correct)]
 

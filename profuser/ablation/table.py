@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 from rich.text import Text
 
@@ -96,7 +97,9 @@ def _against(results: Results, each: Measured, reference: str, metric: Metric) -
     if each.name == reference:
         return ""
     comparison = results.comparisons[metric.name, each.name, reference]
-    return comparison.text(metric) if comparison else UNMATCHED
+    if comparison is None:
+        return UNMATCHED if np.isfinite(each.values(metric)).all() else "-"
+    return comparison.text(metric)
 
 
 def headings(results: Results, metric: Metric) -> list[str]:

@@ -44,6 +44,8 @@ class RewardKind:
     """Returns a line for `--dry-run` on what this machine has for the judge."""
     digests: Callable[[Any], dict[str, str]] = lambda config: {}
     """Returns digests of the code that determines the scores."""
+    runs_answers: bool = False
+    """Whether it executes the answers: then only the actors of its own stage score with it."""
 
 
 class Verifier:
@@ -138,7 +140,10 @@ KINDS: dict[str, RewardKind] = {
     "rouge_l": RewardKind(_rouge_l),
     "math_verify": RewardKind(lambda config, _: Verifier(MathVerify(config)), check_library),
     "code_tests": RewardKind(
-        lambda config, _: Verifier(CodeTests(config), num_workers(config)), check_sandbox, line=sandbox_line
+        lambda config, _: Verifier(CodeTests(config), num_workers(config)),
+        check_sandbox,
+        line=sandbox_line,
+        runs_answers=True,
     ),
     "json_schema": RewardKind(lambda config, _: Verifier(JsonSchema(config)), check_schema, with_schema),
     "callable": RewardKind(_callable, load_callable, digests=lambda config: {"code": source_digest(config)}),

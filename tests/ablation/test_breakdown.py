@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,10 +13,18 @@ from rich.console import Console
 from profuser.ablation import breakdown
 from profuser.ablation.answers import answer_win_rates
 from profuser.ablation.arms import find_arms, plan_ablation
+from profuser.ablation.plot import ablation_plot
 from profuser.ablation.results import ORACLE, TARGET_TITLE, gather_results
 from profuser.ablation.table import Provenance, as_json, flat_rows, markdown, notes, render
 from profuser.evaluation.statistics import win_rate
-from profuser.recipe.rewards import ChrfConfig, ExactMatchConfig, LastNumberConfig, RougeLConfig
+from profuser.recipe.verifiers import (
+    CallableConfig,
+    ChrfConfig,
+    CodeTestsConfig,
+    ExactMatchConfig,
+    LastNumberConfig,
+    RougeLConfig,
+)
 from profuser.run.stages import FUSED, TARGET
 from ray_jobs.cli.options import RECIPES
 
@@ -48,7 +57,7 @@ def write_scores(artifact, names, bits, right):
                 "refused": None,
                 "prediction": answer(row, row < right),
                 "correct": row < right,
-                "nats": (bits + row % max(len(names), 1)) * np.log(2),
+                "nats": None if bits is None else (bits + row % max(len(names), 1)) * np.log(2),
                 "response_bytes": 10,
             }
             for row in range(NUM_ROWS)
@@ -56,7 +65,7 @@ def write_scores(artifact, names, bits, right):
     )
 
 
-def make(storage, names=("math", "prose"), rewards=REWARDS):
+def make(storage, names=("math", "prose"), rewards=REWARDS, mpt_bits: float | None = 5.0):
     """Returns the results of two arms of two seeds with these categories and rewards."""
     settings = [f"storage={storage}", rewards]
     ablation = plan_ablation("demo", settings, find_arms(["sft-gt", "progressive"], RECIPES), 2, RECIPES)
@@ -65,7 +74,7 @@ def make(storage, names=("math", "prose"), rewards=REWARDS):
     heldout = [
         {"row_id": f"{r:03d}", "response": answer(r, True), "category": category(r, names), **place} for r in rows
     ]
-    for name, bits, right in ((TARGET, 6.0, 20), ("mpt", 5.0, 0), ("neox", 5.5, 30)):
+    for name, bits, right in ((TARGET, 6.0, 20), ("mpt", mpt_bits, 0), ("neox", 5.5, 30)):
         write_scores(ablation.shared[f"evaluate/{name}"], names, bits, right)
     for stage, artifact in ablation.shared.items():
         if stage == "prepare/heldout":
@@ -106,14 +115,14 @@ def test_both_metrics_are_broken_down_by_category(results):
 
 def test_answers_are_compared_with_the_targets_before_by_each_verifier(results):
     # Of 60 rows the target answers the first 20, the arm the first 50; a verifier judges its categories alone.
-    number, likeness = (results.win_rates[name, "progressive"] for name in ("number", "likeness"))
+    number, likeness = (results.answers.rates[name, "progressive"] for name in ("number", "likeness"))
     assert (number.num_items, likeness.num_items) == (30, 60)
     assert number.value == likeness.value == pytest.approx(0.75)
     assert 0.5 < likeness.low < 0.75 < likeness.high < 1
-    same = results.win_rates["number", "sft-gt"]
+    same = results.answers.rates["number", "sft-gt"]
     assert (same.low, same.value, same.high) == (0.5, 0.5, 0.5)
-    assert {name for _, name in results.win_rates} == {"mpt", "neox", "progressive", "sft-gt"}
-    once = results.win_rates["number", "neox"]
+    assert {name for _, name in results.answers.rates} == {"mpt", "neox", "progressive", "sft-gt"}
+    once = results.answers.rates["number", "neox"]
     assert once == win_rate([0.5] * 10 + [1.0] * 5 + [0.5] * 15)[0]
     row = next(row for row in flat_rows(results) if row["name"] == "progressive")
     assert (row["win_rate_number"], row["win_rate_number_rows"]) == (pytest.approx(75.0), 30)
@@ -127,7 +136,7 @@ ROWS = [
 
 def rates(verifier, mine, other):
     found = answer_win_rates([verifier], ROWS, {"before": [other], "arm": [mine]}, "before")
-    return found.get((verifier.name, "arm"))
+    return found.rates.get((verifier.name, "arm"))
 
 
 def test_blank_answers_lose_and_rows_that_are_not_judged_do_not_count():
@@ -145,27 +154,54 @@ def test_swapping_both_sides_gives_one_minus_the_rate(kind):
     verifier = kind(kind=kind.model_fields["kind"].annotation.__args__[0], name="v")
     mine, other = ["1", "2", "x", "four", "?"], ["0", "2", "3", "for", None]
     there, back = rates(verifier, mine, other), rates(verifier, other, mine)
+    assert there
+    assert back
     assert there.value == pytest.approx(1 - back.value)
     assert (there.low, there.high) == pytest.approx((1 - back.high, 1 - back.low))
-    assert rates(verifier, mine, mine).value == 0.5
+    assert (same := rates(verifier, mine, mine))
+    assert same.value == 0.5
 
 
 def test_seeds_of_an_arm_count_together():
     exact = ExactMatchConfig(kind="exact_match", name="v")
     truths, wrong = [row["response"] for row in ROWS], ["no"] * len(ROWS)
-    found = answer_win_rates([exact], ROWS, {"before": [wrong], "arm": [truths, wrong]}, "before")["v", "arm"]
+    found = answer_win_rates([exact], ROWS, {"before": [wrong], "arm": [truths, wrong]}, "before").rates["v", "arm"]
     assert found.value == pytest.approx(0.75)
     assert found.low < 0.75 < found.high
-    alone = answer_win_rates([exact], ROWS, {"before": [wrong], "arm": [truths]}, "before")["v", "arm"]
+    alone = answer_win_rates([exact], ROWS, {"before": [wrong], "arm": [truths]}, "before").rates["v", "arm"]
     assert alone == win_rate([1.0] * 5)[0]
 
 
 def test_there_are_no_such_tables_with_one_category_and_reward_models_alone(tmp_path):
     found = make(tmp_path, ("math",), "rewards=[{kind: reward_model, name: brisk, model: lab://rewards/brisk}]")
-    assert (found.categories, found.win_rates, breakdown.breakdowns(found)) == ({}, {}, [])
+    assert (found.categories, found.answers.rates, breakdown.breakdowns(found)) == ({}, {}, [])
     assert len(render(found)) == 2
     assert not any("category" in note or "Win rate" in note for note in notes(found))
     assert "category" not in markdown("x", found, MADE)
+
+
+def test_a_verifier_that_executes_answers_or_fails_is_left_out_with_the_reason(results):
+    code = CodeTestsConfig(kind="code_tests", name="code")
+    gone = CallableConfig(kind="callable", name="gone", path="no_such_module:score")
+    texts = ["1"] * len(ROWS)
+    exact = ExactMatchConfig(kind="exact_match", name="v")
+    found = answer_win_rates([code, gone, exact], ROWS, {"before": [texts], "arm": [texts]}, "before")
+    assert found.rates.keys() == {("v", "arm")}
+    assert found.left_out.keys() == {"code", "gone"}
+    assert "no_such_module" in found.left_out["gone"]
+    shown = notes(replace(results, answers=found))
+    assert "No win rate by code: it executes the answers, which only its own stage does." in shown
+
+
+def test_a_source_that_cannot_teacher_force_has_no_bits_per_byte(tmp_path):
+    found = make(tmp_path, mpt_bits=None)
+    text = markdown("x", found, MADE)
+    assert "| mpt | - | - | - | - | - | - | - |" in text
+    rows = {row["name"]: row for row in flat_rows(found)}
+    assert rows[ORACLE]["bits_per_byte"] == pytest.approx(rows["neox"]["bits_per_byte"])
+    assert rows["mpt"]["exact_match"] == 0.0
+    assert len(render(found)) == 5
+    assert len(ablation_plot(found).axes) == 2
 
 
 def test_rows_without_a_category_are_in_none(tmp_path):

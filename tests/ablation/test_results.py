@@ -25,6 +25,7 @@ def test_an_arm_with_the_scores_of_progressive_is_within_noise_and_its_interval_
     found = compare_all(rows, np.full(NUM_ROWS, 80))
     for metric in METRICS:
         difference = found[metric.name, "k-1", "progressive"]
+        assert difference is not None
         assert difference.verdict == NOISE
         assert difference.low <= difference.difference <= difference.high
         assert len(difference.text(metric)) <= len("-00.000 [-00.000, +00.000] ") + len(NOISE)
@@ -34,9 +35,11 @@ def test_right_and_wrong_answers_of_one_seed_have_mcnemars_test_in_percentage_po
     draw, bits = np.random.default_rng(1), np.ones((1, NUM_ROWS))
     mine, other = draw.random((1, NUM_ROWS)) < 0.7, draw.random((1, NUM_ROWS)) < 0.4
     found = compare_all([arm("progressive", bits, other), arm("k-1", bits, mine)], np.full(NUM_ROWS, 8))
-    difference = found[EXACT_MATCH.name, "k-1", "progressive"]
+    difference, bits_difference = (found[metric.name, "k-1", "progressive"] for metric in (EXACT_MATCH, BITS_PER_BYTE))
+    assert difference is not None
+    assert bits_difference is not None
     won, lost = int((mine & ~other).sum()), int((other & ~mine).sum())
     assert difference.p_value == pytest.approx(binomtest(won, won + lost).pvalue)
     assert difference.difference == pytest.approx(100 * (won - lost) / NUM_ROWS)
     assert -100 <= difference.low < difference.difference < difference.high <= 100
-    assert found[BITS_PER_BYTE.name, "k-1", "progressive"].difference == 0.0
+    assert bits_difference.difference == 0.0

@@ -60,6 +60,7 @@ def stages(monkeypatch):
     tracker.log_dataset = handle.log_dataset
     monkeypatch.setattr(pipeline, "_job", found.job)
     monkeypatch.setattr(pipeline, "connected", contextlib.nullcontext)
+    monkeypatch.setattr(pipeline, "total_gpus", lambda: 1.0)
     monkeypatch.setattr(pipeline, "Tracker", SimpleNamespace(open=lambda *_: tracker))
     monkeypatch.setattr(pipeline, "report_running", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(concurrency, "concurrent_parts", lambda *_: 1)
