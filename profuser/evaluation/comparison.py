@@ -26,7 +26,7 @@ IGNORED_SETTINGS = ("name", "fuse.seed")
 
 
 @dataclass(frozen=True)
-class Metric:
+class MetricScores:
     """Scores of every model on every item."""
 
     name: str
@@ -67,7 +67,7 @@ class Contrast:
         return self.difference.verdict(larger_is_better=self.larger_is_better)
 
 
-def heldout_metrics(models: Mapping[str, Sequence[pa.Table]]) -> list[Metric]:
+def heldout_metrics(models: Mapping[str, Sequence[pa.Table]]) -> list[MetricScores]:
     """Returns bits per byte and exact match on the rows that every model accepted; empty if no such row is left.
 
     Args:
@@ -84,12 +84,12 @@ def heldout_metrics(models: Mapping[str, Sequence[pa.Table]]) -> list[Metric]:
     nats = {name: values for name, values in nats.items() if np.isfinite(values).all()}
     num_bytes = _matrix([next(iter(tables.values()))], "row_id", "response_bytes", kept)[0]
     return [
-        Metric(BITS_PER_BYTE, False, {name: values / LN2 for name, values in nats.items()}, num_bytes),
-        Metric(EXACT_MATCH, True, correct),
+        MetricScores(BITS_PER_BYTE, False, {name: values / LN2 for name, values in nats.items()}, num_bytes),
+        MetricScores(EXACT_MATCH, True, correct),
     ]
 
 
-def benchmark_metrics(models: Mapping[str, Sequence[Mapping[str, pa.Table]]]) -> list[Metric]:
+def benchmark_metrics(models: Mapping[str, Sequence[Mapping[str, pa.Table]]]) -> list[MetricScores]:
     """Returns every benchmark that at least two models have, on the items that they have in common.
 
     Args:
@@ -105,11 +105,11 @@ def benchmark_metrics(models: Mapping[str, Sequence[Mapping[str, pa.Table]]]) ->
         kept = _common(table["item_id"].to_pylist() for tables in having.values() for table in tables)
         if len(having) > 1 and kept:
             values = {name: _matrix(tables, "item_id", "score", kept) for name, tables in having.items()}
-            out.append(Metric(benchmark, True, values))
+            out.append(MetricScores(benchmark, True, values))
     return out
 
 
-def contrasts(metric: Metric, pairs: Sequence[tuple[str, str]]) -> list[Contrast]:
+def contrasts(metric: MetricScores, pairs: Sequence[tuple[str, str]]) -> list[Contrast]:
     """Returns the differences of pairs (the first minus the second), Holm-adjusted; skips a pair if a model has no values."""
     found = []
     for model, baseline in pairs:

@@ -51,7 +51,7 @@ def benchmark_comparisons(benchmarks: Mapping[str, Mapping[str, pa.Table]]) -> l
     return [found for metric in metrics for found in _comparisons(metric, ALL)]
 
 
-def _comparisons(metric: items.Metric, category: str) -> Sequence[ModelDifference]:
+def _comparisons(metric: items.MetricScores, category: str) -> Sequence[ModelDifference]:
     unit = 1.0 if metric.name == items.BITS_PER_BYTE else PERCENT
     pairs = [(FUSED, model) for model in metric.values if model != FUSED]
     return [

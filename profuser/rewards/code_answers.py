@@ -10,7 +10,7 @@ from profuser.errors import UserError
 from profuser.recipe.verifiers import CodeTestsConfig
 from profuser.rewards.fenced import last_block
 from profuser.rewards.judges import Verdict
-from profuser.rewards.sandbox import Limits, SandboxError, missing_isolation, run_tests
+from profuser.rewards.sandbox import SandboxError, SandboxLimits, missing_isolation, run_tests
 
 PYTHON = ("python", "py", "python3")
 
@@ -52,7 +52,9 @@ class CodeTests:
     def __init__(self, config: CodeTestsConfig):
         check_sandbox(config)
         self.config = config
-        self.limits = Limits(config.timeout_seconds, config.memory_mib << 20, isolate=missing_isolation() is None)
+        self.limits = SandboxLimits(
+            config.timeout_seconds, config.memory_mib << 20, isolate=missing_isolation() is None
+        )
 
     def __call__(self, row: Mapping[str, Any], answer: str) -> Verdict:
         """Returns the share of the row's tests that pass, or with `score: all` whether all pass; NaN for a row without tests.

@@ -21,7 +21,7 @@ GRACE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Limits:
+class SandboxLimits:
     """Limits of a sandbox."""
 
     seconds: float
@@ -51,7 +51,7 @@ class SandboxError(EngineError):
     """The sandbox cannot be made on this machine; the message is the reason."""
 
 
-def run_tests(code: str, tests: Sequence[str], limits: Limits) -> Outcome:
+def run_tests(code: str, tests: Sequence[str], limits: SandboxLimits) -> Outcome:
     """Runs code, and then its tests in order, in one process.
 
     A test that ends the process, or uses up the time, fails those after it. The result is safe from what code does by accident
@@ -94,7 +94,7 @@ def missing_isolation() -> str | None:
     """Returns why this machine cannot isolate code; None if it can. Found by running a small program that imports some modules."""
     try:
         code = "import collections, decimal, itertools, json, math, random, re, string"
-        outcome = run_tests(code, ["assert math.pi > 3"], Limits(seconds=20, memory_bytes=1 << 30))
+        outcome = run_tests(code, ["assert math.pi > 3"], SandboxLimits(seconds=20, memory_bytes=1 << 30))
     except SandboxError as error:
         return str(error)
     return None if outcome.reason is None else "Python's own modules cannot be read there by a user without privileges"

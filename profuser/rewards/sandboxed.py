@@ -37,14 +37,14 @@ REPORT_BYTES = 1 << 16
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-class SandboxError(Exception):
+class SystemCallError(Exception):
     """The sandbox cannot be made."""
 
 
 def call(what: str, *arguments: Any) -> None:
-    """Calls a function of the C library; raises SandboxError with its name and the system's reason if it fails."""
+    """Calls a function of the C library; raises SystemCallError with its name and the system's reason if it fails."""
     if getattr(libc, what)(*arguments):
-        raise SandboxError(f"{what}: {os.strerror(ctypes.get_errno())}")
+        raise SystemCallError(f"{what}: {os.strerror(ctypes.get_errno())}")
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, options: str = "") -> None:
@@ -82,7 +82,7 @@ def isolate(limits: dict[str, Any]) -> int | None:
     attributes = (ctypes.c_uint64 * 4)(ATTR_RDONLY, 0, 0, 0)
     root, size = ctypes.c_char_p(b"/"), ctypes.c_size_t(32)
     if libc.syscall(ctypes.c_long(MOUNT_SETATTR), AT_FDCWD, root, AT_RECURSIVE, ctypes.byref(attributes), size):
-        raise SandboxError(f"mount_setattr: {os.strerror(ctypes.get_errno())}")
+        raise SystemCallError(f"mount_setattr: {os.strerror(ctypes.get_errno())}")
     own = FIRST_ID + os.getpid() % NUM_IDS if uid == 0 else None
     owner = f",uid={own},gid={own}" if own else ""
     mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV, f"size={limits['folder_bytes']},mode=700{owner}")
@@ -156,7 +156,7 @@ def inner(job: dict[str, Any], limits: dict[str, Any], own: int | None, report_t
         if limits["isolate"]:
             give_up(own)
         limit(limits)
-    except (SandboxError, OSError, ValueError) as error:
+    except (SystemCallError, OSError, ValueError) as error:
         os.write(report_to, f"{token} fault {error}\n".encode())
         os._exit(1)
     run(job["code"], job["tests"], lambda number, word: os.write(report_to, f"{token} {number} {word}\n".encode()))
@@ -231,7 +231,7 @@ def main() -> None:
         os.close(report_to)
         text, late = watch(child, read_from, limits["seconds"])
         result = result_of(text, late, end(child), job["token"], len(job["tests"]))
-    except (SandboxError, OSError) as error:
+    except (SystemCallError, OSError) as error:
         result = {"fault": str(error)}
     os.write(answer, json.dumps(result).encode())
 

@@ -13,7 +13,7 @@ from profuser.config import flatten, identity
 from profuser.evaluation.comparison import (
     BITS_PER_BYTE,
     Contrast,
-    Metric,
+    MetricScores,
     benchmark_metrics,
     contrasts,
     heldout_metrics,
@@ -42,7 +42,7 @@ class RunComparison:
     runs: Mapping[str, FusionRun]
     groups: Mapping[str, Sequence[str]]
     """Names of the runs of each arm; without grouping, every run is its own arm."""
-    metrics: Sequence[Metric]
+    metrics: Sequence[MetricScores]
     contrasts: Sequence[Contrast]
     judged: Mapping[str, JudgedWinRate]
     """Win rate of each run's fused model against its target."""
@@ -154,7 +154,7 @@ def print_comparison(names: Sequence[str], storage: str, group_seeds: bool = Fal
         _print_settings(found)
 
 
-def _values_table(metric: Metric) -> Table:
+def _values_table(metric: MetricScores) -> Table:
     table = new_table(f"{_title(metric.name)}, {metric.num_items:,} items", "model")
     for column in ("seeds", _title(metric.name), "95 % interval"):
         table.add_column(column, justify="right")
@@ -164,7 +164,7 @@ def _values_table(metric: Metric) -> Table:
     return table
 
 
-def _contrasts_table(metric: Metric, found: Sequence[Contrast]) -> Table:
+def _contrasts_table(metric: MetricScores, found: Sequence[Contrast]) -> Table:
     table = new_table(f"differences in {_title(metric.name)}", "model")
     table.add_column("against", no_wrap=True)
     for column in ("difference", "95 % interval", "p"):

@@ -14,7 +14,7 @@ from profuser.corpus.stage import write_corpus
 from profuser.errors import UserError
 from profuser.recipe.models import CorpusConfig
 from profuser.recipe.preparing import FieldsConfig
-from profuser.rewards.sandbox import Limits, run_tests
+from profuser.rewards.sandbox import SandboxLimits, run_tests
 from profuser.storage.folder import Folder
 
 MBPP = {
@@ -40,7 +40,7 @@ def rows(*records, **fields):
 def test_the_tests_of_published_datasets_accept_their_own_answers_and_no_others(record, more):
     (row,) = rows(record, **more)
     assert not row.unused_fields
-    limits = Limits(20, 1 << 30, isolate=False)
+    limits = SandboxLimits(20, 1 << 30, isolate=False)
     assert run_tests(row.response, row.tests, limits) == (len(row.tests), None)
     assert run_tests("def add(a, b):\n    return 7", row.tests, limits) == (0, "wrong")
 

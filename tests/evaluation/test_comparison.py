@@ -10,7 +10,7 @@ import yaml
 from profuser.artifacts.schemas import EVALUATE
 from profuser.errors import UserError
 from profuser.evaluation.comparison import (
-    Metric,
+    MetricScores,
     benchmark_metrics,
     contrasts,
     differences,
@@ -93,7 +93,7 @@ def test_a_chance_result_among_many_comparisons_is_noise():
     # Of 9 rows that only one model got right, 8 are the model's: an exact p-value of 0.039.
     values = {"base": np.array([[0.0] * 8 + [1.0] + [1.0] * 31]), "lucky": np.array([[1.0] * 8 + [0.0] + [1.0] * 31])}
     values |= {f"same-{n}": values["base"] for n in range(19)}
-    metric = Metric("exact_match", True, values)
+    metric = MetricScores("exact_match", True, values)
     (alone,) = contrasts(metric, [("lucky", "base")])
     among = contrasts(metric, [(name, "base") for name in values if name != "base"])
     assert alone.verdict == BETTER

@@ -20,10 +20,10 @@ from profuser.recipe.verifiers import CodeTestsConfig
 from profuser.rewards import code_answers
 from profuser.rewards.code_answers import code_of
 from profuser.rewards.kinds import Verifier, kind_of, load_judge
-from profuser.rewards.sandbox import PROGRAM, Limits, missing_isolation, run_tests
+from profuser.rewards.sandbox import PROGRAM, SandboxLimits, missing_isolation, run_tests
 
-ISOLATED = Limits(seconds=5, memory_bytes=1 << 30)
-BARE = Limits(seconds=5, memory_bytes=1 << 30, isolate=False)
+ISOLATED = SandboxLimits(seconds=5, memory_bytes=1 << 30)
+BARE = SandboxLimits(seconds=5, memory_bytes=1 << 30, isolate=False)
 ADD = "def add(a, b):\n    return a + b\n"
 TESTS = ["assert add(1, 2) == 3", "assert add(0, 0) == 0"]
 
@@ -114,7 +114,7 @@ FAILURES = [
 )
 @pytest.mark.parametrize(("code", "reason"), FAILURES)
 def test_code_that_fails_is_ended_and_gets_nothing(code, reason, limits):
-    passed, found = run_tests(code, ["assert True"], Limits(**{**asdict(limits), "seconds": 1}))
+    passed, found = run_tests(code, ["assert True"], SandboxLimits(**{**asdict(limits), "seconds": 1}))
     assert (passed, found) == (0, reason)
 
 
@@ -122,7 +122,9 @@ def test_code_that_fails_is_ended_and_gets_nothing(code, reason, limits):
 def test_a_fork_bomb_ends_with_its_sandbox():
     before = {process.pid for process in psutil.process_iter()}
     passed, _ = run_tests(
-        "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", ["assert True"], Limits(2, 1 << 30)
+        "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
+        ["assert True"],
+        SandboxLimits(2, 1 << 30),
     )
     assert passed == 0
     left = [
@@ -137,7 +139,7 @@ def test_a_fork_bomb_ends_with_its_sandbox():
 def test_no_process_survives_an_answer(limits):
     fork = "import os\nfor _ in range(3):\n    if not os.fork():\n        os.setsid()\n"
     code = f"{fork}        if not os.fork():\n            while True: pass"
-    run_tests(code, ["assert True"], Limits(**{**asdict(limits), "seconds": 2}))
+    run_tests(code, ["assert True"], SandboxLimits(**{**asdict(limits), "seconds": 2}))
     assert [
         p for p in psutil.process_iter(["cmdline"]) if str(PROGRAM) in (p.info["cmdline"] or []) and _is_ours(p)
     ] == []
