@@ -193,7 +193,7 @@ def compare_all(
             known = [each for each in others if np.isfinite(each.values(metric)).all()]
             matched = [each for each in known if each.trained_as_long_as(reference)]
             values = {each.name: each.values(metric) for each in (*matched, reference)}
-            scored = items.Metric(metric.name, metric.higher_is_better, values, weight)
+            scored = items.MetricScores(metric.name, metric.higher_is_better, values, weight)
             found = items.contrasts(scored, [(each.name, reference.name) for each in matched])
             out |= {(metric.name, each.name, reference.name): None for each in others}
             out |= {(metric.name, each.model, each.baseline): ArmDifference.of(each, unit_of(metric)) for each in found}
