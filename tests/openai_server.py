@@ -2,6 +2,7 @@
 
 import json
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -26,22 +27,11 @@ class Failure:
     code: str | None = None
 
 
-@dataclass
-class Scripted:
-    """Answers of a server. `fail` decides on each request, given its path and body, whether it fails."""
+@dataclass(kw_only=True)
+class _Responder(ABC):
+    """Responds to requests. `fail` decides on each, given its path and body, whether it fails."""
 
-    tokenizer: Any = None
-    """Its tokenizer; without one it gives no log-probabilities."""
-    answer: Callable[[dict[str, Any]], str | dict[str, Any]] = lambda body: "ok"
-    """Text of an answer, or a whole choice."""
     fail: Callable[[str, dict[str, Any]], Failure | None] = lambda path, body: None
-    knows_ids: bool = True
-    """Whether it is like vLLM: names tokens by ids, and teacher-forces."""
-    max_logprobs: int = 20
-    names_end: bool = True
-    """Whether it lists the token that ends the turn."""
-    listed: dict[str, Any] | None = field(default_factory=lambda: {"root": "/models/big", "max_model_len": 256})
-    usage: tuple[int, int] = (7, 3)
     asked: list[tuple[str, dict[str, Any], dict[str, str]]] = field(default_factory=list)
     in_flight: int = 0
     most_in_flight: int = 0
@@ -50,6 +40,30 @@ class Scripted:
         self.asked.append((path, body, headers))
         if failure := self.fail(path, body):
             return failure
+        return self.content(path, body)
+
+    @abstractmethod
+    def content(self, path: str, body: dict[str, Any]) -> dict[str, Any] | Failure:
+        """Returns the JSON of an answer to a request that does not fail."""
+
+
+@dataclass(kw_only=True)
+class Scripted(_Responder):
+    """Answers of a server."""
+
+    tokenizer: Any = None
+    """Its tokenizer; without one it gives no log-probabilities."""
+    answer: Callable[[dict[str, Any]], str | dict[str, Any]] = lambda body: "ok"
+    """Text of an answer, or a whole choice."""
+    knows_ids: bool = True
+    """Whether it is like vLLM: names tokens by ids, and teacher-forces."""
+    max_logprobs: int = 20
+    names_end: bool = True
+    """Whether it lists the token that ends the turn."""
+    listed: dict[str, Any] | None = field(default_factory=lambda: {"root": "/models/big", "max_model_len": 256})
+    usage: tuple[int, int] = (7, 3)
+
+    def content(self, path: str, body: dict[str, Any]) -> dict[str, Any] | Failure:
         if path == MODELS:
             return Failure(404) if self.listed is None else {"data": [{"id": MODEL, **self.listed}]}
         if path == CHAT:
@@ -167,20 +181,13 @@ def serving(script: Any) -> Iterator[str]:
         server.server_close()
 
 
-@dataclass
-class Proxy:
-    """Passes requests to a real server; `fail` as in `Scripted`."""
+@dataclass(kw_only=True)
+class Proxy(_Responder):
+    """Passes requests to a real server."""
 
     base_url: str
-    fail: Callable[[str, dict[str, Any]], Failure | None] = lambda path, body: None
-    asked: list[tuple[str, dict[str, Any], dict[str, str]]] = field(default_factory=list)
-    in_flight: int = 0
-    most_in_flight: int = 0
 
-    def respond(self, path: str, body: dict[str, Any], headers: dict[str, str]) -> dict[str, Any] | Failure:
-        self.asked.append((path, body, headers))
-        if failure := self.fail(path, body):
-            return failure
+    def content(self, path: str, body: dict[str, Any]) -> dict[str, Any] | Failure:
         url = self.base_url.removesuffix("/v1") + path
         found = httpx.post(url, json=body, timeout=120) if body else httpx.get(url, timeout=120)
         return found.json() if found.is_success else Failure(found.status_code, found.text)

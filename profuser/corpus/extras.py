@@ -1,4 +1,4 @@
-"""Reads what verifiers need of a record besides prompt and response: the tests of its code, and the JSON schema of its answer."""
+"""Reads what verifiers need of a record, apart from its texts: the tests of its code, and the JSON schema of its answer."""
 
 import ast
 import json

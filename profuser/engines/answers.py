@@ -104,7 +104,7 @@ class AnswerReader:
         if begun and not spelt[place : ends[kept]].strip():
             kept += 1
         ids, logprobs, topk = response.ids[:kept], response.logprobs[:kept], response.topk[:kept]
-        return Response(ids, logprobs, topk, "stop")
+        return replace(response, ids=ids, logprobs=logprobs, topk=topk, finish_reason="stop")
 
     def _answer_start(self, ids: Int[np.ndarray, "T"]) -> int | None:
         """Returns the index of the answer's first token; None if the thinking before it does not end where a token does."""

@@ -24,8 +24,10 @@ BATCH_TOKENS = 4096
 """Tokens of a batch on a CPU, padding and those to be generated included."""
 BATCH_MEMORY = 0.1
 """Share of a GPU's free memory that the forward pass of a teacher-forced batch, or the KV cache of a generated one, may fill."""
+FORWARD_WIDTH = 16
+"""Values that a token takes in a forward pass, as a multiple of the hidden size: a choice, above what the blocks of Llamas hold."""
 ROUND_TOKENS = 128
-"""Tokens that a batch of answers generates before the unfinished ones are batched anew, so that long ones hold no other up."""
+"""Tokens that a batch of answers generates before the unfinished ones are batched again, so that long ones delay no other."""
 READ_TOKENS = 1024
 """Positions whose logits are read at a time."""
 
@@ -49,7 +51,8 @@ class TransformersEngine:
         self.vocab_size = self.model.get_output_embeddings().weight.shape[0]
         self.head = OutputHead.of(self.model) if head_fits(self.model) else None
         """Makes logits only where they are read; None if only the model itself can make its logits."""
-        self.batch_tokens = _batch_tokens(self.model, 16 * self.head.weight.shape[1] if self.head else self.vocab_size)
+        per_forced = FORWARD_WIDTH * self.head.weight.shape[1] if self.head else self.vocab_size
+        self.batch_tokens = _batch_tokens(self.model, per_forced)
         own_end = self.model.generation_config.eos_token_id
         own = own_end if isinstance(own_end, list) else [own_end] if own_end is not None else []
         self.end_ids = sorted({*end_ids, *own})
@@ -81,15 +84,15 @@ class TransformersEngine:
             responses = list(self._force(requests))
         finished = []
         for number, response in zip(batch, responses, strict=True):
-            if self._goes_on(response, self.waiting[number]):
+            if self._is_unfinished(response, self.waiting[number]):
                 self.begun[number] = response
             else:
                 self.num_tokens += len(self.waiting.pop(number).prompt_ids) + len(response.ids)
                 finished.append((number, response))
         return finished
 
-    def _goes_on(self, response: Response, request: Request) -> bool:
-        """Returns whether an answer, or what there is of it, is to be continued."""
+    def _is_unfinished(self, response: Response, request: Request) -> bool:
+        """Returns whether an answer neither ended nor reached its limit or a text that stops it."""
         if response.finish_reason != "length" or len(response.ids) >= request.max_tokens:
             return False
         return not (request.stop and any(stop in self.tokenizer.decode(response.ids) for stop in request.stop))

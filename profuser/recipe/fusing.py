@@ -116,7 +116,7 @@ class FuseConfig(Config):
     """Weight of the KL against the cross-entropy (not in the paper: FuseLLM's weights 0.9 and 0.1 give 0.11)."""
     divergence: Annotated[DivergencesConfig, BeforeValidator(_for_both_modes)] = later_field(DivergencesConfig())
     """What is minimised beside the cross-entropy: `forward_kl` (the paper's), `reverse_kl`, `jsd` or `skew`; per mode by
-    `{inference: ..., training: ...}`, with a weight by `{kind: jsd, alpha: 0.1}`."""
+    `{inference: ..., training: ...}`, with a weight by `{kind: jsd, alpha: 0.1}`. Metrics name it `kl`, whichever it is."""
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of both distributions in the KL."""
     tail: Literal["bucket", "renormalise", "drop"] = "bucket"

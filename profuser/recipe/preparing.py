@@ -143,7 +143,7 @@ class CorpusConfig(RowsConfig):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns that the rows have for verifiers, besides those of every corpus."""
+        """Columns that the rows have for verifiers, in addition to those of every corpus."""
         named = [source.fields.columns for source in (self, *self.parts) if source.fields]
         return tuple(sorted({name for names in named for name in names}))
 

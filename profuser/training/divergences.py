@@ -9,7 +9,8 @@ Legend: n tokens, K top-k, C categories (K, or K + 1 with a tail).
 
 Both distributions are first reduced to the same categories: `bucket` adds one for all other tokens, `renormalise` and `drop` keep
 only the top-k. A temperature T is applied to the categories of both. Each divergence is zero, with zero gradient, exactly where
-the categories agree. What a truncated teacher leaves of them:
+the categories agree (the reverse KL takes a teacher's tail below `SMALLEST_TAIL` to be that). What a truncated teacher leaves of
+them:
 
 - `bucket` at T = 1 is a lower bound of the divergence between the whole distributions (all four are f-divergences, which merging
   categories never raises), and equal to it where student and teacher agree on the proportions of the tokens outside the top-k.

@@ -4,7 +4,7 @@
 
 The artifacts are those that the stages would write, with the same losses for the same seed, so `profuser lab ablate` continues from
 them, and this command from those of `profuser lab ablate`. With `--base` it also makes the teachers' pass, with the Transformers
-engine: on a machine with a GPU and nothing but PyTorch and Transformers that takes minutes, and an arm half a minute.
+engine, on a machine that may have nothing but PyTorch and Transformers.
 """
 
 import argparse

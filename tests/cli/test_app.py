@@ -10,6 +10,7 @@ import yaml
 from profuser.run.stages import STAGES
 from ray_jobs.cli import app as cli
 from tests import tiny
+from tests.cli.small import write_recipe
 
 VERBS = ("demo", "doctor", "plan", "run", "status", "compare", "report", "evaluate", "serve", "lab")
 HEAVY = ("ray", "torch", "transformers", "vllm", "mlflow", "datasets", "matplotlib")
@@ -22,20 +23,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def recipe(tmp_path, model):
-    corpus = tmp_path / "data.jsonl"
-    corpus.write_text("".join(f'{{"question": "What is {n}?", "answer": "It is {n}."}}\n' for n in range(30)))
-    content = {
-        "name": "small",
-        "storage": str(tmp_path / "runs"),
-        "corpus": {"path": str(corpus), "heldout_rows": 10},
-        "sources": [{"name": "a", "model": model}, {"name": "b", "model": model}],
-        "target": {"model": model},
-        "rewards": [{"kind": "answer_match", "name": "match", "pattern": "is (.+)"}],
-        "fuse": {"batch_tokens": 64},
-    }
-    file = tmp_path / "small.yaml"
-    file.write_text(yaml.safe_dump(content))
-    return str(file)
+    return write_recipe(tmp_path, model)
 
 
 def profuser(monkeypatch, capsys, *arguments):

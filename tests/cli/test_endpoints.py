@@ -1,9 +1,9 @@
 """Sources behind a server on the command line: what a plan and a dry run say, and what they refuse."""
 
 import pytest
-import yaml
 
 from tests import tiny
+from tests.cli.small import write_recipe
 from tests.cli.test_app import profuser
 from tests.openai_server import MODEL, MODELS, Failure, Scripted, serving
 
@@ -24,20 +24,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def recipe(tmp_path, model):
-    corpus = tmp_path / "data.jsonl"
-    corpus.write_text("".join(f'{{"question": "What is {n}?", "answer": "It is {n}."}}\n' for n in range(30)))
-    content = {
-        "name": "small",
-        "storage": str(tmp_path / "runs"),
-        "corpus": {"path": str(corpus), "heldout_rows": 10},
-        "sources": [{"name": "a", "model": model}, {"name": "b", "model": model}],
-        "target": {"model": model},
-        "rewards": [{"kind": "answer_match", "name": "match", "pattern": "is (.+)"}],
-        "fuse": {"batch_tokens": 64},
-    }
-    file = tmp_path / "small.yaml"
-    file.write_text(yaml.safe_dump(content))
-    return str(file)
+    return write_recipe(tmp_path, model)
 
 
 @pytest.fixture

@@ -225,6 +225,14 @@ def test_a_request_that_the_server_rejects_refuses_its_row(status):
     assert [entry.refused for entry in found] == [None, f"the server refuses it: {status}: too long"]
 
 
+def test_an_answer_without_choices_refuses_its_row():
+    fail = lambda path, body: Failure(200, "odd") if "7" in str(body.get("messages")) else None  # noqa: E731
+    with serving(answering(fail=fail)) as url:
+        found = reader(source(url)).read(rows("Sort.", "Say 7."), HOW)
+    assert found[0].refused is None
+    assert "its answer has no choices" in found[1].refused
+
+
 def failing_twice(failure):
     """Returns a `fail` that fails twice on every conversation, and the number of failures."""
     seen, lock = {}, threading.Lock()
@@ -345,6 +353,19 @@ def test_what_a_server_does_not_take_is_left_out(tokenizers):
     assert entry.answers[0].topk.top_k == 64
     assert np.isfinite(entry.answers[0].topk.logprobs[0]).sum() <= 20
     assert "at most 20 tokens" in found.line(source(url, tokenizers / "bpe"), 64)
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_server_that_does_not_know_teacher_forcing_does_none(tokenizers, status):
+    fail = lambda path, body: Failure(status, "no such thing") if path == COMPLETIONS else None  # noqa: E731
+    with serving(answering(tokenizer=byte_level_tokenizer(), fail=fail)) as url:
+        assert not asked(source(url, tokenizers / "bpe", retry_seconds=1)).forces
+
+
+def test_an_outage_is_not_taken_for_a_server_without_teacher_forcing(tokenizers):
+    fail = lambda path, body: Failure(503, "down") if path == COMPLETIONS else None  # noqa: E731
+    with serving(answering(tokenizer=byte_level_tokenizer(), fail=fail)) as url, pytest.raises(UserError, match="down"):
+        asked(source(url, tokenizers / "bpe", retry_seconds=1))
 
 
 def test_a_server_without_log_probabilities_gives_texts(tokenizers):

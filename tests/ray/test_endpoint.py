@@ -81,7 +81,7 @@ def test_the_signals_are_those_of_a_local_engine_although_requests_fail_and_the_
             limited.append(path)
             return Failure(429, headers={"retry-after": "0.3"}) if turn[0] % 2 else Failure(None)
 
-    proxy = Proxy(vllm_server, fail)
+    proxy = Proxy(base_url=vllm_server, fail=fail)
     with connected(), serving(proxy) as url:
         llama = {"model": "lab://sources/llama"}
         # With the engine of the source, whose actor then also reads the held-out rows.

@@ -4,11 +4,12 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
+import httpx
 from pydantic import SecretStr
 
 from profuser.engines.endpoint.client import EndpointClient, EndpointError, RefusedRequestError
 from profuser.engines.endpoint.facts import LENGTH_FIELDS, EndpointFacts
-from profuser.engines.endpoint.requests import chat_body, forced_body, text_of
+from profuser.engines.endpoint.requests import chat_body, choice_of, forced_body, text_of
 from profuser.engines.endpoint.tokens import ServedTokens
 from profuser.errors import UserError
 from profuser.recipe.endpoints import EndpointConfig
@@ -19,8 +20,8 @@ ANSWER_TOKENS = 16
 """Longest answer to the question; some servers allow no less."""
 FEWER_LOGPROBS = (20, 5)
 """Limits of common servers, tried if they refuse more candidates."""
-FORCED_IDS = 2
-"""Tokens of the answer that are teacher-forced."""
+CANNOT = frozenset({404, 405, 500, 501})
+"""Statuses with which servers answer a request that they do not know, after they have answered another."""
 
 
 def ask(
@@ -73,7 +74,7 @@ async def _served(client: EndpointClient, setting: str) -> EndpointFacts:
     except RefusedRequestError:
         listed = []
     except EndpointError as error:
-        if ": 404: " not in str(error):
+        if error.status != httpx.codes.NOT_FOUND:
             raise
         listed = []
     if not listed:
@@ -127,7 +128,7 @@ async def _answer(
     while True:
         body = chat_body(client.endpoint, facts, messages, asked, ANSWER_TOKENS, 0, (), facts.top_logprobs)
         try:
-            return facts, (await client.send("/chat/completions", body))["choices"][0]
+            return facts, choice_of(await client.send("/chat/completions", body))
         except RefusedRequestError as refusal:
             fewer = _without(facts, f"{refusal.parameter} {refusal.reason}")
             if fewer is None:
@@ -151,13 +152,17 @@ def _without(facts: EndpointFacts, refusal: str) -> EndpointFacts | None:
 
 
 async def _forces(client: EndpointClient, facts: EndpointFacts, tokens: ServedTokens, top_k: int) -> bool:
-    """Returns whether the server gives the log-probabilities of a given response."""
+    """Returns whether the server gives the log-probabilities of a given response; raises EndpointError if it is unusable now."""
     assert tokens.tokens.bare is not None
     ids = tokens.tokens.bare.encode(QUESTION, add_special_tokens=False).ids
     body = forced_body(client.endpoint, ids, min(top_k, facts.top_logprobs or top_k))
     try:
-        (choice,) = (await client.send("/completions", body))["choices"]
-    except (RefusedRequestError, EndpointError):
+        choice = choice_of(await client.send("/completions", body))
+    except RefusedRequestError:
+        return False
+    except EndpointError as error:
+        if error.status not in CANNOT:
+            raise
         return False
     found = choice.get("prompt_logprobs")
     return isinstance(found, list) and len(found) == len(ids) and str(ids[-1]) in (found[-1] or {})

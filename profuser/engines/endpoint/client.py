@@ -27,7 +27,16 @@ NO_CREDIT = "insufficient_quota"
 
 
 class EndpointError(EngineError):
-    """A server cannot be used: it is unreachable for too long, or refuses every request; the message has the remedy."""
+    """A server cannot be used: it is unreachable for too long, or refuses every request; the message has the remedy.
+
+    Args:
+        message: what is wrong, and the remedy.
+        status: status of the server's answer; None without one.
+    """
+
+    def __init__(self, message: str, status: int | None = None):
+        super().__init__(message)
+        self.status = status
 
 
 class RefusedRequestError(Exception):
@@ -112,7 +121,8 @@ class EndpointClient:
                 raise RefusedRequestError(f"the server fails on it again and again: {failure}") from None
             raise EndpointError(
                 f"{url}: {failure}, for {self.endpoint.retry_seconds:.0f} s (endpoint.retry_seconds); see that it runs and "
-                "is reachable from the nodes, then run again: finished shards are kept"
+                "is reachable from the nodes, then run again: finished shards are kept",
+                failure.status,
             ) from None
         self.num_answered += 1
         return found
@@ -143,7 +153,8 @@ class EndpointClient:
             raise _TemporaryError(reason, response.status_code, self._asked_pause(url, response))
         if response.status_code in FATAL:
             raise EndpointError(
-                f"{url}: {reason}; check endpoint.base_url, endpoint.model and the key of endpoint.key_env"
+                f"{url}: {reason}; check endpoint.base_url, endpoint.model and the key of endpoint.key_env",
+                response.status_code,
             )
         raise RefusedRequestError(reason, parameter)
 

@@ -12,6 +12,7 @@ from profuser.engines.endpoint.client import EndpointClient, RefusedRequestError
 from profuser.engines.endpoint.facts import EndpointFacts
 from profuser.engines.endpoint.requests import (
     chat_body,
+    choice_of,
     forced_body,
     openai_messages,
     read_chat,
@@ -97,9 +98,10 @@ class EndpointEngine:
         num_tokens = len(request.prompt_ids) + len(request.response_ids or ()) + max(1, request.max_tokens)
         try:
             content = await self.client.send(path, body, num_tokens)
+            choice = choice_of(content)
         except RefusedRequestError as refusal:
             return replace(unscored([], request.top_k, "refused"), refusal=f"the server refuses it: {refusal.reason}")
-        usage, choice = usage_of(content), content["choices"][0]
+        usage = usage_of(content)
         self.usage = self.usage + usage
         return replace(self._read(choice, request), usage=usage)
 

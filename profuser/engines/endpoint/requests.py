@@ -6,8 +6,10 @@ from typing import Any
 from profuser.corpus import Message
 from profuser.corpus.tool_turns import forms
 from profuser.engines.base import Request, Response, Usage
+from profuser.engines.endpoint.client import RefusedRequestError
 from profuser.engines.endpoint.facts import EndpointFacts
 from profuser.engines.endpoint.tokens import ServedTokens, logprob, response
+from profuser.errors import one_line
 from profuser.recipe.endpoints import EndpointConfig
 from profuser.recipe.models import GenerationConfig
 
@@ -73,6 +75,14 @@ def openai_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 def text_of(choice: dict[str, Any]) -> str:
     """Returns the text of a chat answer."""
     return (choice.get("message") or {}).get("content") or ""
+
+
+def choice_of(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns the one choice of an answer; raises RefusedRequestError if there is none."""
+    choices = content.get("choices")
+    if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
+        raise RefusedRequestError(f"its answer has no choices: {one_line(str(content), 120)}")
+    return choices[0]
 
 
 def usage_of(content: dict[str, Any]) -> Usage:
