@@ -135,6 +135,8 @@ class RunFacts:
     """Share of the votes cast that went to the winning answer, 0 to 1."""
     selection: SelectionFacts | None = None
     """Pairwise win rates of the sources and agreement of the judges."""
+    selection_by_category: Mapping[str, SelectionFacts] = field(default_factory=dict)
+    """The same of each category; empty without categories."""
     plan_errors: Sequence[PlanError] = ()
     """Planned and measured quantities; empty if the run was not probed."""
     failures: Mapping[str, str] = field(default_factory=dict)

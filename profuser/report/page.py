@@ -32,10 +32,12 @@ from profuser.report.tables.selection import (
     KAPPA,
     LENGTH_RHO,
     LONGER_WINS,
+    agreement_lines,
     selection_words,
     share,
     signed,
     taught_lines,
+    win_rate_lines,
 )
 from profuser.report.tables.table import csv_text, percent, score_table
 from profuser.run.stages import FUSED, TARGET
@@ -108,6 +110,9 @@ def render_page(facts: RunFacts, drawn: Mapping[str, Picture]) -> str:
         **_results(facts),
         selection_words=selection_words(facts),
         taught={mode: taught_lines(facts, mode) for mode in MODES},
+        beats={mode: win_rate_lines(facts, mode) for mode in MODES},
+        agreed=agreement_lines(facts),
+        same_names=lambda names: {name: name for name in names},
         model_labels=lambda names: {name: facts.label(name) for name in names},
         source_labels=lambda names: {name: facts.source_label(name) for name in names},
         all=ALL,

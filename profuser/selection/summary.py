@@ -1,42 +1,22 @@
 """Summarises the choice of teachers over a whole run: win rates of sources, agreement of rewards and modes, and length bias.
 
-Reads finished artifacts; chooses nothing. Legend: N corpus rows, M sources, R rewards.
+Chooses nothing. Legend: N corpus rows, M sources, R rewards.
 """
 
 import itertools
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Float, Int
 
-from profuser.artifacts.artifact import Artifact
 from profuser.artifacts.schemas import MODES
-from profuser.engines.signal_tables import candidate_answers
 from profuser.recipe.rewards import RewardConfig, VoteConfig
-from profuser.recipe.selecting import AVERAGE
 from profuser.rewards.agreement import NAN, Agreement, longer_wins, spearman
 from profuser.rewards.voting import RewardScale, distinct, standardised, vote
+from profuser.selection.rows import SelectionRows
 
 LENGTH_BINS = 10
-
-
-@dataclass(frozen=True)
-class SelectionRows:
-    """Inputs and choices of `select`, for every corpus row."""
-
-    teachers: Int[np.ndarray, "N 2"]
-    """Source chosen in training mode and in inference mode; -1 where none was, or where all teach together."""
-    surprise: Float[np.ndarray, "N M"]
-    """Bits per byte (or nats per token, by the recipe) of the ground truth under each source; NaN where it refused the row."""
-    answers: Sequence[Sequence[str | None]]
-    """Answer of each source, `[N][M]`; None where it has none."""
-    scores: Float[np.ndarray, "N M R"]
-    """Rewards of the answers; NaN where there is none."""
-    taught: Float[np.ndarray, "N R"]
-    """Rewards of the answer that teaches; NaN where none does, or where the reward does not judge the row."""
 
 
 @dataclass(frozen=True)
@@ -114,74 +94,13 @@ class SelectionFacts:
     """Deciles of all answers by length; answers of equal length stay together, so there may be fewer than ten."""
 
 
-def read_rows(
-    selected: Artifact, collected: Sequence[Artifact], rewards: Sequence[Artifact], names: Sequence[str]
-) -> SelectionRows:
-    """Reads finished artifacts; from the large ones, only the columns that are needed.
-
-    Args:
-        selected: training examples.
-        collected: artifact of each source, in order.
-        rewards: artifact of each reward, in order.
-        names: names of the sources.
-    """
-    row_ids = [row_id for table in rewards[0].tables(["row_id"]) for row_id in table["row_id"].to_pylist()]
-    place = {row_id: index for index, row_id in enumerate(row_ids)}
-    teachers = np.full((len(row_ids), len(MODES)), -1)
-    surprise = np.full((len(row_ids), len(names)), np.nan)
-    taught = np.full(len(row_ids), -1)
-    for table in selected.tables(["row_id", "mode", "teacher", "sample", "advantages"]):
-        for example in table.to_pylist():
-            row = place[example["row_id"]]
-            if example["teacher"] != AVERAGE:
-                teachers[row, MODES.index(example["mode"])] = names.index(example["teacher"])
-            if example["mode"] == "training":
-                surprise[row] = example["advantages"]
-            else:
-                num_samples = len(example["advantages"]) // len(names)
-                taught[row] = names.index(example["teacher"]) * num_samples + example["sample"]
-    tables = [pa.concat_tables(source.tables(["answers"])) for source in collected]
-    scores = [
-        np.array([row for table in reward.tables(["scores"]) for row in table["scores"].to_pylist()], dtype=np.float64)
-        for reward in rewards
-    ]
-    every = np.stack(scores, axis=2)
-    own = np.where(taught[:, None] >= 0, every[np.arange(len(every)), taught], np.nan)
-    return SelectionRows(teachers, surprise, *_best_samples(tables, every), own)
-
-
-def wins_by_category(selected: Artifact) -> dict[str, Counter[tuple[str, str]]]:
-    """Returns how many examples each source teaches in each category: `{category: {(mode, teacher): number}}`."""
-    out: dict[str, Counter[tuple[str, str]]] = {}
-    for table in selected.tables(["category", "mode", "teacher"]):
-        categories, modes, teachers = (table[name].to_pylist() for name in ("category", "mode", "teacher"))
-        for category, mode, teacher in zip(categories, modes, teachers, strict=True):
-            if category is not None:
-                out.setdefault(category, Counter())[mode, teacher] += 1
-    return {category: out[category] for category in sorted(out)}
-
-
-def _best_samples(
-    tables: Sequence[pa.Table], scores: Float[np.ndarray, "N C R"]
-) -> tuple[list[list[str | None]], Float[np.ndarray, "N M R"]]:
-    """Returns each source's answer with the highest mean standardised reward to each row, and the rewards of these answers."""
-    num_samples = scores.shape[1] // len(tables)
-    answers = candidate_answers(tables, num_samples)
-    if num_samples == 1:
-        return answers, scores
-    scales = [RewardScale.of(scores[:, :, judge]) for judge in range(scores.shape[2])]
-    mean = np.nan_to_num(standardised(scores, scales).mean(axis=2), nan=-np.inf)
-    best = mean.reshape(len(scores), len(tables), num_samples).argmax(axis=2) + np.arange(len(tables)) * num_samples
-    picked = [[row[place] for place in places] for row, places in zip(answers, best.tolist(), strict=True)]
-    return picked, np.take_along_axis(scores, best[:, :, None], axis=1)
-
-
 def selection_facts(
     rows: SelectionRows,
     names: Sequence[str],
     teachers: Sequence[str],
     rewards: Sequence[RewardConfig],
     config: VoteConfig,
+    scales: Sequence[RewardScale] = (),
 ) -> SelectionFacts:
     """Summarises how teachers were chosen.
 
@@ -191,8 +110,9 @@ def selection_facts(
         teachers: sources that may teach; the others' answers get no votes, as in `select`.
         rewards: names and weights of the rewards.
         config: vote settings.
+        scales: mean and standard deviation of each reward; by default over these rows.
     """
-    scales = [RewardScale.of(rows.scores[:, :, judge]) for judge in range(len(rewards))]
+    scales = scales or _scales(rows)
     standard = standardised(rows.scores, scales)
     weights = np.array([reward.weight for reward in rewards])
     votable = [
@@ -220,6 +140,25 @@ def selection_facts(
         ),
         lengths=tuple(_length_bins(num_bytes, standard, [reward.name for reward in rewards])),
     )
+
+
+def facts_by_category(
+    rows: SelectionRows,
+    names: Sequence[str],
+    teachers: Sequence[str],
+    rewards: Sequence[RewardConfig],
+    config: VoteConfig,
+) -> dict[str, SelectionFacts]:
+    """Returns the same facts for each category; rewards keep the scale that they have over all rows, as in `select`."""
+    scales = _scales(rows)
+    return {
+        name: selection_facts(part, names, teachers, rewards, config, scales)
+        for name, part in rows.by_category().items()
+    }
+
+
+def _scales(rows: SelectionRows) -> list[RewardScale]:
+    return [RewardScale.of(rows.scores[:, :, judge]) for judge in range(rows.scores.shape[2])]
 
 
 def _judge(

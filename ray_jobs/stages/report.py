@@ -27,7 +27,8 @@ from profuser.run.failures import FAILED_PARTS, read_failures
 from profuser.run.fusion_run import TRAINING_METRICS, FusionRun
 from profuser.run.results import judged_by_category, judged_win_rates, read_benchmarks
 from profuser.run.stages import REGISTRY, STAGES
-from profuser.selection.summary import SelectionFacts, read_rows, selection_facts, wins_by_category
+from profuser.selection.rows import read_categories, read_rows, wins_by_category
+from profuser.selection.summary import SelectionFacts, facts_by_category, selection_facts
 from ray_jobs.runtime.progress import console, print_line
 from ray_jobs.runtime.shards import finish
 
@@ -95,6 +96,7 @@ def gather(run: FusionRun) -> RunFacts:
     benchmarks = read_benchmarks(run)
     fused, selected = read_manifest(run.fuse().folder), read_manifest(run.select().folder)
     history = run.fuse().folder.read_bytes(TRAINING_METRICS).decode().splitlines()
+    selection, by_category = _selection(run)
     return RunFacts(
         name=run.recipe.name,
         recipe=run.recipe.model_dump(mode="json"),
@@ -116,7 +118,8 @@ def gather(run: FusionRun) -> RunFacts:
         contaminated=_rows(found, MAX_CONTAMINATED) if (found := run.contaminated()) else (),
         samples=_samples(run, tables),
         vote_agreement=_vote_agreement(run.select()),
-        selection=_selection(run),
+        selection=selection,
+        selection_by_category=by_category,
         plan_errors=plan_errors(run),
         failures=read_failures(run),
     )
@@ -136,11 +139,14 @@ def plan_errors(run: FusionRun) -> list[PlanError]:
     return compare(plan, measured) if plan else []
 
 
-def _selection(run: FusionRun) -> SelectionFacts:
+def _selection(run: FusionRun) -> tuple[SelectionFacts, dict[str, SelectionFacts]]:
+    """Returns the facts of the choice of teachers over all rows, and by category."""
     recipe = run.recipe
     names, teachers = ([source.name for source in sources] for sources in (recipe.sources, recipe.teachers))
-    rows = read_rows(run.select(), run.artifacts("collect"), run.artifacts("rewards"), names)
-    return selection_facts(rows, names, teachers, recipe.rewards, recipe.select.vote)
+    categories = read_categories(run.corpus())
+    rows = read_rows(run.select(), run.artifacts("collect"), run.artifacts("rewards"), names, categories)
+    given = (rows, names, teachers, recipe.rewards, recipe.select.vote)
+    return selection_facts(*given), facts_by_category(*given)
 
 
 def _vote_agreement(selected: Artifact) -> float | None:

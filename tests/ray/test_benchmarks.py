@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -78,6 +79,17 @@ def tasks():
     ]
 
 
+@contextmanager
+def watched_processes():
+    """Gives the ids of all our processes that measure while it lasts."""
+    found, ended = set(), threading.Event()
+    with Meanwhile(lambda: found.update(task.pid for task in tasks()) or ended.is_set(), lambda: None):
+        try:
+            yield found
+        finally:
+            ended.set()
+
+
 def kill_a_task():
     os.kill(tasks()[0].pid, signal.SIGKILL)
 
@@ -124,15 +136,9 @@ def test_a_model_is_loaded_once_for_all_its_benchmarks_and_one_that_fails_stops_
     run = make(model, "transformers", packs, max_model_len=200)
     fuse_here(run)
     reason = "context of 200 tokens has no room for the answers of gsm8k"
-    loads, ended = set(), threading.Event()
-    with (
-        pytest.raises(EngineError, match=f"2 failed.*benchmarks/target/gsm8k: .*{reason}.*benchmarks/fused/gsm8k: "),
-        Meanwhile(lambda: loads.update(task.pid for task in tasks()) or ended.is_set(), lambda: None),
-    ):
-        try:
-            run_pipeline(run.recipe)
-        finally:
-            ended.set()
+    both = f"2 failed.*benchmarks/target/gsm8k: .*{reason}.*benchmarks/fused/gsm8k: "
+    with watched_processes() as loads, pytest.raises(EngineError, match=both):
+        run_pipeline(run.recipe)
     first, failed, last = (run.benchmark("target", config).manifest() for config in run.recipe.evaluate.benchmarks)
     assert failed is None
     assert first.counts["rows"] == last.counts["rows"] == 6

@@ -130,6 +130,7 @@ def measured(**changes: Any) -> RunFacts:
         "judged": judged(),
         "judged_by_category": {"facts": judged()["candid"], "units": judged()["majority vote"]},
         "taught": {"facts": {("training", "mpt"): 3, ("training", "llama"): 1, ("inference", "neox"): 9}},
+        "selection_by_category": {"facts": one_category()},
         "stages": stages,
     }
     return facts(**(whole | {"recipe": recipe() | {"plan": {"currency": "EUR"}}} | changes))
@@ -158,6 +159,14 @@ def selection(sources: tuple[str, ...] = ("llama", "mpt", "neox"), **changes: An
         ),
     }
     return SelectionFacts(**(whole | changes))
+
+
+def one_category() -> SelectionFacts:
+    """Returns a selection over a few rows."""
+    pairs = itertools.combinations(("llama", "mpt", "neox"), 2)
+    duels = tuple(SourceComparison(*pair, WinRate(3, 1, 8), WinRate(0, 1, 4)) for pair in pairs)
+    agreed = tuple(replace(pair, num_rows=8, share=0.375) for pair in selection().agreements)
+    return selection(duels=duels, agreements=agreed)
 
 
 def facts(**changes: Any) -> RunFacts:

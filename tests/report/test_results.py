@@ -135,10 +135,15 @@ def test_the_page_breaks_win_rates_and_teachers_down_by_category():
     )
     assert "facts 4 25.0 % 75.0 % 0.0 %" in wins
     assert "facts 9 0.0 % 0.0 % 100.0 %" in wins
+    duels = section(page, "duels")
+    assert "llama (target) beats mpt llama (target) beats neox mpt beats neox all 1,800 67.3 % 62.3 % 57.3 %" in duels
+    assert "facts 8 43.8 % 43.8 % 43.8 %" in duels
+    assert "facts 4 12.5 % 12.5 % 12.5 %" in duels
+    assert "facts 8 37.5 % kappa +0.66 37.5 % kappa +0.45" in section(page, "judges")
 
 
 def test_without_categories_there_is_no_table_of_them():
-    page = render_page(made_up.measured(judged_by_category={}, taught={}), {})
+    page = render_page(made_up.measured(judged_by_category={}, taught={}, selection_by_category={}), {})
     assert "by category" not in page
     assert "share of the examples that each source teaches" not in page
 

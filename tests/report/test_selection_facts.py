@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,10 +13,12 @@ from profuser.artifacts.schemas import REWARDS
 from profuser.recipe.rewards import VoteConfig
 from profuser.recipe.verifiers import LastNumberConfig
 from profuser.rewards.voting import RewardScale
-from profuser.selection.summary import SelectionRows, WinRate, read_rows, selection_facts, wins_by_category
+from profuser.selection.rows import SelectionRows, read_categories, read_rows, wins_by_category
+from profuser.selection.summary import WinRate, facts_by_category, selection_facts
 from profuser.storage.folder import Folder
 
 NAMES = ("a", "b", "c")
+COUNTS = ("wins", "draws", "num_rows")
 NAN = float("nan")
 
 
@@ -137,6 +140,27 @@ def artifact(folder, stage, table, per_shard=2):
     for index, start in enumerate(range(0, len(table), per_shard)):
         made.write_shard(index, table.slice(start, per_shard), {"rows": per_shard})
     return made
+
+
+def test_facts_of_the_categories_add_up_and_keep_the_scale_of_all_rows():
+    draw = random.Random(1)
+    rows = replace(drawn(), categories=[draw.choice(["maths", "code", None]) for _ in range(200)])
+    given = (NAMES, NAMES, judges(1, 1), VoteConfig(margin=1.2))
+    found = facts_by_category(rows, *given)
+    assert list(found) == ["code", "maths"]
+    rest = rows.part(np.array([category is None for category in rows.categories]))
+    scales = [RewardScale.of(rows.scores[:, :, judge]) for judge in range(2)]
+    parts, whole = (*found.values(), selection_facts(rest, *given, scales)), selection_facts(rows, *given)
+    for place, duel in enumerate(whole.duels):
+        for mode in ("training", "inference"):
+            rates = [getattr(part.duels[place], mode) for part in parts]
+            assert getattr(duel, mode) == WinRate(*(sum(getattr(rate, name) for rate in rates) for name in COUNTS))
+    assert whole.agreements[0].num_rows == sum(part.agreements[0].num_rows for part in parts)
+
+
+def test_categories_are_read_from_the_corpus(tmp_path):
+    corpus = pa.table({"row_id": ["p", "q"], "category": ["maths", None]})
+    assert read_categories(artifact(tmp_path, "corpus", corpus, 1)) == {"p": "maths", "q": None}
 
 
 def test_rows_are_read_back_as_they_were_written(tmp_path):

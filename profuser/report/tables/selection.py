@@ -10,6 +10,7 @@ from profuser.artifacts.schemas import MODES
 from profuser.report.facts import ALL, RunFacts
 from profuser.report.tables.results import ScoreLine
 from profuser.report.tables.table import name_cell, new_table, percent
+from profuser.selection.summary import SelectionFacts, SourceComparison
 
 LONGER_WINS = (
     "how often the longer of two answers of different length to one prompt has the higher reward; 50 % is no bias"
@@ -53,19 +54,55 @@ def taught_lines(facts: RunFacts, mode: str) -> list[ScoreLine]:
     return lines
 
 
+def win_rate_lines(facts: RunFacts, mode: str) -> list[ScoreLine]:
+    """Returns a line per category: how often the first source of each pair beats the second in a mode; none without categories."""
+    lines = []
+    for name, found in (_every(facts) if facts.selection_by_category else {}).items():
+        rates = {duel_name(facts, duel): getattr(duel, mode) for duel in found.duels}
+        num_rows = max((rate.num_rows for rate in rates.values()), default=0)
+        lines.append(ScoreLine(name, num_rows, {pair: share(rate.share) for pair, rate in rates.items()}, {}))
+    return lines
+
+
+def agreement_lines(facts: RunFacts) -> list[ScoreLine]:
+    """Returns a line per category: how often each pair of rewards chooses the same answer; none without categories."""
+    lines = []
+    for name, found in (_every(facts) if facts.selection_by_category else {}).items():
+        cells = {f"{pair.first}, {pair.second}": share(pair.share) for pair in found.agreements}
+        kappas = {f"{pair.first}, {pair.second}": f"kappa {signed(pair.kappa)}" for pair in found.agreements}
+        lines.append(ScoreLine(name, max((pair.num_rows for pair in found.agreements), default=0), cells, kappas))
+    return lines
+
+
+def duel_name(facts: RunFacts, duel: SourceComparison) -> str:
+    """Returns the name of a comparison of two sources."""
+    return f"{facts.source_label(duel.first)} beats {facts.source_label(duel.second)}"
+
+
 def win_rate_rows(facts: RunFacts) -> list[dict[str, Any]]:
-    """Returns a row per pair of sources and mode."""
+    """Returns a row per category, pair of sources and mode."""
     return [
-        {"first": duel.first, "second": duel.second, "mode": mode, **asdict(rate), "win_rate": rate.share}
-        for duel in (facts.selection.duels if facts.selection else ())
+        {"category": category, "first": duel.first, "second": duel.second, "mode": mode}
+        | asdict(rate)
+        | {"win_rate": rate.share}
+        for category, found in _every(facts).items()
+        for duel in found.duels
         for mode, rate in ((mode, getattr(duel, mode)) for mode in MODES)
     ]
 
 
 def agreement_rows(facts: RunFacts) -> list[dict[str, Any]]:
-    """Returns the agreement of both modes, then of every pair of rewards."""
-    found = facts.selection
-    return [asdict(agreement) for agreement in (found.modes, *found.agreements)] if found else []
+    """Returns, for all rows and each category, the agreement of both modes, then of every pair of rewards."""
+    return [
+        {"category": category} | asdict(agreement)
+        for category, found in _every(facts).items()
+        for agreement in (found.modes, *found.agreements)
+    ]
+
+
+def _every(facts: RunFacts) -> dict[str, SelectionFacts]:
+    """Returns the facts of all rows, then of each category; empty if nothing was selected."""
+    return {ALL: facts.selection, **facts.selection_by_category} if facts.selection else {}
 
 
 def length_rows(facts: RunFacts) -> list[dict[str, Any]]:
