@@ -48,7 +48,7 @@ OPEN = $(if $(MODELS),$(foreach name,$(SOURCES),--set sources.$(name).model=$(MO
 	--set target.model=$(MODELS)/smollm2 --set target.revision=null) \
 	$(if $(DATA),--set corpus.parts.math.path=$(DATA)/gsm8k_train.jsonl --set corpus.parts.general.path=$(DATA)/alpaca_5000.json \
 	--set corpus.parts.code.path=$(DATA)/code_alpaca_2k.json)
-demo-open: $(STAMP) ## Fuse three released models, from corpus to an answer (50 minutes on two busy cores; MODELS=, DATA=: folders instead of the Hub; OPTIONS=)
+demo-open: $(STAMP) ## Fuse three released models, from corpus to an answer (35 minutes on two cores; MODELS=, DATA=: folders instead of the Hub; OPTIONS=)
 	$(BIN)/profuser demo open-trio-demo $(OPEN) $(OPTIONS)
 
 check: $(STAMP) ## Check lint, formatting, types and import layers
