@@ -55,7 +55,11 @@ CONTAMINATED = pa.schema(
 REWARDS = pa.schema([pa.field("row_id", pa.string(), nullable=False), pa.field("scores", pa.list_(pa.float64()))])
 
 MODES = ("training", "inference")
-"""The two modes; arrays with an axis of modes are in this order."""
+"""The paper's two modes, each an example with a teacher; arrays with an axis of modes are in this order."""
+PAIR = ("preferred", "rejected")
+"""The two answers of a pair of preference mode, each a row of the select artifact, without a teacher's distributions."""
+PARTS = (*MODES, *PAIR)
+"""What an example in the select artifact can be, in the order of training's arrays."""
 
 
 def collect_schema(vocab_size: int, with_topk: bool = True) -> pa.Schema:
@@ -114,9 +118,9 @@ def select_schema(vocab_size: int) -> pa.Schema:
     """Returns the schema of training examples: a mode of a corpus row, with its teacher's distributions in the target's vocabulary.
 
     `advantages` holds one number per source, in the order of the recipe: bits per byte or nats per token in training mode (lower is
-    better); in inference mode votes, one number per answer, source by source. `sample` is the index of the response among the
-    teacher's answers; `teacher` is `average` if all sources teach together. `rules` is the alignment rule that carried each token's
-    distribution.
+    better); in inference mode and for pairs votes, one number per answer, source by source. `sample` is the index of the response
+    among the teacher's answers; `teacher` is `average` if all sources teach together, and for an answer of a pair the source that
+    gave it. `rules` is the alignment rule that carried each token's distribution.
     """
     return pa.schema(
         [

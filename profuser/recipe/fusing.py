@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from profuser.config import Config, execution_field, later_field
 from profuser.recipe.resources import Attention, MemoryConfig, WorkersConfig
-from profuser.recipe.schedule import PROGRESSIVE, SchedulePiece, check_pieces
+from profuser.recipe.schedule import PROGRESSIVE, SchedulePiece, check_pieces, uses
 
 
 class OptimizerConfig(Config):
@@ -32,7 +32,8 @@ class OptimizerConfig(Config):
 
 
 class Epochs(Config):
-    """Training length in passes over the tokens of all examples of both modes; independent of the schedule."""
+    """Training length in passes over the tokens of all examples of both modes, and of the pairs if the schedule uses them;
+    independent of the schedule otherwise."""
 
     kind: Literal["epochs"] = "epochs"
     value: float = Field(default=3.0, gt=0)
@@ -100,6 +101,25 @@ def _for_both_modes(value: Any) -> Any:
     return value
 
 
+class PreferenceLossConfig(Config):
+    """The loss of preference mode; `profuser/training/preference.py` has the formulas."""
+
+    kind: Literal["dpo", "simpo"] = "dpo"
+    """`dpo` compares with the target as it was when the schedule's piece began, `simpo` with nothing."""
+    beta: float | None = Field(default=None, gt=0)
+    """Scale of an answer's log-probability in its reward; by default 2 for `dpo` and 2.5 for `simpo`, per token. (A DPO over whole
+    answers, `length_normalised: false`, uses some 0.1.)"""
+    margin: float = Field(default=0.0, ge=0)
+    """Lead in reward that the better answer should have (SimPO's gamma)."""
+    length_normalised: bool = True
+    """Whether an answer's log-probability is its mean per token, so that long answers do not weigh more."""
+
+    @property
+    def scale(self) -> float:
+        """The effective beta."""
+        return self.beta or {"dpo": 2.0, "simpo": 2.5}[self.kind]
+
+
 class GuardConfig(Config):
     """Handling of non-finite numbers and of loss spikes."""
 
@@ -124,11 +144,13 @@ class FuseConfig(Config):
     kl_positions: Literal["all", "ahead"] = later_field("all")
     """Response tokens that have a KL: all, or those to which the teacher gives more probability than the target does at that update
     (not in the paper)."""
+    preference: PreferenceLossConfig = later_field(PreferenceLossConfig())
+    """Loss of the pairs, where the schedule has a weight of `preference`."""
     weighting: Literal["none", "margin"] = "none"
     """Weight of an example within its mode: equal (the paper's), or the best source's lead over the second (not in the paper):
     the relative difference of their cross-entropies (training mode), or the difference of their shares of the votes (inference)."""
     schedule: tuple[SchedulePiece, ...] = PROGRESSIVE
-    """Weights of the two modes over the run's progress; by default the paper's two stages, each for half of the updates (their
+    """Weights of the modes over the run's progress; by default the paper's two stages, each for half of the updates (their
     lengths are not in the paper)."""
     duration: Annotated[Epochs | Steps, Field(discriminator="kind")] = Epochs()
     """Training length: passes over the tokens, or updates."""
@@ -173,6 +195,12 @@ class FuseConfig(Config):
     def _schedule_is_whole(cls, value: tuple[SchedulePiece, ...]) -> tuple[SchedulePiece, ...]:
         check_pieces(value)
         return value
+
+    @model_validator(mode="after")
+    def _pairs_are_packed(self) -> "FuseConfig":
+        if uses(self.schedule, "preference") and not self.packing:
+            raise ValueError("schedule: preference needs packing: true, which keeps the answers of a pair together")
+        return self
 
     @model_validator(mode="after")
     def _best_is_measured(self) -> "FuseConfig":

@@ -12,7 +12,7 @@ from profuser.recipe.fusing import FuseConfig
 from profuser.recipe.preparing import CorpusConfig
 from profuser.recipe.resources import PlanConfig, PoolConfig
 from profuser.recipe.rewards import RewardConfig, RewardModelConfig
-from profuser.recipe.schedule import uses_training
+from profuser.recipe.schedule import uses
 from profuser.recipe.selecting import AVERAGE, SelectConfig
 from profuser.recipe.template import OwnTemplate, TemplateConfig
 
@@ -230,10 +230,20 @@ class Recipe(Config):
             raise ValueError("select.condition: exact needs the stage signals; set collect.signals: lazy")
         if self.select.exclude_target and not self.teachers:
             raise ValueError("select.exclude_target leaves no teacher: the only source is the target")
-        if uses_training(self.fuse.schedule) and all(source.is_text_only for source in self.teachers):
+        if uses(self.fuse.schedule, "training") and all(source.is_text_only for source in self.teachers):
             raise ValueError(
                 "sources: all that may teach are endpoints without a tokenizer, of which none can teach the ground truth; set "
                 "endpoint.tokenizer, or a fuse.schedule without the training mode"
+            )
+        if uses(self.fuse.schedule, "preference") and not self.select.preference:
+            raise ValueError(
+                "fuse.schedule: preference needs pairs of answers; set select.preference, e.g. to {within: row}"
+            )
+        pairs = self.select.preference
+        if pairs and pairs.within == "source" and self.collect.samples_per_source == 1:
+            raise ValueError(
+                "select.preference: a source that answers once has no pair of answers; set collect.samples_per_source above 1, or "
+                "select.preference.within: row"
             )
         if self.select.training_teacher == AVERAGE:
             if self.collect.signals == "lazy":

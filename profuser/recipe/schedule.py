@@ -1,8 +1,8 @@
-"""Progressive schedules: the weights of the two modes as a function of training progress.
+"""Progressive schedules: the weights of the modes as a function of training progress.
 
-A schedule is data: pieces over progress 0..1, each with the weights `(w1, w2)` of inference and training mode at its start
-and end. Paper: `L = w1 * L_infer + w2 * L_train`, first `(1, 0)`, then `(0.1, 1)` (arXiv 2408.04998). A piece may also end
-early, when the target has stopped improving (not in the paper); `Schedule` keeps track of that.
+A schedule is data: pieces over progress 0..1, each with the weights of inference, training and preference mode at its start and
+end. Paper: `L = w1 * L_infer + w2 * L_train`, first `(1, 0)`, then `(0.1, 1)` (arXiv 2408.04998). Preference mode is not in the
+paper, nor is that a piece may end early, when the target has stopped improving; `Schedule` keeps track of that.
 """
 
 import math
@@ -13,23 +13,26 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from profuser.config import Config
+from profuser.config import Config, later_field
 
 
 class ModeWeights(NamedTuple):
-    """Weights of the losses of both modes at one update."""
+    """Weights of the losses of the modes at one update."""
 
     inference: float
     training: float
+    preference: float = 0.0
 
 
 class Weights(Config):
-    """A pair of weights in a recipe."""
+    """The weights of a recipe at one place of the schedule."""
 
     inference: float = Field(ge=0)
     """Weight of the inference-mode loss."""
     training: float = Field(ge=0)
     """Weight of the training-mode loss."""
+    preference: float = later_field(0.0, ge=0)
+    """Weight of the preference-mode loss."""
 
 
 class Plateau(Config):
@@ -50,6 +53,8 @@ class SchedulePiece(Config):
     """Weight of the inference-mode loss (at the start, for a moving piece)."""
     training: float = Field(ge=0)
     """Weight of the training-mode loss (at the start, for a moving piece)."""
+    preference: float = later_field(0.0, ge=0)
+    """Weight of the preference-mode loss (at the start, for a moving piece); it needs the pairs of `select.preference`."""
     shape: Literal["constant", "linear", "cosine"] = "constant"
     """Shape of the weights' change towards `to`."""
     to: Weights | None = None
@@ -75,8 +80,8 @@ def check_pieces(pieces: Sequence[SchedulePiece]) -> None:
             raise ValueError(f"schedule[{index}]: until={piece.until} does not come after {start}")
         if (piece.shape == "constant") != (piece.to is None):
             raise ValueError(f"schedule[{index}]: shape {piece.shape!r} {'takes no' if piece.to else 'needs a'} `to`")
-        if piece.inference + piece.training == 0 and (piece.to is None or piece.to.inference + piece.to.training == 0):
-            raise ValueError(f"schedule[{index}]: both weights are 0: nothing would be learnt")
+        if not any(any(weights_of(each)) for each in (piece, piece.to) if each):
+            raise ValueError(f"schedule[{index}]: all weights are 0: nothing would be learnt")
         if piece.moves_on and index == len(pieces) - 1:
             raise ValueError(f"schedule[{index}]: the last piece takes no `moves_on`: there is no piece after it")
         if piece.moves_on and piece.inference == 0 and (piece.to is None or piece.to.inference == 0):
@@ -84,9 +89,14 @@ def check_pieces(pieces: Sequence[SchedulePiece]) -> None:
         start = piece.until
 
 
-def uses_training(pieces: Sequence[SchedulePiece]) -> bool:
-    """Returns whether any piece has a weight of the training mode."""
-    return any(piece.training or (piece.to and piece.to.training) for piece in pieces)
+def weights_of(place: SchedulePiece | Weights) -> ModeWeights:
+    """Returns the weights at the start of a piece, or at its end."""
+    return ModeWeights(place.inference, place.training, place.preference)
+
+
+def uses(pieces: Sequence[SchedulePiece], mode: Literal["inference", "training", "preference"]) -> bool:
+    """Returns whether any piece has a weight of a mode."""
+    return any(getattr(each, mode) for piece in pieces for each in (piece, piece.to) if each)
 
 
 def _within(piece: SchedulePiece, start: float, until: float, progress: float) -> ModeWeights:
@@ -96,13 +106,10 @@ def _within(piece: SchedulePiece, start: float, until: float, progress: float) -
     `f(x) = x` (linear) or `(1 - cos(pi x)) / 2` (cosine).
     """
     if piece.to is None:
-        return ModeWeights(piece.inference, piece.training)
+        return weights_of(piece)
     done = min(1.0, (progress - start) / (until - start))
     share = done if piece.shape == "linear" else (1 - math.cos(math.pi * done)) / 2
-    return ModeWeights(
-        piece.inference + (piece.to.inference - piece.inference) * share,
-        piece.training + (piece.to.training - piece.training) * share,
-    )
+    return ModeWeights(*(a + (b - a) * share for a, b in zip(weights_of(piece), weights_of(piece.to), strict=True)))
 
 
 class Schedule:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from profuser.config import Config, execution_field, later_field
 from profuser.recipe.resources import PoolConfig
@@ -11,6 +11,20 @@ from profuser.signals.rules import DISTRIBUTION_RULES, rule_name
 
 AVERAGE = "average"
 """Teacher name of an example that all sources teach together."""
+
+
+class PreferenceConfig(Config):
+    """Pairs of answers for preference mode: to each row, the best answer and one that lost to it. An answer that was cut, is blank
+    or was not judged is in no pair, and an answer that every verifier rejects is never the better one."""
+
+    within: Literal["source", "row"] = "source"
+    """Answers that make a pair: those of the best answer's source (the choice of FuseChat-3.0, arXiv 2503.04222: the two differ in
+    quality and little in style; needs `collect.samples_per_source` above 1), or those of all sources."""
+    margin: float = Field(default=0.0, ge=0)
+    """Lead of the better answer that a pair needs more than, in standard deviations: the mean standardised reward, weighted like
+    the votes."""
+    length_ratio: float | None = Field(default=None, ge=1)
+    """Largest ratio of the lengths of a pair's answers, in bytes; by default any. The worst answer within it is taken."""
 
 
 class SelectConfig(Config):
@@ -34,6 +48,8 @@ class SelectConfig(Config):
     vocab_fallback: Literal["first_token", "min_edit", "tail"] = "first_token"
     """Destination of a source token whose bytes are not a token of the target: the `first_token` of the target's tokenization of
     them; the target's token at the smallest edit distance (FuseLLM's); or the `tail`, so that only equal bytes count."""
+    preference: PreferenceConfig | None = later_field(None)
+    """Pairs of a better and a worse answer, for a schedule with `preference` (not in the paper); by default none are made."""
     map_specials: bool = True
     """Whether a source's end of turn maps to the target's; otherwise its mass goes to the tail."""
     pool: PoolConfig = execution_field(PoolConfig())

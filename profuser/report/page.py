@@ -13,7 +13,7 @@ from profuser.report.facts import ALL, RunFacts
 from profuser.report.headline import headline
 from profuser.report.measures import METRICS
 from profuser.report.pictures import Picture, pictures
-from profuser.report.tables.loss import stage_loss_lines
+from profuser.report.tables.loss import has_pairs, stage_loss_lines
 from profuser.report.tables.pipeline import corpus_words, cost_words, flow, stage_lines, total_line
 from profuser.report.tables.plan import COVERED, plan_error_lines
 from profuser.report.tables.results import (
@@ -120,6 +120,7 @@ def render_page(facts: RunFacts, drawn: Mapping[str, Picture]) -> str:
         win_totals={mode: sum(getattr(row, mode) for row in facts.wins()) for mode in MODES},
         rules={name: record.meaning for name, record in RULES.items()},
         stage_losses=stage_loss_lines(facts),
+        has_pairs=has_pairs(facts.history),
         corpus_words=corpus_words(facts),
         quarantined=facts.quarantined[:MOST_QUARANTINED],
         samples=facts.samples[:MOST_SAMPLES],

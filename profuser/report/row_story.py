@@ -15,7 +15,7 @@ from profuser.alignment.token_bytes import TokenBytes
 from profuser.alignment.transport import SourceSignals, Transported
 from profuser.alignment.vocab_projection import VocabProjection
 from profuser.artifacts.artifact import Artifact
-from profuser.artifacts.schemas import MODES
+from profuser.artifacts.schemas import PARTS
 from profuser.engines.signal_tables import read_signals
 from profuser.errors import ArtifactError, UserError
 from profuser.report.tables.alignment import Aligned, Cut, token_label
@@ -92,10 +92,11 @@ class RowStory:
         ]
 
     def choice(self) -> list[dict[str, Any]]:
-        """Returns a row per mode with an example: the teacher, the values it was chosen by, and the number of tokens."""
+        """Returns a row per mode with an example, and per answer of a pair: the teacher (or the answer's source), the values it was
+        chosen by, and the number of tokens."""
         names, out = [source.name for source in self.run.recipe.sources], []
         num_samples = self.run.recipe.collect.samples_per_source
-        for mode in MODES:
+        for mode in PARTS:
             example = self._example(mode, ["teacher", "advantages", "response_ids"])
             if example:
                 keys = names if mode == "training" else [name for name in names for _ in range(num_samples)]

@@ -8,7 +8,7 @@ from profuser.engines.endpoint.access import EndpointAccess, ask_source, read_to
 from profuser.engines.endpoint.facts import EndpointFacts, text_only_words
 from profuser.errors import UserError
 from profuser.recipe.models import ModelConfig, SourceConfig
-from profuser.recipe.schedule import uses_training
+from profuser.recipe.schedule import uses
 from profuser.run.fusion_run import FusionRun
 from profuser.run.inputs import ENDPOINTS
 
@@ -127,7 +127,7 @@ def _check(run: FusionRun, facts: dict[str, EndpointFacts]) -> None:
     """Raises UserError where the recipe needs what no server gives."""
     recipe = run.recipe
     forcing = [t.name for t in recipe.teachers if t.endpoint is None or facts[t.name].forces]
-    if uses_training(recipe.fuse.schedule) and not forcing:
+    if uses(recipe.fuse.schedule, "training") and not forcing:
         raise UserError(
             "sources: no source that may teach can teacher-force the ground truth (vLLM's /v1/completions with prompt_logprobs "
             "can); add one, or set a fuse.schedule without the training mode"

@@ -8,6 +8,7 @@ from profuser.planning.estimates import STEP_TOKENS, STEPS_PER_TOKEN
 from profuser.recipe.fusing import count_steps
 from profuser.recipe.models import ModelConfig, Recipe, SourceConfig
 from profuser.recipe.rewards import RewardConfig
+from profuser.recipe.schedule import uses
 from profuser.run.stage import CorpusSize, PlanLine
 
 if TYPE_CHECKING:
@@ -102,8 +103,10 @@ def train_rows(run: "FusionRun", size: CorpusSize) -> int:
 
 
 def num_updates(recipe: Recipe, rows: int, size: CorpusSize) -> int:
-    """Returns the number of updates; with epochs, an estimate that assumes answers as long as the ground truth."""
-    return count_steps(recipe.fuse, round(2 * rows * _row_tokens(size)))
+    """Returns the number of updates; with epochs, an estimate that assumes answers as long as the ground truth, and a pair of
+    them for each row if the schedule trains pairs."""
+    responses = 4 if uses(recipe.fuse.schedule, "preference") else 2
+    return count_steps(recipe.fuse, round(responses * rows * _row_tokens(size)))
 
 
 def _row_tokens(size: CorpusSize) -> float:

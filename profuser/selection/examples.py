@@ -13,13 +13,13 @@ from profuser.alignment.spans import misspelt
 from profuser.alignment.token_bytes import TokenBytes
 from profuser.alignment.transport import SourceSignals, TransportedRows, transport_rows
 from profuser.alignment.vocab_projection import VocabProjection
-from profuser.artifacts.schemas import MODES, select_schema
+from profuser.artifacts.schemas import MODES, PAIR, select_schema
 from profuser.corpus import EncodedExample, Message, Refusal, encode_examples
 from profuser.engines.signal_tables import read_signals
 from profuser.errors import ArtifactError
 from profuser.recipe.template import TemplateConfig
 from profuser.selection.teachers import Choice, Chooser, add_counts
-from profuser.signals.codec import to_columns
+from profuser.signals.codec import RaggedTopK, TopK, to_columns
 from profuser.signals.ragged import Ragged
 from profuser.signals.rules import AlignmentRules
 
@@ -49,7 +49,7 @@ class Target:
             ([Message(m["role"], m["content"]) for m in rows[choice.row]["messages"]], choice.response)
             for choice in choices
         ]
-        generated = [choice.mode == "inference" for choice in choices]
+        generated = [choice.mode != "training" for choice in choices]
         found = encode_examples(self.tokenizer, texts, self.template, generated)
         return [_encoded(choice, one) for choice, one in zip(choices, found, strict=True)]
 
@@ -97,11 +97,13 @@ class Selector:
         """
         choices, counts = self.chooser.choose(corpus, collected, rewards)
         rows = corpus.to_pylist()
-        examples = self._encode(rows, choices, counts)
+        examples = self._encode(rows, [one for one in choices if one.mode in MODES], counts)
         tables = []
+        if pairs := self._pairs(rows, [one for one in choices if one.mode in PAIR], counts):
+            tables.append(pairs)
         if self.chooser.averages and (chosen := [one for one in examples if one.choice.mode == "training"]):
             examples = [one for one in examples if one.choice.mode != "training"]
-            tables.append(self._average(rows, chosen, collected, counts))
+            tables.append(self._table(rows, chosen, self._average(chosen, collected, counts)))
         for teacher in range(len(self.chooser.names)):
             for mode in MODES:
                 chosen = [one for one in examples if one.choice.teacher == teacher and one.choice.mode == mode]
@@ -109,7 +111,8 @@ class Selector:
                     parts = [one.choice for one in chosen]
                     signals = self._signals(rows, parts, collected[teacher], lazy[teacher] if lazy else None)
                     transported = self._transport(teacher, signals, chosen, counts)
-                    tables.append(self._table(rows, chosen, transported, counts))
+                    tables.append(self._table(rows, chosen, transported))
+                    _count_tokens(transported, counts)
         return (pa.concat_tables(tables) if tables else self.schema.empty_table()), counts
 
     @property
@@ -140,9 +143,9 @@ class Selector:
         )
 
     def _average(
-        self, rows: list[dict], examples: list[EncodedChoice], collected: Sequence[pa.Table], counts: dict[str, float]
-    ) -> pa.Table:
-        """Builds the training-mode examples: mean distributions of all sources that may teach and did not refuse the row."""
+        self, examples: list[EncodedChoice], collected: Sequence[pa.Table], counts: dict[str, float]
+    ) -> TransportedRows:
+        """Returns the mean distributions of all sources that may teach and did not refuse the row, for training-mode examples."""
         offsets = response_ids(examples).offsets
         advantages = np.array([one.choice.advantages for one in examples])
         advantages[:, ~self.chooser.allowed] = np.nan
@@ -156,7 +159,9 @@ class Selector:
             vocab_size = self.projections[source].source.vocab_size
             signals = read_signals(table, "training", [0] * len(own), vocab_size, self.top_k)
             parts.append(spread_rows(self._transport(source, signals, own, counts), taken, offsets))
-        return self._table(rows, examples, average_rows(parts, ranks[:, sources], self.top_k), counts)
+        averaged = average_rows(parts, ranks[:, sources], self.top_k)
+        _count_tokens(averaged, counts)
+        return averaged
 
     def _transport(
         self, source: int, signals: SourceSignals, examples: list[EncodedChoice], counts: dict[str, float]
@@ -172,24 +177,40 @@ class Selector:
     def _encode(self, rows: list[dict], choices: list[Choice], counts: dict[str, float]) -> list[EncodedChoice]:
         """Encodes choices in the target's tokens. A choice is left out and counted if they do not spell its response, which would
         teach another text, if the target's template does not accept its prompt, or if a token of it is beyond the logits."""
-        examples = self.target.encode(rows, choices)
-        wrong = {*misspelt(self.target.tokens, response_ids(examples), [c.response.encode() for c in choices])}
+        examples, wrong = self._encode_all(rows, choices)
         refused = sum(one.refused is not None for one in examples)
-        size = self.target.tokens.vocab_size
-        wrong |= {place for place, one in enumerate(examples) if max(one.prompt_ids, default=0) >= size}
         add_counts(counts, {"misspelt_by_target": len(wrong) - refused, "examples": -len(wrong)})
         add_counts(counts, {"refused_by_target": refused} if refused else {})
         for choice in (choices[place] for place in wrong):
             add_counts(counts, {f"wins/{choice.mode}/{self.chooser.teacher_of(choice)}": -1})
         return [one for place, one in enumerate(examples) if place not in wrong]
 
-    def _table(
-        self, rows: list[dict], examples: list[EncodedChoice], transported: TransportedRows, counts: dict[str, float]
-    ) -> pa.Table:
-        """Returns the examples as a table of the select schema. Counts tokens, in total and by rule, and rows not aligned."""
-        used, choices = coverage(transported.rules.values), [one.choice for one in examples]
-        add_counts(counts, {f"rule/{rule}": number for rule, number in used.items()})
-        add_counts(counts, {"not_aligned": len(transported.refused), "tokens": len(transported.rules.values)})
+    def _encode_all(self, rows: list[dict], choices: list[Choice]) -> tuple[list[EncodedChoice], set[int]]:
+        """Encodes choices in the target's tokens, and returns the places of those that cannot be used."""
+        examples = self.target.encode(rows, choices)
+        wrong = {*misspelt(self.target.tokens, response_ids(examples), [c.response.encode() for c in choices])}
+        size = self.target.tokens.vocab_size
+        return examples, wrong | {place for place, one in enumerate(examples) if max(one.prompt_ids, default=0) >= size}
+
+    def _pairs(self, rows: list[dict], choices: list[Choice], counts: dict[str, float]) -> pa.Table | None:
+        """Returns the pairs as a table of the select schema, without distributions; None without pairs. If one answer cannot be
+        used, neither is the other, which is counted."""
+        examples, wrong = self._encode_all(rows, choices)
+        broken = {place // len(PAIR) for place in wrong}
+        kept = [one for place, one in enumerate(examples) if place // len(PAIR) not in broken]
+        if broken:
+            add_counts(counts, {"preference_pairs": -len(broken), "pairs_misspelt_by_target": len(broken)})
+        if not kept:
+            return None
+        ids = response_ids(kept)
+        shape = (len(ids.values), self.top_k)
+        nothing = TopK(np.zeros(shape, dtype=np.int64), np.full(shape, -np.inf, dtype=np.float16))
+        rules = Ragged(np.zeros(len(ids.values), dtype=np.uint8), ids.offsets)
+        return self._table(rows, kept, TransportedRows(RaggedTopK(nothing, ids.offsets), rules, {}))
+
+    def _table(self, rows: list[dict], examples: list[EncodedChoice], transported: TransportedRows) -> pa.Table:
+        """Returns the examples as a table of the select schema."""
+        choices = [one.choice for one in examples]
         columns: dict[str, Any] = {
             "row_id": [rows[c.row]["row_id"] for c in choices],
             "mode": [c.mode for c in choices],
@@ -207,6 +228,13 @@ class Selector:
             {f.name: c if isinstance(c := columns[f.name], pa.Array) else pa.array(c, f.type) for f in self.schema},
             schema=self.schema,
         )
+
+
+def _count_tokens(transported: TransportedRows, counts: dict[str, float]) -> None:
+    """Counts tokens, in total and by rule, and rows not aligned."""
+    used = coverage(transported.rules.values)
+    add_counts(counts, {f"rule/{rule}": number for rule, number in used.items()})
+    add_counts(counts, {"not_aligned": len(transported.refused), "tokens": len(transported.rules.values)})
 
 
 def response_ids(examples: Sequence[EncodedChoice]) -> Ragged:

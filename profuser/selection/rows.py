@@ -72,6 +72,8 @@ def read_rows(
     taught = np.full(len(row_ids), -1)
     for table in selected.tables(["row_id", "mode", "teacher", "sample", "advantages"]):
         for example in table.to_pylist():
+            if example["mode"] not in MODES:
+                continue
             row = place[example["row_id"]]
             if example["teacher"] != AVERAGE:
                 teachers[row, MODES.index(example["mode"])] = names.index(example["teacher"])
@@ -107,7 +109,7 @@ def wins_by_category(selected: Artifact) -> dict[str, Counter[tuple[str, str]]]:
     for table in selected.tables(["category", "mode", "teacher"]):
         categories, modes, teachers = (table[name].to_pylist() for name in ("category", "mode", "teacher"))
         for category, mode, teacher in zip(categories, modes, teachers, strict=True):
-            if category is not None:
+            if category is not None and mode in MODES:
                 out.setdefault(category, Counter())[mode, teacher] += 1
     return {category: out[category] for category in sorted(out)}
 

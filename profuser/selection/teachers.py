@@ -8,16 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from profuser.alignment.spans import misspelt
 from profuser.alignment.token_bytes import TokenBytes
-from profuser.artifacts.schemas import MODES
+from profuser.artifacts.schemas import MODES, PAIR
 from profuser.engines.signal_tables import candidate_answers
 from profuser.errors import ArtifactError
 from profuser.recipe.selecting import AVERAGE, SelectConfig
-from profuser.rewards.voting import RewardScale, row_draws, vote
+from profuser.rewards.voting import RewardScale, Votes, row_draws, standardised, vote
 from profuser.selection.advantage import min_ce, training_advantage
+from profuser.selection.pairs import choose_pair, mean_rewards
 from profuser.signals.codec import from_list_column
 
 LIGHT_COLUMNS = (
@@ -38,14 +39,28 @@ class Choice:
 
     row: int
     mode: str
+    """One of `PARTS`: a mode, or one of the answers of a pair."""
     teacher: int
-    """Source that is best in this mode; in training mode with `training_teacher: average` the others teach too."""
+    """Source that is best in this mode; in training mode with `training_teacher: average` the others teach too. For an answer of a
+    pair, the source that gave it."""
     sample: int
-    """Index of the teacher's answer; 0 in training mode."""
+    """Index of the source's answer; 0 in training mode."""
     advantages: list[float]
     response: str
     cut: bool
     """Whether the answer was truncated by its length limit: no end of turn follows."""
+
+
+@dataclass(frozen=True)
+class JudgedAnswers:
+    """The answers to the rows of a shard, with their votes. M answers to a row, source by source."""
+
+    answers: list[list[str | None]]
+    """The answers of the sources that may teach, `[N][M]`."""
+    reasons: list[list[list[str]]]
+    """Why each answer ended, `[sources][N][S]`."""
+    scores: Float[np.ndarray, "N M R"]
+    votes: Votes
 
 
 @dataclass(frozen=True)
@@ -73,7 +88,7 @@ class Chooser:
     def choose(
         self, corpus: pa.Table, collected: Sequence[pa.Table], rewards: Sequence[pa.Table]
     ) -> tuple[list[Choice], dict[str, float]]:
-        """Chooses the teachers of both modes.
+        """Chooses the teachers of both modes, and the pairs of answers if the recipe wants any.
 
         Args:
             corpus: corpus rows of the shard.
@@ -81,8 +96,9 @@ class Chooser:
             rewards: each reward's scores of the sources' answers, `[R]`.
 
         Returns:
-            The choices, and counts: rows, rows that were left out, rows that a source misspells, wins (if all sources teach
-            together, the win counts for `average`), and rows whose answers do not teach: all rejected, not judged, or tied.
+            The choices (both answers of a pair follow one another), and counts: rows, rows that were left out, rows that a source
+            misspells, wins (if all sources teach together, the win counts for `average`), and rows whose answers do not teach: all
+            rejected, not judged, or tied.
 
         Raises:
             ArtifactError: the tables do not have the same rows.
@@ -90,7 +106,9 @@ class Chooser:
         _check_same_rows(corpus, [*collected, *rewards])
         rows = corpus.to_pylist()
         counts: dict[str, float] = {"rows": len(rows)}
-        choices = self._training(rows, collected, counts) + self._inference(rows, collected, rewards, counts)
+        judged = self._judge(rows, collected, rewards)
+        choices = self._training(rows, collected, counts) + self._inference(judged, counts)
+        choices += self._pairs(judged, counts) if self.config.preference else []
         if self.config.incomplete_rows == "drop":
             incomplete = _incomplete(collected)
             counts["incomplete_rows"] = int(incomplete.sum())
@@ -99,7 +117,9 @@ class Chooser:
         for mode in MODES:
             for name in (*self.names, *([AVERAGE] if self.averages else [])):
                 counts[f"wins/{mode}/{name}"] = taught.count((mode, name))
-        counts["examples"] = len(choices)
+        counts["examples"] = sum(choice.mode in MODES for choice in choices)
+        if self.config.preference:
+            counts["preference_pairs"] = (len(choices) - counts["examples"]) // len(PAIR)
         return choices, counts
 
     @property
@@ -137,10 +157,8 @@ class Chooser:
             if teacher >= 0
         ]
 
-    def _inference(
-        self, rows: list[dict], collected: Sequence[pa.Table], rewards: Sequence[pa.Table], counts: dict[str, float]
-    ) -> list[Choice]:
-        """Chooses the answer with the most votes of the rewards; counts the rows without one, and ties."""
+    def _judge(self, rows: list[dict], collected: Sequence[pa.Table], rewards: Sequence[pa.Table]) -> JudgedAnswers:
+        """Lets the rewards vote on the answers of each row."""
         allowed = np.repeat(self.allowed, self.num_samples)
         answers = [
             [answer if may else None for answer, may in zip(row, allowed, strict=True)]
@@ -148,7 +166,12 @@ class Chooser:
         ]
         scores = np.stack([np.array(table["scores"].to_pylist(), dtype=np.float64) for table in rewards], axis=2)
         draws = row_draws((row["row_id"] for row in rows), self.seed)
-        result = vote(scores, answers, self.scales, self.config.vote, self.weights, self.thresholds, draws)
+        votes = vote(scores, answers, self.scales, self.config.vote, self.weights, self.thresholds, draws)
+        return JudgedAnswers(answers, [table["finish_reasons"].to_pylist() for table in collected], scores, votes)
+
+    def _inference(self, judged: JudgedAnswers, counts: dict[str, float]) -> list[Choice]:
+        """Chooses the answer with the most votes of the rewards; counts the rows without one, and ties."""
+        answers, result = judged.answers, judged.votes
         has_answer = np.array([any(text is not None for text in row) for row in answers], dtype=bool)
         is_accepted = np.array(
             [
@@ -161,15 +184,34 @@ class Chooser:
         counts["rows_not_judged"] = int((has_answer & ~result.judged).sum())
         counts["ties_shared_out"] = int((result.tied & (result.winner >= 0)).sum())
         counts["rows_without_majority"] = int((is_accepted & result.judged & (result.winner < 0)).sum())
-        reasons = [table["finish_reasons"].to_pylist() for table in collected]
-        out = []
-        for row, winner in enumerate(result.winner.tolist()):
-            if winner >= 0:
-                teacher, sample = divmod(winner, self.num_samples)
-                cut = reasons[teacher][row][sample] == "length"
-                votes, text = result.votes[row].tolist(), answers[row][winner] or ""
-                out.append(Choice(row, "inference", teacher, sample, votes, text, cut))
+        winners = enumerate(result.winner.tolist())
+        return [self._answer(judged, row, winner, "inference") for row, winner in winners if winner >= 0]
+
+    def _pairs(self, judged: JudgedAnswers, counts: dict[str, float]) -> list[Choice]:
+        """Chooses the pairs of preference mode; counts the rows with several answers of which no two make one."""
+        config, standard = self.config.preference, standardised(judged.scores, self.scales)
+        weights = np.ones(standard.shape[2]) if self.weights is None else np.asarray(self.weights)
+        out: list[Choice] = []
+        counts["rows_without_pair"] = 0
+        for row, answers in enumerate(judged.answers):
+            whole = [None if self._is_cut(judged, row, place) else text for place, text in enumerate(answers)]
+            means, votes = mean_rewards(standard[row], weights), judged.votes
+            pair = config and choose_pair(whole, votes.votes[row], means, votes.rejected[row], self.num_samples, config)
+            if pair:
+                out += [self._answer(judged, row, place, mode) for place, mode in zip(pair, PAIR, strict=True)]
+            elif sum(text is not None for text in answers) > 1:
+                counts["rows_without_pair"] += 1
         return out
+
+    def _answer(self, judged: JudgedAnswers, row: int, place: int, mode: str) -> Choice:
+        """Returns an answer as a choice."""
+        votes, text = judged.votes.votes[row].tolist(), judged.answers[row][place] or ""
+        return Choice(row, mode, *divmod(place, self.num_samples), votes, text, self._is_cut(judged, row, place))
+
+    def _is_cut(self, judged: JudgedAnswers, row: int, place: int) -> bool:
+        source, sample = divmod(place, self.num_samples)
+        reasons = judged.reasons[source][row]
+        return sample < len(reasons) and reasons[sample] == "length"
 
 
 def _incomplete(collected: Sequence[pa.Table]) -> Bool[np.ndarray, "N"]:

@@ -4,8 +4,9 @@ Everything follows from the seed, the schedule and the position in the stream of
 state, and a run with another number of workers makes the same updates. Legend: R training rows of the index.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -13,15 +14,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from profuser.artifacts.schemas import MODES
+from profuser.artifacts.schemas import MODES, PAIR, PARTS
 from profuser.errors import TrainingError
 from profuser.recipe.fusing import FuseConfig, count_steps
-from profuser.recipe.schedule import ModeWeights, Schedule, SchedulePiece, Weights
+from profuser.recipe.schedule import ModeWeights, Schedule, SchedulePiece, Weights, uses
 from profuser.training.examples import ExampleIndex, ExampleReader
 from profuser.training.step import PackedExamples, collate
 
 Key = tuple[int, int]
-"""An example: row of the index, and index into `MODES`."""
+"""An example: row of the index, and index into `PARTS`."""
 Pack = list[Key]
 """Examples concatenated in one sequence."""
 
@@ -37,13 +38,17 @@ class Update:
     """Rows of the stream consumed after it."""
     weights: ModeWeights
     num_tokens: tuple[int, ...]
-    """Response tokens of the whole batch, per mode."""
-    weighted_tokens: tuple[float, ...]
-    """The same, weighted by example: the denominators of the loss."""
+    """Response tokens of the whole batch, by `PARTS`."""
+    denominators: tuple[float, ...]
+    """What divides the losses, by `PARTS`: response tokens weighted by example; for pairs, their number."""
     sequence_tokens: int
     """Prompt and response tokens of the whole batch."""
     keys: list[Key]
-    """Examples of the update."""
+    """Examples of the update; the answers of a pair follow one another."""
+
+    def only_pairs(self) -> "Update":
+        """Returns the update without its examples of the two modes."""
+        return replace(self, keys=[key for key in self.keys if key[1] >= len(MODES)])
 
 
 class UpdatePlan:
@@ -65,13 +70,14 @@ class UpdatePlan:
     def __init__(self, index: ExampleIndex, config: FuseConfig, seed: int):
         self.index, self.config, self.seed = index, config, seed
         self.rows, self.validation = index.split(config.validation_rows, seed)
-        self.num_steps = count_steps(config, int(index.tokens[self.rows].sum()))
+        parts = len(PARTS) if uses(config.schedule, "preference") else len(MODES)
+        self.num_steps = count_steps(config, int(index.tokens[self.rows, :parts].sum()))
         self._epoch = lru_cache(maxsize=2)(self._order)
         self._sizes = lru_cache(self._sizes_of)
         for piece in config.schedule:
             # A moving piece starts with its own weights only; after that both ends contribute.
             for ends in ((piece,), (piece, piece.to or piece)):
-                self._sizes(_modes(*ends))
+                self._sizes(_parts(*ends))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Drops the cached orders and sizes, which are recomputed elsewhere."""
@@ -79,19 +85,20 @@ class UpdatePlan:
 
     def update(self, step: int, cursor: int, weights: ModeWeights) -> Update:
         """Returns the update of the next rows whose tokens fit in the batch, without modes of zero weight."""
-        modes = _modes(weights)
-        sizes = self._sizes(modes)
+        parts = _parts(weights)
+        sizes = self._sizes(parts)
         taken: list[int] = []
         size, end = 0, cursor
         while size + sizes[row := self._row(end)] <= self.config.batch_tokens:
             taken.append(row)
             size += int(sizes[row])
             end += 1
-        keys = [(row, mode) for row in taken for mode in modes if self.index.tokens[row, mode]]
-        responses = self.index.responses[taken] * [mode in modes for mode in range(len(MODES))]
+        keys = [(row, part) for row in taken for part in parts if self.index.tokens[row, part]]
+        responses = self.index.responses[taken] * [part in parts for part in range(len(PARTS))]
         num_tokens = tuple(int(n) for n in responses.sum(axis=0))
-        weighted = tuple(float(n) for n in (responses * self.index.weights[taken]).sum(axis=0))
-        return Update(step, cursor, end, weights, num_tokens, weighted, size, keys)
+        divided = responses * self.index.weights[taken]
+        divided[:, len(MODES) :] = responses[:, len(MODES) :] > 0
+        return Update(step, cursor, end, weights, num_tokens, tuple(map(float, divided.sum(axis=0))), size, keys)
 
     def window_end(self, cursor: int) -> int:
         """Returns the end of the shuffled window, in the stream, that contains this position."""
@@ -112,7 +119,10 @@ class UpdatePlan:
 
     def _deal(self, keys: Sequence[Key], world_size: int, rank: int) -> list[list[Pack]]:
         lengths = {key: int(self.index.tokens[key]) for key in keys}
-        packs = pack(lengths, self.config.max_tokens) if self.config.packing else [[key] for key in lengths]
+        # An update that spans two epochs may have an example twice.
+        numbered = {(unit, number): sum(lengths[key] for key in unit) for unit, number in _numbered(_units(keys))}
+        bins = pack(numbered, self.config.max_tokens) if self.config.packing else [[unit] for unit in numbered]
+        packs = [[key for unit, _ in each for key in unit] for each in bins]
         widths = [sum(lengths[key] for key in each) for each in packs]
         return micro_batches(packs, widths, self.config.micro_batch_tokens, world_size)[rank::world_size]
 
@@ -136,12 +146,13 @@ class UpdatePlan:
             windows.append(rng.permutation(np.concatenate(waiting)))
         return np.concatenate(windows), np.cumsum([len(window) for window in windows])
 
-    def _sizes_of(self, modes: tuple[int, ...]) -> Int[np.ndarray, "all"]:
-        """Returns the tokens of every row of the index in these modes."""
-        sizes = self.index.tokens[:, modes].sum(axis=1)
+    def _sizes_of(self, parts: tuple[int, ...]) -> Int[np.ndarray, "all"]:
+        """Returns the tokens of every row of the index in these parts."""
+        sizes = self.index.tokens[:, parts].sum(axis=1)
         if not sizes[self.rows].any():
+            names = [PARTS[part] for part in parts if part < len(MODES)] + ["preference"] * (len(MODES) in parts)
             raise TrainingError(
-                f"fuse: no example in the mode that the schedule trains ({' and '.join(MODES[mode] for mode in modes)}); check "
+                f"fuse: no example in the mode that the schedule trains ({' and '.join(names)}); check "
                 "select's counts: if verifiers accepted no answer, lower their accept_above, or set it to null to reject none"
             )
         if sizes[self.rows].max() > self.config.batch_tokens:
@@ -152,9 +163,26 @@ class UpdatePlan:
         return sizes
 
 
-def _modes(*weights: ModeWeights | Weights | SchedulePiece) -> tuple[int, ...]:
-    """Returns the modes (indices into `MODES`) to which at least one of these gives weight."""
-    return tuple(place for place, mode in enumerate(MODES) if any(getattr(each, mode) > 0 for each in weights))
+def _parts(*weights: ModeWeights | Weights | SchedulePiece) -> tuple[int, ...]:
+    """Returns the indices into `PARTS` of what at least one of these gives weight to."""
+    modes = [*MODES, *["preference"] * len(PAIR)]
+    return tuple(place for place, mode in enumerate(modes) if any(getattr(each, mode) > 0 for each in weights))
+
+
+def _units(keys: Sequence[Key]) -> list[tuple[Key, ...]]:
+    """Returns what stays together in a pack: examples alone, pairs with both answers."""
+    first = len(MODES)
+    return [(key, (key[0], first + 1)) if key[1] == first else (key,) for key in keys if key[1] <= first]
+
+
+def _numbered(units: Sequence[tuple[Key, ...]]) -> list[tuple[tuple[Key, ...], int]]:
+    """Returns each with the number of its earlier occurrences."""
+    seen: Counter[tuple[Key, ...]] = Counter()
+    out = []
+    for unit in units:
+        out.append((unit, seen[unit]))
+        seen[unit] += 1
+    return out
 
 
 def pack(lengths: dict[Any, int], capacity: int) -> list[list[Any]]:
@@ -188,8 +216,18 @@ def micro_batches(packs: Sequence[Pack], widths: Sequence[int], max_tokens: int,
     return batches
 
 
-def windows_from(plan: UpdatePlan, schedule: Schedule, step: int, cursor: int) -> Iterator[list[Update]]:
-    """Yields the remaining updates, by the window of rows in which each starts, under the weights known so far."""
+def windows_from(
+    plan: UpdatePlan, schedule: Schedule, step: int, cursor: int, only_pairs: bool = False
+) -> Iterator[list[Update]]:
+    """Yields the remaining updates, by the window of rows in which each starts, under the weights known so far.
+
+    Args:
+        plan: the rows of each update.
+        schedule: the weights.
+        step: the first update.
+        cursor: rows of the stream consumed before it.
+        only_pairs: leave out all examples but pairs.
+    """
     window: list[Update] = []
     end = 0
     for number in range(step, plan.num_steps):
@@ -199,7 +237,7 @@ def windows_from(plan: UpdatePlan, schedule: Schedule, step: int, cursor: int) -
             window = []
         if not window:
             end = plan.window_end(cursor)
-        window.append(update)
+        window.append(update.only_pairs() if only_pairs else update)
         cursor = update.end
     if window:
         yield window

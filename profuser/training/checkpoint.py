@@ -46,6 +46,7 @@ class Checkpointer:
             state = {name: getattr(trainer, name) for name in COUNTERS} | {
                 "schedule": trainer.schedule.state_dict(),
                 "spikes": trainer.spikes.state_dict(),
+                "reference": trainer.reference.state_dict(),
                 "history": trainer.history,
             }
             (folder / PROGRESS).write_text(json.dumps(state))
@@ -84,6 +85,8 @@ def load_checkpoint(trainer: Trainer, folder: Path, weights_only: bool = False) 
     trainer.schedule.load_state_dict(progress["schedule"])
     trainer.spikes.load_state_dict(progress["spikes"])
     trainer.history = progress["history"]
+    if "reference" in progress:
+        trainer.reference.load_state_dict(progress["reference"])
 
 
 def _state(trainer: Trainer) -> dict[str, Any]:

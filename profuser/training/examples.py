@@ -1,6 +1,7 @@
 """Indexes and reads the training examples of the select artifact.
 
-Legend: R corpus rows that have an example, K top-k, T response tokens. Columns `[R, 2]` are by mode, in the order of `MODES`.
+Legend: R corpus rows that have an example, K top-k, T response tokens. Columns `[R, 4]` are by mode and answer of a pair, in the
+order of `PARTS`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float, Int, Integer
 
-from profuser.artifacts.schemas import MODES
+from profuser.artifacts.schemas import MODES, PARTS
 from profuser.errors import ArtifactError
 from profuser.selection.advantage import margins
 from profuser.signals.codec import TopK, from_columns, from_list_column
@@ -23,11 +24,11 @@ LIGHT_COLUMNS = ("row_id", "mode", "teacher", "advantages", "prompt_ids", "respo
 
 @dataclass(frozen=True, eq=False)
 class TrainingExample:
-    """One mode of one corpus row, in the target's tokens, cut to `max_tokens`."""
+    """One mode of one corpus row, or one answer of its pair, in the target's tokens, cut to `max_tokens`."""
 
     row_id: str
     mode: int
-    """Index into `MODES`."""
+    """Index into `PARTS`."""
     teacher: str
     prompt_ids: Integer[np.ndarray, "P"]
     response_ids: Integer[np.ndarray, "T"]
@@ -45,16 +46,16 @@ class TrainingExample:
 
 @dataclass(frozen=True, eq=False)
 class ExampleIndex:
-    """Location and length of every row's examples: 32 bytes per row, for planning without reading them."""
+    """Location and length of every row's examples: 56 bytes per row, for planning without reading them."""
 
     shards: Int[np.ndarray, "R"]
     ordinals: Int[np.ndarray, "R"]
     """Index of the row among its shard's rows, in order of first occurrence."""
-    tokens: Int[np.ndarray, "R 2"]
-    """Prompt and response tokens; 0 if the row has no example in this mode."""
-    responses: Int[np.ndarray, "R 2"]
+    tokens: Int[np.ndarray, "R 4"]
+    """Prompt and response tokens; 0 if the row has no such example."""
+    responses: Int[np.ndarray, "R 4"]
     """Response tokens only."""
-    weights: Float[np.ndarray, "R 2"]
+    weights: Float[np.ndarray, "R 4"]
     """Weight of each example within its mode, 0 to 1."""
     num_cut: int
     """Examples that were longer than `max_tokens`."""
@@ -62,6 +63,8 @@ class ExampleIndex:
     """Examples whose prompt leaves no room for a response."""
     teachers: dict[str, int]
     """Examples by teacher."""
+    num_long_pairs: int = 0
+    """Pairs that are left out because both answers, each with the prompt, are longer than `max_tokens` together."""
 
     @classmethod
     def build(
@@ -86,8 +89,10 @@ class ExampleIndex:
             name: np.concatenate([getattr(part, name) for part in parts])
             for name in ("shards", "ordinals", "tokens", "responses", "weights")
         }
-        cut, left_out = (sum(getattr(part, name) for part in parts) for name in ("num_cut", "num_left_out"))
-        return cls(**arrays, num_cut=cut, num_left_out=left_out, teachers=teachers)
+        cut, left_out, long_pairs = (
+            sum(getattr(part, name) for part in parts) for name in ("num_cut", "num_left_out", "num_long_pairs")
+        )
+        return cls(**arrays, num_cut=cut, num_left_out=left_out, num_long_pairs=long_pairs, teachers=teachers)
 
     def split(self, num_validation: int, seed: int) -> tuple[Int[np.ndarray, "R1"], Int[np.ndarray, "R2"]]:
         """Returns the training rows and the validation rows (the requested number, but at most a tenth), both ascending."""
@@ -99,20 +104,24 @@ class ExampleIndex:
 def _index_shard(number: int, table: pa.Table, max_tokens: int, weighting: str) -> ExampleIndex:
     ids = table["row_id"].combine_chunks().dictionary_encode()
     ordinals = ids.indices.to_numpy(zero_copy_only=False)
-    mode = np.array([MODES.index(name) for name in table["mode"].to_pylist()], dtype=np.int64)
+    mode = np.array([PARTS.index(name) for name in table["mode"].to_pylist()], dtype=np.int64)
     prompt, response = (
         pc.list_value_length(table[name]).to_numpy().astype(np.int32)  # type: ignore[attr-defined]
         for name in ("prompt_ids", "response_ids")
     )
-    kept = np.clip(max_tokens - prompt, 0, response)
-    tokens, responses = (np.zeros((len(ids.dictionary), len(MODES)), dtype=np.int32) for _ in range(2))
+    kept, is_pair = np.clip(max_tokens - prompt, 0, response), mode >= len(MODES)
+    tokens, responses = (np.zeros((len(ids.dictionary), len(PARTS)), dtype=np.int32) for _ in range(2))
+    # A pair's answers are trained together, whole or not at all.
+    pair_tokens = np.zeros(len(ids.dictionary), dtype=np.int64)
+    np.add.at(pair_tokens, ordinals[is_pair], (prompt + response)[is_pair])
+    kept = np.where(is_pair, np.where(pair_tokens[ordinals] <= max_tokens, response, 0), kept)
     tokens[ordinals, mode] = np.where(kept > 0, prompt + kept, 0)
     responses[ordinals, mode] = kept
     weights = np.ones(tokens.shape, dtype=np.float32)
     if weighting == "margin":
         weights[ordinals, mode] = _margins(table["advantages"], mode)
     present = np.flatnonzero(tokens.any(axis=1))
-    names = [name for name, left in zip(table["teacher"].to_pylist(), kept, strict=True) if left]
+    names = [name for name, left in zip(table["teacher"].to_pylist(), kept * ~is_pair, strict=True) if left]
     return ExampleIndex(
         shards=np.full(len(present), number, dtype=np.int32),
         ordinals=present.astype(np.int32),
@@ -120,13 +129,14 @@ def _index_shard(number: int, table: pa.Table, max_tokens: int, weighting: str) 
         responses=responses[present],
         weights=weights[present],
         num_cut=int(((kept > 0) & (kept < response)).sum()),
-        num_left_out=int((kept == 0).sum()),
+        num_left_out=int(((kept == 0) & ~is_pair).sum()),
+        num_long_pairs=int((pair_tokens > max_tokens).sum()),
         teachers={name: names.count(name) for name in sorted(set(names))},
     )
 
 
 def _margins(advantages: pa.ChunkedArray, mode: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
-    out = np.zeros(len(mode))
+    out = (mode >= len(MODES)).astype(np.float64)
     for index, name in enumerate(MODES):
         own = np.flatnonzero(mode == index)
         if len(own):
@@ -169,7 +179,7 @@ class ExampleReader:
         """Returns the positions of a shard's examples by (ordinal, mode), and a function that reads the one at a position."""
         table = self.read_shard(shard)
         ordinals = table["row_id"].combine_chunks().dictionary_encode().indices.to_pylist()
-        modes = [MODES.index(name) for name in table["mode"].to_pylist()]
+        modes = [PARTS.index(name) for name in table["mode"].to_pylist()]
         row_ids, teachers, num_bytes = (table[name].to_pylist() for name in ("row_id", "teacher", "response_bytes"))
         topk = from_columns(table, "topk", self.top_k, self.vocab_size)
         prompts, responses = (from_list_column(table[name]) for name in ("prompt_ids", "response_ids"))

@@ -4,28 +4,38 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from profuser.artifacts.schemas import MODES
+from profuser.artifacts.schemas import MODES, PAIR, PARTS
 from profuser.errors import TrainingError
 from profuser.recipe.fusing import FuseConfig
 from profuser.recipe.schedule import Schedule
 from profuser.training.batches import Update, UpdatePlan
 from profuser.training.guards import SpikeWatch, explain_out_of_memory, worst_rows
 from profuser.training.optimizer import learning_rate, make_optimizer, step_if_finite
+from profuser.training.reference import Reference
 from profuser.training.step import FusionModule, PackedExamples, on_device
 from profuser.training.step_metrics import ModelFlops, StepMetrics, peak_memory_gib, peak_tflops
 
 Record = dict[str, float]
 """Metrics of an update by name; at a checkpoint also held-out bits per byte."""
-Stream = Callable[["Trainer"], Iterator[tuple[Update, list[PackedExamples]]]]
-"""Yields the remaining updates of a trainer's plan, with this worker's micro-batches."""
 HELDOUT = "heldout_bits_per_byte"
+OF_PAIRS = ("preference_nats", "preference_lead", "preference_accuracy")
+"""Means over the pairs of an update: loss, lead of the better answer in reward, and share of pairs where it leads."""
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Yields the remaining updates of a trainer's plan, with this worker's micro-batches."""
+
+    def __call__(self, trainer: "Trainer", only_pairs: bool = False) -> Iterator[tuple[Update, list[PackedExamples]]]:
+        """Starts at the trainer's position; with `only_pairs`, the updates have no other examples."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,8 @@ class LaunchedStep:
     ce_nats: list[Tensor]
     """Cross-entropy per response token of each micro-batch."""
     numbers: Tensor
-    """On the host once `done`: CE sums, KL sums, workers that want to stop, gradient norm."""
+    """On the host once `done`: CE sums and KL sums by `PARTS`; loss, lead and correct order summed over pairs; workers that want
+    to stop; gradient norm."""
     done: Any
     """CUDA event; None if there is nothing to wait for."""
     learning_rate: float
@@ -82,6 +93,7 @@ class Trainer:
         self.schedule = Schedule(config.schedule, plan.num_steps)
         self.optimizer = make_optimizer(module, config.optimizer)
         self.spikes = SpikeWatch(config.guards.spike_deviations)
+        self.reference = Reference()
         self.flops, self.peak_tflops = ModelFlops.of(module.model), peak_tflops(self.device)
         self.step = self.cursor = self.skipped = self.consecutive_skips = 0
         self.history: list[Record] = []
@@ -95,18 +107,21 @@ class Trainer:
     def run(self, stream: Stream, hooks: Hooks) -> bool:
         """Runs the remaining updates; returns False if stopped before the last one.
 
-        If a piece of the schedule ends early, the updates prepared by the stream are invalid, and a new stream starts.
+        If a piece of the schedule ends early, the updates prepared by the stream are invalid, and a new stream starts. Before a
+        piece that trains pairs, the target is scored as their reference.
 
         Raises:
             TrainingError: too many consecutive steps had a non-finite gradient, or memory ran out.
         """
         with explain_out_of_memory(self.config, self.device):
             while self.step < self.plan.num_steps:
+                if self.reference.is_due(self):
+                    self.reference.measure(self, stream)
                 for update, batches in stream(self):
                     moved_on, stopped = self._advance(update, batches, hooks)
                     if stopped:
                         return False
-                    if moved_on:
+                    if moved_on or self.reference.is_due(self):
                         break
         return True
 
@@ -133,17 +148,21 @@ class Trainer:
         rate = self._learning_rate(update.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        shares = [getattr(update.weights, m) / (n or 1.0) for m, n in zip(MODES, update.weighted_tokens, strict=True)]
+        weights = [getattr(update.weights, mode) for mode in MODES] + [update.weights.preference] * len(PAIR)
+        shares = [weight / (n or 1.0) for weight, n in zip(weights, update.denominators, strict=True)]
         scale = on_device(torch.tensor(shares), self.device)
-        sums = torch.zeros(2 * len(MODES) + 1, device=self.device)
+        sums = torch.zeros(2 * len(PARTS) + len(OF_PAIRS) + 1, device=self.device)
         ce_nats = []
         for each in batches:
-            batch = each.tensors(self.device)
+            batch = each.tensors(self.device, self.reference.of(each))
             losses = self.module(batch, scale)
             # FSDP averages gradients over the workers; the denominators are already those of the whole batch.
             (losses.total * self.world_size).backward()
             for part, values in enumerate((losses.ce_nats, losses.kl_nats)):
-                sums[part * len(MODES) :].index_add_(0, batch.mode, values.float())
+                sums[part * len(PARTS) :].index_add_(0, batch.mode, values.float())
+            if losses.pairs:
+                nats, leads, _ = losses.pairs
+                sums[2 * len(PARTS) : -1] += torch.stack([nats, leads, (leads > 0).to(nats)]).sum(1)
             ce_nats.append(losses.ce_nats)
         norm: Any = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optimizer.clip_norm)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
@@ -186,7 +205,7 @@ class Trainer:
         sums = torch.zeros(2, len(MODES), dtype=torch.float64, device=self.device)
         for each in self.validation:
             batch = each.tensors(self.device)
-            losses = self.module(batch, torch.ones(len(MODES), device=self.device))
+            losses = self.module(batch, torch.ones(len(PARTS), device=self.device))
             sums[0].index_add_(0, batch.mode, losses.ce_nats.double())
             sizes = torch.from_numpy(each.response_bytes).to(self.device)
             sums[1].index_add_(0, torch.from_numpy(each.mode).to(self.device, torch.int64), sizes)
@@ -229,10 +248,13 @@ class Trainer:
 
     def _metrics(self, update: Update, sums: list[float], rate: float, grad_norm: float, seconds: float) -> StepMetrics:
         nats: dict[str, float | None] = {}
-        for index, mode in enumerate(MODES):
+        for index, name in enumerate(PARTS):
             count = update.num_tokens[index]
-            for part, name in enumerate(("ce", "kl")):
-                nats[f"{name}_{mode}_nats"] = sums[part * len(MODES) + index] / count if count else None
+            for part, loss in enumerate(("ce", "kl")[: 1 + (name in MODES)]):
+                nats[f"{loss}_{name}_nats"] = sums[part * len(PARTS) + index] / count if count else None
+        if pairs := update.denominators[-1]:
+            nats |= {"pairs": pairs, "weight_preference": update.weights.preference}
+            nats |= {name: value / pairs for name, value in zip(OF_PAIRS, sums[2 * len(PARTS) :], strict=False)}
         lengths = np.array([self.plan.index.tokens[key] for key in update.keys])
         tflops = self.flops.update(lengths, sum(update.num_tokens)) / seconds / self.world_size / 1e12
         return StepMetrics(

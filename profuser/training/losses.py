@@ -22,6 +22,7 @@ from profuser.models.output_head import OutputHead
 from profuser.training import loss_kernels
 from profuser.training.divergences import FORWARD_KL, Divergence, Tail
 from profuser.training.loss_passes import KernelPasses, Passes, PlainPasses
+from profuser.training.preference import PairLosses
 
 IGNORE = -100
 """As a target: the token is ignored, as in `torch.nn.functional.cross_entropy`."""
@@ -42,6 +43,8 @@ class TokenLosses(NamedTuple):
     """Tokens that are not ignored."""
     num_taught: Int[Tensor, ""]
     """Tokens that are not ignored and have a teacher's distribution."""
+    pairs: PairLosses | None = None
+    """Losses of the pairs of preference mode; None if there are none."""
 
 
 def fusion_loss(
@@ -85,10 +88,7 @@ def fusion_loss(
         backward pass needs no second product with the vocabulary.
     """
     kind = hidden.device.type
-    weight = head.weight
-    if torch.is_autocast_enabled(kind):
-        low = torch.get_autocast_dtype(kind)
-        hidden, weight = hidden.to(low), weight.to(low)
+    hidden, weight = _product_types(hidden, head.weight)
     kernels = loss_kernels.kernels_supported(hidden.device) if kernels is None else kernels
     working = _working(hidden.dtype)
     topk_logprobs, ce_weight, kl_weight = (each.to(working) for each in (topk_logprobs, ce_weight, kl_weight))
@@ -115,6 +115,37 @@ def fusion_loss(
             torch.zeros_like(targets) if kinds is None else kinds,
         )
     return TokenLosses(total, ce * counted, kl, counted.sum(), taught.sum())
+
+
+@torch.no_grad()
+def token_nats(
+    hidden: Float[Tensor, "N D"],
+    head: OutputHead,
+    targets: Int[Tensor, "N"],
+    chunk_tokens: int = 1024,
+    kernels: bool | None = None,
+) -> Float[Tensor, "N"]:
+    """Returns the cross-entropy of each token as `fusion_loss` computes it, without gradients. Arguments as there."""
+    hidden, weight = _product_types(hidden, head.weight)
+    working = _working(hidden.dtype)
+    kernels = loss_kernels.kernels_supported(hidden.device) if kernels is None else kernels
+    make = KernelPasses if kernels and working == torch.float32 else PlainPasses
+    out = torch.empty(len(hidden), dtype=working, device=hidden.device)
+    with torch.autocast(hidden.device.type, enabled=False):
+        for start in range(0, len(hidden), chunk_tokens):
+            part = slice(start, start + chunk_tokens)
+            passes = make(hidden[part] @ weight.T, head.bias, head.scale, head.softcap)
+            out[part] = -passes.log_probs(targets[part, None])[:, 0]
+    return out
+
+
+def _product_types(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns both in the type of autocast's products, if it is on."""
+    kind = hidden.device.type
+    if not torch.is_autocast_enabled(kind):
+        return hidden, weight
+    low = torch.get_autocast_dtype(kind)
+    return hidden.to(low), weight.to(low)
 
 
 class _FusionLoss(torch.autograd.Function):

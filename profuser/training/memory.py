@@ -198,6 +198,8 @@ def _batch(rows: int, length: int, boundaries: Boundaries) -> MicroBatch:
         topk_logprobs=torch.zeros(num_tokens, TOP_K),
         mode=torch.zeros(num_tokens, dtype=torch.int64),
         weight=torch.ones(num_tokens),
+        pair=torch.zeros(num_tokens, dtype=torch.int64),
+        reference=torch.zeros(0, 2),
         boundaries=boundaries,
     )
 

@@ -1,6 +1,7 @@
 """One forward pass of the fusion: packed examples as arrays, and the module that computes the loss from them.
 
-Legend: B sequences, S tokens of the longest, E examples, N response tokens of the micro-batch, K top-k.
+Legend: B sequences, S tokens of the longest, E examples, N response tokens of the micro-batch, K top-k, P pairs of answers. An
+example is one mode of a corpus row, or one answer of a pair.
 """
 
 import inspect
@@ -23,7 +24,8 @@ from profuser.training import loss_kernels
 from profuser.training.attention import WITHOUT_MASK, Boundaries, set_attention
 from profuser.training.divergences import Divergence, Tail
 from profuser.training.examples import TrainingExample
-from profuser.training.losses import TokenLosses, fusion_loss
+from profuser.training.losses import TokenLosses, fusion_loss, token_nats
+from profuser.training.preference import PREFERRED, PairLosses, pair_losses
 
 
 class MicroBatch(NamedTuple):
@@ -38,9 +40,13 @@ class MicroBatch(NamedTuple):
     topk_ids: Int[Tensor, "N K"]
     topk_logprobs: Float[Tensor, "N K"]
     mode: Int[Tensor, "N"]
-    """Index into `MODES`."""
+    """Index into `PARTS`."""
     weight: Float[Tensor, "N"]
     """Weight of the token's example."""
+    pair: Int[Tensor, "N"]
+    """Index of the token's pair; of no meaning outside pairs."""
+    reference: Float[Tensor, "P 2"]
+    """Cross-entropies of the pairs' answers under preference mode's reference, in nats; zeros without one."""
     boundaries: Boundaries
     """Boundaries of the examples in the flattened `[B * S]`; each stretch of padding counts as one."""
 
@@ -63,11 +69,25 @@ class PackedExamples:
     row_ids: list[str]
     teachers: list[str]
 
-    def tensors(self, device: torch.device) -> MicroBatch:
-        """Returns the model's inputs on its device."""
-        wide = {"topk_logprobs": torch.float32, "weight": torch.float32}
-        arrays = {name: getattr(self, name) for name in MicroBatch._fields if name != "boundaries"}
-        arrays |= {name: arrays[name][self.example] for name in ("mode", "weight")}
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of answers, P."""
+        return int((self.mode == PREFERRED).sum())
+
+    def tensors(self, device: torch.device, reference: Sequence[Sequence[float]] | None = None) -> MicroBatch:
+        """Returns the model's inputs on its device.
+
+        Args:
+            device: the device.
+            reference: cross-entropies of the pairs' answers under the reference `[P][2]`; by default zeros.
+        """
+        wide = {"topk_logprobs": torch.float32, "weight": torch.float32, "reference": torch.float64}
+        made = ("boundaries", "pair", "reference")
+        arrays = {name: getattr(self, name) for name in MicroBatch._fields if name not in made}
+        # The better answer of a pair comes first, and starts it.
+        arrays["pair"] = np.maximum((self.mode == PREFERRED).cumsum() - 1, 0)
+        arrays |= {name: arrays[name][self.example] for name in ("mode", "weight", "pair")}
+        arrays["reference"] = np.array(reference or np.zeros((self.num_pairs, 2))).reshape(-1, 2)
         tensors = {
             name: on_device(torch.from_numpy(a), device).to(wide.get(name, torch.int64)) for name, a in arrays.items()
         }
@@ -166,6 +186,7 @@ class FusionModule(nn.Module):
         self.beta, self.temperature, self.chunk_tokens = config.beta, config.temperature, config.loss_chunk_tokens
         self.tail: Tail = config.tail
         self.ahead_only = config.kl_positions == "ahead"
+        self.preference = config.preference
         own = [getattr(config.divergence, mode) for mode in MODES]
         self.divergences = [Divergence(each.kind, each.weight) for each in own]
         self.packing = config.packing
@@ -175,20 +196,25 @@ class FusionModule(nn.Module):
         self.kernels = loss_kernels.kernels_supported(self.device)
         self.takes = set(inspect.signature(backbone(model).forward).parameters)
 
-    def forward(self, batch: MicroBatch, scale: Float[Tensor, "2"]) -> TokenLosses:
-        """Returns the weighted loss of a micro-batch, with CE and KL per response token in nats.
+    def forward(self, batch: MicroBatch, scale: Float[Tensor, "parts"]) -> TokenLosses:
+        """Returns the weighted loss of a micro-batch, with CE and KL per response token in nats, and the loss of each pair.
 
         Args:
             batch: packed examples.
-            scale: per mode, its weight divided by its response tokens in the whole update, each weighted like its example.
+            scale: per entry of `PARTS`, the mode's weight divided by its response tokens in the whole update, each weighted like
+                its example; for pairs, divided by their number.
         """
         hidden = self.hidden(batch.input_ids, batch.position_ids, batch.boundaries).flatten(0, 1)
         # Indexing with brackets would sort the indices in its backward pass, in case of duplicates.
         hidden = hidden.index_select(0, batch.places)
         ce_weight = scale[batch.mode] * batch.weight
-        return fusion_loss(
+        head, pairs = OutputHead.of(self.model), None
+        if len(batch.reference):
+            pairs = self._pairs(hidden, head, batch)
+            ce_weight = torch.where(batch.mode < len(MODES), ce_weight, ce_weight * pairs.token_weights)
+        losses = fusion_loss(
             hidden,
-            OutputHead.of(self.model),
+            head,
             batch.targets,
             batch.topk_ids,
             batch.topk_logprobs,
@@ -201,10 +227,26 @@ class FusionModule(nn.Module):
             self.ahead_only,
             *self._divergences_of(batch.mode),
         )
+        if pairs is None:
+            return losses
+        # The weighted cross-entropies of pairs have the loss's gradient, but not its value.
+        inside = batch.mode >= len(MODES)
+        gap = (pairs.nats * scale[PREFERRED]).sum() - (losses.ce_nats * ce_weight)[inside].sum()
+        return losses._replace(total=losses.total + gap.detach(), pairs=pairs)
+
+    @torch.no_grad()
+    def _pairs(self, hidden: Float[Tensor, "N D"], head: OutputHead, batch: MicroBatch) -> PairLosses:
+        """Scores the answers of the pairs, in one more product with the output layer for their tokens."""
+        inside = (batch.mode >= len(MODES)).nonzero()[:, 0]
+        nats = token_nats(hidden[inside], head, batch.targets[inside], self.chunk_tokens, self.kernels)
+        ce_nats = nats.new_zeros(len(hidden)).index_copy_(0, inside, nats)
+        return pair_losses(ce_nats, batch.mode, batch.pair, batch.reference, self.preference)
 
     def _divergences_of(self, mode: Int[Tensor, "N"]) -> tuple[list[Divergence], Int[Tensor, "N"] | None]:
         """Returns the divergences, and for each token the index of its own if they differ."""
-        return (self.divergences[:1], None) if len(set(self.divergences)) == 1 else (self.divergences, mode)
+        if len(set(self.divergences)) == 1:
+            return self.divergences[:1], None
+        return self.divergences, mode.clamp_max(len(MODES) - 1)
 
     def check(self, test: Callable[["FusionModule"], None]) -> None:
         """Runs a test of the model while its root parameters are unsharded; call `reshard_gathered` afterwards."""

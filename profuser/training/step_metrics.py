@@ -31,7 +31,8 @@ PEAK_TFLOPS = {
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """Metrics of one update. Losses are in nats per response token of their mode; None for a mode without weight."""
+    """Metrics of one update. Losses are in nats per response token of their mode; None for a mode without weight, or an update
+    without pairs."""
 
     step: int
     num_steps: int
@@ -58,6 +59,18 @@ class StepMetrics:
     memory_gib: float
     """Peak memory of the first worker so far: of its device, or of the process if it has none."""
     skipped_steps: int
+    pairs: float | None = None
+    """Number of pairs of preference mode."""
+    weight_preference: float | None = None
+    preference_nats: float | None = None
+    """Mean loss of the pairs."""
+    preference_lead: float | None = None
+    """Mean lead of the better answer, in reward (scaled log-probability against the reference)."""
+    preference_accuracy: float | None = None
+    """Share of the pairs whose better answer leads, 0 to 1."""
+    ce_preferred_nats: float | None = None
+    """Cross-entropy of the better answers. If it rises, the target unlearns both."""
+    ce_rejected_nats: float | None = None
 
     def known(self) -> dict[str, float]:
         """Returns the values that are not None, by name."""

@@ -99,7 +99,7 @@ def print_plan(recipe: Recipe) -> None:
     print_memory(run)
     steps = num_updates(recipe, train_rows(run, size), size)
     about = "about " if isinstance(recipe.fuse.duration, Epochs) else ""
-    console.print(f"fuse: {about}{steps:,} updates of {recipe.fuse.batch_tokens:,} tokens; weights of the two modes:\n")
+    console.print(f"fuse: {about}{steps:,} updates of {recipe.fuse.batch_tokens:,} tokens; weights of the modes:\n")
     console.print(ScheduleDrawing(recipe.fuse.schedule, steps))
 
 

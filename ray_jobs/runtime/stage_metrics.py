@@ -167,8 +167,8 @@ class TrainingMetrics:
         for name, gauge in OF_AN_UPDATE.items():
             if name in record:
                 _keep(gauge, record[name], self.tags)
-        for mode in MODES:
-            _keep(WEIGHT, record[f"weight_{mode}"], self.tags | {"mode": mode})
+        for mode in (*MODES, "preference"):
+            _keep(WEIGHT, record.get(f"weight_{mode}", 0.0), self.tags | {"mode": mode})
         for name in record:
             if name.endswith("_nats"):
                 _keep(LOSS, record[name], self.tags | {"loss": name.removesuffix("_nats")})

@@ -113,7 +113,7 @@ def _index_facts(plan: UpdatePlan) -> dict[str, float]:
     index = plan.index
     facts = {"examples": float((index.tokens > 0).sum()), "training_rows": float(len(plan.rows))}
     facts |= {"heldout_rows": float(len(plan.validation)), "cut_examples": float(index.num_cut)}
-    facts |= {"left_out_examples": float(index.num_left_out)}
+    facts |= {"left_out_examples": float(index.num_left_out), "long_pairs": float(index.num_long_pairs)}
     return facts | {f"examples_of_{name}": float(count) for name, count in index.teachers.items()}
 
 

@@ -35,12 +35,12 @@ class Ingest:
     rank: int
     pad_id: int
 
-    def __call__(self, trainer: Any) -> Iterator[tuple[Update, list[PackedExamples]]]:
+    def __call__(self, trainer: Any, only_pairs: bool = False) -> Iterator[tuple[Update, list[PackedExamples]]]:
         """Yields the remaining updates of a trainer's plan, with this worker's micro-batches."""
-        place = (trainer.plan, trainer.schedule, trainer.step, trainer.cursor)
+        place = (trainer.plan, trainer.schedule, trainer.step, trainer.cursor, only_pairs)
         # Only the start of each window: the updates themselves are recomputed where they are needed.
         begins = [(window[0].step, window[0].cursor) for window in windows_from(*place)]
-        rows = _rows(self._dataset(begins, trainer.schedule))
+        rows = _rows(self._dataset(begins, trainer.schedule, only_pairs))
         for window in windows_from(*place):
             for update in window:
                 first = next(rows)
@@ -50,7 +50,7 @@ class Ingest:
                     raise RuntimeError(f"fuse: step {update.step}: Ray Data gave micro-batches of another step")
                 yield update, [PackedExamples.from_table(table, 0, self.reader.top_k) for _, table, _ in tables]
 
-    def _dataset(self, begins: list[tuple[int, int]], schedule: Schedule) -> ray.data.Dataset:
+    def _dataset(self, begins: list[tuple[int, int]], schedule: Schedule, only_pairs: bool) -> ray.data.Dataset:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.target_max_block_size = BLOCK_BYTES
@@ -59,7 +59,7 @@ class Ingest:
         items = [{"step": step, "cursor": cursor} for step, cursor in begins]
         return ray.data.from_items(items, override_num_blocks=max(1, len(items))).map_batches(
             _read_window,  # type: ignore[arg-type]
-            fn_args=(self, schedule),
+            fn_args=(self, schedule, only_pairs),
             batch_size=1,
             batch_format="pyarrow",
             # Reading takes little CPU compared with a step, and the workers may have reserved all CPUs.
@@ -69,9 +69,9 @@ class Ingest:
         )
 
 
-def _read_window(batch: pa.Table, ingest: Ingest, schedule: Schedule) -> Iterator[pa.Table]:
+def _read_window(batch: pa.Table, ingest: Ingest, schedule: Schedule, only_pairs: bool) -> Iterator[pa.Table]:
     plan: UpdatePlan = ray.get(ingest.plan)
-    updates = next(windows_from(plan, schedule, batch["step"][0].as_py(), batch["cursor"][0].as_py()))
+    updates = next(windows_from(plan, schedule, batch["step"][0].as_py(), batch["cursor"][0].as_py(), only_pairs))
     found = read_updates(plan, ingest.reader, updates, ingest.world_size, ingest.rank, ingest.pad_id)
     for update, batches in found:
         for each in batches:

@@ -16,6 +16,7 @@ def weights_at(pieces, progress):
             return ModeWeights(
                 piece.inference + (end.inference - piece.inference) * share,
                 piece.training + (end.training - piece.training) * share,
+                piece.preference + (end.preference - piece.preference) * share,
             )
         start = piece.until
     raise ValueError("a schedule has no pieces")

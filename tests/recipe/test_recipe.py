@@ -68,8 +68,12 @@ def test_the_arms_are_those_that_the_ablation_needs():
         )
         for name, r in schedules.items()
     }
-    assert [name for name, modes in used.items() if modes == (True, False)] == ["inference-only", "sft-voted"]
-    assert [name for name, modes in used.items() if modes == (False, True)] == ["fusellm", "sft-gt", "training-only"]
+    assert [name for name, modes in used.items() if modes == (True, False, False)] == ["inference-only", "sft-voted"]
+    assert [name for name, modes in used.items() if modes == (False, True, False)] == [
+        "fusellm",
+        "sft-gt",
+        "training-only",
+    ]
     assert [name for name, r in schedules.items() if r.fuse.beta == 0] == ["sft-gt", "sft-voted"]
     assert [name for name, r in schedules.items() if r.select.training_teacher == "average"] == ["average-teacher"]
 
@@ -139,6 +143,20 @@ def test_a_mistake_is_reported_in_one_line_with_the_fix(small, override, expecte
         load_recipe(small, [override])
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_preference_needs_pairs_and_several_answers_to_make_them_of(small):
+    pieces = "fuse.schedule=[{until: 1, inference: 1, training: 0, preference: 0.5}]"
+    with pytest.raises(UserError, match=r"preference needs pairs of answers; set select\.preference"):
+        load_recipe(small, [pieces])
+    with pytest.raises(UserError, match="a source that answers once has no pair"):
+        load_recipe(small, [pieces, "select.preference={}"])
+    several = ["collect.samples_per_source=2", "collect.generation.temperature=0.7"]
+    assert load_recipe(small, [pieces, "select.preference={}", *several]).select.preference.within == "source"
+    recipe = load_recipe(small, [pieces, "select.preference.within=row"])
+    assert identity(recipe.fuse)["schedule"][0]["preference"] == 0.5
+    assert not {"preference"} & {*identity(load_recipe(small).select), *identity(load_recipe(small).fuse)}
+    assert "preference" not in identity(load_recipe(small).fuse)["schedule"][0]
 
 
 def test_an_exact_condition_needs_lazy_signals(small):

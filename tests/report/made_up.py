@@ -46,7 +46,7 @@ def history(num_steps: int = 224) -> list[dict[str, float]]:
         weights = weights_at(PROGRESSIVE, step / num_steps)
         update: dict[str, float] = {"step": step, "num_steps": num_steps, "learning_rate": 1e-3, "skipped_steps": 0}
         update |= {"stage": int(step >= num_steps / 2), "weight_inference": weights[0], "weight_training": weights[1]}
-        for mode, weight in zip(("inference", "training"), weights, strict=True):
+        for mode, weight in zip(("inference", "training"), weights[:2], strict=True):
             if weight:
                 fall = math.exp(-step / 60)
                 update[f"ce_{mode}_nats"] = 0.2 + fall * (1.0 if mode == "inference" else 4.0) + draw.uniform(0, 0.1)

@@ -8,6 +8,7 @@ import pytest
 
 from profuser.report.facts import StageFact
 from profuser.report.page import render_page
+from profuser.report.pictures import pictures
 from profuser.report.tables.loss import losses_alt, stage_loss_lines, stages
 from profuser.report.tables.pipeline import cost_words, flow, format_duration, stage_lines, total_line
 from tests.report import made_up
@@ -98,6 +99,22 @@ def test_losses_are_shown_from_the_first_to_the_last_updates_of_each_stage():
     assert "stage 2, updates 40 to 99, training mode: weight 1, held out 0.990" in losses_alt(
         made_up.facts(history=history)
     )
+
+
+def test_a_stage_with_pairs_has_a_line_of_its_own_and_the_page_shows_it():
+    history = [
+        {"step": step, "stage": 0, "weight_training": 1.0, "weight_inference": 0.0, "ce_training_nats": 1.0}
+        | {"weight_preference": 0.5, "preference_nats": 0.7 - step / 100, "preference_accuracy": 0.5 + step / 50}
+        for step in range(20)
+    ]
+    facts = made_up.facts(history=history)
+    line = stage_loss_lines(facts)[-1]
+    assert (line.mode, line.weight, line.ce, line.accuracy) == ("preference", "0.5", "0.700 to 0.510", "50 to 88 %")
+    assert "preference mode: weight 0.5, loss 0.700 to 0.510, pairs in the right order 50 to 88 %" in losses_alt(facts)
+    page = render_page(facts, pictures(facts))
+    assert "per pair; in the right order: 50 to 88 %" in page
+    assert "the loss of the pairs" in page
+    assert "the loss of the pairs" not in render_page(made_up.facts(), {})
 
 
 def test_the_page_shows_the_recipe_without_defaults_first():

@@ -11,6 +11,7 @@ from profuser.report.plots.schedule import ScheduleDrawing, stretches
 from tests.recipe.schedule_oracle import weights_at
 
 RAMP = (SchedulePiece(until=1.0, inference=1, training=0, shape="cosine", to=Weights(inference=0.1, training=1)),)
+PAIRS = (*PROGRESSIVE[:1], PROGRESSIVE[1].model_copy(update={"preference": 0.5}))
 COMPETENCE = (PROGRESSIVE[0].model_copy(update={"moves_on": Plateau(window_steps=10)}), PROGRESSIVE[1])
 
 
@@ -32,10 +33,14 @@ def heights(lines):
     ]
 
 
-@pytest.mark.parametrize("pieces", [PROGRESSIVE, RAMP, COMPETENCE], ids=["progressive", "ramp", "competence"])
+@pytest.mark.parametrize(
+    "pieces", [PROGRESSIVE, RAMP, COMPETENCE, PAIRS], ids=["progressive", "ramp", "competence", "pairs"]
+)
 def test_the_curves_follow_the_weights(pieces):
     lines = drawn(pieces, 720)
-    for start, mode in ((0, "inference"), (4, "training")):
+    modes = ["inference", "training"] + ["preference"] * (pieces is PAIRS)
+    assert any("preference" in line for line in lines) == (pieces is PAIRS)
+    for start, mode in zip((0, 4, 8), modes, strict=False):
         assert mode in lines[start + 1]
         found = heights(lines[start : start + 3])
         for column, height in enumerate(found):

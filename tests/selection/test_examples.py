@@ -1,78 +1,15 @@
 """Tests selection over a shard: a source whose tokens do not spell a response does not teach it, and all rows are counted."""
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from tokenizers import normalizers
 
-from profuser.alignment.token_bytes import TokenBytes
-from profuser.alignment.vocab_projection import VocabProjection
-from profuser.artifacts.schemas import REWARDS
-from profuser.corpus import Message, encode_example
-from profuser.engines.base import Response
-from profuser.engines.collecting import RowSignals
-from profuser.engines.signal_tables import collect_table
-from profuser.recipe.models import OwnTemplate, SelectConfig
-from profuser.rewards.voting import RewardScale
-from profuser.selection.examples import Selector, Target
-from profuser.selection.teachers import Chooser
-from profuser.signals.codec import TopK, from_columns
-from tests.engines.test_collecting import corpus
-from tests.tiny import byte_level_tokenizer, sentencepiece_tokenizer
-
-K, WIDTH = 4, 512
-TEXTS = ("Sort the letters a b.", "cafe\u0301 au lait", "The answer is 7.")
-ANSWERS = ("It is 7.", "It is 8.", "caf\u00e9")
-
-
-def composing():
-    tokenizer = byte_level_tokenizer()
-    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
-    return tokenizer
-
-
-SOURCES = {"lossy": composing, "plain": sentencepiece_tokenizer}
-
-
-def signals(tokenizer, nats):
-    """Returns the signals of a source that is equally surprised by every token and gives the three answers."""
-
-    def response(text, number, reason):
-        turn = encode_example(tokenizer, [Message("user", "Say it.")], text, OwnTemplate())
-        ids = np.array(turn.response_ids)
-        others = (ids[:, None] + np.arange(K)) % len(tokenizer)
-        return Response(ids, np.full(len(ids), -number), TopK(others, np.full((len(ids), K), -number)), reason)
-
-    out = []
-    for number, (text, answer) in enumerate(zip(TEXTS, ANSWERS, strict=True)):
-        given, own = response(text, nats, "given"), response(answer, nats, "stop")
-        out.append(RowSignals(str(number), len(text.encode()), None, given, [own], [answer]))
-    return out
+from profuser.signals.codec import from_columns
+from tests.selection.shard import SOURCES, WIDTH, K, composing, select
+from tests.tiny import byte_level_tokenizer
 
 
 @pytest.fixture(scope="module")
-def select():
-    """Returns a function that selects over the shard with given settings and teachers."""
-    tokenizers = {name: make() for name, make in SOURCES.items()}
-    tables = [TokenBytes.from_tokenizer(tokenizer, WIDTH) for tokenizer in tokenizers.values()]
-    # The lossy source is always less surprised.
-    collected = [
-        collect_table(signals(tokenizer, nats), WIDTH, K)
-        for tokenizer, nats in zip(tokenizers.values(), (1.5, 2.5), strict=True)
-    ]
-    rewards = [pa.table({"row_id": ["0", "1", "2"], "scores": [[1.0, 0.5]] * 3}, schema=REWARDS)]
-
-    def run(teachers=tuple(SOURCES), tokenizer=byte_level_tokenizer(480), **settings):
-        target = Target(tokenizer, TokenBytes.from_tokenizer(tokenizer, WIDTH), OwnTemplate())
-        projections = [VocabProjection.build(table, target.tokens) for table in tables]
-        chooser = Chooser(list(SOURCES), teachers, tables, SelectConfig(**settings), [RewardScale(0.0, 1.0)])
-        return Selector(chooser, projections, target, K).select(corpus(*TEXTS), collected, rewards)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def selected(select):
+def selected():
     return select()
 
 
@@ -86,7 +23,7 @@ def test_a_source_does_not_teach_a_ground_truth_that_its_tokens_do_not_spell(sel
 
 
 @pytest.mark.parametrize("together", [{}, {"training_teacher": "average"}])
-def test_an_example_that_the_targets_tokens_do_not_spell_is_left_out_and_counted(select, selected, together):
+def test_an_example_that_the_targets_tokens_do_not_spell_is_left_out_and_counted(selected, together):
     (usual, before), (table, counts) = select(**together), select(tokenizer=composing(), **together)
     # The ground truth of row 1 is not composed; the sources give equal answers to each row, and the first is taken.
     kept = [
@@ -98,7 +35,7 @@ def test_an_example_that_the_targets_tokens_do_not_spell_is_left_out_and_counted
     assert sum(value for name, value in counts.items() if name.startswith("wins/")) == table.num_rows
 
 
-def test_an_example_that_the_targets_template_refuses_is_left_out_and_counted(select, selected):
+def test_an_example_that_the_targets_template_refuses_is_left_out_and_counted(selected):
     tokenizer = byte_level_tokenizer(480)
     tokenizer.chat_template = (
         "{% for m in messages if m.content.strip() == 'It is 7.' %}{{ raise_exception('no sevens') }}{% endfor %}"
@@ -132,7 +69,7 @@ def by_row(table, mode):
     return out
 
 
-def test_the_average_teacher_is_the_mean_of_what_each_source_would_teach(select):
+def test_the_average_teacher_is_the_mean_of_what_each_source_would_teach():
     alone = [by_row(select([name])[0], "training") for name in SOURCES]
     table, counts = select(training_teacher="average")
     found = by_row(table, "training")
@@ -151,12 +88,12 @@ def test_the_average_teacher_is_the_mean_of_what_each_source_would_teach(select)
     assert counts["wins/training/lossy"] == counts["wins/training/plain"] == 0
 
 
-def test_the_average_teacher_does_not_change_inference_mode(select, selected):
+def test_the_average_teacher_does_not_change_inference_mode(selected):
     averaged, chosen = (by_row(table, "inference") for table, _ in (select(training_teacher="average"), selected))
     assert averaged == chosen
 
 
-def test_only_sources_that_may_teach_are_averaged(select):
+def test_only_sources_that_may_teach_are_averaged():
     table, _ = select(["plain"], training_teacher="average")
     mean, alone = by_row(table, "training"), by_row(select(["plain"])[0], "training")
     assert {row_id: taught for row_id, (_, taught) in mean.items()} == {

@@ -18,7 +18,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from profuser.artifacts.schemas import select_schema
+from profuser.artifacts.schemas import PAIR, select_schema
 from profuser.recipe.fusing import FuseConfig
 from profuser.training.batches import UpdatePlan, read_packs, read_updates, windows_from
 from profuser.training.examples import ExampleIndex, ExampleReader
@@ -62,8 +62,9 @@ def model(name="llama"):
     return AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name]), dtype=torch.float32)
 
 
-def make_table(num_rows=11, seed=0, first=0):
-    """Rows grouped by teacher and mode; two in three have an example in both modes, the others only in training mode."""
+def make_table(num_rows=11, seed=0, first=0, pairs=False):
+    """Rows grouped by teacher and mode; two in three have an example in both modes, the others only in training mode. With pairs,
+    half of the rows have two answers to one prompt too."""
     rng = np.random.default_rng([seed, first])
     records = []
     for row in range(first, first + num_rows):
@@ -86,12 +87,33 @@ def make_table(num_rows=11, seed=0, first=0):
                     "rules": [1] * len(response),
                 }
             )
+        if pairs and row % 2:
+            prompt = rng.integers(1, V, 3)
+            records += [_answer(row, mode, prompt, rng.integers(1, V, rng.integers(2, 9))) for mode in PAIR]
     records.sort(key=lambda record: (record["teacher"], record["mode"]))
     return pa.Table.from_pylist(records, schema=select_schema(V))
 
 
-def tables(num_shards=3, num_rows=11):
-    return {shard: make_table(num_rows, 0, shard * num_rows) for shard in range(num_shards)}
+def _answer(row, mode, prompt, response):
+    """Returns one answer of a pair, without distributions."""
+    return {
+        "row_id": f"row{row:02d}",
+        "mode": mode,
+        "category": None,
+        "teacher": "b",
+        "sample": 0,
+        "advantages": [1.0, 0.0],
+        "prompt_ids": prompt.tolist(),
+        "response_ids": response.tolist(),
+        "response_bytes": 3 * len(response),
+        "topk_ids": [0] * (K * len(response)),
+        "topk_logprobs": np.full(K * len(response), -np.inf, dtype=np.float16),
+        "rules": [0] * len(response),
+    }
+
+
+def tables(num_shards=3, num_rows=11, pairs=False):
+    return {shard: make_table(num_rows, 0, shard * num_rows, pairs) for shard in range(num_shards)}
 
 
 def config(**settings):
@@ -113,8 +135,8 @@ def config(**settings):
 def stream_from(plan, reader, world_size, rank, pad_id):
     """Returns a trainer's stream without Ray: windows are read one after another, on demand."""
 
-    def stream(trainer):
-        for window in windows_from(plan, trainer.schedule, trainer.step, trainer.cursor):
+    def stream(trainer, only_pairs=False):
+        for window in windows_from(plan, trainer.schedule, trainer.step, trainer.cursor, only_pairs):
             yield from read_updates(plan, reader, window, world_size, rank, pad_id)
 
     return stream

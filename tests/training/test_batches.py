@@ -52,7 +52,7 @@ def test_an_update_has_all_weighted_modes_of_its_rows_within_the_budget():
         assert size == update.sequence_tokens <= setting.config.batch_tokens
         rows = [setting.plan._row(place) for place in range(update.cursor, update.end)]
         assert sorted(update.keys) == sorted((r, m) for r in rows for m in (0, 1) if setting.index.tokens[r, m])
-        per_mode = [sum(int(setting.index.responses[key]) for key in update.keys if key[1] == m) for m in (0, 1)]
+        per_mode = [sum(int(setting.index.responses[key]) for key in update.keys if key[1] == m) for m in range(4)]
         assert list(update.num_tokens) == per_mode
         following = setting.plan._row(update.end)
         assert size + setting.index.tokens[following].sum() > setting.config.batch_tokens
@@ -62,6 +62,16 @@ def test_a_mode_without_weight_is_not_in_the_update():
     update = Setting().plan.update(0, 0, ModeWeights(inference=1.0, training=0.0))
     assert {MODES[mode] for _, mode in update.keys} == {"inference"}
     assert update.num_tokens[MODES.index("training")] == 0
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_an_example_at_the_end_of_an_epoch_and_the_start_of_the_next_is_trained_twice(packing):
+    plan = Setting(config(packing=packing, batch_tokens=400)).plan
+    twice = [update for update in islice(updates(plan), 30) if len(set(update.keys)) < len(update.keys)]
+    assert twice
+    for update in twice:
+        packs = [each for batch in plan.deal(update, 1, 0) for each in batch]
+        assert sorted(key for each in packs for key in each) == sorted(update.keys)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])

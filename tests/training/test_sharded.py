@@ -17,7 +17,7 @@ from profuser.training.export import whole_weights
 from profuser.training.loop import Hooks, Trainer
 from profuser.training.target import load_target
 from tests.training.families import MULTIMODAL, WITH_EXPERTS
-from tests.training.made import Setting, config, curve, model
+from tests.training.made import Setting, config, curve, model, tables
 
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
@@ -30,6 +30,12 @@ VARIANTS = {
     },
     "adapters": {"lora": LORA},
     "unpacked": {"packing": False},
+    "pairs": {
+        "schedule": [
+            {"until": 0.5, "inference": 1, "training": 1},
+            {"until": 1, "inference": 0, "training": 1, "preference": 1},
+        ]
+    },
     "divergences by mode, where the teacher is ahead": {
         "divergence": {"inference": "reverse_kl", "training": "jsd"},
         "kl_positions": "ahead",
@@ -48,7 +54,8 @@ def make_trainer(setting, folder):
 
 def train(settings, folder, start=None, save=None):
     """Trains from a checkpoint or from the start; returns the curve and the final weights."""
-    trainer, stream = make_trainer(Setting(config(**settings)), folder)
+    shards = tables(pairs=True) if "schedule" in settings else None
+    trainer, stream = make_trainer(Setting(config(**settings), shards), folder)
     if start:
         load_checkpoint(trainer, Path(start))
     checkpointer = Checkpointer()

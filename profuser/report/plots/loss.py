@@ -1,4 +1,4 @@
-"""Plots the losses over the updates, with held-out bits per byte and the modes' weights below."""
+"""Plots the losses over the updates, with the pairs' losses, held-out bits per byte and the modes' weights below."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from profuser.artifacts.schemas import MODES
 from profuser.report.facts import RunFacts
 from profuser.report.plots.style import LIGHT, MODE_LINES, MODE_MARKERS, Theme, new_figure, styled
-from profuser.report.tables.loss import stage_boundaries
+from profuser.report.tables.loss import has_pairs, stage_boundaries
 
 PANELS = {"ce": "CE, nats/token", "kl": "KL, nats/token"}
+PREFERENCE = "preference"
 SMOOTHED_SHARE = 0.03
 """Share of the updates in the moving mean, the bold line."""
 MOST_NAMED = 3
@@ -22,20 +23,26 @@ MOST_POINTS = 2000
 
 
 def loss_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
-    """Plots cross-entropy, KL, held-out bits per byte and weight of each mode, with dashed lines between the schedule's stages."""
+    """Plots cross-entropy, KL, held-out bits per byte and weight of each mode, with dashed lines between the schedule's stages; of
+    pairs, the loss."""
     if not facts.history:
         return None
     heldout = any(_heldout(update, mode) is not None for update in facts.history for mode in MODES)
-    heights = [3, 3, *([2] if heldout else []), 1.3]
+    pairs = has_pairs(facts.history)
+    heights = [3, 3, *([2] if pairs else []), *([2] if heldout else []), 1.3]
     with styled(theme):
         figure = new_figure(0.74 * sum(heights))
         panels: Any = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
         window = max(1, round(SMOOTHED_SHARE * len(facts.history)))
         for axes, (part, label) in zip(panels, PANELS.items(), strict=False):
-            _losses(axes, facts, part, window, theme)
+            for mode in MODES:
+                _curve(axes, facts, f"{part}_{mode}_nats", mode, window, theme)
             axes.set_ylabel(label)
+        if pairs:
+            _curve(panels[2], facts, "preference_nats", PREFERENCE, window, theme)
+            panels[2].set_ylabel("pairs, nats/pair")
         if heldout:
-            _heldout_bits(panels[2], facts, theme)
+            _heldout_bits(panels[-2], facts, theme)
         _weights(panels[-1], facts, theme)
         boundaries = stage_boundaries(facts.history)
         _name_stages(panels[0], boundaries)
@@ -57,15 +64,15 @@ def _name_stages(axes: Axes, boundaries: list[float]) -> None:
             axes.annotate(f"stage {number}", xytext=(4, -2), va="top", fontsize=8.5, **place)
 
 
-def _losses(axes: Axes, facts: RunFacts, part: str, window: int, theme: Theme) -> None:
+def _curve(axes: Axes, facts: RunFacts, name: str, mode: str, window: int, theme: Theme) -> None:
+    """Draws one metric in the look of a mode: each update thin, their moving mean bold."""
     thin = max(1, len(facts.history) // MOST_POINTS)
     steps = np.array([update.get("step", index) for index, update in enumerate(facts.history)])
-    for mode in MODES:
-        values = np.array([update.get(f"{part}_{mode}_nats", np.nan) for update in facts.history], dtype=float)
-        if window > 1:
-            axes.plot(steps[::thin], values[::thin], color=theme.modes[mode], alpha=0.3, linewidth=0.8)
-        mean = moving_mean(values, window)
-        axes.plot(steps[::thin], mean[::thin], color=theme.modes[mode], linestyle=MODE_LINES[mode], linewidth=1.8)
+    values = np.array([update.get(name, np.nan) for update in facts.history], dtype=float)
+    if window > 1:
+        axes.plot(steps[::thin], values[::thin], color=theme.modes[mode], alpha=0.3, linewidth=0.8)
+    mean = moving_mean(values, window)
+    axes.plot(steps[::thin], mean[::thin], color=theme.modes[mode], linestyle=MODE_LINES[mode], linewidth=1.8)
     axes.set_ylim(bottom=0)
 
 
@@ -85,7 +92,7 @@ def _heldout_bits(axes: Axes, facts: RunFacts, theme: Theme) -> None:
 def _weights(axes: Axes, facts: RunFacts, theme: Theme) -> None:
     thin = facts.history[:: max(1, len(facts.history) // MOST_POINTS)]
     steps = [update.get("step", index) for index, update in enumerate(thin)]
-    for mode in MODES:
+    for mode in (*MODES, *([PREFERENCE] if has_pairs(facts.history) else [])):
         weights = [update.get(f"weight_{mode}", np.nan) for update in thin]
         look: dict[str, Any] = {"color": theme.modes[mode], "linestyle": MODE_LINES[mode], "label": f"{mode} mode"}
         axes.step(steps, weights, where="post", linewidth=1.8, **look)

@@ -1,4 +1,4 @@
-"""Draws a schedule in a terminal: both modes' weights over the updates, the boundaries of the pieces, and which may end early."""
+"""Draws a schedule in a terminal: the modes' weights over the updates, the boundaries of the pieces, and which may end early."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -8,16 +8,14 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from profuser.recipe.schedule import Plateau, Schedule, SchedulePiece
+from profuser.recipe.schedule import Plateau, Schedule, SchedulePiece, uses, weights_of
 
-DRAWN_MODES = ("inference", "training")
-"""Modes in the order of the paper's `(w1, w2)`."""
 ROWS = 3
 """Height of one mode's curve, in characters."""
 LEFT, RIGHT = 16, 6
 """Columns to the left of the curves, for names, and to the right, for half of the last update's number."""
 LEAST_COLUMNS, MOST_COLUMNS = 20, 72
-COLOURS = {"training": "blue", "inference": "dark_orange3"}
+COLOURS = {"training": "blue", "inference": "dark_orange3", "preference": "green"}
 
 
 @dataclass(frozen=True)
@@ -91,13 +89,18 @@ class ScheduleDrawing:
                 words = _early_words(index, stretch, stretch.piece.moves_on)
                 yield Text("\n".join(textwrap.wrap(words, options.max_width)))
 
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The paper's modes in the order of its `(w1, w2)`, and preference mode if it has any weight."""
+        return ("inference", "training", *(["preference"] if uses(self.pieces, "preference") else []))
+
     def _curves(self, width: int, marks: Marks) -> Iterator[Text]:
         schedule = Schedule(self.pieces, self.num_steps)
         # The middle update of each column.
         moments = [schedule.weights(int((column + 0.5) * self.num_steps / width)) for column in range(width)]
-        top = max(max(piece.inference, piece.training, *_ends(piece)) for piece in self.pieces)
+        top = max(max(weights_of(place)) for piece in self.pieces for place in (piece, piece.to) if place)
         levels = len(marks.blocks) - 1
-        for mode in DRAWN_MODES:
+        for mode in self.modes:
             heights = [getattr(weights, mode) / top * ROWS * levels for weights in moments]
             for row in reversed(range(ROWS)):
                 label = {ROWS - 1: f"{top:g}", 0: "0"}.get(row, "")
@@ -132,13 +135,13 @@ class ScheduleDrawing:
         table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
         for name in ("piece", "from update", "updates"):
             table.add_column(name, justify="right")
-        for name in (*DRAWN_MODES, ""):
+        for name in (*self.modes, ""):
             table.add_column(name)
         for index, stretch in enumerate(self.stretches):
             piece = stretch.piece
             numbers = (f"{index + 1}", f"{stretch.first:,}", f"{stretch.end - stretch.first:,}")
             words = ["" if piece.to is None else piece.shape, "" if stretch.earliest is None else "may end early"]
-            table.add_row(*numbers, *(_way(piece, mode) for mode in DRAWN_MODES), ", ".join(filter(None, words)))
+            table.add_row(*numbers, *(_way(piece, mode) for mode in self.modes), ", ".join(filter(None, words)))
         return table
 
 
@@ -164,7 +167,3 @@ def _way(piece: SchedulePiece, mode: str) -> str:
     start = getattr(piece, mode)
     end = start if piece.to is None else getattr(piece.to, mode)
     return f"{start:g}" if start == end else f"{start:g} -> {end:g}"
-
-
-def _ends(piece: SchedulePiece) -> tuple[float, ...]:
-    return (piece.to.inference, piece.to.training) if piece.to else ()

@@ -23,10 +23,13 @@ class StageLossLine:
     mode: str
     weight: str
     ce: str
-    """Cross-entropy from the stage's first updates to its last, nats per token; empty if the mode has no weight."""
+    """Cross-entropy from the stage's first updates to its last, nats per token; empty if the mode has no weight. Of preference
+    mode, the loss in nats per pair."""
     kl: str
     heldout: str
     """Bits per byte of the rows held out of training, as last measured in the stage."""
+    accuracy: str = ""
+    """Share of the pairs whose better answer leads, from the stage's first updates to its last."""
 
 
 def stage_loss_lines(facts: RunFacts) -> list[StageLossLine]:
@@ -41,7 +44,16 @@ def stage_loss_lines(facts: RunFacts) -> list[StageLossLine]:
             if any(weights) or ce or kl or heldout:
                 shown = f"{heldout[-1]:.3f}" if heldout else ""
                 lines.append(StageLossLine(number, f"{first:,} to {last:,}", mode, _weight(weights), ce, kl, shown))
+        if has_pairs(updates):
+            weight, loss = _weight(_known(updates, "weight_preference")), _from_to(updates, "preference_nats")
+            correct = _from_to(updates, "preference_accuracy", 100, 0) + " %"
+            lines.append(StageLossLine(number, f"{first:,} to {last:,}", "preference", weight, loss, "", "", correct))
     return lines
+
+
+def has_pairs(history: History) -> bool:
+    """Returns whether any update trained pairs of answers."""
+    return any("preference_nats" in update for update in history)
 
 
 def stages(history: History) -> list[list[Mapping[str, float]]]:
@@ -59,20 +71,21 @@ def losses_alt(facts: RunFacts) -> str:
     parts = []
     for line in stage_loss_lines(facts):
         values = [f"weight {line.weight}"] if line.weight else []
-        values += [f"cross-entropy {line.ce}"] if line.ce else []
+        values += [f"{'loss' if line.accuracy else 'cross-entropy'} {line.ce}"] if line.ce else []
         values += [f"KL {line.kl}"] if line.kl else []
         values += [f"held out {line.heldout} bits per byte"] if line.heldout else []
+        values += [f"pairs in the right order {line.accuracy}"] if line.accuracy else []
         parts.append(f"stage {line.stage}, updates {line.updates}, {line.mode} mode: {', '.join(values)}")
     return f"Curves of the losses in nats per response token over the updates. {'; '.join(parts)}."
 
 
-def _from_to(updates: History, name: str) -> str:
+def _from_to(updates: History, name: str, scale: float = 1.0, digits: int = 3) -> str:
     known = _known(updates, name)
     if not known:
         return ""
     width = max(1, round(ENDS_SHARE * len(known)))
     first, last = (sum(end) / width for end in (known[:width], known[-width:]))
-    return f"{first:.3f} to {last:.3f}"
+    return f"{scale * first:.{digits}f} to {scale * last:.{digits}f}"
 
 
 def _weight(weights: Sequence[float]) -> str:
