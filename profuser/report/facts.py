@@ -115,6 +115,8 @@ class RunFacts:
     """Win rates under the majority vote: `{category: {other model: rate}}`, without `all`."""
     taught: Mapping[str, Mapping[tuple[str, str], int]] = field(default_factory=dict)
     """Examples that each source teaches: `{category: {(mode, source): number}}`, without `all`."""
+    aligned: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Response tokens by alignment rule: `{category: {rule: tokens}}`, without `all`."""
     source_is_target: str | None = None
     """Name of the source that is the target."""
     history: Sequence[Mapping[str, float]] = ()

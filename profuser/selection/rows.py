@@ -9,13 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
+from profuser.alignment.matching import coverage
 from profuser.artifacts.artifact import Artifact
 from profuser.artifacts.schemas import MODES
 from profuser.engines.signal_tables import candidate_answers
 from profuser.recipe.selecting import AVERAGE
 from profuser.rewards.voting import RewardScale, standardised
+from profuser.signals.codec import from_list_column
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,17 @@ def wins_by_category(selected: Artifact) -> dict[str, Counter[tuple[str, str]]]:
             if category is not None and mode in MODES:
                 out.setdefault(category, Counter())[mode, teacher] += 1
     return {category: out[category] for category in sorted(out)}
+
+
+def coverage_by_category(selected: Artifact) -> dict[str, dict[str, int]]:
+    """Returns the number of response tokens by alignment rule, over the examples of each category."""
+    out: dict[str, Counter[str]] = {}
+    for table in selected.tables(["category", "mode", "rules"]):
+        table = table.filter(pc.field("category").is_valid() & pc.field("mode").isin(list(MODES)))
+        for name in table["category"].unique().to_pylist():
+            rules = from_list_column(table.filter(pc.field("category") == name)["rules"])
+            out.setdefault(name, Counter()).update(coverage(rules.values))
+    return {category: dict(out[category]) for category in sorted(out)}
 
 
 def _best_samples(

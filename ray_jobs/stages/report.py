@@ -27,7 +27,7 @@ from profuser.run.failures import FAILED_PARTS, read_failures
 from profuser.run.fusion_run import TRAINING_METRICS, FusionRun
 from profuser.run.results import judged_by_category, judged_win_rates, read_benchmarks
 from profuser.run.stages import REGISTRY, STAGES
-from profuser.selection.rows import read_categories, read_rows, wins_by_category
+from profuser.selection.rows import coverage_by_category, read_categories, read_rows, wins_by_category
 from profuser.selection.summary import SelectionFacts, facts_by_category, selection_facts
 from ray_jobs.runtime.progress import console, print_line
 from ray_jobs.runtime.shards import finish
@@ -110,6 +110,7 @@ def gather(run: FusionRun) -> RunFacts:
         judged=judged_win_rates(run),
         judged_by_category=judged_by_category(run),
         taught=wins_by_category(run.select()),
+        aligned=coverage_by_category(run.select()),
         source_is_target=next((s.name for s in run.recipe.sources if run.recipe.is_target(s)), None),
         history=[json.loads(line) for line in history],
         selection_counts=selected.counts | selected.metrics if selected else {},

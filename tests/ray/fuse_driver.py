@@ -17,6 +17,11 @@ SETTINGS = {
     "checkpoint_every_steps": 5,
     "validation_rows": 6,
     "optimizer": {"learning_rate": 1.0e-3},
+    # All modes; the pairs begin in the middle of the run.
+    "schedule": [
+        {"until": 0.5, "inference": 1.0, "training": 0.0},
+        {"until": 1.0, "inference": 0.1, "training": 1.0, "preference": 0.5},
+    ],
 }
 
 
@@ -24,7 +29,9 @@ def run_of(storage, corpus, **settings):
     """Returns the run to which the stage belongs."""
     workers = {"num_workers": 2, "num_cpus": 0.5, **settings.pop("workers", {})}
     fuse_settings = {**SETTINGS, "workers": workers, **settings}
-    return make_run(storage, corpus, kind="transformers", fuse=fuse_settings)
+    select = {"preference": {"within": "row"}}
+    rewards = [{"kind": "chrf", "name": "chrf", "accept_above": None}]
+    return make_run(storage, corpus, kind="transformers", fuse=fuse_settings, select=select, rewards=rewards)
 
 
 if __name__ == "__main__":

@@ -140,6 +140,9 @@ def test_a_killed_worker_a_preempted_driver_and_a_killed_one_change_no_bit(selec
     stopped = len(history(storage))
     assert 0 < stopped < NUM_STEPS
     half = shutil.copytree(folder, tmp_path / "half")
+    trained_pairs = ["pairs" in record for record in history(undisturbed)]
+    assert any(trained_pairs)
+    assert not any(trained_pairs[: NUM_STEPS // 2])
 
     driver = Driver(folder, selected).when_checkpoints(1)
     assert f"{stopped} of {NUM_STEPS} steps were done before" in driver.log.read_text()

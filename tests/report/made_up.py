@@ -131,6 +131,7 @@ def measured(**changes: Any) -> RunFacts:
         "judged_by_category": {"facts": judged()["candid"], "units": judged()["majority vote"]},
         "taught": {"facts": {("training", "mpt"): 3, ("training", "llama"): 1, ("inference", "neox"): 9}},
         "selection_by_category": {"facts": one_category()},
+        "aligned": {"facts": {"none": 5, "project": 90, "condition": 3, "chain": 0, "end": 2}},
         "stages": stages,
     }
     return facts(**(whole | {"recipe": recipe() | {"plan": {"currency": "EUR"}}} | changes))

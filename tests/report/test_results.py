@@ -140,10 +140,12 @@ def test_the_page_breaks_win_rates_and_teachers_down_by_category():
     assert "facts 8 43.8 % 43.8 % 43.8 %" in duels
     assert "facts 4 12.5 % 12.5 % 12.5 %" in duels
     assert "facts 8 37.5 % kappa +0.66 37.5 % kappa +0.45" in section(page, "judges")
+    assert "facts 1,600 50.6 % abstains 1.9 % 77.0 % abstains 4.4 % 62.0 % abstains 6.9 %" in section(page, "judges")
+    assert "facts 100 90.0 % 3.0 % 0.0 % 2.0 % 5.0 %" in section(page, "alignment")
 
 
 def test_without_categories_there_is_no_table_of_them():
-    page = render_page(made_up.measured(judged_by_category={}, taught={}, selection_by_category={}), {})
+    page = render_page(made_up.measured(judged_by_category={}, taught={}, selection_by_category={}, aligned={}), {})
     assert "by category" not in page
     assert "share of the examples that each source teaches" not in page
 

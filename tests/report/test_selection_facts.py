@@ -13,7 +13,7 @@ from profuser.artifacts.schemas import REWARDS
 from profuser.recipe.rewards import VoteConfig
 from profuser.recipe.verifiers import LastNumberConfig
 from profuser.rewards.voting import RewardScale
-from profuser.selection.rows import SelectionRows, read_categories, read_rows, wins_by_category
+from profuser.selection.rows import SelectionRows, coverage_by_category, read_categories, read_rows, wins_by_category
 from profuser.selection.summary import WinRate, facts_by_category, selection_facts
 from profuser.storage.folder import Folder
 
@@ -197,6 +197,22 @@ def test_teachers_are_counted_by_category(tmp_path):
     examples = [dict(zip(("category", "mode", "teacher"), one, strict=True)) for one in taught]
     found = wins_by_category(artifact(tmp_path, "select", pa.Table.from_pylist(examples)))
     assert found == {"facts": {("inference", "b"): 1}, "maths": {("training", "a"): 2}}
+
+
+def test_tokens_are_counted_by_category_and_rule_without_the_pairs(tmp_path):
+    examples = [
+        {"category": "maths", "mode": "training", "rules": [1, 1, 4]},
+        {"category": "maths", "mode": "inference", "rules": [0, 1]},
+        {"category": "maths", "mode": "preferred", "rules": [0, 0, 0]},
+        {"category": None, "mode": "training", "rules": [2]},
+        {"category": "code", "mode": "training", "rules": [2, 3]},
+    ]
+    found = coverage_by_category(artifact(tmp_path, "select", pa.Table.from_pylist(examples)))
+    none = dict.fromkeys(("none", "project", "condition", "chain", "end"), 0)
+    assert found == {
+        "code": none | {"condition": 1, "chain": 1},
+        "maths": none | {"none": 1, "project": 3, "end": 1},
+    }
 
 
 def test_an_example_that_all_sources_teach_has_no_chosen_teacher(tmp_path):

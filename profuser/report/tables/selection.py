@@ -74,6 +74,26 @@ def agreement_lines(facts: RunFacts) -> list[ScoreLine]:
     return lines
 
 
+def judge_lines(facts: RunFacts) -> list[ScoreLine]:
+    """Returns a line per category: how often the longer answer has each reward's higher score, and its abstentions below."""
+    lines = []
+    for name, found in (_every(facts) if facts.selection_by_category else {}).items():
+        longer = {judge.name: share(judge.longer_wins) for judge in found.judges}
+        abstains = {judge.name: f"abstains {percent(judge.abstained, judge.num_rows)}" for judge in found.judges}
+        lines.append(ScoreLine(name, max((judge.num_rows for judge in found.judges), default=0), longer, abstains))
+    return lines
+
+
+def aligned_lines(facts: RunFacts) -> list[ScoreLine]:
+    """Returns a line per category: the share of its response tokens by alignment rule; none without categories."""
+    every = {ALL: facts.coverage()} | dict(facts.aligned) if facts.aligned else {}
+    lines = []
+    for name, rules in every.items():
+        total = sum(rules.values())
+        lines.append(ScoreLine(name, total, {rule: percent(num, total) for rule, num in rules.items()}, {}))
+    return lines
+
+
 def duel_name(facts: RunFacts, duel: SourceComparison) -> str:
     """Returns the name of a comparison of two sources."""
     return f"{facts.source_label(duel.first)} beats {facts.source_label(duel.second)}"
