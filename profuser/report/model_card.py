@@ -12,7 +12,7 @@ from profuser.models.reference import ModelRef
 from profuser.report.facts import RunFacts, StageFact
 from profuser.report.headline import headline
 from profuser.report.measures import METRICS, Change, Metric
-from profuser.report.tables.results import benchmark_lines, benchmark_models
+from profuser.report.tables.results import benchmark_lines, benchmark_models, failed_benchmarks
 
 NOT_IN_CARD = ("storage", "lab", "tracking", "plan", "pool", "workers", "memory")
 """Recipe settings, at any depth, that describe the machine and the cost of the run; left out of the card."""
@@ -141,7 +141,9 @@ def _results(facts: RunFacts) -> str:
     tables = [_table(facts, metric, facts.categories[: MAX_CATEGORIES + 1]) for metric in METRICS]
     rest = [f"{left_out} more categories are in the run's report."] if left_out > 0 else []
     benchmarks = [_benchmarks(facts)] if facts.benchmarks else []
-    return "\n\n".join(["\n".join(lines), *tables, *rest, *benchmarks])
+    # Without the reasons: they may name folders of the machine.
+    failed = [f"Not measured: {_text(', '.join(names))}."] if (names := failed_benchmarks(facts)) else []
+    return "\n\n".join(["\n".join(lines), *tables, *rest, *benchmarks, *failed])
 
 
 def _benchmarks(facts: RunFacts) -> str:

@@ -10,7 +10,7 @@ from profuser.ablation.plot import ablation_plot
 from profuser.ablation.results import Results, gather_results
 from profuser.ablation.table import as_json, flat_rows, markdown, notes, render, table_cost
 from profuser.artifacts.lock import RunLock
-from profuser.errors import ProfuserError
+from profuser.errors import ProfuserError, one_line
 from profuser.report.tables.table import csv_text, new_table
 from profuser.run.stages import FUSED
 from ray_jobs.cli.doctor import GIB
@@ -23,19 +23,21 @@ DPI = 200
 
 
 def run_ablation(ablation: Ablation) -> None:
-    """Runs what is unfinished of the base and the arms, then writes the table. A failing arm does not stop the others.
+    """Runs what is unfinished of the base and the arms, then writes the table. A failing arm, or benchmark of the base, stops no
+    other.
 
     Raises:
         UserError: an input is missing, or an artifact was made under other settings; raised before anything starts.
-        ProfuserError: the base failed; or some arms failed, raised once all others are done.
+        ProfuserError: the base failed; or some arms or benchmarks failed, raised once all others are done.
     """
     start = time.monotonic()
     ablation.base.check_inputs()
     ablation.check()
     failed: dict[str, str] = {}
+    unmeasured: dict[str, str] = {}
     if len(ablation.finished()) < len(ablation.runs) or not _is_measured(ablation):
         with connected():
-            run_base(ablation)
+            unmeasured = run_base(ablation)
             for number, each in enumerate(ablation.runs, 1):
                 if each.state != "finished":
                     _announce(ablation, each, number)
@@ -51,14 +53,21 @@ def run_ablation(ablation: Ablation) -> None:
             " and are not in the table" if failed.keys().isdisjoint(m.recipe.name for m in ablation.measured()) else ""
         )
         raise ProfuserError(f"{len(failed)} of {len(ablation.runs)} runs failed{absent}; {errors}")
+    if unmeasured:
+        errors = "; ".join(f"{name}: {reason.removeprefix(f'{name}: ')}" for name, reason in unmeasured.items())
+        raise ProfuserError(f"{len(unmeasured)} benchmarks failed and are not in the table; {errors}")
 
 
-def run_base(ablation: Ablation) -> None:
-    """Runs the base up to `select`, and evaluates the target and the sources."""
+def run_base(ablation: Ablation) -> dict[str, str]:
+    """Runs the base up to `select`, and measures the target and the sources.
+
+    Returns:
+        The benchmarks that failed, as parts of the stage, with the reasons.
+    """
     from ray_jobs.stages.benchmarks import benchmarks
     from ray_jobs.stages.evaluate import evaluate
 
-    base = ablation.base
+    base, failed = ablation.base, {}
     if not ablation.shared["select"].is_complete():
         run_pipeline(base.recipe, until="select")
     with RunLock(base.folder):
@@ -67,8 +76,15 @@ def run_base(ablation: Ablation) -> None:
                 evaluate(base, name)
             with Kept() as kept:
                 for benchmark in base.recipe.evaluate.benchmarks:
-                    if not base.benchmark(name, benchmark).is_complete():
+                    output = base.benchmark(name, benchmark)
+                    if output.is_complete():
+                        continue
+                    try:
                         benchmarks(base, name, benchmark, kept)
+                    except ProfuserError as error:
+                        failed[output.stage] = one_line(error)
+                        print_line(f"{output.stage} failed: {failed[output.stage]}; continuing with the rest")
+    return failed
 
 
 def print_plan(ablation: Ablation) -> None:

@@ -102,6 +102,14 @@ def test_the_recipe_in_the_card_makes_the_same_model(file):
     assert identity(parse_recipe(shown, "the card")) == identity(whole)
 
 
+def test_failed_benchmarks_are_named_without_the_reason_which_may_hold_a_path():
+    failures = {"benchmarks/fused/gsm8k": "/scratch/me/model: no room", "benchmarks/target/mmlu": "killed"}
+    card = model_card(made_up.measured(failures=failures))
+    assert "Not measured: gsm8k of fused, mmlu of target (llama)." in card
+    assert "/scratch" not in card
+    assert "Not measured" not in model_card(made_up.measured())
+
+
 def test_untrusted_text_is_escaped():
     template = {"kind": "jinja", "text": "```\n---\n</details>{{ x }}"}
     scores = made_up.scores(skills=("<img src=x>", "a|b"))

@@ -133,14 +133,14 @@ def no_benchmarks(facts: RunFacts) -> str:
     return NOT_YET if named else NO_BENCHMARK
 
 
-def failed_benchmarks(facts: RunFacts) -> list[str]:
-    """Returns a line per benchmark that failed under a model, with the reason."""
+def failed_benchmarks(facts: RunFacts) -> dict[str, str]:
+    """Returns the benchmarks that failed, as `gsm8k of fused`, with the reasons."""
     found = ((name.split("/", 2), reason) for name, reason in facts.failures.items())
-    return [
-        f"{benchmark} of {facts.label(model)} was not measured: {reason}"
+    return {
+        f"{benchmark} of {facts.label(model)}": reason
         for (stage, model, benchmark), reason in found
         if stage == "benchmarks"
-    ]
+    }
 
 
 def comparison_lines(facts: RunFacts) -> list[ComparisonLine]:
