@@ -54,6 +54,30 @@ CONTAMINATED = pa.schema(
 
 REWARDS = pa.schema([pa.field("row_id", pa.string(), nullable=False), pa.field("scores", pa.list_(pa.float64()))])
 
+VERDICT = pa.struct(
+    [
+        pa.field("first", pa.int32(), nullable=False),
+        pa.field("second", pa.int32()),
+        pa.field("messages", pa.list_(MESSAGE), nullable=False),
+        pa.field("reply", pa.string(), nullable=False),
+        pa.field("masses", pa.list_(pa.float64()), nullable=False),
+        pa.field("score", pa.float64()),
+        pa.field("refused", pa.string()),
+    ]
+)
+"""Type of one question to a generative judge with its reply.
+
+`first` and `second` are places among the row's answers: the answer that is judged or shown first, and the one shown second (null in
+pointwise mode). `masses` holds the probability of each possible verdict (grades, worst first; or A and B), `score` the expected
+grade or the probability that the first is preferred, and `refused` why there is none.
+"""
+
+
+def with_verdicts(schema: pa.Schema) -> pa.Schema:
+    """Returns the schema of a generative judge's scores: a row also has what the judge was asked about it, and its replies."""
+    return schema.append(pa.field("verdicts", pa.list_(VERDICT), nullable=False))
+
+
 MODES = ("training", "inference")
 """The paper's two modes, each an example with a teacher; arrays with an axis of modes are in this order."""
 PAIR = ("preferred", "rejected")

@@ -1,7 +1,7 @@
 """Judged win rate: how often the rewards prefer one model's held-out answers to another's, raw and at equal length.
 
-A reward scores one answer at a time and never sees two, so there is no position bias; a tie counts one half, so swapping sides
-gives exactly one minus the rate.
+A reward scores one answer at a time, or a generative judge compares two in both orders, so no place is favoured; a tie counts one
+half, so swapping sides gives exactly one minus the rate.
 
 Length control follows length-controlled AlpacaEval (Dubois et al., arXiv 2404.04475) without its term for the difficulty of an
 instruction, which needs many models: over rows i with outcome w_i (1 won, 0.5 tied, 0 lost) and difference of length d_i,
@@ -25,7 +25,8 @@ from jaxtyping import Bool, Float
 from profuser.artifacts.schemas import JUDGE
 from profuser.evaluation.statistics import FEW_DECIDED, LEVEL, Estimate, win_rate
 from profuser.recipe.rewards import VoteConfig
-from profuser.rewards.judges import Judge
+from profuser.rewards.judges import Judge, KeepsVerdicts
+from profuser.rewards.verdicts import add_verdicts
 from profuser.rewards.voting import RewardScale, distinct, vote
 
 RIDGE = 1e-3
@@ -68,22 +69,36 @@ class JudgedWinRate:
         return self.raw.num_items - self.num_won - self.num_lost
 
 
-def judge_table(judge: Judge, rows: Sequence[Mapping], predictions: Mapping[str, Sequence[str | None]]) -> pa.Table:
+def judge_table(
+    judge: Judge,
+    rows: Sequence[Mapping],
+    predictions: Mapping[str, Sequence[str | None]],
+    keeps_verdicts: bool = False,
+) -> pa.Table:
     """Scores a shard of held-out rows, each distinct answer to a row once.
 
     Args:
         judge: the reward.
         rows: rows of the corpus schema.
         predictions: every model's answer to each of them.
+        keeps_verdicts: whether the judge is one that keeps verdicts, which are stored with the answer judged or shown first.
     """
     places = [(row, model, text) for model, texts in predictions.items() for row, text in enumerate(texts)]
-    answered = list(dict.fromkeys((row, text) for row, _, text in places if unless_blank(text)))
+    owners: dict[tuple[int, str | None], tuple[int, int]] = {}
+    for index, (row, _, text) in enumerate(places):
+        if unless_blank(text):
+            owners.setdefault((row, text), (index, index // len(rows)))
+    answered = [*owners]
     scores = judge.score([rows[row] for row, _ in answered], [text or "" for _, text in answered]) if answered else []
     known = {place: float(score) for place, score in zip(answered, scores, strict=True) if not np.isnan(score)}
     records = [
         {"row_id": rows[row]["row_id"], "model": model, "score": known.get((row, text))} for row, model, text in places
     ]
-    return pa.Table.from_pylist(records, schema=JUDGE)
+    table = pa.Table.from_pylist(records, schema=JUDGE)
+    if not keeps_verdicts:
+        return table
+    assert isinstance(judge, KeepsVerdicts)
+    return add_verdicts(table, judge.verdicts if answered else (), [*owners.values()])
 
 
 def win_rates(

@@ -4,107 +4,17 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from profuser.config import Config, Name, Pattern, execution_field, later_field
-from profuser.recipe.endpoints import EndpointConfig, TokenCost
-from profuser.recipe.engine import EngineConfig
+from profuser.config import Config, Name, Pattern, execution_field
 from profuser.recipe.evaluating import Benchmarks
 from profuser.recipe.fusing import FuseConfig
+from profuser.recipe.llm_judge import LlmJudgeConfig
 from profuser.recipe.preparing import CorpusConfig
-from profuser.recipe.resources import PlanConfig, PoolConfig
+from profuser.recipe.resources import PlanConfig
 from profuser.recipe.rewards import RewardConfig, RewardModelConfig
 from profuser.recipe.schedule import uses
 from profuser.recipe.selecting import AVERAGE, SelectConfig
+from profuser.recipe.sources import GenerationConfig, ModelConfig, SourceConfig, TargetConfig
 from profuser.recipe.template import OwnTemplate, TemplateConfig
-
-
-class GenerationConfig(Config):
-    """Generation settings of a model's answers."""
-
-    max_tokens: int = Field(default=512, gt=0)
-    """Longest answer, in tokens of the model itself."""
-    temperature: float = Field(default=0.0, ge=0)
-    """Sampling temperature; 0 is greedy."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus sampling: the smallest set of tokens with this mass."""
-    top_k: int | None = Field(default=None, gt=0)
-    """Number of most probable tokens to sample from."""
-    min_p: float = Field(default=0.0, ge=0, le=1)
-    """Smallest probability of a sampled token, as a share of the most probable token's."""
-    repetition_penalty: float = Field(default=1.0, gt=0)
-    """Penalty on repeated tokens: above 1, tokens that already occurred become less probable."""
-
-
-class ModelConfig(Config):
-    """A model and how to run it."""
-
-    model: str
-    """Local folder, GGUF file, URI (`s3://`, `gs://`), Hub name, GGUF file on the Hub (`owner/name/file.gguf`), or `lab://...`. A
-    folder or Hub name may be a LoRA adapter."""
-    revision: str | None = None
-    """Commit, branch or tag of a Hub model."""
-    template: TemplateConfig | None = later_field(None)
-    """Template of this model, instead of the recipe's `template`."""
-    engine: EngineConfig = EngineConfig()
-    pool: PoolConfig = execution_field(PoolConfig())
-
-    @property
-    def num_devices(self) -> int:
-        """GPUs of one actor's engine."""
-        return self.engine.num_devices
-
-
-class SourceConfig(ModelConfig):
-    """One of the models that are fused."""
-
-    name: Name
-    """Name of this source in artifacts, tables and plots."""
-    model: str = ""
-    """As `target.model`; none for an endpoint."""
-    endpoint: EndpointConfig | None = later_field(None)
-    """Server behind which this source answers, instead of a model that the run loads."""
-    generation: GenerationConfig | None = None
-    """Generation settings of this source; by default `collect.generation`."""
-
-    @property
-    def setting(self) -> str:
-        """Key of the model, or of an endpoint's tokenizer, in the recipe."""
-        return f"sources.{self.name}.{'endpoint.tokenizer' if self.endpoint else 'model'}"
-
-    @property
-    def num_devices(self) -> int:
-        """GPUs of one actor's engine; an endpoint needs none."""
-        return 0 if self.endpoint else self.engine.num_devices
-
-    @property
-    def token_cost(self) -> TokenCost | None:
-        """Price of its tokens; None for a model that is loaded, or without a price."""
-        return self.endpoint.cost if self.endpoint else None
-
-    @property
-    def is_text_only(self) -> bool:
-        """Whether only the texts of its answers are used: an endpoint without a tokenizer."""
-        return self.endpoint is not None and self.endpoint.tokenizer is None
-
-    @model_validator(mode="after")
-    def _one_place(self) -> "SourceConfig":
-        if bool(self.model) == bool(self.endpoint):
-            raise ValueError("give either a model or an endpoint, whose model is named in endpoint.model")
-        if self.endpoint and self.pool.max_actors > 1:
-            raise ValueError(
-                "one actor sends all requests to an endpoint; raise endpoint.concurrency instead of pool.max_actors"
-            )
-        return self
-
-
-class TargetConfig(ModelConfig):
-    """The model that is trained: often one of the sources."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_endpoint(cls, value: object) -> object:
-        if isinstance(value, dict) and "endpoint" in value:
-            raise ValueError("the target is trained, so its weights are needed: give model, not endpoint")
-        return value
 
 
 class CollectConfig(Config):
@@ -208,6 +118,12 @@ class Recipe(Config):
                 raise ValueError(
                     f"rewards.{reward.name}.{key}: the corpus has no categories; set corpus.category_field"
                 )
+        for judge in self.llm_judges:
+            if judge.mode == "pairwise" and len(self.sources) * self.collect.samples_per_source < 2:
+                raise ValueError(
+                    f"rewards.{judge.name}: mode: pairwise compares answers to one row, and there is only one source with one "
+                    "answer; use mode: pointwise"
+                )
         if corpus.decontaminate and not (corpus.heldout or corpus.heldout_rows or self.evaluate.benchmarks):
             raise ValueError(
                 "corpus.decontaminate has nothing to compare the rows with; set evaluate.benchmarks or corpus.heldout_rows"
@@ -264,13 +180,19 @@ class Recipe(Config):
 
     @property
     def reward_models(self) -> tuple[RewardModelConfig, ...]:
-        """Rewards that are models."""
+        """Rewards that are sequence classifiers."""
         return tuple(reward for reward in self.rewards if isinstance(reward, RewardModelConfig))
+
+    @property
+    def llm_judges(self) -> tuple[LlmJudgeConfig, ...]:
+        """Rewards that are language models."""
+        return tuple(reward for reward in self.rewards if isinstance(reward, LlmJudgeConfig))
 
     @property
     def verifiers(self) -> tuple[RewardConfig, ...]:
         """Rewards without a model."""
-        return tuple(reward for reward in self.rewards if not isinstance(reward, RewardModelConfig))
+        models = RewardModelConfig | LlmJudgeConfig
+        return tuple(reward for reward in self.rewards if not isinstance(reward, models))
 
     @property
     def teachers(self) -> tuple[SourceConfig, ...]:

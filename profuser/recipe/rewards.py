@@ -1,4 +1,4 @@
-"""The recipe section of rewards, which judge the sources' answers: reward models, verifiers, and how their votes are counted."""
+"""The recipe section of rewards (reward models, generative judges, verifiers), which judge answers, and of their votes."""
 
 from typing import Annotated, Literal
 
@@ -6,6 +6,7 @@ from pydantic import Field
 
 from profuser.config import Config, execution_field, later_field
 from profuser.recipe.judging import JudgeBase
+from profuser.recipe.llm_judge import LlmJudgeConfig
 from profuser.recipe.template import OwnTemplate, TemplateConfig
 from profuser.recipe.verifiers import VerifierConfig
 
@@ -52,7 +53,7 @@ class RewardModelConfig(JudgeBase):
         return self.engine.num_devices
 
 
-RewardConfig = Annotated[RewardModelConfig | VerifierConfig, Field(discriminator="kind")]
+RewardConfig = Annotated[RewardModelConfig | VerifierConfig | LlmJudgeConfig, Field(discriminator="kind")]
 
 
 VOTE_SETTINGS = ("weight", "accept_above")

@@ -2,10 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
+
+if TYPE_CHECKING:
+    from profuser.rewards.verdicts import VerdictRow
 
 
 @runtime_checkable
@@ -42,3 +45,13 @@ class GivesReasons(Protocol):
 
     reasons: Counter[str]
     """Answers of the last call of `score` without the full reward, by reason."""
+
+
+@runtime_checkable
+class KeepsVerdicts(Protocol):
+    """A judge that asks a language model, and keeps its questions and replies."""
+
+    verdicts: Sequence["VerdictRow"]
+    """Those of the last call of `score`, by indices of its answers."""
+    counts: Mapping[str, float]
+    """Counts of the last call of `score`."""

@@ -15,17 +15,23 @@ import numpy as np
 from jaxtyping import Float
 
 from profuser.corpus.thinking import without_thinking
+from profuser.engines.endpoint.access import JudgeAccess
+from profuser.recipe.llm_judge import LlmJudgeConfig
 from profuser.recipe.rewards import RewardConfig, RewardModelConfig
 from profuser.recipe.verifiers import CallableConfig, ChrfConfig, RougeLConfig
 from profuser.rewards.callables import call_function, load_callable, source_digest
 from profuser.rewards.code_answers import CodeTests, check_sandbox, num_workers, sandbox_line
 from profuser.rewards.json_answers import JsonSchema, check_schema, with_schema
-from profuser.rewards.judges import CountsAnswers, GivesReasons, Judge, Verdict
+from profuser.rewards.judges import CountsAnswers, GivesReasons, Judge, KeepsVerdicts, Verdict
 from profuser.rewards.math_answers import MathVerify, check_library
+from profuser.rewards.rubrics import check_rubric, with_rubric
+from profuser.rewards.verdicts import VerdictRow
 from profuser.rewards.verifiers import exact_match, plain, same_last_number
 
 WORD = re.compile("[a-z0-9]")
 """A word of ROUGE, whose tokens are runs of these."""
+Place = str | JudgeAccess | None
+"""Where a judge's model is: its folder, URI or Hub name; or the access to its server; None for a judge without one."""
 Rule = Callable[[Mapping[str, Any], str], float | Verdict]
 """Scores an answer to a corpus row, with or without a reason; higher is better, NaN if it cannot judge the row."""
 
@@ -34,8 +40,8 @@ Rule = Callable[[Mapping[str, Any], str], float | Verdict]
 class RewardKind:
     """Everything specific to one kind of reward."""
 
-    load: Callable[[Any, str | None], Judge]
-    """Makes the judge of a configuration; the second argument is the folder, URI or Hub name of its model."""
+    load: Callable[[Any, Place], Judge]
+    """Makes the judge of a configuration; the second argument is where its model is."""
     check: Callable[[Any], object] = lambda config: None
     """Raises UserError if the judge cannot be made, without loading a model."""
     resolve: Callable[[Any], RewardConfig] = lambda config: config
@@ -46,6 +52,8 @@ class RewardKind:
     """Returns digests of the code that determines the scores."""
     runs_answers: bool = False
     """Whether it executes the answers: then only the actors of its own stage score with it."""
+    keeps_verdicts: bool = False
+    """Whether it is a `KeepsVerdicts`, whose questions and replies are stored beside the scores."""
 
 
 class Verifier:
@@ -72,14 +80,23 @@ class Verifier:
         return found if isinstance(found, Verdict) else Verdict(found)
 
 
-def _reward_model(config: RewardModelConfig, path: str | None) -> Judge:
+def _reward_model(config: RewardModelConfig, place: Place) -> Judge:
     # Imported here: verifiers need neither torch nor vLLM.
     from profuser.rewards.reward_model import load_reward_model
 
-    return load_reward_model(config, path or config.model)
+    return load_reward_model(config, place if isinstance(place, str) else config.model)
 
 
-def _callable(config: CallableConfig, _: str | None) -> Judge:
+def _llm_judge(config: LlmJudgeConfig, place: Place) -> Judge:
+    from profuser.rewards.judge_askers import EndpointAsker, ModelAsker
+    from profuser.rewards.llm_judge import LlmJudge
+
+    if isinstance(place, JudgeAccess):
+        return LlmJudge(config, EndpointAsker(config, place))
+    return LlmJudge(config, ModelAsker(config, place or config.model))
+
+
+def _callable(config: CallableConfig, _: Place) -> Judge:
     function = load_callable(config)
     return Verifier(lambda row, answer: call_function(function, config, row, answer))
 
@@ -91,14 +108,14 @@ def _by_rule(rule: Callable[[Any, str, str], float]) -> RewardKind:
     )
 
 
-def _chrf(config: ChrfConfig, _: str | None) -> Judge:
+def _chrf(config: ChrfConfig, _: Place) -> Judge:
     from sacrebleu.metrics.chrf import CHRF
 
     metric = CHRF(char_order=config.char_order, word_order=config.word_order, beta=config.beta)
     return Verifier(lambda row, answer: metric.sentence_score(answer, [without_thinking(row["response"])]).score / 100)
 
 
-def _rouge_l(config: RougeLConfig, _: str | None) -> Judge:
+def _rouge_l(config: RougeLConfig, _: Place) -> Judge:
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"], use_stemmer=config.stem)
@@ -117,22 +134,27 @@ class ForSomeRows:
         self.judge, self.config = judge, config
         self.answered: Callable[[int], None] = lambda number: None
         self.reasons: Counter[str] = Counter()
+        self.verdicts: Sequence[VerdictRow] = ()
+        self.counts: Mapping[str, float] = {}
 
     def score(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> Float[np.ndarray, "N"]:
         """See `Judge.score`."""
         own = [place for place, row in enumerate(rows) if self.config.judges(row["category"])]
         out = np.full(len(rows), math.nan)
-        self.reasons = Counter()
+        self.reasons, self.verdicts, self.counts = Counter(), (), {}
         if isinstance(self.judge, CountsAnswers):
             self.judge.answered = self.answered
         if own:
             out[own] = self.judge.score([rows[place] for place in own], [answers[place] for place in own])
             self.reasons = self.judge.reasons if isinstance(self.judge, GivesReasons) else self.reasons
+            if isinstance(self.judge, KeepsVerdicts):
+                self.verdicts, self.counts = [each.moved(own) for each in self.judge.verdicts], self.judge.counts
         return out
 
 
 KINDS: dict[str, RewardKind] = {
     "reward_model": RewardKind(_reward_model),
+    "llm_judge": RewardKind(_llm_judge, check_rubric, with_rubric, keeps_verdicts=True),
     "last_number": _by_rule(lambda config, answer, truth: same_last_number(answer, truth, config.tolerance)),
     "exact_match": _by_rule(lambda config, answer, truth: plain(answer, config) == plain(truth, config)),
     "answer_match": _by_rule(lambda config, answer, truth: exact_match(answer, truth, config.pattern)),
@@ -156,16 +178,16 @@ def kind_of(config: RewardConfig) -> RewardKind:
     return KINDS[config.kind]
 
 
-def load_judge(config: RewardConfig, path: str | None = None) -> Judge:
+def load_judge(config: RewardConfig, place: Place = None) -> Judge:
     """Makes a reward.
 
     Args:
         config: its section of the recipe.
-        path: folder, URI or Hub name of a reward model.
+        place: where its model is.
 
     Raises:
-        EngineError: the reward model cannot be loaded.
-        UserError: the verifier's function cannot be imported.
+        EngineError: the model cannot be loaded, or its server gives something else than when the run began.
+        UserError: the verifier's function cannot be imported, or the model's server cannot be used.
     """
-    judge = kind_of(config).load(config, path)
+    judge = kind_of(config).load(config, place)
     return ForSomeRows(judge, config) if config.categories or config.except_categories else judge

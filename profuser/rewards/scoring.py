@@ -11,7 +11,9 @@ from profuser.artifacts.schemas import REWARDS
 from profuser.corpus.thinking import without_thinking
 from profuser.engines.signal_tables import candidate_answers
 from profuser.recipe.rewards import RewardConfig
-from profuser.rewards.judges import GivesReasons, Judge
+from profuser.rewards.judges import GivesReasons, Judge, KeepsVerdicts
+from profuser.rewards.kinds import kind_of
+from profuser.rewards.verdicts import add_verdicts
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ class AnswerScorer:
         counts: dict[str, float] = {"rows": len(rows), "answers": judged, "answers_not_judged": foreign}
         refused = len(places) - judged - foreign
         counts |= {"refused": refused} if refused else {}
+        if kind_of(self.reward).keeps_verdicts:
+            assert isinstance(self.judge, KeepsVerdicts)
+            table = add_verdicts(table, self.judge.verdicts if places else (), places)
+            counts |= self.judge.counts if places else {}
         return table, counts | (dict(self.judge.reasons) if places and isinstance(self.judge, GivesReasons) else {})
 
     def _judged(self, answer: str, place: int) -> str:

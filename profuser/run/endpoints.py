@@ -3,14 +3,18 @@
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, replace
 
+from profuser.artifacts.artifact import Artifact
 from profuser.engines.base import ReadSettings
-from profuser.engines.endpoint.access import EndpointAccess, ask_source, read_tokens
+from profuser.engines.endpoint.access import EndpointAccess, JudgeAccess, ask_source, read_tokens
 from profuser.engines.endpoint.facts import EndpointFacts, text_only_words
 from profuser.errors import UserError
+from profuser.recipe.llm_judge import LlmJudgeConfig
 from profuser.recipe.models import ModelConfig, SourceConfig
+from profuser.recipe.rewards import RewardConfig
 from profuser.recipe.schedule import uses
 from profuser.run.fusion_run import FusionRun
 from profuser.run.inputs import ENDPOINTS
+from profuser.run.stages import stage_name
 
 
 def endpoint_access(run: FusionRun, config: ModelConfig) -> EndpointAccess | None:
@@ -26,6 +30,18 @@ def endpoint_access(run: FusionRun, config: ModelConfig) -> EndpointAccess | Non
     return EndpointAccess(facts, key, _how(run, config), run.vocab_size(config.setting))
 
 
+def judge_place(run: FusionRun, reward: RewardConfig) -> str | JudgeAccess | None:
+    """Returns where a reward's model is: its path, or the access to its server; None for a reward without a model."""
+    if not isinstance(reward, LlmJudgeConfig) or reward.endpoint is None:
+        return run.reward_path(reward)
+    from profuser.engines.endpoint.client import read_key
+
+    facts, setting = run.facts(reward), f"{reward.section}.endpoint"
+    if facts is None:
+        raise UserError(f"{setting}: not asked yet; start with profuser run")
+    return JudgeAccess(facts, read_key(reward.endpoint, setting))
+
+
 def ask_endpoints(run: FusionRun, parts: Collection[str] | None = None) -> dict[str, EndpointFacts]:
     """Asks every server that the run still needs what it gives.
 
@@ -34,23 +50,24 @@ def ask_endpoints(run: FusionRun, parts: Collection[str] | None = None) -> dict[
         parts: names of the parts that are run, e.g. `collect/llama`; by default all.
 
     Returns:
-        Facts by source; those of finished sources as they are known.
+        Facts by `ServedModelConfig.facts_key`; those of finished sources and judges as they are known.
 
     Raises:
         UserError: a key is missing, a server cannot be used, or what it gives has changed or does not fit the recipe.
     """
     out: dict[str, EndpointFacts] = {}
-    for source in _endpoints(run):
-        known = run.facts(source)
-        if known and not _is_needed(run, source, parts):
-            out[source.name] = known
+    for config in _endpoints(run):
+        known, reading = run.facts(config), _reading(run, config)
+        wanted = [artifact for artifact in reading if parts is None or artifact.stage in parts]
+        if known and all(artifact.manifest() is not None for artifact in wanted):
+            out[config.facts_key] = known
             continue
-        out[source.name] = found = _ask(run, source)
-        if known and (changes := known.differences(found)) and run.collect(source).shards():
-            assert source.endpoint is not None
+        out[config.facts_key] = found = _ask(run, config)
+        if known and (changes := known.differences(found)) and reading[0].shards():
+            assert config.endpoint is not None
             raise UserError(
-                f"sources.{source.name}.endpoint: {source.endpoint.base_url} differs from when the run began: "
-                f"{'; '.join(changes)}; serve the same model in the same way, or begin again with --redo collect"
+                f"{config.section}.endpoint: {config.endpoint.base_url} differs from when the run began: {'; '.join(changes)}; "
+                f"serve the same model in the same way, or begin again with --redo {stage_name(reading[0].stage)}"
             )
     _check(run, out)
     return out
@@ -58,10 +75,11 @@ def ask_endpoints(run: FusionRun, parts: Collection[str] | None = None) -> dict[
 
 def endpoint_lines(run: FusionRun, facts: dict[str, EndpointFacts]) -> Iterator[str]:
     """Yields a line per endpoint: what the run gets from its server."""
-    for source in _endpoints(run):
-        yield facts[source.name].line(source, run.recipe.collect.top_k)
-    if _endpoints(run) and run.recipe.evaluate.benchmarks:
-        yield f"benchmarks: not run on {', '.join(source.name for source in _endpoints(run))}, whose model is not loaded"
+    for config in _endpoints(run):
+        yield _line(run, config, facts[config.facts_key])
+    sources = [source.name for source in run.recipe.sources if source.endpoint]
+    if sources and run.recipe.evaluate.benchmarks:
+        yield f"benchmarks: not run on {', '.join(sources)}, whose model is not loaded"
 
 
 def begin_endpoints(run: FusionRun, show: Callable[[str], None], parts: Collection[str] | None = None) -> FusionRun:
@@ -80,22 +98,25 @@ def begin_endpoints(run: FusionRun, show: Callable[[str], None], parts: Collecti
 
 def unasked_lines(run: FusionRun) -> Iterator[str]:
     """Yields a line per endpoint for a plan, which asks no server."""
-    for source in _endpoints(run):
-        assert source.endpoint is not None
-        known = run.facts(source)
-        if known:
-            yield known.line(source, run.recipe.collect.top_k)
-        else:
-            what = (
-                text_only_words()
-                if source.is_text_only
-                else "what it gives is asked when the run starts, or by --dry-run"
-            )
-            yield f"source {source.name}: {source.endpoint.base_url} serves {source.endpoint.model}; {what}"
+    for config in _endpoints(run):
+        assert config.endpoint is not None
+        if known := run.facts(config):
+            yield _line(run, config, known)
+            continue
+        text_only = isinstance(config, SourceConfig) and config.is_text_only
+        what = text_only_words() if text_only else "what it gives is asked when the run starts, or by --dry-run"
+        title = f"{'judge' if isinstance(config, LlmJudgeConfig) else 'source'} {config.name}"
+        yield f"{title}: {config.endpoint.base_url} serves {config.endpoint.model}; {what}"
 
 
-def _endpoints(run: FusionRun) -> list[SourceConfig]:
-    return [source for source in run.recipe.sources if source.endpoint]
+def _line(run: FusionRun, config: SourceConfig | LlmJudgeConfig, facts: EndpointFacts) -> str:
+    if isinstance(config, LlmJudgeConfig):
+        return facts.judge_line(config)
+    return facts.line(config, run.recipe.collect.top_k)
+
+
+def _endpoints(run: FusionRun) -> list[SourceConfig | LlmJudgeConfig]:
+    return [config for config in (*run.recipe.sources, *run.recipe.llm_judges) if config.endpoint]
 
 
 def _how(run: FusionRun, source: SourceConfig) -> ReadSettings:
@@ -103,24 +124,29 @@ def _how(run: FusionRun, source: SourceConfig) -> ReadSettings:
     return replace(run.reading(source), top_k=run.recipe.collect.top_k)
 
 
-def _is_needed(run: FusionRun, source: SourceConfig, parts: Collection[str] | None) -> bool:
-    """Returns whether a part that is run has still to read with the source."""
-    artifacts = [run.collect(source)]
+def _reading(run: FusionRun, config: SourceConfig | LlmJudgeConfig) -> list[Artifact]:
+    """Returns the artifacts that are made with a source or a judge, in order."""
+    if isinstance(config, LlmJudgeConfig):
+        return [run.rewards(config), *([run.judge(config)] if run.recipe.evaluate.judged else [])]
+    artifacts = [run.collect(config)]
     if run.recipe.collect.signals == "lazy":
-        artifacts.append(run.signals(source))
-    if source.name in run.evaluated():
-        artifacts.append(run.evaluate(source.name))
-    wanted = [artifact for artifact in artifacts if parts is None or artifact.stage in parts]
-    return any(artifact.manifest() is None for artifact in wanted)
+        artifacts.append(run.signals(config))
+    if config.name in run.evaluated():
+        artifacts.append(run.evaluate(config.name))
+    return artifacts
 
 
-def _ask(run: FusionRun, source: SourceConfig) -> EndpointFacts:
+def _ask(run: FusionRun, config: SourceConfig | LlmJudgeConfig) -> EndpointFacts:
+    from profuser.engines.endpoint.asking import ask_judge
     from profuser.engines.endpoint.client import read_key
 
-    assert source.endpoint is not None
-    key = read_key(source.endpoint, f"sources.{source.name}.endpoint")
-    tokens = read_tokens(run.model(source).path, source, run.template(source), run.vocab_size(source.setting))
-    return ask_source(source, key, _how(run, source), tokens)
+    assert config.endpoint is not None
+    setting = f"{config.section}.endpoint"
+    key = read_key(config.endpoint, setting)
+    if isinstance(config, LlmJudgeConfig):
+        return ask_judge(config.endpoint, setting, key)
+    tokens = read_tokens(run.model(config).path, config, run.template(config), run.vocab_size(config.setting))
+    return ask_source(config, key, _how(run, config), tokens)
 
 
 def _check(run: FusionRun, facts: dict[str, EndpointFacts]) -> None:
@@ -132,7 +158,9 @@ def _check(run: FusionRun, facts: dict[str, EndpointFacts]) -> None:
             "sources: no source that may teach can teacher-force the ground truth (vLLM's /v1/completions with prompt_logprobs "
             "can); add one, or set a fuse.schedule without the training mode"
         )
-    for source in _endpoints(run):
+    for source in recipe.sources:
+        if not source.endpoint:
+            continue
         found = facts[source.name]
         if recipe.collect.signals == "lazy" and found.top_logprobs is not None and not found.forces:
             raise UserError(

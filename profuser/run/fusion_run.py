@@ -19,6 +19,7 @@ from profuser.artifacts.schemas import (
     corpus_schema,
     select_schema,
     signals_schema,
+    with_verdicts,
 )
 from profuser.config import identity
 from profuser.corpus.split import Questions
@@ -26,6 +27,7 @@ from profuser.engines.base import ReadSettings
 from profuser.evaluation.benchmarks.checks import check_data, data_digest
 from profuser.evaluation.benchmarks.questions import benchmark_questions
 from profuser.recipe.evaluating import BenchmarkConfig
+from profuser.recipe.llm_judge import LlmJudgeConfig
 from profuser.recipe.models import ModelConfig, SourceConfig
 from profuser.recipe.rewards import VOTE_SETTINGS, RewardConfig
 from profuser.rewards.kinds import kind_of
@@ -114,7 +116,8 @@ class FusionRun(RunInputs):
     def rewards(self, reward: RewardConfig) -> Artifact:
         """Returns the artifact of one reward's scores of all sources' answers."""
         config = self._reward_config(reward) | {"sources": [source.name for source in self.recipe.sources]}
-        return self._artifact(f"rewards/{reward.name}", REWARDS, config, self._collected())
+        schema = with_verdicts(REWARDS) if kind_of(reward).keeps_verdicts else REWARDS
+        return self._artifact(f"rewards/{reward.name}", schema, config, self._collected())
 
     def _reward_config(self, reward: RewardConfig) -> dict[str, Any]:
         """Returns the settings that determine a reward's scores. Those of the vote are not among them."""
@@ -122,6 +125,8 @@ class FusionRun(RunInputs):
         config: dict[str, Any] = {"reward": {k: v for k, v in settings.items() if k not in VOTE_SETTINGS}}
         if f"rewards.{reward.name}.model" in self.model_digests:
             config["model"] = self.model_digests[f"rewards.{reward.name}.model"]
+        elif isinstance(reward, LlmJudgeConfig):
+            config["model"] = self.endpoint_digest(reward)
         return config | kind_of(reward).digests(reward)
 
     def signals(self, source: SourceConfig) -> Artifact:
@@ -208,7 +213,8 @@ class FusionRun(RunInputs):
     def judge(self, reward: RewardConfig) -> Artifact:
         """Returns the artifact of one reward's scores of all evaluated models' held-out answers."""
         config = self._reward_config(reward) | {"models": self.evaluated()}
-        return self._artifact(f"judge/{reward.name}", JUDGE, config, [self.heldout(), *self.artifacts("evaluate")])
+        schema = with_verdicts(JUDGE) if kind_of(reward).keeps_verdicts else JUDGE
+        return self._artifact(f"judge/{reward.name}", schema, config, [self.heldout(), *self.artifacts("evaluate")])
 
     def report(self) -> Artifact:
         """Returns the artifact of tables, plots and the HTML page."""

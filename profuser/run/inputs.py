@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from profuser.artifacts.artifact import digest
 from profuser.config import identity
@@ -14,8 +15,10 @@ from profuser.errors import UserError, one_line
 from profuser.models.formats import Format
 from profuser.models.lab_paths import LAB_FILE, resolve
 from profuser.models.reference import BYTE_TOKENIZER, ModelRef
+from profuser.recipe.llm_judge import LlmJudgeConfig
 from profuser.recipe.models import CorpusConfig, ModelConfig, Recipe, SourceConfig
 from profuser.recipe.rewards import RewardConfig, RewardModelConfig
+from profuser.recipe.sources import ServedModelConfig
 from profuser.recipe.template import JinjaTemplate, TemplateConfig
 from profuser.rewards.kinds import kind_of
 from profuser.storage.folder import Folder
@@ -23,7 +26,7 @@ from profuser.storage.folder import Folder
 BEGAN = "began.json"
 """File in a run's folder with the date on which it began."""
 ENDPOINTS = "endpoints.json"
-"""File in a run's folder with what each endpoint's server gives, by source."""
+"""File in a run's folder with what each endpoint's server gives, by `ServedModelConfig.facts_key`."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class RunInputs:
 
     def model(self, config: ModelConfig | RewardModelConfig) -> ModelRef:
         """Returns the reference to a model of the recipe; for an endpoint to its tokenizer."""
-        endpoint = config.endpoint if isinstance(config, SourceConfig) else None
+        endpoint = config.endpoint if isinstance(config, ServedModelConfig) else None
         location = (endpoint.tokenizer or BYTE_TOKENIZER) if endpoint else config.model
         return ModelRef.of(location, config.revision, self.recipe.lab)
 
@@ -93,32 +96,36 @@ class RunInputs:
     def model_digests(self) -> dict[str, str]:
         """Digest of each model by its key in the recipe; raises UserError if a model does not exist.
 
-        An endpoint's covers its settings, what its server gives (once that is known) and its tokenizer.
+        A source's endpoint's covers its settings, what its server gives (once that is known) and its tokenizer.
         """
         return {setting: self._digest(setting, config) for setting, config in self.models().items()}
 
+    def endpoint_digest(self, judge: LlmJudgeConfig) -> str:
+        """Returns the digest of the server of a judge: of its settings, and of what it gives once that is known."""
+        return self._digest(f"{judge.section}.endpoint", judge)
+
     def _digest(self, setting: str, config: ModelConfig | RewardModelConfig) -> str:
-        if not isinstance(config, SourceConfig) or config.endpoint is None:
+        if not isinstance(config, ServedModelConfig) or config.endpoint is None:
             return self.model(config).digest(setting)
         facts = self.facts(config)
-        served = facts.identity if facts else None
-        return digest(
-            {"endpoint": identity(config.endpoint), "gives": served, "tokenizer": self.tokenizer_digest(setting)}
-        )
+        served: dict[str, Any] = {"endpoint": identity(config.endpoint), "gives": facts and facts.identity}
+        if isinstance(config, SourceConfig):
+            served["tokenizer"] = self.tokenizer_digest(setting)
+        return digest(served)
 
-    def facts(self, source: SourceConfig) -> EndpointFacts | None:
-        """Returns what a source's server gives, as it was found when the run began; None before that, and for a loaded model.
+    def facts(self, config: ServedModelConfig) -> EndpointFacts | None:
+        """Returns what a model's server gives, as it was found when the run began; None before that, and for a loaded model.
 
         A run that reuses another takes what that found.
         """
-        known = self._facts.get(source.name)
-        return known if source.endpoint and known and known.model == source.endpoint.model else None
+        known = self._facts.get(config.facts_key)
+        return known if config.endpoint and known and known.model == config.endpoint.model else None
 
     @cached_property
     def _facts(self) -> dict[str, EndpointFacts]:
-        """Facts of all endpoints, by source."""
+        """Facts of all endpoints, by `ServedModelConfig.facts_key`."""
         found: dict[str, EndpointFacts] = {}
-        if any(source.endpoint for source in self.recipe.sources):
+        if any(config.endpoint for config in (*self.recipe.sources, *self.recipe.llm_judges)):
             storage = Folder.at(self.recipe.storage)
             for folder in (*(storage / name for name in reversed(self.recipe.reuse)), self.folder):
                 if folder.exists(ENDPOINTS):
@@ -130,6 +137,7 @@ class RunInputs:
         out: dict[str, ModelConfig | RewardModelConfig] = {"target.model": self.recipe.target}
         out |= {source.setting: source for source in self.recipe.sources}
         out |= {f"rewards.{reward.name}.model": reward for reward in self.recipe.reward_models}
+        out |= {f"{judge.section}.model": judge for judge in self.recipe.llm_judges if not judge.endpoint}
         return out
 
     @cached_property
@@ -143,9 +151,10 @@ class RunInputs:
 
     def reward(self, reward: RewardConfig) -> RewardConfig:
         """Returns a reward with what the files that it names hold; a template of its model that writes a date has the run's."""
-        if not isinstance(reward, RewardModelConfig):
-            return kind_of(reward).resolve(reward)
-        return reward.model_copy(update={"template": self._dated(reward.template, reward)})
+        found = kind_of(reward).resolve(reward)
+        if not isinstance(found, RewardModelConfig | LlmJudgeConfig) or self.reward_path(found) is None:
+            return found
+        return found.model_copy(update={"template": self._dated(found.template, found)})
 
     def _dated(self, template: TemplateConfig, config: ModelConfig | RewardModelConfig) -> TemplateConfig:
         if template.date or self.day is None:
@@ -193,8 +202,10 @@ class RunInputs:
         return {}
 
     def reward_path(self, reward: RewardConfig) -> str | None:
-        """Returns the path of a reward's model; None for a reward without one."""
-        return self.model(reward).path if isinstance(reward, RewardModelConfig) else None
+        """Returns the path of the model that a reward loads; None for a reward that loads none."""
+        if isinstance(reward, LlmJudgeConfig) and reward.endpoint:
+            return None
+        return self.model(reward).path if isinstance(reward, RewardModelConfig | LlmJudgeConfig) else None
 
 
 def _tokenizer_size(path: str, setting: str) -> int:

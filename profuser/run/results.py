@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from profuser.artifacts.schemas import JUDGE
 from profuser.evaluation.heldout import ALL, common_rows
 from profuser.evaluation.judged import JudgedAnswers, JudgedWinRate, unless_blank, win_rates
 from profuser.recipe.rewards import RewardConfig
@@ -45,7 +46,7 @@ def read_answers(run: FusionRun, rewards: Sequence[RewardConfig]) -> JudgedAnswe
     place = {(row_id, name): (i, j) for i, row_id in enumerate(row_ids) for j, name in enumerate(models)}
     scores = np.full((len(row_ids), len(models), len(rewards)), np.nan)
     for index, reward in enumerate(rewards):
-        for table in run.judge(reward).tables():
+        for table in run.judge(reward).tables(JUDGE.names):
             for row in table.to_pylist():
                 at = place.get((row["row_id"], row["model"]))
                 if at is not None and row["score"] is not None:

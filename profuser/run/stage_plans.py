@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING
 from profuser.evaluation.benchmarks.checks import benchmark_size, local_data
 from profuser.planning.estimates import STEP_TOKENS, STEPS_PER_TOKEN
 from profuser.recipe.fusing import count_steps
+from profuser.recipe.llm_judge import RESPONSES, LlmJudgeConfig
 from profuser.recipe.models import ModelConfig, Recipe, SourceConfig
 from profuser.recipe.rewards import RewardConfig
 from profuser.recipe.schedule import uses
+from profuser.recipe.sources import ServedModelConfig
+from profuser.rewards.rubrics import rubric_of
 from profuser.run.stage import CorpusSize, PlanLine
 
 if TYPE_CHECKING:
@@ -20,6 +23,8 @@ BENCHMARK_ITEM_BYTES = 300
 """Approximate size of a benchmark item on disk."""
 SCORE_BYTES = 8
 """Size of a reward's score on disk: one float64."""
+VERDICT_DISK = 0.3
+"""Share of the bytes of a generative judge's questions that remain on disk after zstd."""
 
 
 def prepare(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
@@ -41,8 +46,12 @@ def collect(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
 def rewards(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
     """Estimates, per reward, scoring all sources' answers."""
     rows = train_rows(run, size)
-    answers = rows * len(run.recipe.sources)
+    num_sources = len(run.recipe.sources)
     for reward in run.recipe.rewards:
+        if isinstance(reward, LlmJudgeConfig):
+            yield _verdicts(reward, rows, num_sources * run.recipe.collect.samples_per_source, size)
+            continue
+        answers = rows * num_sources
         yield PlanLine(rows, answers * _row_tokens(size), answers * SCORE_BYTES, _devices(reward))
 
 
@@ -94,6 +103,9 @@ def judge(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
     rows = run.recipe.corpus.heldout_rows
     answers = rows * len(run.evaluated())
     for reward in run.recipe.rewards if run.recipe.evaluate.judged else ():
+        if isinstance(reward, LlmJudgeConfig):
+            yield _verdicts(reward, rows, len(run.evaluated()), size)
+            continue
         yield PlanLine(rows, answers * _row_tokens(size), answers * SCORE_BYTES, _devices(reward))
 
 
@@ -127,8 +139,23 @@ def _money(run: "FusionRun", model: ModelConfig, answers: int, forced: int, size
     return model.token_cost.money(read, answers * size.response_tokens)
 
 
+def _verdicts(judge: LlmJudgeConfig, rows: int, num_answers: int, size: CorpusSize) -> PlanLine:
+    """Estimates a generative judge's replies about so many different answers to each row, each as long as the ground truth.
+
+    A reply is counted as long as it may be: an upper bound.
+    """
+    num_shown = len(RESPONSES[judge.mode])
+    rubric = rubric_of(judge)
+    read = len(f"{rubric.system or ''}{rubric.prompt}".encode()) / BYTES_PER_TOKEN
+    read += size.prompt_tokens + (1 + num_shown) * size.response_tokens
+    replies = rows * judge.num_replies(num_answers)
+    money = judge.token_cost and judge.token_cost.money(replies * read, replies * judge.reply_tokens)
+    disk = replies * read * BYTES_PER_TOKEN * VERDICT_DISK
+    return PlanLine(rows, replies * (read + judge.reply_tokens), disk, _devices(judge), money)
+
+
 def _devices(model: ModelConfig | RewardConfig) -> str:
-    if isinstance(model, SourceConfig) and model.endpoint:
+    if isinstance(model, ServedModelConfig) and model.endpoint:
         return f"endpoint, {model.endpoint.concurrency} requests at once"
     pool = model.pool
     actors = f"{pool.min_actors}" if pool.min_actors == pool.max_actors else f"{pool.min_actors}-{pool.max_actors}"

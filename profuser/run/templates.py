@@ -21,6 +21,7 @@ from profuser.recipe.models import ModelConfig, SourceConfig
 from profuser.recipe.rewards import RewardModelConfig
 from profuser.recipe.template import JinjaTemplate, TemplateConfig
 from profuser.run.fusion_run import FusionRun
+from profuser.run.llm_judges import llm_judge_line
 
 CHECKED_ROWS = 1_000
 """Rows of the corpus whose roles and their order the templates are tried on."""
@@ -49,6 +50,8 @@ def template_lines(run: FusionRun) -> Iterator[str]:
         yield f"{name}: {'; '.join(parts + _refused(tokenizer, template, rows))}"
     for reward in run.recipe.reward_models:
         yield from _judge_line(run, reward, rows)
+    for judge in run.recipe.llm_judges:
+        yield llm_judge_line(run, judge, rows)
 
 
 def _rows(run: FusionRun) -> Iterator[CorpusRow]:

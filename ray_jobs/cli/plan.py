@@ -13,8 +13,9 @@ from profuser.corpus.locations import HUB
 from profuser.errors import TrainingError, UserError
 from profuser.planning.plan_file import PLAN
 from profuser.recipe.fusing import Epochs
-from profuser.recipe.models import CorpusConfig, Recipe, SourceConfig
+from profuser.recipe.models import CorpusConfig, Recipe
 from profuser.recipe.preparing import PartConfig, RowsConfig
+from profuser.recipe.sources import ServedModelConfig
 from profuser.report.plots.schedule import ScheduleDrawing
 from profuser.report.tables.plan import amount
 from profuser.report.tables.table import STAGE_WIDTH, name_cell, new_table
@@ -70,7 +71,7 @@ def print_plan(recipe: Recipe) -> None:
     run.check_lab()
     for setting, config in run.models().items():
         ref = run.model(config)
-        if isinstance(config, SourceConfig) and config.endpoint:
+        if isinstance(config, ServedModelConfig) and config.endpoint:
             continue
         if ref.is_local:
             ref.config(setting)

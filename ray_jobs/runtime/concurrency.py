@@ -148,5 +148,6 @@ def engines_at_once(recipe: Recipe, source: SourceConfig) -> int:
 
 
 def reward_models_at_once(recipe: Recipe) -> int:
-    """Returns how many engines of reward models run concurrently, if all rewards do."""
-    return max(1, sum(reward.pool.max_actors for reward in recipe.reward_models))
+    """Returns how many engines of reward models and generative judges run concurrently, if all rewards do."""
+    loaded = (*recipe.reward_models, *(judge for judge in recipe.llm_judges if not judge.endpoint))
+    return max(1, sum(reward.pool.max_actors for reward in loaded))

@@ -7,9 +7,10 @@ from typing import Any, Generic, TypeVar
 from profuser.engines.memory import engine_bytes
 from profuser.engines.processor import cpu_dtype
 from profuser.models.checkpoint import Checkpoint
-from profuser.recipe.models import ModelConfig, SourceConfig
+from profuser.recipe.models import ModelConfig
 from profuser.recipe.resources import PoolConfig
 from profuser.recipe.rewards import RewardConfig, RewardModelConfig
+from profuser.recipe.sources import ServedModelConfig
 from profuser.recipe.verifiers import CodeTestsConfig
 from profuser.run.fusion_run import FusionRun
 from profuser.storage.folder import Folder
@@ -54,7 +55,7 @@ def fit_engine(run: FusionRun, model: Model, path: str | None, num_at_once: int)
         path: folder, URI or Hub name of the model; None for a verifier.
         num_at_once: engines that run concurrently, those of other pools included.
     """
-    if isinstance(model, SourceConfig) and model.endpoint:
+    if isinstance(model, ServedModelConfig) and model.endpoint:
         return FittedEngine(model, _with_cpus(model.pool, ENDPOINT_CPUS), 0.0, ActorNeeds())
     if isinstance(model, CodeTestsConfig):
         free = share_of_cpus(free_cpus(), max(1, num_at_once))

@@ -15,7 +15,7 @@ from ray.exceptions import RayTaskError
 from profuser.artifacts.artifact import Artifact, Manifest
 from profuser.artifacts.stage_time import DeviceClock, clear_notes, stage_time
 from profuser.errors import ProfuserError
-from profuser.recipe.models import PoolConfig
+from profuser.recipe.resources import PoolConfig
 from ray_jobs.runtime.cluster import check_fits, is_autoscaling_cluster, pool_resources, unwrap_error
 from ray_jobs.runtime.progress import Counter, format_clock, print_line
 from ray_jobs.runtime.row_progress import RowProgress, RowReporter, ShardKey, row_board

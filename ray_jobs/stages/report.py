@@ -162,7 +162,11 @@ def _vote_agreement(selected: Artifact) -> float | None:
 
 def _stages(run: FusionRun) -> Iterator[StageFact]:
     """Yields every finished part of the pipeline except the report itself, with the price of its devices."""
-    plan, costs = run.recipe.plan, {source.name: source.token_cost for source in run.recipe.sources}
+    plan = run.recipe.plan
+    costs = {
+        f"{stage}/{s.name}": s.token_cost for s in run.recipe.sources for stage in ("collect", "signals", "evaluate")
+    }
+    costs |= {f"{stage}/{j.name}": j.token_cost for j in run.recipe.llm_judges for stage in ("rewards", "judge")}
     for part in (part for stage in STAGES[:-1] for part in REGISTRY[stage].parts(run)):
         # Training workers name no accelerator.
         price = plan.price(part.pool) if part.pool else plan.price_per_device_hour
@@ -178,7 +182,7 @@ def _stages(run: FusionRun) -> Iterator[StageFact]:
                     metrics=manifest.metrics,
                     device_seconds=manifest.device_seconds,
                     price_per_device_hour=price,
-                    token_money=token_money(manifest.counts, costs.get(artifact.stage.partition("/")[2])),
+                    token_money=token_money(manifest.counts, costs.get(artifact.stage)),
                     reused_from=None
                     if own
                     else artifact.folder.uri.removesuffix(f"/{artifact.stage}").rsplit("/", 1)[-1],

@@ -4,16 +4,18 @@ from functools import partial
 
 from profuser.artifacts.artifact import Artifact, Manifest
 from profuser.recipe.rewards import RewardConfig
+from profuser.rewards.kinds import Place
 from profuser.rewards.scoring import AnswerScorer
+from profuser.run.endpoints import judge_place
 from profuser.run.fusion_run import FusionRun
 from ray_jobs.runtime.concurrency import reward_models_at_once
 from ray_jobs.runtime.engine_fit import fit_engine
-from ray_jobs.runtime.judge_worker import JudgingWorker
-from ray_jobs.runtime.shards import OnDraining, finish, run_shards
+from ray_jobs.runtime.judge_worker import JudgingWorker, finish_judging
+from ray_jobs.runtime.shards import OnDraining, run_shards
 
 
 class RewardWorker(JudgingWorker):
-    """One reward model or verifier; turns shards of answers into shards of scores."""
+    """One reward model, generative judge or verifier; turns shards of answers into shards of scores."""
 
     def __init__(
         self,
@@ -21,11 +23,11 @@ class RewardWorker(JudgingWorker):
         collected: list[Artifact],
         output: Artifact,
         reward: RewardConfig,
-        path: str | None,
+        place: Place,
         num_samples: int,
         keeps: list[bool],
     ):
-        super().__init__(reward, path)
+        super().__init__(reward, place)
         self.corpus, self.collected, self.output = corpus, collected, output
         self.scorer = AnswerScorer(reward, self.judge, num_samples, keeps)
 
@@ -48,11 +50,11 @@ def rewards(run: FusionRun, reward: RewardConfig, draining: OnDraining | None = 
         run.artifacts("collect"),
         output,
         fitted.model,
-        path,
+        judge_place(run, reward),
         run.recipe.collect.samples_per_source,
         [run.template(source).thinking == "keep" for source in run.recipe.sources],
     )
     counts, seconds = run_shards(
         output, run.corpus(), worker, fitted.pool, fitted.num_gpus, draining=draining, needs=fitted.needs
     )
-    return finish(output, counts, seconds)
+    return finish_judging(output, counts, seconds)

@@ -5,6 +5,7 @@ from functools import partial
 import ray
 
 from profuser.artifacts.artifact import Artifact, Manifest
+from profuser.artifacts.schemas import REWARDS
 from profuser.recipe.models import Recipe
 from profuser.rewards.voting import RewardScale
 from profuser.run.choosing import make_chooser, reward_scales
@@ -38,7 +39,7 @@ class SelectWorker:
         table, counts = self.selector.select(
             self.corpus.read_shard(shard),
             [artifact.read_shard(shard) for artifact in self.collected],
-            [artifact.read_shard(shard) for artifact in self.rewards],
+            [artifact.read_shard(shard, REWARDS.names) for artifact in self.rewards],
             [artifact.read_shard(shard) for artifact in self.lazy] or None,
         )
         self.output.write_shard(shard, table, counts)

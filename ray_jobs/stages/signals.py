@@ -13,7 +13,7 @@ import ray
 from profuser.alignment.next_steps import find_used_up
 from profuser.alignment.source_signals import NextSteps
 from profuser.artifacts.artifact import Artifact, Manifest
-from profuser.artifacts.schemas import MODES
+from profuser.artifacts.schemas import MODES, REWARDS
 from profuser.engines.base import Response, Usage
 from profuser.engines.collecting import RowDone
 from profuser.engines.crash_guard import Attempt
@@ -61,7 +61,7 @@ class SignalsWorker(EngineWorker):
     def make(self, shard: int, rows: pa.Table, attempt: Attempt) -> dict[str, float]:
         """Teacher-forces the responses of one shard that the source was chosen to teach."""
         collected = [artifact.read_shard(shard, list(LIGHT_COLUMNS)) for artifact in self.collected]
-        rewards = [artifact.read_shard(shard) for artifact in self.rewards]
+        rewards = [artifact.read_shard(shard, REWARDS.names) for artifact in self.rewards]
         choices, _ = self.chooser.choose(rows, collected, rewards)
         own = [choice for choice in choices if choice.teacher == self.teacher]
         answers = self.collected[self.teacher].read_shard(shard, ["training_ids", "inference_ids", "answer_tokens"])

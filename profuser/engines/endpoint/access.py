@@ -8,6 +8,7 @@ from pydantic import SecretStr
 from profuser.engines.base import ReadSettings
 from profuser.engines.endpoint.facts import EndpointFacts
 from profuser.errors import EngineError
+from profuser.recipe.endpoints import EndpointConfig
 from profuser.recipe.models import ModelConfig, SourceConfig
 from profuser.recipe.template import TemplateConfig
 
@@ -50,6 +51,22 @@ class EndpointAccess:
                 "same model in the same way, or collect again with --redo collect"
             )
         return EndpointEngine(source.endpoint, found, self.key, tokens)
+
+
+@dataclass(frozen=True)
+class JudgeAccess:
+    """What the server of a judge gave when the run began, and the key to send."""
+
+    facts: EndpointFacts
+    key: SecretStr | None
+
+    def check(self, endpoint: EndpointConfig, setting: str, found: EndpointFacts) -> None:
+        """Raises EngineError where the server gives something else now."""
+        if changes := self.facts.differences(found):
+            raise EngineError(
+                f"{setting}: {endpoint.base_url} differs from when the run began: {'; '.join(changes)}; serve the same model in "
+                "the same way, or judge again with --redo rewards"
+            )
 
 
 def read_tokens(path: str, source: SourceConfig, template: TemplateConfig, vocab_size: int) -> "ServedTokens":

@@ -1,12 +1,14 @@
 """Asks a server by a few first requests what it serves and gives, before a run depends on it."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 import httpx
 from pydantic import SecretStr
 
+from profuser.engines.base import GREEDY
 from profuser.engines.endpoint.client import EndpointClient, EndpointError, RefusedRequestError
 from profuser.engines.endpoint.facts import LENGTH_FIELDS, EndpointFacts
 from profuser.engines.endpoint.requests import chat_body, choice_of, forced_body, text_of
@@ -47,11 +49,35 @@ def ask(
             tokenizer; the message names the key.
     """
 
+    async def given(client: EndpointClient) -> EndpointFacts:
+        return await _given(client, setting, await _served(client, setting), generation, top_k, tokens)
+
+    return _asked(endpoint, setting, key, given)
+
+
+def ask_judge(endpoint: EndpointConfig, setting: str, key: SecretStr | None) -> EndpointFacts:
+    """Asks a judge's server what it serves and how many candidates it gives per token; arguments and errors as in `ask`."""
+
+    async def given(client: EndpointClient) -> EndpointFacts:
+        facts = replace(await _served(client, setting), top_logprobs=FEWER_LOGPROBS[0])
+        facts, choice = await _answer(client, facts, GREEDY)
+        return facts if (choice.get("logprobs") or {}).get("content") else replace(facts, top_logprobs=None)
+
+    return _asked(endpoint, setting, key, given)
+
+
+def _asked(
+    endpoint: EndpointConfig,
+    setting: str,
+    key: SecretStr | None,
+    given: Callable[[EndpointClient], Awaitable[EndpointFacts]],
+) -> EndpointFacts:
+    """Runs first requests with a client of their own."""
+
     async def asked() -> EndpointFacts:
         client = EndpointClient(endpoint.model_copy(update={"retry_seconds": min(endpoint.retry_seconds, 60.0)}), key)
         try:
-            facts = await _served(client, setting)
-            return await _given(client, setting, facts, generation, top_k, tokens)
+            return await given(client)
         finally:
             await client.close()
 

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from profuser.recipe.llm_judge import LlmJudgeConfig
 from profuser.recipe.models import SourceConfig
 
 LENGTH_FIELDS = ("max_tokens", "max_completion_tokens")
@@ -39,20 +40,30 @@ class EndpointFacts:
         mine, now = self.identity, other.identity
         return [f"{name} was {mine[name]}, is now {now[name]}" for name in mine if mine[name] != now[name]]
 
+    @property
+    def served(self) -> str:
+        """The model in words."""
+        known = [f"model {self.root}"] if self.root not in (None, self.model) else []
+        known += [f"up to {self.max_model_len:,} tokens"] if self.max_model_len else []
+        return f"{self.model} ({', '.join(known)})" if known else self.model
+
     def line(self, source: SourceConfig, top_k: int) -> str:
-        """Returns in words what the run gets from the server.
+        """Returns in words what the run gets from a source's server.
 
         Args:
             source: the source.
             top_k: K that the recipe wants.
         """
         assert source.endpoint is not None
-        known = [f"model {self.root}"] if self.root not in (None, self.model) else []
-        known += [f"up to {self.max_model_len:,} tokens"] if self.max_model_len else []
-        what = f" ({', '.join(known)})" if known else ""
-        return (
-            f"source {source.name}: {source.endpoint.base_url} serves {self.model}{what}; {self._uses(source, top_k)}"
-        )
+        return f"source {source.name}: {source.endpoint.base_url} serves {self.served}; {self._uses(source, top_k)}"
+
+    def judge_line(self, judge: LlmJudgeConfig) -> str:
+        """Returns in words what the run gets from a judge's server."""
+        assert judge.endpoint is not None
+        reads = f"verdicts by the probabilities of {self.top_logprobs} candidates per token"
+        if self.top_logprobs is None:
+            reads = "it gives no log-probabilities: the verdict that it writes counts, without its probability"
+        return f"judge {judge.name}: {judge.endpoint.base_url} serves {self.served}; {reads}"
 
     def _uses(self, source: SourceConfig, top_k: int) -> str:
         if source.is_text_only:
