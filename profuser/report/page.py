@@ -39,6 +39,7 @@ from profuser.report.tables.selection import (
     share,
     signed,
     taught_lines,
+    verdict_lines,
     win_rate_lines,
 )
 from profuser.report.tables.table import csv_text, percent, score_table
@@ -111,6 +112,7 @@ def render_page(facts: RunFacts, drawn: Mapping[str, Picture]) -> str:
         **_pipeline(facts),
         **_results(facts),
         selection_words=selection_words(facts),
+        verdict_lines=verdict_lines(facts),
         taught={mode: taught_lines(facts, mode) for mode in MODES},
         beats={mode: win_rate_lines(facts, mode) for mode in MODES},
         agreed=agreement_lines(facts),

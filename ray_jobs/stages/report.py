@@ -21,7 +21,13 @@ from profuser.report.model_card import model_card
 from profuser.report.page import write_report
 from profuser.report.tables.plan import plan_error_table
 from profuser.report.tables.results import benchmark_table, failed_benchmarks, judged_table
-from profuser.report.tables.selection import agreement_table, judges_table, selection_words, win_rates_table
+from profuser.report.tables.selection import (
+    agreement_table,
+    judges_table,
+    selection_words,
+    verdict_lines,
+    win_rates_table,
+)
 from profuser.report.tables.table import render_scores, who_wins_table
 from profuser.run.failures import FAILED_PARTS, read_failures
 from profuser.run.fusion_run import TRAINING_METRICS, FusionRun
@@ -66,7 +72,7 @@ def print_report(run: FusionRun) -> None:
         # With one source there are no pairs of sources, with one reward no pairs of rewards.
         if (table := make(facts)).row_count:
             console.print(table)
-    for sentence in selection_words(facts):
+    for sentence in (*verdict_lines(facts), *selection_words(facts)):
         print_line(sentence)
     console.print(render_scores(facts, console.width))
     if facts.benchmarks:

@@ -54,6 +54,30 @@ def test_stages_reused_from_another_run_cost_nothing():
     assert [step.reused for step in flow(facts)] == [True, False]
 
 
+def test_the_verdicts_of_a_generative_judge_are_stated_with_their_cost():
+    counts = {
+        "rows": 20,
+        "answers": 40,
+        "verdicts": 38,
+        "without_verdict": 2,
+        "verdicts/measured": 38,
+        "verdicts/mass": 34.2,
+    }
+    counts |= {"pairs_compared": 19, "ties": 7, "orders_disagree": 5, "pairs/first": 24.7}
+    metrics = {"mass_on_verdicts": 0.9, "first_preferred": 0.65}
+    judged = StageFact("rewards/referee", "finished", 60.0, counts, metrics, token_money=0.25)
+    facts = made_up.facts(stages=(judged, held("rewards/number", 0)))
+    page = " ".join(render_page(facts, {}).split())
+    assert (
+        "rewards/referee: 38 verdicts; 90.0 % of the probability is on possible verdicts; 7 of 19 pairs are ties, 5 of them "
+        "because the orders disagree; the answer shown first is preferred with 65.0 % (50 % is no position bias)."
+        in page
+    )
+    assert "rewards/number:" not in page
+    assert "without verdict 2" in stage_lines(facts)[0].also
+    assert "counts (EUR): rewards/referee 0.25" in notes(judged)
+
+
 def test_the_flow_adds_up_the_parts_of_a_stage():
     facts = made_up.measured()
     steps = {step.name: step for step in flow(facts)}

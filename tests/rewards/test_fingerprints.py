@@ -3,7 +3,9 @@
 import pytest
 
 from profuser.errors import UserError
+from profuser.recipe.llm_judge import RubricConfig
 from profuser.recipe.loading import parse_recipe
+from profuser.rewards.rubrics import RUBRICS
 from profuser.run.fusion_run import FusionRun
 from tests import tiny
 
@@ -56,6 +58,24 @@ def test_editing_the_users_function_invalidates_the_scores(run_with, tmp_path):
     before = fingerprints(run)
     file.write_text("def judge(messages, answer, response): return 2")
     assert fingerprints(run)[0] != before[0]
+
+
+def test_a_rubric_decides_the_scores_of_a_generative_judge_and_its_address_does_not(run_with, model, monkeypatch):
+    plain = run_with(kind="llm_judge", model=model)
+    assert fingerprints(plain) == fingerprints(run_with(kind="llm_judge", model=model, engine={"max_num_seqs": 3}))
+    assert "Judge helpfulness" in plain.artifacts("rewards")[0].config["reward"]["rubric"]["prompt"]
+    others = ({"rubric": "correctness"}, {"grades": [1, 2, 3]}, {"rubric": {"prompt": "{{ response }}"}})
+    marks = {fingerprints(run_with(kind="llm_judge", model=model, **changes))[0] for changes in ({}, *others)}
+    assert len(marks) == 4
+    monkeypatch.setitem(RUBRICS["helpfulness"], "pointwise", RubricConfig(prompt="Another text: {{ response }}"))
+    assert fingerprints(run_with(kind="llm_judge", model=model))[0] not in marks
+    served = [
+        {"base_url": f"http://{host}/v1", "model": name, "concurrency": number}
+        for host, name, number in (("one", "big", 1), ("two", "big", 2), ("two", "small", 2))
+    ]
+    first, moved, other = (fingerprints(run_with(kind="llm_judge", endpoint=endpoint)) for endpoint in served)
+    assert first == moved
+    assert first[0] != other[0]
 
 
 def test_a_missing_function_is_reported_before_the_run_starts(run_with):

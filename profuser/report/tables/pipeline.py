@@ -15,6 +15,7 @@ COUNTED = {
     "training_tokens": "tokens of ground truths",
     "inference_tokens": "tokens of answers",
     "answers": "answers scored",
+    "verdicts": "verdicts",
     "items": "items answered",
     "pairs": "pairs judged",
     "examples": "examples",

@@ -10,6 +10,7 @@ from profuser.artifacts.schemas import MODES
 from profuser.report.facts import ALL, RunFacts
 from profuser.report.tables.results import ScoreLine
 from profuser.report.tables.table import name_cell, new_table, percent
+from profuser.rewards.verdicts import verdict_words
 from profuser.selection.summary import SelectionFacts, SourceComparison
 
 LONGER_WINS = (
@@ -40,6 +41,12 @@ def selection_words(facts: RunFacts) -> list[str]:
     if wins:
         out.append(f"The target itself wins, with little new to learn, in {', '.join(wins)}.")
     return out
+
+
+def verdict_lines(facts: RunFacts) -> list[str]:
+    """States how far the verdicts of each generative judge can be relied on, a line each."""
+    found = ((stage.name, verdict_words(stage.counts, stage.metrics)) for stage in facts.stages)
+    return [f"{name}: {words}." for name, words in found if words]
 
 
 def taught_lines(facts: RunFacts, mode: str) -> list[ScoreLine]:
