@@ -2,9 +2,12 @@
 
 import asyncio
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from profuser.corpus.rendering import Refusal
 from profuser.corpus.template import render_prompts
@@ -23,6 +26,7 @@ from profuser.recipe.llm_judge import LlmJudgeConfig
 from profuser.rewards.llm_judge import Conversation
 from profuser.rewards.verdicts import NONE, Reply, Token
 
+WORD = re.compile(r"\S+\s*")
 CANDIDATES = 20
 """Candidates per token that are read: as many as OpenAI's interface gives."""
 CUT, LONG, UNKNOWN = "cut_in_thinking", "too_long", "with_unknown_tokens"
@@ -82,15 +86,15 @@ class ModelAsker:
             reason = CUT if answer.unreadable == "thinking" else NONE
             return Reply(text, refusal=UNREADABLE[answer.unreadable or "blank"], reason=reason)
         kept = answer.response
-        steps = zip(kept.ids.tolist(), kept.topk.ids.tolist(), kept.topk.logprobs.tolist(), strict=True)
-        return Reply(text, [self._token(own, ids, logprobs) for own, ids, logprobs in steps])
+        ids, logprobs = (
+            np.column_stack(pair) for pair in ((kept.ids, kept.topk.ids), (kept.logprobs, kept.topk.logprobs))
+        )
+        return Reply(text, [self._token(*step) for step in zip(ids.tolist(), logprobs.tolist(), strict=True)])
 
-    def _token(self, own: int, ids: Sequence[int], logprobs: Sequence[float]) -> Token:
-        candidates: dict[str, float] = {}
-        for index, value in zip(ids, logprobs, strict=True):
-            # Several tokens may spell one text: the most probable comes first, and a part of a character is no verdict.
-            candidates.setdefault(self._text(index), value)
-        return Token(self._text(own), candidates)
+    def _token(self, ids: Sequence[int], logprobs: Sequence[float]) -> Token:
+        """Returns the first of some tokens with all of them as its candidates."""
+        candidates = {self._text(index): value for index, value in reversed([*zip(ids, logprobs, strict=True)])}
+        return Token(self._text(ids[0]), candidates)
 
     def _text(self, index: int) -> str:
         return (self.reader.tokens[index] or b"").decode(errors="replace")
@@ -162,14 +166,16 @@ def read_choice(choice: dict[str, Any]) -> Reply:
     pieces = [_piece(entry) for entry in entries]
     start = b"".join(pieces).rfind(verdict.encode())
     if not entries or start < 0:
-        return Reply(content, [Token(word, {}) for word in verdict.split()])
+        return Reply(content, [Token(word, {}) for word in WORD.findall(verdict)])
     ends = itertools.accumulate(map(len, pieces))
     return Reply(content, [_token(entry) for entry, end in zip(entries, ends, strict=True) if end > start])
 
 
 def _token(entry: dict[str, Any]) -> Token:
-    tops = entry.get("top_logprobs") or ()
-    return Token(_piece(entry).decode(errors="replace"), {_piece(t).decode(errors="replace"): logprob(t) for t in tops})
+    # A server may choose a token that is none of the most probable ones, e.g. under a grammar.
+    named = [*(entry.get("top_logprobs") or ()), entry]
+    texts = [_piece(each).decode(errors="replace") for each in named]
+    return Token(texts[-1], {text: logprob(each) for text, each in zip(texts, named, strict=True)})
 
 
 def _piece(entry: dict[str, Any]) -> bytes:

@@ -1,8 +1,8 @@
 """Reads verdicts from the replies of a generative judge, and turns them into scores.
 
 A verdict is one token of the reply: a grade, or the letter of the better response. Its probabilities are those of the candidates at
-the first token that is a verdict; if the judge wrote none, those at its first token. Candidates that spell one verdict (`4`, ` 4`)
-are added up.
+the first token that is a verdict and a word by itself; if the judge wrote none, those at its first token. Candidates that spell one
+verdict (`4`, ` 4`) are added up.
 
 Legend: G possible verdicts (grades, worst first; or A and B).
 """
@@ -102,15 +102,26 @@ def verdict_masses(reply: Reply, verdicts: Sequence[str]) -> Float[np.ndarray, "
     """
     out = np.zeros(len(verdicts))
     place = {verdict: index for index, verdict in enumerate(verdicts)}
-    written = next((token for token in reply.tokens if _bare(token.text) in place), None)
-    if written and not written.candidates:
-        out[place[_bare(written.text)]] = 1.0
+    tokens = reply.tokens
+    spelt = [index for index, token in enumerate(tokens) if _bare(token.text) in place]
+    written = next((index for index in spelt if _stands_alone(tokens, index)), None)
+    if written is not None and not tokens[written].candidates:
+        out[place[_bare(tokens[written].text)]] = 1.0
         return out
-    read = written or next((token for token in reply.tokens if _bare(token.text)), None)
-    for text, value in read.candidates.items() if read else ():
+    first = next((index for index, token in enumerate(tokens) if _bare(token.text)), None)
+    if written is None and first not in spelt:
+        written = first
+    for text, value in tokens[written].candidates.items() if written is not None else ():
         if (index := place.get(_bare(text))) is not None:
             out[index] += math.exp(value)
     return out
+
+
+def _stands_alone(tokens: Sequence[Token], index: int) -> bool:
+    """Returns whether a token is a word by itself: neither the `1` of 10 nor the `A` of a longer word."""
+    before, after = (tokens[index - 1].text if index else "", tokens[index + 1].text if index + 1 < len(tokens) else "")
+    text = tokens[index].text
+    return not ((before[-1:].isalnum() and text[:1].isalnum()) or (text[-1:].isalnum() and after[:1].isalnum()))
 
 
 def _bare(text: str) -> str:

@@ -115,7 +115,7 @@ def test_the_thinking_of_a_judge_is_no_verdict(path):
     def answered(text):
         ids = np.array(tokenizer.encode(text, add_special_tokens=False))
         topk = np.stack([ids, ids], axis=1), np.log(np.full((len(ids), 2), [0.75, 0.25], dtype=np.float32))
-        return Response(ids, np.zeros(len(ids), np.float32), TopK(*topk), "stop")
+        return Response(ids, topk[1][:, 0], TopK(*topk), "stop")
 
     texts = ["<think>1 or 2</think>\n\n4", "<think>1 or 2"]
     asker.reader.loop.run = lambda found, done: requests.extend(found) or [answered(text) for text in texts]
@@ -131,7 +131,8 @@ def entry(text, candidates, by_bytes=True):
         {"token": t, "logprob": math.log(p)} | ({"bytes": list(t.encode())} if by_bytes else {})
         for t, p in candidates.items()
     ]
-    return {"token": text, "logprob": 0.0, "bytes": list(text.encode()), "top_logprobs": tops}
+    own = math.log(candidates[text]) if text in candidates else 0.0
+    return {"token": text, "logprob": own, "bytes": list(text.encode()), "top_logprobs": tops}
 
 
 def choice(text, *entries, **settings):
@@ -148,7 +149,9 @@ FOUR = entry("4", {"4": 0.75, "5": 0.25})
         (choice("4", FOUR), [0, 0, 0, 0.75, 0.25], None),
         (choice("4", entry("4", {"4": 0.5, " 4": 0.25}, by_bytes=False)), [0, 0, 0, 0.75, 0], None),
         # Without probabilities, and those of thinking that the server takes out or leaves in.
-        (choice("Grade: 4"), [0, 0, 0, 1, 0], None),
+        (choice("I grade it 4 because it is good."), [0, 0, 0, 1, 0], None),
+        # Under a grammar the server chooses what is none of the candidates.
+        (choice("4", entry("4", {"x": 0.9, "5": 0.05}) | {"logprob": math.log(0.02)}), [0, 0, 0, 0.02, 0.05], None),
         (
             choice("4", entry("<think>", {"<think>": 1}), entry("1", {"1": 1}), entry("</think>", {}), FOUR),
             [0, 0, 0, 0.75, 0.25],

@@ -62,6 +62,9 @@ def rows(*texts):
         # None is written: those among the candidates of the first word.
         ([("\n", {"\n": 1.0}), ("The", {"The": 0.9, "2": 0.06})], [0, 0.06, 0, 0, 0]),
         ([("The", {"The": 0.9, "10": 0.1})], [0, 0, 0, 0, 0]),
+        # Neither the first digit of a number nor the first letter of a word is a verdict.
+        ([("1", {"1": 0.9, "4": 0.1}), ("0", {"0": 1.0}), ("/", {"/": 1.0}), ("5", {"5": 1.0})], [0, 0, 0, 0, 1]),
+        ([("1", {"1": 0.9, "4": 0.1}), ("0", {"0": 1.0})], [0, 0, 0, 0, 0]),
         # A server without probabilities.
         ([("Grade:", {}), ("3", {})], [0, 0, 1, 0, 0]),
         ([], [0, 0, 0, 0, 0]),
