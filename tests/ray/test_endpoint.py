@@ -1,5 +1,6 @@
 """A source behind vLLM's own server: its signals are those of a local engine, whatever fails in between."""
 
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import time
 
 import httpx
 import pytest
+import yaml
 
 from profuser.engines.endpoint.client import EndpointError
 from profuser.models.lab_paths import assets_path
@@ -20,6 +22,7 @@ from ray_jobs.stages.collect import collect
 from ray_jobs.stages.prepare import prepare
 from tests.openai_server import CHAT, COMPLETIONS, MODEL, Failure, Proxy, Scripted, serving
 from tests.ray import stages
+from tests.ray.test_run import BIN, killed, row_ids, rows, shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 NAME = "acme/llama"
@@ -141,3 +144,68 @@ def test_a_server_that_fails_in_mid_stage_ends_it_in_one_line_and_the_next_run_c
         num_chats[0] = -1000
         assert collect(run, source).counts["rows"] == stages.NUM_ROWS - 4
     assert num_chats[0] < -1000 + stages.NUM_ROWS
+
+
+@pytest.mark.vllm
+def test_a_fusion_with_an_endpoint_and_a_judge_is_killed_and_continued_and_reports_cost_and_agreement(
+    tmp_path, vllm_server
+):
+    stages.write_corpus(tmp_path / "data.jsonl")
+    slow = [True]
+    proxy = Proxy(base_url=vllm_server, fail=lambda path, body: time.sleep(0.1) if slow[0] and path == CHAT else None)
+    engine = {"kind": "transformers", "dtype": "float32", "max_model_len": 128}
+    cost = {"input_per_million": 1000.0, "output_per_million": 2000.0}
+    served = {"model": NAME, "concurrency": 4, "cost": cost}
+    with serving(proxy) as url:
+        # The laboratory's models were never taught to judge: a grammar makes each reply a verdict.
+        letters = {"structured_outputs": {"choice": ["A", "B"]}}
+        referee = served | {"base_url": url, "options": letters}
+        recipe = {
+            "name": "whole",
+            "storage": str(tmp_path / "runs"),
+            "corpus": {
+                "path": str(tmp_path / "data.jsonl"),
+                "heldout_rows": 4,
+                "rows_per_shard": stages.ROWS_PER_SHARD,
+            },
+            "sources": [
+                *({"name": name, "model": path, "engine": engine} for name, path in stages.MODELS.items()),
+                {"name": "big", "endpoint": served | {"base_url": vllm_server, "tokenizer": "lab://sources/llama"}},
+            ],
+            "target": {"model": stages.MODELS["llama"], "engine": engine},
+            "collect": {"top_k": 6, "generation": {"max_tokens": 24}},
+            "rewards": [
+                {"kind": "exact_match", "name": "exact", "accept_above": None},
+                {
+                    **{"kind": "llm_judge", "name": "referee", "mode": "pairwise", "endpoint": referee},
+                    "rubric": {"prompt": "{{ response_a[:30] }} or {{ response_b[:30] }}?"},
+                },
+            ],
+            "fuse": {
+                **{"duration": {"kind": "steps", "value": 2}, "batch_tokens": 512, "max_tokens": 128},
+                **{"validation_rows": 4, "workers": {"num_workers": 1, "num_cpus": 1}},
+            },
+            "evaluate": {"generation": {"max_tokens": 24}},
+        }
+        (tmp_path / "whole.yaml").write_text(yaml.safe_dump(recipe))
+        command = [str(BIN / "profuser"), "run", str(tmp_path / "whole.yaml")]
+        run = tmp_path / "runs" / "whole"
+        judged = run / "rewards" / "referee"
+        killed(command, tmp_path / "log", lambda: len(shards(judged)) >= 1)
+        assert not (judged / "manifest.json").exists()
+        kept, slow[0] = shards(judged), False
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
+    assert shards(judged).items() >= kept.items()
+    assert "collect/big: done before" in done.stdout
+    assert row_ids(judged) == row_ids(run / "prepare" / "train")
+    told = {name: entry["counts"] for name, entry in json.loads((run / "summary.json").read_text())["stages"].items()}
+    questions = [each for row in rows(judged) for each in row["verdicts"]]
+    assert told["rewards/referee"]["verdicts"] == len(questions) == 2 * told["rewards/referee"]["pairs_compared"] > 0
+    assert {each["reply"] for each in questions} <= {"A", "B"}
+    page = " ".join((run / "report" / "index.html").read_text().split())
+    assert f"rewards/referee: {len(questions)} verdicts;" in page
+    assert "exact, referee</th>" in page
+    for stage in ("collect/big", "rewards/referee", "judge/referee"):
+        money = (1000 * told[stage]["input_tokens"] + 2000 * told[stage]["output_tokens"]) / 1e6
+        assert f"{stage} {money:,.2f}" in page
