@@ -21,6 +21,7 @@ from profuser.engines.endpoint.client import EndpointClient, RefusedRequestError
 from profuser.engines.endpoint.requests import chat_body, choice_of, openai_messages, refusal_of, text_of, usage_of
 from profuser.engines.endpoint.tokens import logprob
 from profuser.engines.loading import ReadModel
+from profuser.engines.loop import EngineLoop
 from profuser.errors import EngineError
 from profuser.recipe.llm_judge import LlmJudgeConfig
 from profuser.rewards.llm_judge import Conversation
@@ -48,6 +49,7 @@ class ModelAsker:
     def __init__(self, config: LlmJudgeConfig, path: str):
         self.config = config
         self.reader = ReadModel(path, config, config.template).load()
+        self.loop: EngineLoop | None = self.reader.loop
 
     def ask(self, conversations: Sequence[Conversation], answered: Callable[[], None]) -> list[Reply]:
         """See `Asker`. A prompt that the template refuses, or that leaves no room for the reply, has none."""
@@ -118,11 +120,12 @@ class EndpointAsker:
         self.facts = ask_judge(self.endpoint, f"{config.section}.endpoint", access.key)
         access.check(self.endpoint, f"{config.section}.endpoint", self.facts)
         self.client = EndpointClient(self.endpoint, access.key)
-        self._loop = asyncio.new_event_loop()
+        self.loop: EngineLoop | None = None
+        self._events = asyncio.new_event_loop()
 
     def ask(self, conversations: Sequence[Conversation], answered: Callable[[], None]) -> list[Reply]:
         """See `Asker`; raises EndpointError if the server cannot be used."""
-        return self._loop.run_until_complete(self._ask_all(conversations, answered))
+        return self._events.run_until_complete(self._ask_all(conversations, answered))
 
     async def _ask_all(self, conversations: Sequence[Conversation], answered: Callable[[], None]) -> list[Reply]:
         free = asyncio.Semaphore(self.endpoint.concurrency)

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 if TYPE_CHECKING:
+    from profuser.engines.loop import EngineLoop
     from profuser.rewards.verdicts import VerdictRow
 
 
@@ -45,6 +46,14 @@ class GivesReasons(Protocol):
 
     reasons: Counter[str]
     """Answers of the last call of `score` without the full reward, by reason."""
+
+
+@runtime_checkable
+class RunsEngine(Protocol):
+    """A judge that may run an engine, whose steps can be observed."""
+
+    loop: "EngineLoop | None"
+    """The engine's loop; None without one."""
 
 
 @runtime_checkable

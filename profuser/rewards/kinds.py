@@ -22,7 +22,7 @@ from profuser.recipe.verifiers import CallableConfig, ChrfConfig, RougeLConfig
 from profuser.rewards.callables import call_function, load_callable, source_digest
 from profuser.rewards.code_answers import CodeTests, check_sandbox, num_workers, sandbox_line
 from profuser.rewards.json_answers import JsonSchema, check_schema, with_schema
-from profuser.rewards.judges import CountsAnswers, GivesReasons, Judge, KeepsVerdicts, Verdict
+from profuser.rewards.judges import CountsAnswers, GivesReasons, Judge, KeepsVerdicts, RunsEngine, Verdict
 from profuser.rewards.math_answers import MathVerify, check_library
 from profuser.rewards.rubrics import check_rubric, with_rubric
 from profuser.rewards.verdicts import VerdictRow
@@ -134,6 +134,7 @@ class ForSomeRows:
         self.judge, self.config = judge, config
         self.answered: Callable[[int], None] = lambda number: None
         self.reasons: Counter[str] = Counter()
+        self.loop = judge.loop if isinstance(judge, RunsEngine) else None
         self.verdicts: Sequence[VerdictRow] = ()
         self.counts: Mapping[str, float] = {}
 

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from profuser.corpus.turns import Message
+from profuser.engines.loop import EngineLoop
 from profuser.recipe.llm_judge import LlmJudgeConfig
 from profuser.rewards.rubrics import conversation, with_rubric
 from profuser.rewards.verdicts import (
@@ -38,6 +39,9 @@ Question = tuple[int, int | None]
 class Asker(Protocol):
     """Puts questions to a judge's model."""
 
+    loop: EngineLoop | None
+    """Loop of the engine that runs it; None for a server."""
+
     def ask(self, conversations: Sequence[Conversation], answered: Callable[[], None]) -> list[Reply]:
         """Returns the replies, in order; `answered` is called as each arrives."""
         ...
@@ -47,7 +51,7 @@ class LlmJudge:
     """A judge that asks a language model, see `Judge` and `KeepsVerdicts`."""
 
     def __init__(self, config: LlmJudgeConfig, asker: Asker):
-        self.config, self.asker = with_rubric(config), asker
+        self.config, self.asker, self.loop = with_rubric(config), asker, asker.loop
         self.answered: Callable[[int], None] = lambda number: None
         self.verdicts: list[VerdictRow] = []
         self.counts: dict[str, float] = {}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from profuser.artifacts.artifact import Artifact, Manifest, sum_counts
 from profuser.recipe.rewards import RewardConfig
-from profuser.rewards.judges import CountsAnswers
+from profuser.rewards.judges import CountsAnswers, RunsEngine
 from profuser.rewards.kinds import Place, load_judge
 from profuser.rewards.verdicts import verdict_metrics, verdict_words
 from ray_jobs.runtime.progress import print_line
@@ -27,6 +27,9 @@ class JudgingWorker:
     def report_to(self, reporter: RowReporter) -> None:
         """See `ReportsRows`."""
         self.reporter = reporter
+        if isinstance(self.judge, RunsEngine) and self.judge.loop:
+            self.judge.loop.observe = reporter.tokens
+            reporter.tokens(self.judge.loop.engine, 0)  # it has loaded
 
     def count_answers(self, shard: int, num_rows: int, num_answers: int) -> None:
         """Reports the judge's progress on a shard while it scores up to that many answers, if it counts them."""

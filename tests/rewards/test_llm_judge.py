@@ -36,6 +36,8 @@ def reply(*tokens, **settings):
 class Scripted:
     """A judge's model whose replies are a function of what it is asked."""
 
+    loop = None
+
     def __init__(self, replies):
         self.replies, self.asked = replies, []
 
