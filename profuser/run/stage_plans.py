@@ -24,8 +24,8 @@ BENCHMARK_ITEM_BYTES = 300
 SCORE_BYTES = 8
 """Size of a reward's score on disk: one float64."""
 VERDICT_DISK = 0.2
-"""Share of the bytes of a generative judge's questions that remain on disk after zstd: 0.21 of 500 Alpaca rows with two answers each,
-judged pointwise; in pairs less (0.16, and 0.08 with three answers)."""
+"""Share of the bytes of a generative judge's questions that remain on disk after zstd: 0.21 for 500 rows of Alpaca with two answers
+each, judged pointwise; in pairs less (0.16, and 0.08 with three answers)."""
 
 
 def prepare(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
