@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from profuser.corpus.rendering import Refusal
 from profuser.corpus.template import render_prompts
 from profuser.corpus.thinking import FAMILIES, without_thinking
@@ -88,15 +86,12 @@ class ModelAsker:
             reason = CUT if answer.unreadable == "thinking" else NONE
             return Reply(text, refusal=UNREADABLE[answer.unreadable or "blank"], reason=reason)
         kept = answer.response
-        ids, logprobs = (
-            np.column_stack(pair) for pair in ((kept.ids, kept.topk.ids), (kept.logprobs, kept.topk.logprobs))
-        )
-        return Reply(text, [self._token(*step) for step in zip(ids.tolist(), logprobs.tolist(), strict=True)])
+        columns = (each.tolist() for each in (kept.ids, kept.logprobs, kept.topk.ids, kept.topk.logprobs))
+        return Reply(text, [self._token(*step) for step in zip(*columns, strict=True)])
 
-    def _token(self, ids: Sequence[int], logprobs: Sequence[float]) -> Token:
-        """Returns the first of some tokens with all of them as its candidates."""
-        candidates = {self._text(index): value for index, value in reversed([*zip(ids, logprobs, strict=True)])}
-        return Token(self._text(ids[0]), candidates)
+    def _token(self, own: int, value: float, ids: Sequence[int], logprobs: Sequence[float]) -> Token:
+        candidates = {own: value} | dict(zip(ids, logprobs, strict=True))
+        return Token.of(self._text(own), [(self._text(index), each) for index, each in candidates.items()])
 
     def _text(self, index: int) -> str:
         return (self.reader.tokens[index] or b"").decode(errors="replace")
@@ -175,10 +170,10 @@ def read_choice(choice: dict[str, Any]) -> Reply:
 
 
 def _token(entry: dict[str, Any]) -> Token:
+    named = [entry, *(entry.get("top_logprobs") or ())]
+    own, *tops = [(_piece(each).decode(errors="replace"), logprob(each)) for each in named]
     # A server may choose a token that is none of the most probable ones, e.g. under a grammar.
-    named = [*(entry.get("top_logprobs") or ()), entry]
-    texts = [_piece(each).decode(errors="replace") for each in named]
-    return Token(texts[-1], {text: logprob(each) for text, each in zip(texts, named, strict=True)})
+    return Token.of(own[0], tops if own in tops else [*tops, own])
 
 
 def _piece(entry: dict[str, Any]) -> bytes:

@@ -8,7 +8,7 @@ Legend: G possible verdicts (grades, worst first; or A and B).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -32,6 +32,14 @@ class Token(NamedTuple):
     text: str
     candidates: Mapping[str, float]
     """Natural log-probabilities of its candidates by text; empty if the server gives none."""
+
+    @classmethod
+    def of(cls, text: str, candidates: Iterable[tuple[str, float]]) -> "Token":
+        """Returns a token with the candidates of one text added up: servers write `4` for two tokens, with and without a space."""
+        found: dict[str, float] = {}
+        for name, value in candidates:
+            found[name] = float(np.logaddexp(found.get(name, -math.inf), value))
+        return cls(text, found)
 
 
 @dataclass(frozen=True)

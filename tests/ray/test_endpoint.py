@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -175,9 +176,15 @@ def test_a_fusion_with_an_endpoint_and_a_judge_is_killed_and_continued_and_repor
             "target": {"model": stages.MODELS["llama"], "engine": engine},
             "collect": {"top_k": 6, "generation": {"max_tokens": 24}},
             "rewards": [
-                {"kind": "exact_match", "name": "exact", "accept_above": None},
+                {"kind": "chrf", "name": "chrf", "accept_above": None},
                 {
-                    **{"kind": "llm_judge", "name": "referee", "mode": "pairwise", "endpoint": referee},
+                    **{
+                        "kind": "llm_judge",
+                        "name": "referee",
+                        "mode": "pairwise",
+                        "tie_margin": 0.0,
+                        "endpoint": referee,
+                    },
                     "rubric": {"prompt": "{{ response_a[:30] }} or {{ response_b[:30] }}?"},
                 },
             ],
@@ -203,9 +210,11 @@ def test_a_fusion_with_an_endpoint_and_a_judge_is_killed_and_continued_and_repor
     questions = [each for row in rows(judged) for each in row["verdicts"]]
     assert told["rewards/referee"]["verdicts"] == len(questions) == 2 * told["rewards/referee"]["pairs_compared"] > 0
     assert {each["reply"] for each in questions} <= {"A", "B"}
+    assert all(sum(each["masses"]) == pytest.approx(1, abs=1e-3) for each in questions)
     page = " ".join((run / "report" / "index.html").read_text().split())
     assert f"rewards/referee: {len(questions)} verdicts;" in page
-    assert "exact, referee</th>" in page
+    (agreed,) = re.findall(r"chrf, referee</th><td class=\"num\">(\d+)</td>", page)
+    assert int(agreed) > 0
     for stage in ("collect/big", "rewards/referee", "judge/referee"):
         money = (1000 * told[stage]["input_tokens"] + 2000 * told[stage]["output_tokens"]) / 1e6
         assert f"{stage} {money:,.2f}" in page

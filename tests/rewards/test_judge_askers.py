@@ -150,6 +150,12 @@ FOUR = entry("4", {"4": 0.75, "5": 0.25})
         (choice("4", entry("4", {"4": 0.5, " 4": 0.25}, by_bytes=False)), [0, 0, 0, 0.75, 0], None),
         # Without probabilities, and those of thinking that the server takes out or leaves in.
         (choice("I grade it 4 because it is good."), [0, 0, 0, 1, 0], None),
+        # Two tokens of one text.
+        (
+            choice("4", FOUR | {"top_logprobs": [*FOUR["top_logprobs"], {"token": "4", "logprob": math.log(0.125)}]}),
+            [0, 0, 0, 0.875, 0.25],
+            None,
+        ),
         # Under a grammar the server chooses what is none of the candidates.
         (choice("4", entry("4", {"x": 0.9, "5": 0.05}) | {"logprob": math.log(0.02)}), [0, 0, 0, 0.02, 0.05], None),
         (
