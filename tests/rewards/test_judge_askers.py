@@ -115,7 +115,7 @@ def test_the_thinking_of_a_judge_is_no_verdict(path):
     def answered(text):
         ids = np.array(tokenizer.encode(text, add_special_tokens=False))
         others = np.full(len(ids), tokenizer.encode("x", add_special_tokens=False)[0])
-            topk = np.stack([ids, others], axis=1), np.log(np.full((len(ids), 2), [0.75, 0.25], dtype=np.float32))
+        topk = np.stack([ids, others], axis=1), np.log(np.full((len(ids), 2), [0.75, 0.25], dtype=np.float32))
         return Response(ids, topk[1][:, 0], TopK(*topk), "stop")
 
     texts = ["<think>1 or 2</think>\n\n4", "<think>1 or 2"]
