@@ -15,6 +15,8 @@ from profuser.corpus.thinking import FAMILIES
 from profuser.errors import UserError, one_line
 from profuser.serving.options import AUTO, NONE
 
+HARMONY = "gpt_oss"
+"""`model_type` of the models whose prompts vLLM makes without their template."""
 PLAIN = "plain"
 """An answer without reasoning, to try a parser with."""
 
@@ -37,7 +39,7 @@ class Row:
 # In both tables the first row that fits decides. Marks were read in the templates in ggml-org/llama.cpp models/templates
 # (llama-cpp-python 0.3.36), formats in vLLM's parsers.
 REASONING = (
-    Row("openai_gptoss", types=("gpt_oss",)),
+    Row("openai_gptoss", types=(HARMONY,)),
     Row("gemma4", ("<|channel>",)),
     Row("seed_oss", ("<seed:think>",)),
     Row("minimax_m3", ("<mm:think>",)),
@@ -56,7 +58,7 @@ REASONING = (
     Row("deepseek_r1", ("</think>",)),
 )
 TOOLS = (
-    Row("openai", types=("gpt_oss",)),
+    Row("openai", types=(HARMONY,)),
     Row("gemma4", ("<|tool_call>",)),
     Row("kimi_k2", ("<|tool_calls_section_begin|>",)),
     Row("minimax_m2", ("<minimax:tool_call>",)),
@@ -102,12 +104,23 @@ class Parsers:
 
 
 def known_parsers() -> tuple[list[str], list[str]]:
-    """Returns the names of vLLM's reasoning parsers and tool parsers. Importing them takes seconds."""
+    """Returns the names of vLLM's reasoning parsers and tool parsers. Importing vLLM takes seconds."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm.reasoning import ReasoningParserManager
     from vllm.tool_parsers import ToolParserManager
 
     return ReasoningParserManager.list_registered(), ToolParserManager.list_registered()
+
+
+def check_names(reasoning: str, tools: str) -> None:
+    """Raises UserError if vLLM has no parser of a name; `auto` and `none` are always known."""
+    if {reasoning, tools} <= {AUTO, NONE}:
+        return
+    for setting, name, known in zip(
+        ("reasoning_parser", "tool_parser"), (reasoning, tools), known_parsers(), strict=True
+    ):
+        if name not in (AUTO, NONE, *known):
+            raise UserError(f"{setting}: {name!r} is not known to vLLM; there are: {AUTO}, {NONE}, {', '.join(known)}")
 
 
 def choose_parsers(
@@ -131,13 +144,10 @@ def choose_parsers(
     Raises:
         UserError: vLLM has no parser of that name, or it does not fit the model.
     """
-    for setting, name, known in zip(
-        ("reasoning_parser", "tool_parser"), (reasoning, tools), known_parsers(), strict=True
-    ):
-        if name not in (AUTO, NONE, *known):
-            raise UserError(f"{setting}: {name!r} is not known to vLLM; there are: {AUTO}, {NONE}, {', '.join(known)}")
+    check_names(reasoning, tools)
     # A Mistral tokenizer has no template, but special tokens for its formats.
     text = template or " ".join(map(str, getattr(tokenizer, "all_special_tokens", ())))
+    template = None if model_type == HARMONY else template
     known = dict(arguments) | _switches(tokenizer, template, arguments)
     chosen, why = _asked(reasoning, REASONING, text, model_type, "reasoning")
     if fault := chosen and _reasoning_fault(chosen, tokenizer, template, known):
@@ -155,7 +165,7 @@ def choose_parsers(
 def _asked(name: str, rows: Sequence[Row], text: str, model_type: str, what: str) -> tuple[str | None, str]:
     """Returns the parser for a setting, and why it is that one."""
     if name != AUTO:
-        return (None, "as set") if name == NONE else (name, "as set")
+        return (None if name == NONE else name), "as configured"
     for row in rows:
         if all(mark in text for mark in row.marks) and (not row.types or model_type in row.types):
             by = "by its chat template" if row.marks else f"by its type {model_type}"

@@ -12,7 +12,7 @@ from profuser.models.reference import ModelRef
 from profuser.recipe.template import JinjaTemplate
 from profuser.serving.adapters import Adapter, read_adapter
 from profuser.serving.options import AUTO, NONE, ServeConfig, ServedModel
-from profuser.serving.parsers import Parsers, choose_parsers
+from profuser.serving.parsers import Parsers, check_names, choose_parsers
 
 STORED_ONLY = ("awq", "auto_awq", "awq_marlin", "gptq", "auto_gptq", "gptq_marlin", "compressed-tensors")
 """Quantization methods for which the checkpoint must have been made."""
@@ -38,6 +38,20 @@ def resolve_serving(config: ServeConfig) -> tuple[ServeConfig, list[str]]:
     return config.model_copy(update={"models": tuple(models)}), lines
 
 
+def check_known(model: ServedModel) -> None:
+    """Raises UserError if vLLM does not know a parser or a quantization method of a model; it needs none of its files."""
+    where = f"serve: {model.name}"
+    try:
+        check_names(model.reasoning_parser, model.tool_parser)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    if model.quantization is not None:
+        from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS as KNOWN
+
+        if model.quantization not in KNOWN:
+            raise UserError(f"{where}: quantization: {model.quantization!r} is not known to vLLM; there are: {', '.join(KNOWN)}")
+
+
 def resolve_model(model: ServedModel) -> tuple[ServedModel, Parsers]:
     """Returns a model's settings with the text of its template and with the names of its parsers, and why it is those.
 
@@ -45,6 +59,7 @@ def resolve_model(model: ServedModel) -> tuple[ServedModel, Parsers]:
         UserError: see `resolve_serving`.
     """
     where, ref = f"serve: {model.name}", ModelRef(model.model, model.revision)
+    check_known(model)
     config = ref.config(where)
     _check_quantization(where, model.quantization, config)
     template = None if model.chat_template is None else read_template(model.chat_template, where)
@@ -102,15 +117,9 @@ def _tokenizer(ref: ModelRef, model: ServedModel) -> Any:
 
 
 def _check_quantization(where: str, method: str | None, config: Mapping[str, Any]) -> None:
-    """Raises UserError if vLLM has no such method, or if the checkpoint's weights are quantized otherwise."""
+    """Raises UserError if the checkpoint's weights are not stored as the method needs them."""
     if method is None:
         return
-    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
-
-    if method not in QUANTIZATION_METHODS:
-        raise UserError(
-            f"{where}: quantization: {method!r} is not known to vLLM; there are: {', '.join(QUANTIZATION_METHODS)}"
-        )
     stored = quantization(config)
     if stored is None and method in STORED_ONLY:
         raise UserError(

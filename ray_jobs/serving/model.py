@@ -19,6 +19,7 @@ from profuser.serving.asgi import Head, call
 from profuser.serving.errors import ApiError
 from profuser.serving.needs import MEDIA, Abilities, check_needs, own_words, template_variables
 from profuser.serving.options import NONE, ServedModel
+from profuser.serving.parsers import HARMONY
 from profuser.serving.requests import escape_special_tokens
 from profuser.serving.resolve import read_adapters, resolve_model
 from profuser.serving.responses import as_chat
@@ -127,8 +128,7 @@ def abilities(options: ServedModel, config: Any, tokenizer: Any) -> Abilities:
     model, text = config.model_config, options.chat_template
     if text is None and getattr(tokenizer, "chat_template", None):
         text = tokenizer.get_chat_template()
-    # vLLM makes gpt-oss's prompts without its template.
-    is_rendered = tokenizer is not None and model.hf_config.model_type != "gpt_oss"
+    is_rendered = tokenizer is not None and model.hf_config.model_type != HARMONY
     return Abilities(
         reasoning_parser=options.reasoning_parser,
         tool_parser=options.tool_parser,
