@@ -50,7 +50,9 @@ def read_adapter(name: str, location: str, model: ModelRef) -> Adapter:
     setting = f"--lora {name}"
     ref = ModelRef(location)
     if ref.format is not Format.ADAPTER:
-        raise UserError(f"{setting}: {location!r} is not a LoRA adapter: no {ADAPTER_CONFIG} in it, or whole weights too")
+        raise UserError(
+            f"{setting}: {location!r} is not a LoRA adapter: no {ADAPTER_CONFIG} in it, or whole weights too"
+        )
     folder = ref.fetched(True, setting)
     config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     merged = f"; merged into its model it can be served: --model {name}={location}"
@@ -87,7 +89,10 @@ def _check_base(setting: str, location: str, base: ModelRef, model: ModelRef) ->
         return f"{setting}: its base {base.path} does not exist here; only the shapes of its weights were compared"
     if base.is_local and model.is_local and _weights(base) == _weights(model):
         return None
-    if not (base.is_local and model.is_local) and base.path.rpartition("/")[2] == model.path.rstrip("/").rpartition("/")[2]:
+    if (
+        not (base.is_local and model.is_local)
+        and base.path.rpartition("/")[2] == model.path.rstrip("/").rpartition("/")[2]
+    ):
         return f"{setting}: its base {base.path} was taken for {model.path}, by its name"
     raise UserError(
         f"{setting}: {location} is an adapter of {base.path}, and the served model is {model.path}; serve its own model, or set "
@@ -118,7 +123,9 @@ def _check_shapes(setting: str, location: str, folder: Path, model: ModelRef) ->
         if layer == OUTPUT and f"{layer}.weight" not in base:
             continue  # the weights of the embedding
         if (shape := base.get(f"{layer}.weight")) is None:
-            raise UserError(f"{setting}: {location} has weights for {layer}, which {model.path} lacks: it is of another model")
+            raise UserError(
+                f"{setting}: {location} has weights for {layer}, which {model.path} lacks: it is of another model"
+            )
         found, expected = (columns, shape[1]) if part == PARTS[0] else (rows, shape[0])
         if found != expected:
             raise UserError(

@@ -143,16 +143,16 @@ def _check_thinking(fields: Mapping[str, Any], able: Abilities) -> None:
     unknown = sorted(set(arguments) - variables) if isinstance(arguments, dict) and variables is not None else []
     if unknown:
         known = ", ".join(sorted(variables or ())) or "none"
-        raise _unsupported(f"the chat template reads no variable {unknown[0]!r}; it reads: {known}", "chat_template_kwargs")
+        raise _unsupported(
+            f"the chat template reads no variable {unknown[0]!r}; it reads: {known}", "chat_template_kwargs"
+        )
 
 
 def _check_media(fields: Mapping[str, Any], able: Abilities) -> None:
     for kind in _part_types(fields.get("messages", fields.get("input"))):
         for media in MEDIA:
             if media in kind and media not in able.media:
-                raise ApiError(
-                    400, f"The model reads no {media} (a part of type {kind!r}).", "unsupported", "messages"
-                )
+                raise ApiError(400, f"The model reads no {media} (a part of type {kind!r}).", "unsupported", "messages")
 
 
 def _part_types(turns: Any) -> Iterator[str]:

@@ -105,11 +105,16 @@ class Parsers:
 
 def known_parsers() -> tuple[list[str], list[str]]:
     """Returns the names of vLLM's reasoning parsers and tool parsers. Importing vLLM takes seconds."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    _silence()
     from vllm.reasoning import ReasoningParserManager
     from vllm.tool_parsers import ToolParserManager
 
     return ReasoningParserManager.list_registered(), ToolParserManager.list_registered()
+
+
+def _silence() -> None:
+    """Keeps vLLM from printing while it is imported."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 
 def check_names(reasoning: str, tools: str) -> None:
@@ -145,6 +150,7 @@ def choose_parsers(
         UserError: vLLM has no parser of that name, or it does not fit the model.
     """
     check_names(reasoning, tools)
+    _silence()
     # A Mistral tokenizer has no template, but special tokens for its formats.
     text = template or " ".join(map(str, getattr(tokenizer, "all_special_tokens", ())))
     template = None if model_type == HARMONY else template
@@ -219,4 +225,3 @@ def _tool_fault(name: str, tokenizer: Any) -> str | None:
     except (RuntimeError, ValueError, KeyError, ImportError) as error:
         return one_line(error)
     return None
-

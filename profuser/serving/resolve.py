@@ -49,7 +49,9 @@ def check_known(model: ServedModel) -> None:
         from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS as KNOWN
 
         if model.quantization not in KNOWN:
-            raise UserError(f"{where}: quantization: {model.quantization!r} is not known to vLLM; there are: {', '.join(KNOWN)}")
+            raise UserError(
+                f"{where}: quantization: {model.quantization!r} is not known to vLLM; there are: {', '.join(KNOWN)}"
+            )
 
 
 def resolve_model(model: ServedModel) -> tuple[ServedModel, Parsers]:

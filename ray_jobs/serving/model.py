@@ -188,7 +188,12 @@ def build_model(options: ServedModel) -> serve.Application:
                 "target_ongoing_requests": options.target_ongoing_requests,
             }
         }
-    engine = [*vllm_flags(options, options.model, options.dtype, on_gpu=True), options.kv_cache_gib, options.options, options.adapters]
+    engine = [
+        *vllm_flags(options, options.model, options.dtype, on_gpu=True),
+        options.kv_cache_gib,
+        options.options,
+        options.adapters,
+    ]
     return Model.options(
         ray_actor_options={"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
         logging_config={"enable_access_log": False},  # the gateway has one

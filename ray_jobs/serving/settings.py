@@ -60,6 +60,8 @@ def _value(key: str, value: str, option: str) -> Any:
     if key == LORA:
         name, equals, folder = value.partition("=")
         if not (equals and name and folder):
-            raise UserError(f"{option} {value}: write NAME=FOLDER, or MODEL=NAME=FOLDER for a model that is not the first")
+            raise UserError(
+                f"{option} {value}: write NAME=FOLDER, or MODEL=NAME=FOLDER for a model that is not the first"
+            )
         return {name: str(Path(folder).absolute()) if Path(folder).is_dir() else folder}
     return value

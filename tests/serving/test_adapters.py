@@ -1,4 +1,4 @@
-"""LoRA adapters of a served model: another model's are refused before anything starts, and so are those vLLM would apply wrongly."""
+"""LoRA adapters of a served model: another model's are refused, and so are those that vLLM would apply wrongly."""
 
 import json
 import shutil
@@ -54,7 +54,9 @@ def test_a_moved_base_is_known_by_its_weights(made, tmp_path):
 
 def test_an_adapter_of_another_model_is_refused(made, tmp_path):
     other = tiny.llama(tmp_path / "other", seed=1)
-    with pytest.raises(UserError, match="is an adapter of .*base, and the served model is .*other; serve its own model"):
+    with pytest.raises(
+        UserError, match=r"is an adapter of .*base, and the served model is .*other; serve its own model"
+    ):
         read(made, made / "small", other)
 
 

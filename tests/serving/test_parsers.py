@@ -97,7 +97,7 @@ def test_a_parser_that_would_take_answers_for_reasoning_is_refused_by_name_and_n
     tokenizer = tokenizer_of("deepseek r1")
     text = served_text(tokenizer, OwnTemplate(thinking="strip"))
     assert choose("deepseek r1", text).reasoning is None
-    with pytest.raises(UserError, match="deepseek_r1: its prompt ends the thinking.*set another, or none"):
+    with pytest.raises(UserError, match=r"deepseek_r1: its prompt ends the thinking.*set another, or none"):
         choose("deepseek r1", text, reasoning="deepseek_r1")
 
 
@@ -109,5 +109,5 @@ def test_an_unknown_name_is_refused_with_the_known_ones(setting):
 
 
 def test_a_parser_that_needs_tokens_of_another_tokenizer_is_refused():
-    with pytest.raises(UserError, match="tool_parser: llama3_json: .*bot token"):
+    with pytest.raises(UserError, match=r"tool_parser: llama3_json: .*bot token"):
         choose("qwen 3", FAMILIES["qwen 3"].text, tools="llama3_json")
