@@ -256,9 +256,12 @@ def test_reduced_motion_stops_animations(tab):
 
 def test_a_phone_stacks_the_answers(tab):
     tab.call("Emulation.setDeviceMetricsOverride", width=360, height=640, deviceScaleFactor=1, mobile=True)
+    tab.call("Emulation.setTouchEmulationEnabled", enabled=True)
     tab.ask(f"{'w' * 300} source-b fails fused thinks")
     tab.js("document.querySelectorAll('details').forEach(each => each.open = true)")
     assert tab.js("document.documentElement.scrollWidth") == 360
     boxes = tab.js(BOXES)
     assert all(above["bottom"] < below["top"] for above, below in pairwise(boxes))
     assert tab.js("document.querySelector('#send').getBoundingClientRect().right") <= 360
+    targets = "[...document.querySelectorAll('summary, button, #models label')].map(each => each.getBoundingClientRect().height)"
+    assert all(height >= 24 for height in tab.js(targets) if height), "too small for a finger (WCAG 2.2, 2.5.8)"
