@@ -276,7 +276,10 @@ def test_the_responses_api_reasons_calls_a_tool_and_streams(client):
     events = list(client.responses.create(**GREEDY, input=thinker.QUESTION, stream=True))
     pieces = [event.delta for event in events if event.type == "response.output_text.delta"]
     assert "".join(pieces).strip() == thinker.ANSWER
-    assert "".join(event.delta for event in events if event.type == "response.reasoning_text.delta").strip() == thinker.THOUGHT
+    assert (
+        "".join(event.delta for event in events if event.type == "response.reasoning_text.delta").strip()
+        == thinker.THOUGHT
+    )
     assert (events[0].type, events[-1].type) == ("response.created", "response.completed")
     tool = {"type": "function", **thinker.TOOL["function"]}
     asked = client.responses.create(**GREEDY, input=thinker.CITY, tools=[tool])
