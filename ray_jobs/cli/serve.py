@@ -114,15 +114,15 @@ def serve(
         "adapters": lora or (),
         "quantization": quantization or (),
     }
+    config = with_model_settings(serve_config(*arguments), given)
+    for model in config.models:
+        check_known(model)
     if write_config:
-        config = with_model_settings(serve_config(*arguments), given)
-        for model in config.models:
-            check_known(model)
         write_config.write_text(serve_file(config, host, port))
         print_line(f"written to {write_config}; deploy it with: serve deploy {write_config}")
         return
     with connected():
-        config = with_model_settings(serve_config(*arguments), given)
+        config = with_model_settings(serve_config(*arguments), given)  # with the cluster's GPUs
         check_serving(config, host)
         config, lines = resolve_serving(config)
         for line in lines:
