@@ -71,14 +71,19 @@ def read_adapter(name: str, location: str, model: ModelRef) -> Adapter:
     return Adapter(name, str(folder), rank, note)
 
 
-def adapter_flags(adapters: Collection[Adapter]) -> list[str]:
-    """Returns the flags of `vllm serve` for adapters: as many as there are at once, of the largest rank."""
+def adapter_flags(adapters: Collection[Adapter], on_gpu: bool) -> list[str]:
+    """Returns the flags of `vllm serve` for adapters: all of them at once, of the largest rank.
+
+    On a CPU one more slot is reserved, and stays empty: vLLM 0.27 applies what is in the last slot to requests without an adapter, if
+    another request of the same batch has one (index -1 in `vllm/lora/ops/torch_ops`).
+    """
     if not adapters:
         return []
     rank = next(rank for rank in RANKS if rank >= max(each.rank for each in adapters))
     modules = [json.dumps({"name": each.name, "path": each.folder}) for each in adapters]
-    flags = ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(len(modules))]
-    return [*flags, "--max-cpu-loras", str(len(modules)), "--lora-modules", *modules]
+    slots = str(len(modules) + (not on_gpu))
+    flags = ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", slots, "--max-cpu-loras", slots]
+    return [*flags, "--lora-modules", *modules]
 
 
 def _check_base(setting: str, location: str, base: ModelRef, model: ModelRef) -> str | None:

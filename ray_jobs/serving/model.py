@@ -163,7 +163,7 @@ def vllm_flags(
         flags += ["--reasoning-parser", options.reasoning_parser]
     if options.tool_parser != NONE:
         flags += ["--enable-auto-tool-choice", "--tool-call-parser", options.tool_parser]
-    flags += adapter_flags(adapters or ())
+    flags += adapter_flags(adapters or (), on_gpu)
     if on_gpu:
         return [*flags, "--gpu-memory-utilization", str(options.gpu_memory_utilization)]
     return [*flags, "--enforce-eager", "--kv-cache-memory-bytes", str(int(options.kv_cache_gib * 2**30))]

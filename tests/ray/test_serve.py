@@ -212,20 +212,20 @@ SORT, ASK = [thinker.user(thinker.QUESTION)], [thinker.user(thinker.CITY)]
 SILENT = {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}
 
 
-def told(message):
+def texts_of(message):
     """Returns the reasoning of a message or a delta, and its text."""
     return (getattr(message, "reasoning", None) or ""), (message.content or "")
 
 
 def test_reasoning_is_separate_from_the_answer(client):
     message = client.chat.completions.create(**GREEDY, messages=SORT).choices[0].message
-    assert [each.strip() for each in told(message)] == [thinker.THOUGHT, thinker.ANSWER]
+    assert [each.strip() for each in texts_of(message)] == [thinker.THOUGHT, thinker.ANSWER]
     chunks = list(client.chat.completions.create(**GREEDY, messages=SORT, stream=True))
-    parts = [told(chunk.choices[0].delta) for chunk in chunks]
+    parts = [texts_of(chunk.choices[0].delta) for chunk in chunks]
     assert ["".join(each).strip() for each in zip(*parts, strict=True)] == [thinker.THOUGHT, thinker.ANSWER]
     for off in (SILENT, {"reasoning_effort": "none"}):
         message = client.chat.completions.create(**GREEDY, messages=SORT, **off).choices[0].message
-        assert told(message) == ("", thinker.ANSWER)
+        assert texts_of(message) == ("", thinker.ANSWER)
         chunks = client.chat.completions.create(**GREEDY, messages=SORT, stream=True, **off)
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == thinker.ANSWER
 
@@ -245,13 +245,14 @@ def test_a_tool_is_called_and_its_result_answered(client, stream):
         assert first.choices[0].finish_reason == "tool_calls"
         (call,) = first.choices[0].message.tool_calls
         name, given = call.function.name, call.function.arguments
-        assert told(first.choices[0].message)[0].strip() == "I ask."
+        assert texts_of(first.choices[0].message)[0].strip() == "I ask."
     assert (name, json.loads(given)) == ("weather", {"city": "Oslo"})
     turns = [*ASK, thinker.called(), {"role": "tool", "content": thinker.WEATHER, "tool_call_id": "1"}]
     turns[1]["tool_calls"][0]["function"]["arguments"] = given
     second = client.chat.completions.create(**arguments, messages=turns)
     parts = [
-        told(each.choices[0].delta if stream else each.choices[0].message) for each in (second if stream else [second])
+        texts_of(each.choices[0].delta if stream else each.choices[0].message)
+        for each in (second if stream else [second])
     ]
     assert "".join(text for _, text in parts).strip() == thinker.REPORT
 
@@ -290,14 +291,17 @@ def test_the_responses_api_reasons_calls_a_tool_and_streams(client):
     assert client.responses.create(**GREEDY, input=turns, tools=[tool]).output_text.strip() == thinker.REPORT
 
 
-def test_an_adapter_answers_under_its_own_name(client):
+def test_an_adapter_answers_under_its_own_name_also_in_a_batch_with_its_model(client, url):
     answer = client.chat.completions.create(model=POET, temperature=0, messages=SORT)
-    assert (answer.model, told(answer.choices[0].message)[1].strip()) == (POET, thinker.POEM)
+    assert (answer.model, texts_of(answer.choices[0].message)[1].strip()) == (POET, thinker.POEM)
     assert (
         client.responses.create(model=POET, temperature=0, input=thinker.QUESTION).output_text.strip() == thinker.POEM
     )
     again = client.chat.completions.create(**GREEDY, messages=SORT).choices[0].message
-    assert told(again)[1].strip() == thinker.ANSWER
+    assert texts_of(again)[1].strip() == thinker.ANSWER
+    names = [THINKER, POET, POET, THINKER] * 6
+    answers = send(url, [chat(name, thinker.QUESTION, 60) for name in names], len(names))
+    assert [a.text.strip() for a in answers] == [{THINKER: thinker.ANSWER, POET: thinker.POEM}[name] for name in names]
 
 
 def test_what_is_not_configured_is_refused_with_our_setting(client, url):

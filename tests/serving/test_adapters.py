@@ -40,10 +40,10 @@ def read(made, location, base="base"):
 def test_rank_and_number_are_reserved_from_the_adapters(made):
     small, large = read(made, made / "small"), read(made, made / "large")
     assert (small.rank, large.rank, small.note) == (4, 12, None)
-    flags = adapter_flags([small, large])
+    flags = adapter_flags([small, large], on_gpu=True)
     assert flags[:7] == ["--enable-lora", "--max-lora-rank", "16", "--max-loras", "2", "--max-cpu-loras", "2"]
     assert json.loads(flags[8]) == {"name": "poems", "path": str(made / "small")}
-    assert adapter_flags([]) == []
+    assert adapter_flags([], on_gpu=True) == []
 
 
 def test_a_moved_base_is_known_by_its_weights(made, tmp_path):
