@@ -74,8 +74,8 @@ def read_adapter(name: str, location: str, model: ModelRef) -> Adapter:
 def adapter_flags(adapters: Collection[Adapter], on_gpu: bool) -> list[str]:
     """Returns the flags of `vllm serve` for adapters: all of them at once, of the largest rank.
 
-    On a CPU one more slot is reserved, and stays empty: vLLM 0.27 applies what is in the last slot to requests without an adapter, if
-    another request of the same batch has one (index -1 in `vllm/lora/ops/torch_ops`).
+    On a CPU one more slot is reserved, and stays empty: vLLM 0.27 applies what is in the last slot to requests without an adapter
+    in a batch with one that has (index -1 in `vllm/lora/ops/torch_ops`).
     """
     if not adapters:
         return []
