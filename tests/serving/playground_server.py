@@ -70,8 +70,9 @@ class Models:
         yield _chunk(model, {"role": "assistant", "content": ""})
         words = reply(model, prompt).split(" ")
         if f"{model} thinks" in prompt or f"{model} ponders" in prompt:
-            for word in thoughts(model).split(" "):
+            for word in ["\n", *thoughts(model).split(" ")]:
                 yield _chunk(model, {"reasoning": f"{word} "})
+            yield _chunk(model, {"content": "\n\n"})
         if f"{model} ponders" in prompt:
             words = []
         for number, word in enumerate(words):

@@ -148,7 +148,7 @@ def test_reasoning_is_folded_away_and_no_part_of_the_answer_or_the_next_prompt(t
     assert tab.ask(prompt) == {model: reply(model, prompt) for model in MODELS} | {"target": ""}
     folded = tab.js(FOLDED)
     assert folded == {model: [model.startswith("source"), False] for model in MODELS}
-    assert tab.js(REASONING)["fused"].strip() == thoughts("fused")
+    assert tab.js(REASONING)["fused"].rstrip() == thoughts("fused")
     assert tab.js("document.querySelectorAll('.reasoning b').length") == 0
     assert tab.js("document.querySelector('.fused .reasoning div').checkVisibility()") is False
     tab.js("document.querySelector('.fused summary').click()")
