@@ -103,6 +103,7 @@ def train(model: Any, tokenizer: Any, examples: list[tuple[list, list | None, bo
         rows.append((torch.tensor([prompt + rest]), torch.tensor([[-100] * len(prompt) + rest])))
     optimizer = torch.optim.AdamW((each for each in model.parameters() if each.requires_grad), lr=RATE)
     model.train()
+    loss: Any = None
     for _ in range(STEPS):
         loss = sum(model(input_ids=ids, labels=labels).loss for ids, labels in rows)
         loss.backward()
