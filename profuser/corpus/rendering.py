@@ -81,15 +81,15 @@ def _settings(template: TemplateConfig, defaults: dict[str, str]) -> _Settings:
 @lru_cache(maxsize=64)
 def _chat_texts(tokenizer: Any, text: str, settings: _Settings) -> ChatTexts:
     base = with_date(text, settings.day) if settings.day else text
-    off = _switches(tokenizer, base)
+    off = thinking_switches(tokenizer, base)
     asking = with_arguments(base, dict(settings.arguments) if settings.thinks else off | dict(settings.arguments))
-    prompt = _generation_prompt(tokenizer, asking)
+    prompt = generation_prompt(tokenizer, asking)
     required = next((f for f in FAMILIES if f.required and f.close in text and not prompt.endswith(f.close)), None)
     family = opened(prompt)
     answering = asking
     if family and off:
         answering = with_arguments(base, dict(settings.arguments) | off)
-    left = _generation_prompt(tokenizer, answering)
+    left = generation_prompt(tokenizer, answering)
     if still := opened(left):
         answering = with_ending(answering, closing(left, still))
     elif required:
@@ -100,7 +100,7 @@ def _chat_texts(tokenizer: Any, text: str, settings: _Settings) -> ChatTexts:
     return ChatTexts(asking if settings.thinks else answering, answering, family if settings.thinks else None)
 
 
-def _switches(tokenizer: Any, text: str) -> dict[str, bool | int]:
+def thinking_switches(tokenizer: Any, text: str) -> dict[str, bool | int]:
     """Returns the variables that turn a template's thinking off, with their values; not those that it only spells in a text."""
 
     def asked(name: str, value: bool | int) -> str | Refusal:
@@ -110,7 +110,7 @@ def _switches(tokenizer: Any, text: str) -> dict[str, bool | int]:
     return {name: off for name, (off, on) in found.items() if asked(name, off) != asked(name, on)}
 
 
-def _generation_prompt(tokenizer: Any, text: str) -> str:
+def generation_prompt(tokenizer: Any, text: str) -> str:
     """Returns what a template writes after a question; nothing if it accepts none without an answer, as a judge's may."""
     rendered = render(tokenizer, [Message("user", PROBE)], text, True)
     return "" if isinstance(rendered, Refusal) else rendered.rpartition(PROBE)[2]
@@ -206,7 +206,7 @@ def _tools_fault(tokenizer: Any, probed: Turns, text: str, add_generation_prompt
         return f"it leaves out {missing}"
     if add_generation_prompt and probed[-1]["role"] == RESULT and any(mark in text for mark in MARKS):
         # The settings of thinking are made for a prompt that ends with a question.
-        asked, answered = _generation_prompt(tokenizer, text), rendered.rpartition(probed[-1]["content"])[2]
+        asked, answered = generation_prompt(tokenizer, text), rendered.rpartition(probed[-1]["content"])[2]
         if any(asked.count(mark) != answered.count(mark) for mark in MARKS):
             return THINKS_OTHERWISE
     return None

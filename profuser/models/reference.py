@@ -102,7 +102,7 @@ class ModelRef:
             write = plain.gguf_weights(file) if weights else None
             return str(plain.make_plain(self.digest(setting), f"{what} (GGUF)", plain.gguf_header(file), write))
         if self.format is Format.ADAPTER:
-            adapter, base = self._fetched(True, setting), self._base(setting)
+            adapter, base = self.fetched(True, setting), self.base(setting)
             check_can_be_trained(base.config(setting), setting, f"{self.path}, a LoRA adapter for {base.path}")
             under = Path(base._plain_folder(weights, setting))
             write = plain.merged_weights(adapter, under) if weights else None
@@ -112,17 +112,17 @@ class ModelRef:
         if trained:
             check_can_be_trained(config, setting, self.path)
         if (found := quantization(config)) and found.get("quant_method") == FP8:
-            source = self._fetched(weights, setting)
+            source = self.fetched(weights, setting)
             write = plain.dequantised_weights(source) if weights else None
             return str(plain.make_plain(self.digest(setting), f"{what} (FP8)", plain.dequantised_header(source), write))
-        return str(self._fetched(weights, setting)) if "://" in self.path else self.path
+        return str(self.fetched(weights, setting)) if "://" in self.path else self.path
 
     def conversion(self, setting: str, trained: bool) -> str | None:
         """Returns what `local` converts, in words; None for a model that is used as it is."""
         if self.format is Format.GGUF:
             found = "a GGUF file: its weights are dequantised"
         elif self.format is Format.ADAPTER:
-            found = f"a LoRA adapter: it is merged into {self._base(setting).path}"
+            found = f"a LoRA adapter: it is merged into {self.base(setting).path}"
         elif trained and (quantization(self.config(setting)) or {}).get("quant_method") == FP8:
             found = "stored in FP8: its weights are multiplied by their scales"
         else:
@@ -134,7 +134,7 @@ class ModelRef:
         found = self.local(weights, setting, trained=True)
         return found if os.path.isdir(found) else hub_folder(self.path, self.revision, weights, setting)
 
-    def _fetched(self, weights: bool, setting: str) -> Path:
+    def fetched(self, weights: bool, setting: str) -> Path:
         """Returns the local folder of the model's own files, copied or downloaded where needed."""
         if "://" in self.path:
             with _user_error(setting, self.path):
@@ -168,11 +168,11 @@ class ModelRef:
         folder = Folder.at(self.path).without_retry()
         return folder, only_gguf(folder.names(), setting, self.path)
 
-    def _base(self, setting: str) -> "ModelRef":
+    def base(self, setting: str) -> "ModelRef":
         """Returns the model that an adapter belongs to. A relative path is also looked for beside the adapter."""
         from profuser.models.plain import adapter_base
 
-        base = ModelRef(*adapter_base(self._fetched(False, setting), setting))
+        base = ModelRef(*adapter_base(self.fetched(False, setting), setting))
         beside = Path(self.path).parent / base.path
         if not os.path.exists(base.path) and "://" not in self.path and beside.is_dir():
             return ModelRef(str(beside))
@@ -224,7 +224,7 @@ class ModelRef:
         """
         sha = hashlib.sha256()
         if self.format is Format.ADAPTER:
-            sha.update(self._base(setting).digest(setting).encode())
+            sha.update(self.base(setting).digest(setting).encode())
         if not self.is_local:
             name, file = split_hub_file(self.path) or (self.path, "")
             known = file or (ADAPTER_CONFIG if self.format is Format.ADAPTER else "config.json")

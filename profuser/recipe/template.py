@@ -24,6 +24,10 @@ class _Generation(jinja2.ext.Extension):
         return Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
+JINJA = jinja2.Environment(extensions=[_Generation, jinja2.ext.loopcontrols])
+"""Parses chat templates as Transformers does."""
+
+
 def _valid_date(value: str) -> str:
     return date.fromisoformat(value).isoformat()
 
@@ -77,7 +81,7 @@ class JinjaTemplate(_Template):
     @classmethod
     def _text_is_jinja(cls, text: str) -> str:
         try:
-            jinja2.Environment(extensions=[_Generation, jinja2.ext.loopcontrols]).parse(text)
+            JINJA.parse(text)
         except jinja2.TemplateSyntaxError as error:
             raise ValueError(f"line {error.lineno}: {error.message}") from None
         return text

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from profuser.serving.asgi import Head
-from profuser.serving.errors import ApiError, internal
+from profuser.serving.errors import ApiError, internal, not_implemented
 
 CLIENT_LEFT = 499
 """Status of a request whose client disconnected before it ended."""
@@ -95,8 +95,10 @@ async def read_body(request: Request, most: int) -> bytes:
     return bytes(body)
 
 
-def checked(head: Head, body: bytes) -> Response:
+def checked(head: Head, body: bytes, path: str) -> Response:
     """Returns a model's response; its internal failures are logged and hidden from the client."""
+    if head.status == 501:
+        raise not_implemented(path)
     if head.status >= 500:
         log.error("a model answered %s: %s", head.status, body[:2000].decode(errors="replace"))
         raise internal()

@@ -49,7 +49,10 @@ def unauthorized() -> ApiError:
 def unknown_model(name: str, known: list[str]) -> ApiError:
     """Returns the 404 with the names of the available models."""
     return ApiError(
-        404, f"The model {name[:96]!r} does not exist; available: {', '.join(known)}.", "model_not_found", "model"
+        404,
+        f"The model {name[:96]!r} does not exist; available: {', '.join(known)} (`serve --model` or `--lora` adds one).",
+        "model_not_found",
+        "model",
     )
 
 
@@ -61,6 +64,11 @@ def overloaded(name: str) -> ApiError:
 def interrupted() -> ApiError:
     """Returns the 503 for a request whose replicas died at all its attempts, or after its stream had begun."""
     return ApiError(503, "The model's replica was lost; try again.", "replica_lost", retry_after=1)
+
+
+def not_implemented(path: str) -> ApiError:
+    """Returns the 501 for a request that the installed engine cannot answer."""
+    return ApiError(501, f"{path}: the installed vLLM does not offer this for the model.", "not_implemented")
 
 
 def internal() -> ApiError:

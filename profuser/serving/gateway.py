@@ -36,9 +36,10 @@ from profuser.serving.asgi import Head
 from profuser.serving.errors import ApiError, internal, unauthorized, unknown_model
 from profuser.serving.gateway_metrics import GatewayMetrics
 from profuser.serving.keys import Client, KeyRing
+from profuser.serving.needs import STATELESS
 from profuser.serving.openapi import openapi_document
 from profuser.serving.options import GatewayConfig
-from profuser.serving.requests import CHAT, COMPLETIONS, ApiRequest, check_prompt, read_request
+from profuser.serving.requests import CHAT, COMPLETIONS, RESPONSES, ApiRequest, check_prompt, read_request
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 PAGE_POLICY = (
@@ -78,7 +79,7 @@ class Gateway:
 
     def __init__(self, config: GatewayConfig, backend: Backend, keys: KeyRing | None):
         self.config, self.backend, self.keys = config, backend, keys
-        self.names = list(config.models)
+        self.names = [*config.models, *config.adapters]
         self.created = int(time.time())
         self.in_flight: Counter[str] = Counter()
         self.metrics = GatewayMetrics()
@@ -94,6 +95,8 @@ class Gateway:
             Route("/v1/models/{name:path}", self.show_model),
             Route(CHAT, self.complete, methods=["POST"]),
             Route(COMPLETIONS, self.complete, methods=["POST"]),
+            Route(RESPONSES, self.complete, methods=["POST"]),
+            Route(f"{RESPONSES}/{{rest:path}}", self.stored_response, methods=["GET", "POST", "DELETE"]),
         ]
         cors = Middleware(
             CORSMiddleware,
@@ -134,12 +137,12 @@ class Gateway:
         return client
 
     async def complete(self, request: Request) -> Response:
-        """Handles a chat or text completion."""
+        """Handles a chat completion, a text completion or a response."""
         client, path = self.client(request), request.scope["route"].path
         async with AsyncExitStack() as stack:
             outcome = await stack.enter_async_context(self._held(path, client))
             body = await read_body(request, client.limits.max_body_bytes)
-            asked = read_request(path, body, self.names, client.limits)
+            asked = read_request(path, body, self.config.models, client.limits, self.config.adapters)
             outcome.model, request_id = asked.model, _request_id(request)
             if client.limits.max_prompt_tokens is not None:
                 check_prompt(await self.backend.count_tokens(asked), client.limits)
@@ -154,7 +157,7 @@ class Gateway:
                 answer += b"".join([piece async for piece in pieces if isinstance(piece, bytes)])
             if self.config.log_prompts:
                 log.info("prompt %s answer %s", asked.body.decode(), answer.decode(errors="replace"))
-            response = checked(head, answer)
+            response = checked(head, answer, path)
             outcome.status = head.status
             return response
 
@@ -201,7 +204,14 @@ class Gateway:
         return JSONResponse(self._card(name))
 
     def _card(self, name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": self.created, "owned_by": "profuser"}
+        base = self.config.adapters.get(name)
+        parent = {"parent": base} if base else {}
+        return {"id": name, "object": "model", "created": self.created, "owned_by": "profuser", **parent}
+
+    async def stored_response(self, request: Request) -> Response:
+        """Refuses a request for a stored response."""
+        self.client(request)
+        raise ApiError(404, f"{STATELESS[0].upper()}{STATELESS[1:]}.", "not_found")
 
     async def health(self, request: Request) -> Response:
         """Reports that the gateway is up; reveals nothing about models or clients, so it needs no key."""

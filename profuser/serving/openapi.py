@@ -3,10 +3,10 @@
 from typing import Any
 
 from profuser import __version__
-from profuser.serving.requests import CHAT, COMPLETIONS
+from profuser.serving.requests import CHAT, COMPLETIONS, RESPONSES
 
 STATUSES = {
-    "400": "The body is not JSON, or a field is invalid",
+    "400": "The body is not JSON, a field is invalid, or the model is not configured for it",
     "401": "No valid key",
     "403": "A server without keys only answers clients on the same machine",
     "404": "No such model",
@@ -15,6 +15,7 @@ STATUSES = {
     "422": "The request exceeds the key's limits",
     "429": "Too many requests; see Retry-After",
     "500": "The server failed",
+    "501": "The installed engine does not offer the path",
     "503": "The replica was lost",
 }
 SAMPLING: dict[str, Any] = {
@@ -28,6 +29,20 @@ SAMPLING: dict[str, Any] = {
     "presence_penalty": {"type": "number", "minimum": -2, "maximum": 2},
     "frequency_penalty": {"type": "number", "minimum": -2, "maximum": 2},
     "user": {"type": "string"},
+}
+TOOL = {
+    "type": "object",
+    "properties": {"type": {"enum": ["function"]}, "function": {"$ref": "#/components/schemas/Function"}},
+    "required": ["type", "function"],
+}
+FUNCTION = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
+        "description": {"type": "string"},
+        "parameters": {"type": "object", "description": "JSON schema of the arguments", "properties": {}},
+    },
+    "required": ["name"],
 }
 FORMAT = {"type": "object", "properties": {"type": {"enum": ["text", "json_object"]}}, "required": ["type"]}
 MESSAGE = {
@@ -47,7 +62,17 @@ def openapi_document(models: list[str]) -> dict[str, Any]:
         "logprobs": {"type": "boolean"},
         "top_logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
         "response_format": FORMAT,
+        "tools": {"type": "array", "items": TOOL, "minItems": 1},
+        "tool_choice": {"enum": ["none", "auto", "required"]},
+        "reasoning_effort": {"enum": ["none", "low", "medium", "high"]},
         **SAMPLING,
+    }
+    response = {
+        "model": model,
+        "input": {"type": "string"},
+        "instructions": {"type": "string"},
+        "max_output_tokens": {"type": "integer", "minimum": 1},
+        **{name: SAMPLING[name] for name in ("temperature", "top_p", "stream", "user")},
     }
     text = {"model": model, "prompt": {"type": "string"}, "logprobs": {"type": "integer", "minimum": 0, "maximum": 5}}
     return {
@@ -57,6 +82,7 @@ def openapi_document(models: list[str]) -> dict[str, Any]:
         "paths": {
             CHAT: {"post": _completion("A chat completion", chat, ["model", "messages"])},
             COMPLETIONS: {"post": _completion("A text completion", text | SAMPLING, ["model", "prompt"])},
+            RESPONSES: {"post": _completion("A response", response, ["model", "input"])},
             "/v1/models": {"get": _get("The models", "401", "403")},
             "/v1/models/{name}": {
                 "get": _get("One model", "401", "403", "404") | {"parameters": [_path_parameter("name")]}
@@ -66,7 +92,7 @@ def openapi_document(models: list[str]) -> dict[str, Any]:
         },
         "components": {
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-            "schemas": {"Error": _error()},
+            "schemas": {"Error": _error(), "Function": FUNCTION},
         },
     }
 

@@ -6,7 +6,10 @@ from pydantic import Field, StringConstraints, ValidationError, field_validator,
 
 from profuser.config import Config
 from profuser.errors import UserError
+from profuser.recipe.template import RESERVED, Argument
 
+AUTO, NONE = "auto", "none"
+"""Parsers that are no names of vLLM's: that of the model's family, and no parser."""
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,95}$")]
 
 
@@ -51,7 +54,15 @@ class ServedModel(Config):
     num_gpus: float = Field(default=0.0, ge=0)
     """GPUs that a replica reserves: as many as its parallelism needs, or a share of one."""
     chat_template: str | None = None
-    """Jinja source of the template; by default the tokenizer's own."""
+    """Jinja source of the chat template, or a file with it on the replica's node; by default the tokenizer's own."""
+    template_arguments: dict[str, Argument] = Field(default={})
+    """Variables of the template, e.g. `{enable_thinking: false}`; a request's `chat_template_kwargs` override them."""
+    reasoning_parser: str = AUTO
+    """vLLM's parser that separates reasoning from an answer, by name; `auto`: by the model's family, `none`: no separation."""
+    tool_parser: str = AUTO
+    """vLLM's parser of tool calls, by name; `auto`: by the model's family, `none`: requests with tools are refused."""
+    adapters: dict[ModelName, str] = Field(default={})
+    """LoRA adapters of this model: their names in the API, and their folders, URIs or Hub names."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Data type of the weights; `auto`: the checkpoint's on a GPU. On a CPU it is float32, or bfloat16 for a checkpoint in bfloat16
     of at least 16 MiB on a processor that multiplies such numbers."""
@@ -80,6 +91,13 @@ class ServedModel(Config):
             raise ValueError(f"max_replicas: {self.max_replicas} is less than min_replicas: {self.min_replicas}")
         return self
 
+    @field_validator("template_arguments")
+    @classmethod
+    def _arguments_are_free(cls, value: dict[str, Argument]) -> dict[str, Argument]:
+        if taken := [name for name in value if not name.isidentifier() or name in RESERVED]:
+            raise ValueError(f"{taken[0]!r} cannot be set: it is no name of a variable, or it is the server's own")
+        return value
+
 
 class GatewaySettings(Config):
     """Settings of the gateway in front of the models."""
@@ -107,6 +125,8 @@ class GatewayConfig(GatewaySettings):
 
     models: tuple[ModelName, ...] = Field(min_length=1)
     """Model names; the playground shows the first one as the fused model."""
+    adapters: dict[ModelName, ModelName] = Field(default={})
+    """Names of LoRA adapters, each with the model that serves it."""
 
 
 class ServeConfig(GatewaySettings):
@@ -119,8 +139,8 @@ class ServeConfig(GatewaySettings):
     @classmethod
     def _names_differ(cls, value: tuple[ServedModel, ...]) -> tuple[ServedModel, ...]:
         names = [model.name.replace("/", "-") for model in value]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
+        given = [*names, *(name for model in value for name in model.adapters)]
+        if twice := [name for name in given if given.count(name) > 1]:
             raise ValueError(f"two models are named {twice[0]!r}")
         return value
 
@@ -128,7 +148,8 @@ class ServeConfig(GatewaySettings):
     def gateway(self) -> GatewayConfig:
         """Configuration of the gateway."""
         settings = {name: getattr(self, name) for name in GatewaySettings.model_fields}
-        return GatewayConfig(models=tuple(model.name for model in self.models), **settings)
+        adapters = {name: model.name for model in self.models for name in model.adapters}
+        return GatewayConfig(models=tuple(model.name for model in self.models), adapters=adapters, **settings)
 
     @classmethod
     def parse(cls, tree: dict[str, Any], where: str) -> "ServeConfig":

@@ -11,6 +11,8 @@ from typing import Any
 
 from profuser.serving.errors import internal, interrupted
 
+FIELDS = ("reasoning", "content", "text")
+"""Texts of a choice: those of a chat's answer, the reasoning first, or that of a completion."""
 log = logging.getLogger("ray.serve")
 
 
@@ -63,25 +65,26 @@ class Replay:
 
 
 class _Seen:
-    """Text that a client has received of every choice.
+    """Texts that a client has received of every choice: its reasoning and its answer.
 
     Args:
         events: sent to the client.
     """
 
     def __init__(self, events: list[bytes]):
-        self.repeated: Counter[int] = Counter()
-        """Characters that the new attempt has repeated."""
+        self.repeated: Counter[tuple[int, str]] = Counter()
+        """Characters that the new attempt has repeated, by choice and field."""
         self.ended: set[int] = set()
         self.has_usage, self.has_end = False, any(map(_is_end, events))
-        texts: defaultdict[int, list[str]] = defaultdict(list)
+        texts: defaultdict[int, dict[str, str]] = defaultdict(lambda: dict.fromkeys(FIELDS, ""))
         for content in filter(None, map(_content, events)):
             for choice in content["choices"]:
-                texts[choice["index"]].append(_text(choice))
+                for field in FIELDS:
+                    texts[choice["index"]][field] += _texts(choice).get(field) or ""
                 if choice.get("finish_reason"):
                     self.ended.add(choice["index"])
             self.has_usage |= not content["choices"]
-        self.texts = {index: "".join(parts) for index, parts in texts.items()}
+        self.texts = dict(texts)
 
     def new(self, event: bytes) -> bytes | None:
         """Returns an event without the text already seen; None if nothing is left."""
@@ -96,20 +99,27 @@ class _Seen:
         return b"data: " + json.dumps(content).encode() if content["choices"] else None
 
     def _cut(self, choice: dict[str, Any]) -> bool:
-        """Removes the text already seen from a choice, and returns whether anything is left."""
-        index, text, ends = choice["index"], _text(choice), bool(choice.get("finish_reason"))
-        seen, start = self.texts.get(index, ""), self.repeated[index]
-        again = seen[start : start + len(text)]
-        new = text[len(again) :]
-        self.repeated[index] += len(again)
-        stops_short = ends and self.repeated[index] < len(seen)
-        if not text.startswith(again) or stops_short or (new and index in self.ended):
-            raise interrupted()
+        """Removes the texts already seen from a choice, and returns whether anything is left."""
+        index, texts, ends = choice["index"], _texts(choice), bool(choice.get("finish_reason"))
         if index not in self.texts:
             return True
-        _set_text(choice, new)
-        choice.get("delta", {}).pop("role", None)
+        new = [field for field in FIELDS if self._cut_field(index, field, texts)]
+        rest = [field for field, seen in self.texts[index].items() if self.repeated[index, field] < len(seen)]
+        if (rest and (new or ends)) or (new and index in self.ended):
+            raise interrupted()
+        texts.pop("role", None)
         return bool(new) or (ends and index not in self.ended)
+
+    def _cut_field(self, index: int, field: str, texts: dict[str, Any]) -> bool:
+        """Removes what was seen of one text; raises ApiError if it differs."""
+        text, seen, start = texts.get(field) or "", self.texts[index][field], self.repeated[index, field]
+        again = seen[start : start + len(text)]
+        if not text.startswith(again):
+            raise interrupted()
+        self.repeated[index, field] += len(again)
+        if text:
+            texts[field] = text[len(again) :]
+        return len(text) > len(again)
 
 
 def _is_end(event: bytes) -> bool:
@@ -132,11 +142,6 @@ def _check_error(event: bytes) -> None:
         raise internal()
 
 
-def _text(choice: dict[str, Any]) -> str:
-    return (choice["delta"].get("content") if "delta" in choice else choice.get("text")) or ""
-
-
-def _set_text(choice: dict[str, Any], text: str) -> None:
-    where, name = (choice["delta"], "content") if "delta" in choice else (choice, "text")
-    if _text(choice) or text:
-        where[name] = text
+def _texts(choice: dict[str, Any]) -> dict[str, Any]:
+    """Returns the part of a choice that holds its texts."""
+    return choice.get("delta", choice)

@@ -11,14 +11,19 @@ from typing import Any
 from profuser.serving.errors import ApiError, unknown_model
 from profuser.serving.options import Limits
 
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-MAX_TOKENS = {CHAT: ("max_completion_tokens", "max_tokens"), COMPLETIONS: ("max_tokens",)}
+CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+MAX_TOKENS = {
+    CHAT: ("max_completion_tokens", "max_tokens"),
+    COMPLETIONS: ("max_tokens",),
+    RESPONSES: ("max_output_tokens",),
+}
 """Fields that bound an answer; the first one is set if a request has none."""
-DEFAULT_TOKENS = {CHAT: None, COMPLETIONS: 16}
+DEFAULT_TOKENS = {CHAT: None, COMPLETIONS: 16, RESPONSES: None}
 """Default bound of an answer, as in OpenAI's API."""
 PROMPT_FIELDS = {
     CHAT: ("messages", "tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message"),
     COMPLETIONS: ("prompt",),
+    RESPONSES: ("input", "instructions", "tools", "tool_choice", "chat_template_kwargs"),
 }
 """Fields that make up a prompt. vLLM ignores those of the other path, so they must not be counted instead."""
 
@@ -32,9 +37,17 @@ class ApiRequest:
 
     path: str
     model: str
+    """Name in the API: a model's, or that of a LoRA adapter."""
     fields: Mapping[str, Any]
     body: bytes
     """JSON that is sent to the model."""
+    base: str = ""
+    """The served model that answers, if `model` is an adapter's name."""
+
+    @property
+    def served(self) -> str:
+        """Name of the served model that answers."""
+        return self.base or self.model
 
     @property
     def wants_stream(self) -> bool:
@@ -46,7 +59,7 @@ class ApiRequest:
         """Whether another replica gives the same text, so that an interrupted stream can continue there."""
         fixed = self.fields.get("temperature") == 0 or isinstance(self.fields.get("seed"), int)
         plain = not any(self.fields.get(name) for name in ("logprobs", "tools", "return_token_ids", "echo"))
-        return fixed and plain
+        return fixed and plain and self.path != RESPONSES
 
     @property
     def questions(self) -> list[dict[str, Any] | int]:
@@ -61,8 +74,17 @@ class ApiRequest:
         return [len(each) if isinstance(each, list) else whole | {"prompt": each} for each in prompts]
 
 
-def read_request(path: str, body: bytes, models: Sequence[str], limits: Limits) -> ApiRequest:
+def read_request(
+    path: str, body: bytes, models: Sequence[str], limits: Limits, adapters: Mapping[str, str] | None = None
+) -> ApiRequest:
     """Parses a body.
+
+    Args:
+        path: the request's path.
+        body: JSON.
+        models: names of the served models.
+        limits: limits of the key.
+        adapters: names of LoRA adapters, each with the model that serves it.
 
     Raises:
         ApiError: 400, it is not a JSON object; 404, there is no such model; 422, it requests more tokens than its key may.
@@ -70,28 +92,27 @@ def read_request(path: str, body: bytes, models: Sequence[str], limits: Limits) 
     fields = _parse(body)
     if not isinstance(fields, dict):
         raise ApiError(400, "The body is not a JSON object.", "invalid_json")
-    model = fields.get("model")
+    model, known = fields.get("model"), [*models, *(adapters or {})]
     if not isinstance(model, str):
-        raise ApiError(400, f"Set `model` to one of: {', '.join(models)}.", "missing_model", "model")
-    if model not in models:
-        raise unknown_model(model, list(models))
+        raise ApiError(400, f"Set `model` to one of: {', '.join(known)}.", "missing_model", "model")
+    if model not in known:
+        raise unknown_model(model, known)
     if limits.max_tokens is not None and (more := _bounded(path, fields, limits.max_tokens)):
         fields |= more
         body = json.dumps(fields).encode()
-    return ApiRequest(path, model, fields, body)
+    return ApiRequest(path, model, fields, body, (adapters or {}).get(model, ""))
 
 
-def escape_special_tokens(body: bytes) -> bytes:
+def escape_special_tokens(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """Makes vLLM read special tokens that are spelt out in messages as text, and not as control tokens.
 
     By default vLLM renders messages and template into one string, in which a `<|im_end|>` written by a client ends a turn.
     Transformers has an option to prevent that, which vLLM passes on if the template is also tokenized by Transformers.
     """
-    fields = json.loads(body)
     given = fields.get("chat_template_kwargs")
-    if "messages" not in fields or not isinstance(given, dict | None):
-        return body
-    return json.dumps(fields | {"chat_template_kwargs": {**(given or {}), **TEXT_AS_TEXT}}).encode()
+    if not {"messages", "input"} & fields.keys() or not isinstance(given, dict | None):
+        return fields
+    return {**fields, "chat_template_kwargs": {**(given or {}), **TEXT_AS_TEXT}}
 
 
 def _parse(body: bytes) -> Any:

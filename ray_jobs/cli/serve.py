@@ -43,27 +43,92 @@ def serve(
         float | None,
         typer.Option(min=0, help="GPUs per replica. Default: what its parallelism needs, 0 without GPUs."),
     ] = None,
+    reasoning_parser: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[MODEL=]NAME",
+            help="vLLM's parser that separates reasoning from answers (qwen3, deepseek_r1, openai_gptoss ...); auto: by the "
+            "model's chat template and type; none. An unknown name lists all. Repeatable.",
+            show_default="auto",
+        ),
+    ] = None,
+    tool_parser: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[MODEL=]NAME",
+            help="vLLM's parser of tool calls (hermes, llama3_json, mistral, openai ...), auto or none. Repeatable.",
+            show_default="auto",
+        ),
+    ] = None,
+    chat_template: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[MODEL=]FILE",
+            help="Chat template, a Jinja file. Default: what the run was trained with; else the tokenizer's. Repeatable.",
+        ),
+    ] = None,
+    template_arguments: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[MODEL=]MAPPING",
+            help="Variables of the template, e.g. '{enable_thinking: false}'; a request may override them. Repeatable.",
+        ),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[MODEL=]NAME=FOLDER",
+            help="Serve a LoRA adapter of a model, of the first by default, under its own NAME. Repeatable.",
+        ),
+    ] = None,
+    quantization: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[MODEL=]METHOD",
+            help="Quantize the weights when they are loaded (fp8, bitsandbytes ...). Default: as stored. Repeatable.",
+        ),
+    ] = None,
     write_config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Only write a config file for `serve deploy` and KubeRay.")
     ] = None,
 ) -> None:
-    """Serve models behind an OpenAI-compatible API. Includes a playground web page; runs until Ctrl-C."""
+    """Serve models behind an OpenAI-compatible API. Includes a playground web page; runs until Ctrl-C.
+
+    Settings with [MODEL=] apply to all served models, or to the one named: --tool-parser hermes --tool-parser target=none.
+    """
+    from profuser.serving.resolve import check_known, resolve_serving
     from ray_jobs.runtime.cluster import connected
     from ray_jobs.serving.app import check_serving, serve_file, start_server, wait_until_interrupted
     from ray_jobs.serving.models import serve_config
+    from ray_jobs.serving.settings import with_model_settings
 
     replicas: dict[str, Any] = {"min_replicas": min_replicas, "max_replicas": max(min_replicas, max_replicas)}
     replicas |= {} if num_gpus is None else {"num_gpus": num_gpus}
     settings = {"insecure": insecure, "keys_file": str(keys.absolute()) if keys else None}
     arguments = (names or (), storage, beside or (), models or (), served_name, replicas, settings)
+    given = {
+        "reasoning_parser": reasoning_parser or (),
+        "tool_parser": tool_parser or (),
+        "chat_template": chat_template or (),
+        "template_arguments": template_arguments or (),
+        "adapters": lora or (),
+        "quantization": quantization or (),
+    }
+    config = with_model_settings(serve_config(*arguments), given)
+    for model in config.models:
+        check_known(model)
     if write_config:
-        write_config.write_text(serve_file(serve_config(*arguments), host, port))
+        write_config.write_text(serve_file(config, host, port))
         print_line(f"written to {write_config}; deploy it with: serve deploy {write_config}")
         return
     with connected():
-        config = serve_config(*arguments)
+        config = with_model_settings(serve_config(*arguments), given)  # with the cluster's GPUs
         check_serving(config, host)
+        config, lines = resolve_serving(config)
+        for line in lines:
+            print_line(line)
         url = start_server(config, host, port)
-        print_line(f"{', '.join(model.name for model in config.models)}: {url} (Ctrl-C stops it)")
+        names = [name for model in config.models for name in (model.name, *model.adapters)]
+        print_line(f"{', '.join(names)}: {url} (Ctrl-C stops it)")
         print_line(f"playground: {url.removesuffix('v1')}")
         wait_until_interrupted()

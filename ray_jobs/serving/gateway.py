@@ -20,12 +20,10 @@ from profuser.serving.keys import KeyRing
 from profuser.serving.options import GatewayConfig
 from profuser.serving.replay import Replay
 from profuser.serving.requests import ApiRequest
-from ray_jobs.serving.model import app_name
+from ray_jobs.serving.model import TOKENIZE, app_name
 
 MAX_ONGOING = 10_000
 """Concurrent requests at one gateway replica; keys and models have their own limits."""
-TOKENIZE = "/tokenize"
-"""Path of vLLM's application that counts a prompt's tokens."""
 EVENTS = "text/event-stream"
 """Content type of a streamed answer."""
 
@@ -53,7 +51,7 @@ class Replicas:
 
     async def whole(self, request: ApiRequest, request_id: str) -> tuple[Head, bytes]:
         """See `Backend.whole`."""
-        return await self._whole(request.model, request.path, request.body, request_id)
+        return await self._whole(request.served, request.path, request.body, request_id)
 
     async def stream(self, request: ApiRequest, request_id: str) -> AsyncGenerator[Head | bytes, None]:
         """See `Backend.stream`. A repeatable request continues where its stream broke off."""
@@ -81,7 +79,7 @@ class Replicas:
 
     async def count_tokens(self, request: ApiRequest) -> int:
         """See `Backend.count_tokens`."""
-        return max([await self._count(request.model, question) for question in request.questions], default=0)
+        return max([await self._count(request.served, question) for question in request.questions], default=0)
 
     async def _count(self, model: str, question: dict[str, Any] | int) -> int:
         if isinstance(question, int):
@@ -106,7 +104,7 @@ class Replicas:
         raise interrupted()
 
     async def _pieces(self, request: ApiRequest, request_id: str) -> AsyncGenerator[bytes, None]:
-        handle: Any = self._handle(request.model).options(stream=True)
+        handle: Any = self._handle(request.served).options(stream=True)
         pieces = handle.stream.remote(request.path, request.body, request_id)
         try:
             async for piece in pieces:

@@ -13,16 +13,22 @@ from profuser.recipe.template import OwnTemplate
 from profuser.run.finding import find_run, finished_model
 from profuser.run.fusion_run import FusionRun
 from profuser.serving.locate import registered
-from profuser.serving.options import ServeConfig, ServedModel
+from profuser.serving.options import NONE, ServeConfig, ServedModel
 from ray_jobs.runtime.cluster import total_gpus
 
 TARGET = "target"
 
 
 def fused_model(run: FusionRun, name: str, **settings: Any) -> ServedModel:
-    """Returns the fused model of a finished run, with its target's engine settings."""
+    """Returns the fused model of a finished run, with its target's engine settings.
+
+    Unless the run kept its thinking, it has learnt to answer at once, also where its target's prompt leaves room to think: a
+    reasoning parser would take its answers for reasoning.
+    """
+    target = run.recipe.target
+    answers = {} if run.recipe.template_of(target).thinking == "keep" else {"reasoning_parser": NONE}
     # The target's revision is of the target's own repository.
-    return _served(name, finished_model(run), run.recipe.target.model_copy(update={"revision": None}), settings)
+    return _served(name, finished_model(run), target.model_copy(update={"revision": None}), answers | settings)
 
 
 def compared_models(run: FusionRun, names: Sequence[str], taken: Sequence[str], **settings: Any) -> list[ServedModel]:

@@ -1,6 +1,7 @@
-"""The served models over real HTTP: OpenAI's formats, keys and limits, dying replicas, rollouts, graceful shutdown."""
+"""The served models over real HTTP: OpenAI's formats, reasoning, tools, keys and limits, dying replicas, rollouts, shutdown."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -23,10 +24,12 @@ from profuser.errors import UserError
 from profuser.models.lab_paths import assets_path
 from profuser.serving.options import ServeConfig
 from tests.load import chat, load, replica_pids
+from tests.serving import thinker
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm]
 
-NAME, OTHER = "lab-fused", "mpt"
+NAME, OTHER, THINKER, POET = "lab-fused", "mpt", "thinker", "poet"
+NAMES = [NAME, OTHER, THINKER, POET]
 MESSAGES = [{"role": "user", "content": "What is the capital of Morland?"}]
 NUM_TOKENS = 24
 KEY, SMALL_KEY = "sk-of-the-tests-0123456789", "sk-small-of-the-tests-0123"
@@ -50,10 +53,20 @@ def keys(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def settings(keys):
+def reasoning(tmp_path_factory):
+    """Returns the settings of a model that reasons and calls tools, with a LoRA adapter; its parsers are chosen automatically."""
+    folder = tmp_path_factory.mktemp("thinker")
+    base = thinker.thinker(folder / "base")
+    adapters = {POET: thinker.poet(base, folder / "poet")}
+    return {"name": THINKER, "model": base, "num_cpus": 0.5, "adapters": adapters}
+
+
+@pytest.fixture(scope="module")
+def settings(keys, reasoning):
     models = [
         model(NAME, "llama", num_replicas=2),
         model(OTHER, "mpt", min_replicas=0, max_ongoing_requests=2, max_queued_requests=2),
+        reasoning,
     ]
     return {"models": models, "keys_file": str(keys)}
 
@@ -106,8 +119,9 @@ def send(url, bodies, concurrency=16, on_done=lambda _: None, key=KEY):
 
 
 def test_the_models_are_listed_and_the_page_is_served(client, url):
-    assert [model.id for model in client.models.list()] == [NAME, OTHER]
+    assert [model.id for model in client.models.list()] == NAMES
     assert client.models.retrieve(OTHER).id == OTHER
+    assert client.models.retrieve(POET).parent == THINKER
     with urllib.request.urlopen(url.removesuffix("v1"), timeout=30) as page:
         assert "text/html" in page.headers["content-type"]
         assert NAME not in page.read().decode(), "the page shows server data without a key"
@@ -193,6 +207,128 @@ def test_the_asynchronous_client_streams_too(url):
     assert whole == pieces
 
 
+GREEDY = {"model": THINKER, "temperature": 0}
+SORT, ASK = [thinker.user(thinker.QUESTION)], [thinker.user(thinker.CITY)]
+SILENT = {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}
+
+
+def texts_of(message):
+    """Returns the reasoning of a message or a delta, and its text."""
+    return (getattr(message, "reasoning", None) or ""), (message.content or "")
+
+
+def test_reasoning_is_separate_from_the_answer(client):
+    message = client.chat.completions.create(**GREEDY, messages=SORT).choices[0].message
+    assert [each.strip() for each in texts_of(message)] == [thinker.THOUGHT, thinker.ANSWER]
+    chunks = list(client.chat.completions.create(**GREEDY, messages=SORT, stream=True))
+    parts = [texts_of(chunk.choices[0].delta) for chunk in chunks]
+    assert ["".join(each).strip() for each in zip(*parts, strict=True)] == [thinker.THOUGHT, thinker.ANSWER]
+    for off in (SILENT, {"reasoning_effort": "none"}):
+        message = client.chat.completions.create(**GREEDY, messages=SORT, **off).choices[0].message
+        assert texts_of(message) == ("", thinker.ANSWER)
+        chunks = client.chat.completions.create(**GREEDY, messages=SORT, stream=True, **off)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == thinker.ANSWER
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_tool_is_called_and_its_result_answered(client, stream):
+    arguments = {**GREEDY, "tools": [thinker.TOOL], "stream": stream}
+    first = client.chat.completions.create(**arguments, messages=ASK)
+    if stream:
+        deltas = [chunk.choices[0].delta for chunk in first]
+        calls = [call for delta in deltas for call in delta.tool_calls or ()]
+        name, given = (
+            next(filter(None, (call.function.name for call in calls))),
+            "".join(call.function.arguments or "" for call in calls),
+        )
+    else:
+        assert first.choices[0].finish_reason == "tool_calls"
+        (call,) = first.choices[0].message.tool_calls
+        name, given = call.function.name, call.function.arguments
+        assert texts_of(first.choices[0].message)[0].strip() == "I ask."
+    assert (name, json.loads(given)) == ("weather", {"city": "Oslo"})
+    turns = [*ASK, thinker.called(), {"role": "tool", "content": thinker.WEATHER, "tool_call_id": "1"}]
+    turns[1]["tool_calls"][0]["function"]["arguments"] = given
+    second = client.chat.completions.create(**arguments, messages=turns)
+    parts = [
+        texts_of(each.choices[0].delta if stream else each.choices[0].message)
+        for each in (second if stream else [second])
+    ]
+    assert "".join(text for _, text in parts).strip() == thinker.REPORT
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+def test_a_forced_tool_call_follows_the_tools_schema(client, choice):
+    tools = [thinker.TOOL]
+    answer = client.chat.completions.create(
+        **GREEDY, messages=SORT, tools=tools, tool_choice=choice, max_tokens=90, **SILENT
+    )
+    (call,) = answer.choices[0].message.tool_calls
+    assert call.function.name == "weather"
+    assert json.loads(call.function.arguments)["city"] in ("Oslo", "Rome")
+
+
+def test_the_responses_api_reasons_calls_a_tool_and_streams(client):
+    answer = client.responses.create(**GREEDY, input=thinker.QUESTION)
+    assert [item.type for item in answer.output] == ["reasoning", "message"]
+    assert answer.output[0].content[0].text.strip() == thinker.THOUGHT
+    assert answer.output_text.strip() == thinker.ANSWER
+    assert answer.usage.output_tokens > 10
+    events = list(client.responses.create(**GREEDY, input=thinker.QUESTION, stream=True))
+    pieces = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(pieces).strip() == thinker.ANSWER
+    assert (
+        "".join(event.delta for event in events if event.type == "response.reasoning_text.delta").strip()
+        == thinker.THOUGHT
+    )
+    assert (events[0].type, events[-1].type) == ("response.created", "response.completed")
+    tool = {"type": "function", **thinker.TOOL["function"]}
+    asked = client.responses.create(**GREEDY, input=thinker.CITY, tools=[tool])
+    (call,) = [item for item in asked.output if item.type == "function_call"]
+    assert (call.name, json.loads(call.arguments)) == ("weather", {"city": "Oslo"})
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": thinker.WEATHER}
+    turns = [thinker.user(thinker.CITY), call.model_dump(exclude_none=True), result]
+    assert client.responses.create(**GREEDY, input=turns, tools=[tool]).output_text.strip() == thinker.REPORT
+
+
+def test_an_adapter_answers_under_its_own_name_also_in_a_batch_with_its_model(client, url):
+    answer = client.chat.completions.create(model=POET, temperature=0, messages=SORT)
+    assert (answer.model, texts_of(answer.choices[0].message)[1].strip()) == (POET, thinker.POEM)
+    assert (
+        client.responses.create(model=POET, temperature=0, input=thinker.QUESTION).output_text.strip() == thinker.POEM
+    )
+    again = client.chat.completions.create(**GREEDY, messages=SORT).choices[0].message
+    assert texts_of(again)[1].strip() == thinker.ANSWER
+    names = [THINKER, POET, POET, THINKER] * 6
+    answers = send(url, [chat(name, thinker.QUESTION, 60) for name in names], len(names))
+    assert [a.text.strip() for a in answers] == [{THINKER: thinker.ANSWER, POET: thinker.POEM}[name] for name in names]
+
+
+def test_what_is_not_configured_is_refused_with_our_setting(client, url):
+    arguments = {"model": NAME, "messages": MESSAGES}
+    with pytest.raises(openai.BadRequestError, match="profuser serve --tool-parser NAME") as caught:
+        client.chat.completions.create(**arguments, tools=[thinker.TOOL])
+    assert (caught.value.param, caught.value.code) == ("tools", "not_configured")
+    with pytest.raises(openai.BadRequestError, match="reads no image"):
+        client.chat.completions.create(
+            model=NAME, messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
+        )
+    with pytest.raises(openai.BadRequestError, match="no setting of reasoning"):
+        client.chat.completions.create(**arguments, reasoning_effort="low", stream=True)
+    with pytest.raises(openai.BadRequestError, match="keeps no responses"):
+        client.responses.create(model=NAME, input="Hi", previous_response_id="resp_1")
+    with pytest.raises(openai.NotFoundError, match="keeps no responses"):
+        client.responses.retrieve("resp_1")
+    with pytest.raises(openai.NotFoundError, match=r"serve --model. or .--lora. adds one"):
+        client.chat.completions.create(**arguments | {"model": "sonnets"})
+    small = openai.OpenAI(base_url=url, api_key=SMALL_KEY, max_retries=0)
+    with pytest.raises(openai.UnprocessableEntityError, match="this key may have 30"):
+        small.responses.create(model=THINKER, input=thinker.QUESTION, max_output_tokens=40)
+    with pytest.raises(openai.UnprocessableEntityError, match="this key may send 40"):
+        small.responses.create(model=THINKER, input=thinker.QUESTION * 9)
+    assert small.responses.create(model=THINKER, input=thinker.QUESTION, temperature=0).usage.output_tokens <= 30
+
+
 def test_two_hundred_requests_in_a_row_all_succeed(client):
     first = client.completions.create(model=NAME, prompt="Sort", max_tokens=2, temperature=0).choices[0].text
     for _ in range(200):
@@ -275,7 +411,7 @@ def test_keys_are_added_and_removed_without_a_restart(url, keys, client):
     before = keys.read_text()
     new = openai.OpenAI(base_url=url, api_key="sk-new-of-the-tests-012345", max_retries=0)
     keys.write_text(yaml.safe_dump(["sk-new-of-the-tests-012345"]))
-    assert [model.id for model in new.models.list()] == [NAME, OTHER]
+    assert [model.id for model in new.models.list()] == NAMES
     with pytest.raises(openai.AuthenticationError):
         client.models.list()
     keys.write_text(before)
@@ -305,7 +441,7 @@ def test_a_killed_gateway_listens_again(url, client):
     (killed,) = gateway_pids(url)
     os.kill(killed, signal.SIGKILL)
     wait_until(lambda: gateway_pids(url) not in ([], [killed]))
-    assert [model.id for model in client.models.list()] == [NAME, OTHER]
+    assert [model.id for model in client.models.list()] == NAMES
 
 
 def test_several_gateways_share_the_port(url, settings):

@@ -24,8 +24,14 @@ def reply(model: str, prompt: str) -> str:
     return f"{model} says:\n« {prompt} » so naïve 🙂"
 
 
+def thoughts(model: str) -> str:
+    """Returns a model's reasoning."""
+    return f"<b>{model}</b> considers the prompt.\nIt is short."
+
+
 class Models:
-    """Backend that responds like vLLM. The prompt requests faults as `MODEL FAULT`: fails, cut, busy, endless."""
+    """Backend that responds like vLLM. The prompt requests faults as `MODEL FAULT`: fails, cut, busy, endless; `MODEL thinks`
+    requests reasoning before the answer, and `MODEL ponders` reasoning without one."""
 
     def __init__(self) -> None:
         self.asked: list[dict] = []
@@ -63,6 +69,12 @@ class Models:
     async def _events(self, model: str, prompt: str) -> AsyncGenerator[str, None]:
         yield _chunk(model, {"role": "assistant", "content": ""})
         words = reply(model, prompt).split(" ")
+        if f"{model} thinks" in prompt or f"{model} ponders" in prompt:
+            for word in ["\n", *thoughts(model).split(" ")]:
+                yield _chunk(model, {"reasoning": f"{word} "})
+            yield _chunk(model, {"content": "\n\n"})
+        if f"{model} ponders" in prompt:
+            words = []
         for number, word in enumerate(words):
             yield _chunk(model, {"content": word if number == 0 else f" {word}"})
             if number == 2 and f"{model} fails" in prompt:

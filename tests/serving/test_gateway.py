@@ -6,7 +6,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from profuser.serving.errors import ApiError, overloaded
-from profuser.serving.requests import CHAT, COMPLETIONS
+from profuser.serving.gateway import Gateway
+from profuser.serving.options import ServeConfig, ServedModel
+from profuser.serving.requests import CHAT, COMPLETIONS, RESPONSES
 from tests.serving.fake_backend import (
     ALICE,
     BOB,
@@ -27,7 +29,7 @@ from tests.serving.fake_backend import (
 
 SECRET = "the secret prompt"
 ANSWER = b'{"answer": "the secret answer"}'
-LOCKED = ["/v1/models", "/v1/models/fused", "/metrics", "/openapi.json", CHAT, COMPLETIONS]
+LOCKED = ["/v1/models", "/v1/models/fused", "/metrics", "/openapi.json", CHAT, COMPLETIONS, RESPONSES]
 ORIGIN = "https://pages.example"
 
 
@@ -35,7 +37,7 @@ ORIGIN = "https://pages.example"
 @pytest.mark.parametrize("key", [None, "sk-nobody-has-this-key", f"{ALICE}x"])
 def test_a_request_without_a_valid_key_is_refused(tmp_path, path, key):
     to = gateway(tmp_path, Fake(JSON))
-    response = send(to, path, key, **({"json": PROMPT} if path in (CHAT, COMPLETIONS) else {}))
+    response = send(to, path, key, **({"json": PROMPT} if path in (CHAT, COMPLETIONS, RESPONSES) else {}))
     assert error_of(response, 401)["code"] == "invalid_api_key"
     assert response.headers["www-authenticate"] == "Bearer"
     assert not to.backend.asked
@@ -66,7 +68,7 @@ def test_without_keys_clients_on_this_machine_are_answered(tmp_path, base, host)
 )
 def test_without_keys_other_clients_are_refused(tmp_path, path, client, base):
     to = gateway(tmp_path, Fake(JSON), insecure=True)
-    body = {"json": PROMPT} if path in (CHAT, COMPLETIONS) else {}
+    body = {"json": PROMPT} if path in (CHAT, COMPLETIONS, RESPONSES) else {}
     assert error_of(send(to, path, key=ALICE, client=client, base=base, **body), 403)["code"] == "loopback_only"
     assert not to.backend.asked
 
@@ -243,3 +245,43 @@ def test_only_pages_of_listed_origins_may_call(tmp_path, listed, origin):
         assert response.headers.get("access-control-allow-origin") == allowed
         assert "access-control-allow-credentials" not in response.headers
     assert before.is_success == bool(allowed)
+
+
+def test_an_adapter_is_listed_and_answered_by_its_model(tmp_path):
+    models = (ServedModel(name="fused", model="-", adapters={"poems": "/poems"}),)
+    config = ServeConfig(models=models, insecure=True)
+    backend = Fake(JSON, ANSWER)
+    to = Gateway(config.gateway, backend, None)
+    cards = send(to, "/v1/models", key=None).json()["data"]
+    assert [(card["id"], card.get("parent")) for card in cards] == [("fused", None), ("poems", "fused")]
+    for path in (CHAT, COMPLETIONS, RESPONSES):
+        assert send(to, path, key=None, json=PROMPT | {"model": "poems"}).content == ANSWER
+    assert {(request.model, request.served) for request, _ in backend.asked} == {("poems", "fused")}
+    error = error_of(send(to, key=None, json=PROMPT | {"model": "sonnets"}), 404)
+    assert "fused, poems (`serve --model` or `--lora` adds one)" in error["message"]
+
+
+def test_a_response_has_the_limits_of_its_key(tmp_path):
+    to = limits(tmp_path, Fake(JSON, ANSWER), max_tokens=30, max_prompt_tokens=5)
+    body = {"model": "fused", "input": "Hi", "instructions": "Be brief."}
+    assert send(to, RESPONSES, json=body).content == ANSWER
+    ((request, _),) = to.backend.asked
+    assert json.loads(request.body) == body | {"max_output_tokens": 30}
+    assert request.questions == [body]
+    assert error_of(send(to, RESPONSES, json=body | {"max_output_tokens": 31}), 422)["param"] == "max_output_tokens"
+    to.backend.tokens = 6
+    assert error_of(send(to, RESPONSES, json=body), 422)["code"] == "prompt_too_long"
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "POST"])
+def test_stored_responses_do_not_exist_and_the_answer_says_why(tmp_path, method):
+    path = f"{RESPONSES}/resp_1{'/cancel' if method == 'POST' else ''}"
+    error = error_of(send(gateway(tmp_path, Fake()), path, method=method), 404)
+    assert "keeps no responses: send the whole conversation" in error["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_engine_without_the_path_is_a_501_with_the_reason(tmp_path, stream):
+    to = gateway(tmp_path, Fake(Head(501, "application/json"), b"{}"))
+    error = error_of(send(to, RESPONSES, json={"model": "fused", "input": "Hi", "stream": stream}), 501)
+    assert error["message"].startswith("/v1/responses: the installed vLLM does not offer this")

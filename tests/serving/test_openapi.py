@@ -2,14 +2,16 @@
 
 import jsonschema
 
-from profuser.serving.requests import CHAT, COMPLETIONS
+from profuser.serving.requests import CHAT, COMPLETIONS, RESPONSES
 from tests.serving.fake_backend import PROMPT, Fake, gateway, send
 
 
 def test_the_document_describes_the_api(tmp_path):
     document = send(gateway(tmp_path, Fake()), "/openapi.json").json()
     assert document["openapi"] == "3.1.0"
-    assert {CHAT, COMPLETIONS, "/v1/models", "/v1/models/{name}", "/metrics", "/health"} == set(document["paths"])
+    assert {CHAT, COMPLETIONS, RESPONSES, "/v1/models", "/v1/models/{name}", "/metrics", "/health"} == set(
+        document["paths"]
+    )
     for path, operations in document["paths"].items():
         for operation in operations.values():
             body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})

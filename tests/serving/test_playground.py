@@ -11,7 +11,7 @@ from profuser.serving.keys import KeyRing
 from profuser.serving.options import Limits
 from tests.browser import ANSWERS, CHROMIUM, IDLE, TEXTS, Chromium, Tab, started
 from tests.report.test_structure import contrast
-from tests.serving.playground_server import MODELS, Models, reply, serving
+from tests.serving.playground_server import MODELS, Models, reply, serving, thoughts
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 KEY = "sk-for-the-playground"
@@ -137,6 +137,27 @@ def test_the_page_asks_for_a_key_and_forgets_it_with_the_tab(blank, tmp_path):
         assert len(models.asked) == 2 * len(MODELS)
 
 
+REASONING = ANSWERS.format("[card.querySelector('h3').textContent, card.querySelector('.reasoning div').textContent]")
+FOLDED = ANSWERS.format(
+    "[card.querySelector('h3').textContent, [card.querySelector('.reasoning').hidden, card.querySelector('.reasoning').open]]"
+)
+
+
+def test_reasoning_is_folded_away_and_no_part_of_the_answer_or_the_next_prompt(tab, models):
+    prompt = "fused thinks, target ponders"
+    assert tab.ask(prompt) == {model: reply(model, prompt) for model in MODELS} | {"target": ""}
+    folded = tab.js(FOLDED)
+    assert folded == {model: [model.startswith("source"), False] for model in MODELS}
+    assert tab.js(REASONING)["fused"].rstrip() == thoughts("fused")
+    assert tab.js("document.querySelectorAll('.reasoning b').length") == 0
+    assert tab.js("document.querySelector('.fused .reasoning div').checkVisibility()") is False
+    tab.js("document.querySelector('.fused summary').click()")
+    assert tab.js("document.querySelector('.fused .reasoning div').checkVisibility()") is True
+    assert "No answer after the reasoning." in tab.js(NUMBERS)[1]
+    tab.ask("next")
+    assert [each["content"] for each in models.last("fused")["messages"]] == [prompt, reply("fused", prompt), "next"]
+
+
 def test_markup_in_an_answer_is_text(tab):
     prompt = "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script><b>bold</b>"
     assert tab.ask(prompt) == {model: reply(model, prompt) for model in MODELS}
@@ -200,7 +221,7 @@ def test_screen_readers_get_whole_answers_once(tab):
 
 
 def test_every_control_has_a_name(tab):
-    tab.ask("hello, target fails")
+    tab.ask("hello, target fails, fused thinks")
     tab.js("document.querySelectorAll('details').forEach(each => each.open = true)")
     controls = {"button", "textbox", "checkbox", "spinbutton", "DisclosureTriangle"}
     nodes = [node for node in tab.call("Accessibility.getFullAXTree")["nodes"] if not node["ignored"]]
@@ -235,9 +256,12 @@ def test_reduced_motion_stops_animations(tab):
 
 def test_a_phone_stacks_the_answers(tab):
     tab.call("Emulation.setDeviceMetricsOverride", width=360, height=640, deviceScaleFactor=1, mobile=True)
-    tab.ask(f"{'w' * 300} source-b fails")
+    tab.call("Emulation.setTouchEmulationEnabled", enabled=True)
+    tab.ask(f"{'w' * 300} source-b fails fused thinks")
     tab.js("document.querySelectorAll('details').forEach(each => each.open = true)")
     assert tab.js("document.documentElement.scrollWidth") == 360
     boxes = tab.js(BOXES)
     assert all(above["bottom"] < below["top"] for above, below in pairwise(boxes))
     assert tab.js("document.querySelector('#send').getBoundingClientRect().right") <= 360
+    targets = "[...document.querySelectorAll('summary, button, #models label')].map(each => each.getBoundingClientRect().height)"
+    assert all(height >= 24 for height in tab.js(targets) if height), "too small for a finger (WCAG 2.2, 2.5.8)"

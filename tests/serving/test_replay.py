@@ -17,18 +17,20 @@ from tests.serving.fake_backend import DONE, logged
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's chat or text completion: the text of every choice and its finish reason."""
+    """A model's chat or text completion: the text of every choice, the reasoning before it, and its finish reason."""
 
     texts: tuple[str, ...]
     ends: tuple[str, ...]
     is_chat: bool
     has_usage: bool
+    thoughts: tuple[str, ...]
 
     def whole(self) -> dict[str, Any]:
         """Returns what a client has received in the end."""
         roles = [1] * len(self.texts) if self.is_chat else [0] * len(self.texts)
         ends = [[end] for end in self.ends]
-        return {"texts": list(self.texts), "roles": roles, "ends": ends, "usage": int(self.has_usage), "done": 1}
+        texts = {"texts": list(self.texts), "thoughts": list(self.thoughts)}
+        return texts | {"roles": roles, "ends": ends, "usage": int(self.has_usage), "done": 1}
 
 
 def event(content: dict[str, Any]) -> bytes:
@@ -42,11 +44,24 @@ def delta(index: int, text: str | None, is_chat: bool = True, role: bool = False
     return event({"id": "1", "choices": [{"index": index, **content, "finish_reason": end}]})
 
 
+def thought(index: int, text: str) -> bytes:
+    """Returns an event with a part of the reasoning, as vLLM sends it."""
+    return event({"id": "1", "choices": [{"index": index, "delta": {"reasoning": text}, "finish_reason": None}]})
+
+
+@st.composite
+def cut(draw, text: str) -> list[str]:
+    """Draws a text split anywhere."""
+    cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=4)))
+    return [text[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+
+
 @st.composite
 def answers(draw) -> Answer:
     texts = draw(st.lists(st.text(max_size=12), min_size=1, max_size=3))
-    ends = [draw(st.sampled_from(["stop", "length"])) for _ in texts]
-    return Answer(tuple(texts), tuple(ends), draw(st.booleans()), draw(st.booleans()))
+    ends, is_chat = [draw(st.sampled_from(["stop", "length"])) for _ in texts], draw(st.booleans())
+    thoughts = [draw(st.text(max_size=9)) if is_chat else "" for _ in texts]
+    return Answer(tuple(texts), tuple(ends), is_chat, draw(st.booleans()), tuple(thoughts))
 
 
 @st.composite
@@ -54,15 +69,14 @@ def streams(draw, answer: Answer) -> bytes:
     """Draws the answer as events: split anywhere, choices interleaved, the role and the end separate or with a text."""
     choices = []
     for index, (text, end) in enumerate(zip(answer.texts, answer.ends, strict=True)):
-        cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=4)))
-        parts = [text[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-        separate = (draw(st.booleans()), draw(st.booleans()))
+        thoughts = [thought(index, part) for part in draw(cut(answer.thoughts[index])) if part]
+        parts = draw(cut(text))
+        separate = (bool(thoughts) or draw(st.booleans()), draw(st.booleans()))  # the role comes first
         parts = [""] * separate[0] + parts + [None] * separate[1]
         chat = answer.is_chat
         last = len(parts) - 1
-        choices.append(
-            [delta(index, p, chat, chat and at == 0, end if at == last else None) for at, p in enumerate(parts)]
-        )
+        events = [delta(index, p, chat, chat and at == 0, end if at == last else None) for at, p in enumerate(parts)]
+        choices.append([*events[: bool(separate[0])], *thoughts, *events[bool(separate[0]) :]])
     order = draw(st.permutations([index for index, events in enumerate(choices) for _ in events]))
     events = [choices[index].pop(0) for index in order]
     usage = event({"id": "1", "choices": [], "usage": {"total_tokens": 1}})
@@ -78,7 +92,7 @@ def pieces(draw, stream: bytes) -> list[bytes]:
 
 def client(got: bytes) -> dict[str, Any]:
     """Parses the events that a client has received."""
-    texts, roles, ends = defaultdict(str), defaultdict(int), defaultdict(list)
+    texts, roles, ends, thoughts = defaultdict(str), defaultdict(int), defaultdict(list), defaultdict(str)
     usage = done = 0
     *events, rest = got.split(b"\n\n")
     assert rest == b""
@@ -90,10 +104,12 @@ def client(got: bytes) -> dict[str, Any]:
         for choice in filter(None, content["choices"]):
             index, delta = choice["index"], choice.get("delta", {})
             texts[index] += delta.get("content") or choice.get("text") or ""
+            thoughts[index] += delta.get("reasoning") or ""
+            assert not (delta.get("reasoning") and texts[index]), "reasoning after the answer"
             roles[index] += "role" in delta
             ends[index] += [choice["finish_reason"]] if choice["finish_reason"] else []
-    inorder = [[by[index] for index in sorted(texts)] for by in (texts, roles, ends)]
-    return dict(zip(("texts", "roles", "ends"), inorder, strict=True)) | {"usage": usage, "done": done}
+    inorder = [[by[index] for index in sorted(texts)] for by in (texts, thoughts, roles, ends)]
+    return dict(zip(("texts", "thoughts", "roles", "ends"), inorder, strict=True)) | {"usage": usage, "done": done}
 
 
 @given(st.data())
@@ -135,8 +151,9 @@ def attempts(first: list[bytes], second: list[bytes], repeatable: bool = True) -
         [delta(0, "Ber"), delta(0, None, end="stop")],
         [delta(0, "Ber", end="length")],
         [delta(0, "berlin", end="stop")],
+        [thought(0, "Hm"), delta(0, "Berlin")],
     ],
-    ids=["another end", "another letter", "ends too early", "is shorter", "another beginning"],
+    ids=["another end", "another letter", "ends too early", "is shorter", "another beginning", "reasons first"],
 )
 def test_an_answer_that_differs_on_the_second_attempt_is_given_up(second):
     with pytest.raises(ApiError) as caught:
@@ -153,12 +170,16 @@ def test_an_answer_that_has_ended_does_not_continue(second):
 @given(st.data())
 def test_two_different_texts_never_reach_a_client_as_one_answer(data):
     """Either the difference is noticed, or the part already sent is also a prefix of the other text."""
-    one, other = (Answer((data.draw(st.text("ab", max_size=6)),), ("stop",), True, False) for _ in range(2))
+    one, other = (
+        Answer((data.draw(st.text("ab", max_size=6)),), ("stop",), True, False, (data.draw(st.text("ab", max_size=3)),))
+        for _ in range(2)
+    )
     first = data.draw(streams(one))
-    cut = first[: data.draw(st.integers(0, len(first)))]
+    part = first[: data.draw(st.integers(0, len(first)))]
     second = data.draw(streams(other))
     with suppress(ApiError):
-        assert client(attempts([cut], [second]))["texts"] == list(other.texts)
+        got = client(attempts([part], [second]))
+        assert (got["texts"], got["thoughts"]) == (list(other.texts), list(other.thoughts))
 
 
 def test_an_unrepeatable_answer_is_retried_only_before_it_has_begun():
