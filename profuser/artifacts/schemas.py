@@ -82,7 +82,9 @@ MODES = ("training", "inference")
 """The paper's two modes, each an example with a teacher; arrays with an axis of modes are in this order."""
 PAIR = ("preferred", "rejected")
 """The two answers of a pair of preference mode, each a row of the select artifact, without a teacher's distributions."""
-PARTS = (*MODES, *PAIR)
+ON_POLICY = "on_policy"
+"""An answer of the target itself, with the distributions of the row's teacher."""
+PARTS = (*MODES, *PAIR, ON_POLICY)
 """What an example in the select artifact can be, in the order of training's arrays."""
 
 

@@ -146,6 +146,25 @@ class SourceReader:
             raise EngineError(f"a response that was read before cannot be read again: {refused}; run again to retry")
         return responses
 
+    def encode_answers(self, rows: list[dict], answers: list[str], cut: list[bool]) -> list[list[int] | None]:
+        """Returns another model's answers to corpus rows in the source's tokens; None for one that it cannot read: its template
+        refuses the conversation, or it is too long.
+
+        Args:
+            rows: corpus rows.
+            answers: an answer to each.
+            cut: whether each was cut, so that no end of turn follows.
+        """
+        pairs = [(_messages(row), answer) for row, answer in zip(rows, answers, strict=True)]
+        out: list[list[int] | None] = []
+        encoded = encode_examples(self.engine.tokenizer, pairs, self.template, [True] * len(rows))
+        for one, is_cut in zip(encoded, cut, strict=True):
+            if isinstance(one, Refusal) or self._too_long(one, []):
+                out.append(None)
+            else:
+                out.append((one.response_ids[:-1] if is_cut else one.response_ids) or None)
+        return out
+
     def step_after(
         self,
         rows: list[dict],

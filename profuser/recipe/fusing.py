@@ -90,11 +90,13 @@ class DivergencesConfig(Config):
     """On the sources' answers."""
     training: DivergenceConfig = DivergenceConfig()
     """On the ground truth."""
+    on_policy: DivergenceConfig = later_field(DivergenceConfig(kind="reverse_kl"))
+    """On the target's own answers, where it is the whole loss."""
 
 
 def _for_both_modes(value: Any) -> Any:
     value = {"kind": value} if isinstance(value, str) else value
-    if isinstance(value, dict) and not {"inference", "training"} & value.keys():
+    if isinstance(value, dict) and not {"inference", "training", "on_policy"} & value.keys():
         return {"inference": value, "training": value}
     if isinstance(value, dict):
         return {mode: {"kind": own} if isinstance(own, str) else own for mode, own in value.items()}
@@ -195,6 +197,14 @@ class FuseConfig(Config):
     def _schedule_is_whole(cls, value: tuple[SchedulePiece, ...]) -> tuple[SchedulePiece, ...]:
         check_pieces(value)
         return value
+
+    @model_validator(mode="after")
+    def _own_answers_have_a_divergence(self) -> "FuseConfig":
+        if uses(self.schedule, "on_policy") and self.kl_positions == "ahead":
+            raise ValueError(
+                "kl_positions: ahead leaves out what the target says and the teacher would not, which on_policy unlearns; set all"
+            )
+        return self
 
     @model_validator(mode="after")
     def _pairs_are_packed(self) -> "FuseConfig":

@@ -155,6 +155,17 @@ class Recipe(Config):
             raise ValueError(
                 "fuse.schedule: preference needs pairs of answers; set select.preference, e.g. to {within: row}"
             )
+        if uses(self.fuse.schedule, "on_policy") and not self.select.on_policy:
+            raise ValueError(
+                "fuse.schedule: on_policy needs the target's answers under the teachers; set select.on_policy: {}"
+            )
+        if self.select.on_policy:
+            if self.collect.signals == "eager":
+                raise ValueError(
+                    "select.on_policy: teachers read the target's answers in stage signals; set collect.signals: lazy"
+                )
+            if not any(self.is_target(source) for source in self.sources):
+                raise ValueError("select.on_policy: the target must answer; name it as a source too")
         pairs = self.select.preference
         if pairs and pairs.within == "source" and self.collect.samples_per_source == 1:
             raise ValueError(

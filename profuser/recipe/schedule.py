@@ -1,8 +1,8 @@
 """Progressive schedules: the weights of the modes as a function of training progress.
 
-A schedule is data: pieces over progress 0..1, each with the weights of inference, training and preference mode at its start and
-end. Paper: `L = w1 * L_infer + w2 * L_train`, first `(1, 0)`, then `(0.1, 1)` (arXiv 2408.04998). Preference mode is not in the
-paper, nor is that a piece may end early, when the target has stopped improving; `Schedule` keeps track of that.
+A schedule is data: pieces over progress 0..1, each with the weights of inference, training, preference and on-policy mode at its
+start and end. Paper: `L = w1 * L_infer + w2 * L_train`, first `(1, 0)`, then `(0.1, 1)` (arXiv 2408.04998). The other two modes are
+not in the paper, nor is that a piece may end early, when the target has stopped improving; `Schedule` keeps track of that.
 """
 
 import math
@@ -22,6 +22,7 @@ class ModeWeights(NamedTuple):
     inference: float
     training: float
     preference: float = 0.0
+    on_policy: float = 0.0
 
 
 class Weights(Config):
@@ -33,6 +34,8 @@ class Weights(Config):
     """Weight of the training-mode loss."""
     preference: float = later_field(0.0, ge=0)
     """Weight of the preference-mode loss."""
+    on_policy: float = later_field(0.0, ge=0)
+    """Weight of the on-policy loss."""
 
 
 class Plateau(Config):
@@ -55,6 +58,8 @@ class SchedulePiece(Config):
     """Weight of the training-mode loss (at the start, for a moving piece)."""
     preference: float = later_field(0.0, ge=0)
     """Weight of the preference-mode loss (at the start, for a moving piece); it needs the pairs of `select.preference`."""
+    on_policy: float = later_field(0.0, ge=0)
+    """Weight of the on-policy loss (at the start, for a moving piece); it needs the examples of `select.on_policy`."""
     shape: Literal["constant", "linear", "cosine"] = "constant"
     """Shape of the weights' change towards `to`."""
     to: Weights | None = None
@@ -91,10 +96,10 @@ def check_pieces(pieces: Sequence[SchedulePiece]) -> None:
 
 def weights_of(place: SchedulePiece | Weights) -> ModeWeights:
     """Returns the weights at the start of a piece, or at its end."""
-    return ModeWeights(place.inference, place.training, place.preference)
+    return ModeWeights(place.inference, place.training, place.preference, place.on_policy)
 
 
-def uses(pieces: Sequence[SchedulePiece], mode: Literal["inference", "training", "preference"]) -> bool:
+def uses(pieces: Sequence[SchedulePiece], mode: Literal["inference", "training", "preference", "on_policy"]) -> bool:
     """Returns whether any piece has a weight of a mode."""
     return any(getattr(each, mode) for piece in pieces for each in (piece, piece.to) if each)
 

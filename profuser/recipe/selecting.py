@@ -27,6 +27,15 @@ class PreferenceConfig(Config):
     """Largest ratio of the lengths of a pair's answers, in bytes; by default any. The worst answer within it is taken."""
 
 
+class OnPolicyConfig(Config):
+    """The target's own answers, each with the distributions of the row's teacher, for on-policy mode. The target must be a source,
+    and `collect.signals` lazy: the teachers read these answers in the stage `signals`."""
+
+    teacher: Literal["training", "inference"] = "training"
+    """The row's teacher: the source with the lowest cross-entropy on the ground truth, or the one whose answer has the most votes.
+    If that is the target itself, the row has no such example."""
+
+
 class SelectConfig(Config):
     """Selection of teachers and transport of their distributions."""
 
@@ -50,6 +59,8 @@ class SelectConfig(Config):
     them; the target's token at the smallest edit distance (FuseLLM's); or the `tail`, so that only equal bytes count."""
     preference: PreferenceConfig | None = later_field(None)
     """Pairs of a better and a worse answer, for a schedule with `preference` (not in the paper); by default none are made."""
+    on_policy: OnPolicyConfig | None = later_field(None)
+    """The target's own answers under the row's teacher, for a schedule with `on_policy` (not in the paper); by default none."""
     map_specials: bool = True
     """Whether a source's end of turn maps to the target's; otherwise its mass goes to the tail."""
     pool: PoolConfig = execution_field(PoolConfig())

@@ -15,7 +15,7 @@ from profuser.alignment.token_bytes import TokenBytes
 from profuser.alignment.transport import SourceSignals, Transported
 from profuser.alignment.vocab_projection import VocabProjection
 from profuser.artifacts.artifact import Artifact
-from profuser.artifacts.schemas import PARTS
+from profuser.artifacts.schemas import ON_POLICY, PARTS
 from profuser.engines.signal_tables import read_signals
 from profuser.errors import ArtifactError, UserError
 from profuser.report.tables.alignment import Aligned, Cut, token_label
@@ -99,13 +99,18 @@ class RowStory:
         for mode in PARTS:
             example = self._example(mode, ["teacher", "advantages", "response_ids"])
             if example:
-                keys = names if mode == "training" else [name for name in names for _ in range(num_samples)]
+                by_source = mode == "training" or (mode == ON_POLICY and self._on_policy_teacher() == "training")
+                keys = names if by_source else [name for name in names for _ in range(num_samples)]
                 by = "bits per byte" if self.run.recipe.select.training_metric == "bits_per_byte" else "nats per token"
                 values = ", ".join(f"{k} {_short(v)}" for k, v in zip(keys, example["advantages"], strict=True))
-                what = by if mode == "training" else "votes"
+                what = by if by_source else "votes"
                 row = {"mode": mode, "teacher": example["teacher"], "chosen by": f"{what}: {values}"}
                 out.append(row | {"tokens": len(example["response_ids"])})
         return out
+
+    def _on_policy_teacher(self) -> str | None:
+        config = self.run.recipe.select.on_policy
+        return config.teacher if config else None
 
     def signals(self, source: str, mode: str = "training", sample: int = 0) -> SourceSignals:
         """Returns a source's tokens of the ground truth, or of one of its answers, with its distributions.

@@ -23,6 +23,7 @@ def make_chooser(recipe: Recipe, tokens: Sequence[TokenBytes], scales: Sequence[
         weights=[reward.weight for reward in recipe.rewards],
         thresholds=[reward.rejects_up_to for reward in recipe.rewards],
         num_samples=recipe.collect.samples_per_source,
+        target=next((place for place, source in enumerate(recipe.sources) if recipe.is_target(source)), None),
         seed=recipe.seed,
     )
 

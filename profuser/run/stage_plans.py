@@ -61,7 +61,8 @@ def signals(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
     recipe, rows = run.recipe, train_rows(run, size)
     steps = STEPS_PER_TOKEN if recipe.select.condition == "exact" else 0.0
     for source in recipe.sources if recipe.collect.signals == "lazy" else ():
-        taught = 2 * rows / len(recipe.teachers) if source in recipe.teachers else 0
+        responses = 2 + (recipe.select.on_policy is not None)
+        taught = responses * rows / len(recipe.teachers) if source in recipe.teachers else 0
         tokens = taught * (size.prompt_tokens + size.response_tokens * (1 + steps * STEP_TOKENS))
         disk = taught * size.response_tokens * (1 + steps) * _bytes_per_token(recipe.collect.top_k)
         yield PlanLine(round(taught), tokens, disk, _devices(source))
@@ -116,9 +117,10 @@ def train_rows(run: "FusionRun", size: CorpusSize) -> int:
 
 
 def num_updates(recipe: Recipe, rows: int, size: CorpusSize) -> int:
-    """Returns the number of updates; with epochs, an estimate that assumes answers as long as the ground truth, and a pair of
-    them for each row if the schedule trains pairs."""
-    responses = 4 if uses(recipe.fuse.schedule, "preference") else 2
+    """Returns the number of updates; with epochs, an estimate that assumes answers as long as the ground truth, and for each row a
+    pair of them and an answer of the target if the schedule trains these."""
+    schedule = recipe.fuse.schedule
+    responses = 2 + 2 * uses(schedule, "preference") + uses(schedule, "on_policy")
     return count_steps(recipe.fuse, round(responses * rows * _row_tokens(size)))
 
 

@@ -13,7 +13,7 @@ from profuser.alignment.spans import misspelt
 from profuser.alignment.token_bytes import TokenBytes
 from profuser.alignment.transport import SourceSignals, TransportedRows, transport_rows
 from profuser.alignment.vocab_projection import VocabProjection
-from profuser.artifacts.schemas import MODES, PAIR, select_schema
+from profuser.artifacts.schemas import MODES, ON_POLICY, PAIR, select_schema
 from profuser.corpus import EncodedExample, Message, Refusal, encode_examples
 from profuser.engines.signal_tables import read_signals
 from profuser.errors import ArtifactError
@@ -104,8 +104,9 @@ class Selector:
         if self.chooser.averages and (chosen := [one for one in examples if one.choice.mode == "training"]):
             examples = [one for one in examples if one.choice.mode != "training"]
             tables.append(self._table(rows, chosen, self._average(chosen, collected, counts)))
+        examples += self._on_policy(rows, [one for one in choices if one.mode == ON_POLICY], lazy or (), counts)
         for teacher in range(len(self.chooser.names)):
-            for mode in MODES:
+            for mode in (*MODES, ON_POLICY):
                 chosen = [one for one in examples if one.choice.teacher == teacher and one.choice.mode == mode]
                 if chosen:
                     parts = [one.choice for one in chosen]
@@ -191,6 +192,20 @@ class Selector:
         wrong = {*misspelt(self.target.tokens, response_ids(examples), [c.response.encode() for c in choices])}
         size = self.target.tokens.vocab_size
         return examples, wrong | {place for place, one in enumerate(examples) if max(one.prompt_ids, default=0) >= size}
+
+    def _on_policy(
+        self, rows: list[dict], choices: list[Choice], lazy: Sequence[pa.Table], counts: dict[str, float]
+    ) -> list[EncodedChoice]:
+        """Encodes the target's answers; leaves out and counts those that cannot be used, or that their teacher could not read."""
+        examples, wrong = self._encode_all(rows, choices)
+        read = [
+            {key for key, mode in zip(t["row_id"].to_pylist(), t["mode"].to_pylist(), strict=True) if mode == ON_POLICY}
+            for t in lazy
+        ]
+        unread = {place for place, c in enumerate(choices) if rows[c.row]["row_id"] not in read[c.teacher]}
+        if left_out := wrong | unread:
+            add_counts(counts, {"on_policy_examples": -len(left_out), "on_policy_unreadable": len(left_out)})
+        return [one for place, one in enumerate(examples) if place not in left_out]
 
     def _pairs(self, rows: list[dict], choices: list[Choice], counts: dict[str, float]) -> pa.Table | None:
         """Returns the pairs as a table of the select schema, without distributions; None without pairs. If one answer cannot be

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 
 from profuser.alignment.spans import misspelt
 from profuser.alignment.token_bytes import TokenBytes
-from profuser.artifacts.schemas import MODES, PAIR
+from profuser.artifacts.schemas import MODES, ON_POLICY, PAIR
 from profuser.engines.signal_tables import candidate_answers
 from profuser.errors import ArtifactError
 from profuser.recipe.selecting import AVERAGE, SelectConfig
@@ -39,12 +39,12 @@ class Choice:
 
     row: int
     mode: str
-    """One of `PARTS`: a mode, or one of the answers of a pair."""
+    """One of `PARTS`: a mode, one of the answers of a pair, or an answer of the target."""
     teacher: int
     """Source that is best in this mode; in training mode with `training_teacher: average` the others teach too. For an answer of a
     pair, the source that gave it."""
     sample: int
-    """Index of the source's answer; 0 in training mode."""
+    """Index of the source's answer; 0 in training mode. On policy, that of the target's answer."""
     advantages: list[float]
     response: str
     cut: bool
@@ -84,11 +84,13 @@ class Chooser:
     """Answers per source, S."""
     seed: int = 0
     """Seed that shares out ties."""
+    target: int | None = None
+    """Index of the source that is the target; None if none is."""
 
     def choose(
         self, corpus: pa.Table, collected: Sequence[pa.Table], rewards: Sequence[pa.Table]
     ) -> tuple[list[Choice], dict[str, float]]:
-        """Chooses the teachers of both modes, and the pairs of answers if the recipe wants any.
+        """Chooses the teachers of both modes, and pairs of answers and teachers of the target's answers if the recipe wants any.
 
         Args:
             corpus: corpus rows of the shard.
@@ -107,8 +109,12 @@ class Chooser:
         rows = corpus.to_pylist()
         counts: dict[str, float] = {"rows": len(rows)}
         judged = self._judge(rows, collected, rewards)
-        choices = self._training(rows, collected, counts) + self._inference(judged, counts)
+        training, inference = self._training(rows, collected, counts), self._inference(judged, counts)
+        choices = training + inference
         choices += self._pairs(judged, counts) if self.config.preference else []
+        if self.config.on_policy:
+            chosen = training if self.config.on_policy.teacher == "training" else inference
+            choices += self._on_policy(chosen, judged, collected, counts)
         if self.config.incomplete_rows == "drop":
             incomplete = _incomplete(collected)
             counts["incomplete_rows"] = int(incomplete.sum())
@@ -119,7 +125,9 @@ class Chooser:
                 counts[f"wins/{mode}/{name}"] = taught.count((mode, name))
         counts["examples"] = sum(choice.mode in MODES for choice in choices)
         if self.config.preference:
-            counts["preference_pairs"] = (len(choices) - counts["examples"]) // len(PAIR)
+            counts["preference_pairs"] = sum(choice.mode == PAIR[0] for choice in choices)
+        if self.config.on_policy:
+            counts["on_policy_examples"] = sum(choice.mode == ON_POLICY for choice in choices)
         return choices, counts
 
     @property
@@ -201,6 +209,27 @@ class Chooser:
                 out += [self._answer(judged, row, place, mode) for place, mode in zip(pair, PAIR, strict=True)]
             elif sum(text is not None for text in answers) > 1:
                 counts["rows_without_pair"] += 1
+        return out
+
+    def _on_policy(
+        self, chosen: list[Choice], judged: JudgedAnswers, collected: Sequence[pa.Table], counts: dict[str, float]
+    ) -> list[Choice]:
+        """Gives the target's first answer to each row to the row's teacher; counts answers that are none, and rows without another
+        teacher than the target."""
+        assert self.target is not None
+        place, by_row = self.target * self.num_samples, {choice.row: choice for choice in chosen}
+        out: list[Choice] = []
+        names = ("on_policy_without_answer", "on_policy_without_teacher")
+        counts |= dict.fromkeys(names, 0)
+        for row, answers in enumerate(candidate_answers(collected, self.num_samples)):
+            text, teacher = answers[place], by_row.get(row)
+            if text is None or not text.strip():
+                counts["on_policy_without_answer"] += 1
+            elif teacher is None or teacher.teacher == self.target:
+                counts["on_policy_without_teacher"] += 1
+            else:
+                cut = self._is_cut(judged, row, place)
+                out.append(Choice(row, ON_POLICY, teacher.teacher, 0, teacher.advantages, text, cut))
         return out
 
     def _answer(self, judged: JudgedAnswers, row: int, place: int, mode: str) -> Choice:

@@ -19,10 +19,13 @@ from profuser.errors import TrainingError
 from profuser.recipe.fusing import FuseConfig, count_steps
 from profuser.recipe.schedule import ModeWeights, Schedule, SchedulePiece, Weights, uses
 from profuser.training.examples import ExampleIndex, ExampleReader
+from profuser.training.preference import PREFERRED, REJECTED, in_pair
 from profuser.training.step import PackedExamples, collate
 
 Key = tuple[int, int]
 """An example: row of the index, and index into `PARTS`."""
+OF_PARTS = (*MODES, *("preference",) * len(PAIR), "on_policy")
+"""The mode of each entry of `PARTS`, as schedules name it."""
 Pack = list[Key]
 """Examples concatenated in one sequence."""
 
@@ -48,7 +51,7 @@ class Update:
 
     def only_pairs(self) -> "Update":
         """Returns the update without its examples of the two modes."""
-        return replace(self, keys=[key for key in self.keys if key[1] >= len(MODES)])
+        return replace(self, keys=[key for key in self.keys if in_pair(key[1])])
 
 
 class UpdatePlan:
@@ -70,8 +73,9 @@ class UpdatePlan:
     def __init__(self, index: ExampleIndex, config: FuseConfig, seed: int):
         self.index, self.config, self.seed = index, config, seed
         self.rows, self.validation = index.split(config.validation_rows, seed)
-        parts = len(PARTS) if uses(config.schedule, "preference") else len(MODES)
-        self.num_steps = count_steps(config, int(index.tokens[self.rows, :parts].sum()))
+        more = [mode for mode in ("preference", "on_policy") if uses(config.schedule, mode)]
+        trained = [part for part, mode in enumerate(OF_PARTS) if mode in (*MODES, *more)]
+        self.num_steps = count_steps(config, int(index.tokens[self.rows][:, trained].sum()))
         self._epoch = lru_cache(maxsize=2)(self._order)
         self._sizes = lru_cache(self._sizes_of)
         for piece in config.schedule:
@@ -97,7 +101,8 @@ class UpdatePlan:
         responses = self.index.responses[taken] * [part in parts for part in range(len(PARTS))]
         num_tokens = tuple(int(n) for n in responses.sum(axis=0))
         divided = responses * self.index.weights[taken]
-        divided[:, len(MODES) :] = responses[:, len(MODES) :] > 0
+        pairs = [PREFERRED, REJECTED]
+        divided[:, pairs] = responses[:, pairs] > 0
         return Update(step, cursor, end, weights, num_tokens, tuple(map(float, divided.sum(axis=0))), size, keys)
 
     def window_end(self, cursor: int) -> int:
@@ -150,7 +155,7 @@ class UpdatePlan:
         """Returns the tokens of every row of the index in these parts."""
         sizes = self.index.tokens[:, parts].sum(axis=1)
         if not sizes[self.rows].any():
-            names = [PARTS[part] for part in parts if part < len(MODES)] + ["preference"] * (len(MODES) in parts)
+            names = dict.fromkeys(OF_PARTS[part] for part in parts)
             raise TrainingError(
                 f"fuse: no example in the mode that the schedule trains ({' and '.join(names)}); check "
                 "select's counts: if verifiers accepted no answer, lower their accept_above, or set it to null to reject none"
@@ -165,14 +170,12 @@ class UpdatePlan:
 
 def _parts(*weights: ModeWeights | Weights | SchedulePiece) -> tuple[int, ...]:
     """Returns the indices into `PARTS` of what at least one of these gives weight to."""
-    modes = [*MODES, *["preference"] * len(PAIR)]
-    return tuple(place for place, mode in enumerate(modes) if any(getattr(each, mode) > 0 for each in weights))
+    return tuple(part for part, mode in enumerate(OF_PARTS) if any(getattr(each, mode) > 0 for each in weights))
 
 
 def _units(keys: Sequence[Key]) -> list[tuple[Key, ...]]:
     """Returns what stays together in a pack: examples alone, pairs with both answers."""
-    first = len(MODES)
-    return [(key, (key[0], first + 1)) if key[1] == first else (key,) for key in keys if key[1] <= first]
+    return [(key, (key[0], REJECTED)) if key[1] == PREFERRED else (key,) for key in keys if key[1] != REJECTED]
 
 
 def _numbered(units: Sequence[tuple[Key, ...]]) -> list[tuple[tuple[Key, ...], int]]:

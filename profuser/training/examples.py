@@ -1,7 +1,7 @@
 """Indexes and reads the training examples of the select artifact.
 
-Legend: R corpus rows that have an example, K top-k, T response tokens. Columns `[R, 4]` are by mode and answer of a pair, in the
-order of `PARTS`.
+Legend: R corpus rows that have an example, K top-k, T response tokens. Columns `[R, parts]` are by mode, and answer of a pair, in
+the order of `PARTS`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +17,7 @@ from profuser.artifacts.schemas import MODES, PARTS
 from profuser.errors import ArtifactError
 from profuser.selection.advantage import margins
 from profuser.signals.codec import TopK, from_columns, from_list_column
+from profuser.training.preference import in_pair
 
 LIGHT_COLUMNS = ("row_id", "mode", "teacher", "advantages", "prompt_ids", "response_ids")
 """Columns that the index reads."""
@@ -46,16 +47,16 @@ class TrainingExample:
 
 @dataclass(frozen=True, eq=False)
 class ExampleIndex:
-    """Location and length of every row's examples: 56 bytes per row, for planning without reading them."""
+    """Location and length of every row's examples: 68 bytes per row, for planning without reading them."""
 
     shards: Int[np.ndarray, "R"]
     ordinals: Int[np.ndarray, "R"]
     """Index of the row among its shard's rows, in order of first occurrence."""
-    tokens: Int[np.ndarray, "R 4"]
+    tokens: Int[np.ndarray, "R parts"]
     """Prompt and response tokens; 0 if the row has no such example."""
-    responses: Int[np.ndarray, "R 4"]
+    responses: Int[np.ndarray, "R parts"]
     """Response tokens only."""
-    weights: Float[np.ndarray, "R 4"]
+    weights: Float[np.ndarray, "R parts"]
     """Weight of each example within its mode, 0 to 1."""
     num_cut: int
     """Examples that were longer than `max_tokens`."""
@@ -109,7 +110,7 @@ def _index_shard(number: int, table: pa.Table, max_tokens: int, weighting: str) 
         pc.list_value_length(table[name]).to_numpy().astype(np.int32)  # type: ignore[attr-defined]
         for name in ("prompt_ids", "response_ids")
     )
-    kept, is_pair = np.clip(max_tokens - prompt, 0, response), mode >= len(MODES)
+    kept, is_pair = np.clip(max_tokens - prompt, 0, response), in_pair(mode)
     tokens, responses = (np.zeros((len(ids.dictionary), len(PARTS)), dtype=np.int32) for _ in range(2))
     # A pair's answers are trained together, whole or not at all.
     pair_tokens = np.zeros(len(ids.dictionary), dtype=np.int64)

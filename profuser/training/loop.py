@@ -15,9 +15,10 @@ from profuser.artifacts.schemas import MODES, PAIR, PARTS
 from profuser.errors import TrainingError
 from profuser.recipe.fusing import FuseConfig
 from profuser.recipe.schedule import Schedule
-from profuser.training.batches import Update, UpdatePlan
+from profuser.training.batches import OF_PARTS, Update, UpdatePlan
 from profuser.training.guards import SpikeWatch, explain_out_of_memory, worst_rows
 from profuser.training.optimizer import learning_rate, make_optimizer, step_if_finite
+from profuser.training.preference import PREFERRED
 from profuser.training.reference import Reference
 from profuser.training.step import FusionModule, PackedExamples, on_device
 from profuser.training.step_metrics import ModelFlops, StepMetrics, peak_memory_gib, peak_tflops
@@ -148,7 +149,7 @@ class Trainer:
         rate = self._learning_rate(update.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        weights = [getattr(update.weights, mode) for mode in MODES] + [update.weights.preference] * len(PAIR)
+        weights = [getattr(update.weights, mode) for mode in OF_PARTS]
         shares = [weight / (n or 1.0) for weight, n in zip(weights, update.denominators, strict=True)]
         scale = on_device(torch.tensor(shares), self.device)
         sums = torch.zeros(2 * len(PARTS) + len(OF_PAIRS) + 1, device=self.device)
@@ -250,9 +251,11 @@ class Trainer:
         nats: dict[str, float | None] = {}
         for index, name in enumerate(PARTS):
             count = update.num_tokens[index]
-            for part, loss in enumerate(("ce", "kl")[: 1 + (name in MODES)]):
+            for part, loss in enumerate(("ce", "kl")[: 1 + (name not in PAIR)]):
                 nats[f"{loss}_{name}_nats"] = sums[part * len(PARTS) + index] / count if count else None
-        if pairs := update.denominators[-1]:
+        if update.weights.on_policy:
+            nats["weight_on_policy"] = update.weights.on_policy
+        if pairs := update.denominators[PREFERRED]:
             nats |= {"pairs": pairs, "weight_preference": update.weights.preference}
             nats |= {name: value / pairs for name, value in zip(OF_PAIRS, sums[2 * len(PARTS) :], strict=False)}
         lengths = np.array([self.plan.index.tokens[key] for key in update.keys])

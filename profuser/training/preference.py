@@ -12,16 +12,21 @@ scored. So no other code for gradients is needed than the cross-entropy's: the a
 each of their tokens has a cross-entropy with that number as its weight, negative in the worse answer (`token_weights`).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from profuser.artifacts.schemas import MODES, PAIR, PARTS
+from profuser.artifacts.schemas import PAIR, PARTS
 from profuser.recipe.fusing import PreferenceLossConfig
 
 PREFERRED, REJECTED = (PARTS.index(name) for name in PAIR)
+
+
+def in_pair(part: Any) -> Any:
+    """Returns which entries of an array or tensor of indices into `PARTS` are answers of a pair."""
+    return (part == PREFERRED) | (part == REJECTED)
 
 
 class PairLosses(NamedTuple):
@@ -59,7 +64,7 @@ def pair_losses(
     nats = nn.functional.softplus(config.margin - leads)
     slope = config.scale * torch.sigmoid(config.margin - leads)
     by_answer = torch.stack([slope, -slope], 1) / per
-    inside = part >= len(MODES)
+    inside = in_pair(part)
     weights = by_answer.reshape(-1)[torch.where(inside, 2 * pair + (part == REJECTED), 0)] if len(nats) else ce_nats
     return PairLosses(nats, leads, torch.where(inside, weights, 0.0))
 
@@ -68,5 +73,5 @@ def answer_sums(
     values: Float[Tensor, "N"], part: Int[Tensor, "N"], pair: Int[Tensor, "N"], num_pairs: int
 ) -> Float[Tensor, "P 2"]:
     """Returns the sums of a value per token over the better and the worse answer of each pair."""
-    places = torch.where(part >= len(MODES), 2 * pair + (part == REJECTED), 2 * num_pairs)
+    places = torch.where(in_pair(part), 2 * pair + (part == REJECTED), 2 * num_pairs)
     return values.new_zeros(2 * num_pairs + 1).index_add_(0, places, values)[:-1].reshape(-1, 2)

@@ -16,16 +16,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from profuser.artifacts.schemas import MODES
+from profuser.artifacts.schemas import MODES, ON_POLICY, PARTS
 from profuser.models.classes import backbone
 from profuser.models.output_head import OutputHead
 from profuser.recipe.fusing import FuseConfig
+from profuser.recipe.schedule import uses
 from profuser.training import loss_kernels
 from profuser.training.attention import WITHOUT_MASK, Boundaries, set_attention
 from profuser.training.divergences import Divergence, Tail
 from profuser.training.examples import TrainingExample
 from profuser.training.losses import TokenLosses, fusion_loss, token_nats
-from profuser.training.preference import PREFERRED, PairLosses, pair_losses
+from profuser.training.preference import PREFERRED, PairLosses, in_pair, pair_losses
 
 
 class MicroBatch(NamedTuple):
@@ -187,7 +188,8 @@ class FusionModule(nn.Module):
         self.tail: Tail = config.tail
         self.ahead_only = config.kl_positions == "ahead"
         self.preference = config.preference
-        own = [getattr(config.divergence, mode) for mode in MODES]
+        modes = (*MODES, *([ON_POLICY] if uses(config.schedule, "on_policy") else []))
+        own = [getattr(config.divergence, mode) for mode in modes]
         self.divergences = [Divergence(each.kind, each.weight) for each in own]
         self.packing = config.packing
         first = next(model.parameters())
@@ -207,11 +209,14 @@ class FusionModule(nn.Module):
         hidden = self.hidden(batch.input_ids, batch.position_ids, batch.boundaries).flatten(0, 1)
         # Indexing with brackets would sort the indices in its backward pass, in case of duplicates.
         hidden = hidden.index_select(0, batch.places)
-        ce_weight = scale[batch.mode] * batch.weight
+        weight = scale[batch.mode] * batch.weight
+        # The target's own answers are no lesson: only their teacher's distributions are.
+        on_policy = batch.mode == PARTS.index(ON_POLICY)
+        ce_weight, kl_weight = torch.where(on_policy, 0.0, weight), torch.where(on_policy, 1.0, self.beta) * weight
         head, pairs = OutputHead.of(self.model), None
         if len(batch.reference):
             pairs = self._pairs(hidden, head, batch)
-            ce_weight = torch.where(batch.mode < len(MODES), ce_weight, ce_weight * pairs.token_weights)
+            ce_weight = torch.where(in_pair(batch.mode), ce_weight * pairs.token_weights, ce_weight)
         losses = fusion_loss(
             hidden,
             head,
@@ -219,7 +224,7 @@ class FusionModule(nn.Module):
             batch.topk_ids,
             batch.topk_logprobs,
             ce_weight,
-            ce_weight * self.beta,
+            kl_weight,
             self.temperature,
             self.tail,
             self.chunk_tokens,
@@ -230,14 +235,14 @@ class FusionModule(nn.Module):
         if pairs is None:
             return losses
         # The weighted cross-entropies of pairs have the loss's gradient, but not its value.
-        inside = batch.mode >= len(MODES)
+        inside = in_pair(batch.mode)
         gap = (pairs.nats * scale[PREFERRED]).sum() - (losses.ce_nats * ce_weight)[inside].sum()
         return losses._replace(total=losses.total + gap.detach(), pairs=pairs)
 
     @torch.no_grad()
     def _pairs(self, hidden: Float[Tensor, "N D"], head: OutputHead, batch: MicroBatch) -> PairLosses:
         """Scores the answers of the pairs, in one more product with the output layer for their tokens."""
-        inside = (batch.mode >= len(MODES)).nonzero()[:, 0]
+        inside = in_pair(batch.mode).nonzero()[:, 0]
         nats = token_nats(hidden[inside], head, batch.targets[inside], self.chunk_tokens, self.kernels)
         ce_nats = nats.new_zeros(len(hidden)).index_copy_(0, inside, nats)
         return pair_losses(ce_nats, batch.mode, batch.pair, batch.reference, self.preference)
@@ -246,7 +251,8 @@ class FusionModule(nn.Module):
         """Returns the divergences, and for each token the index of its own if they differ."""
         if len(set(self.divergences)) == 1:
             return self.divergences[:1], None
-        return self.divergences, mode.clamp_max(len(MODES) - 1)
+        # Pairs have no teacher, and so no divergence.
+        return self.divergences, torch.where(mode == PARTS.index(ON_POLICY), len(MODES), mode % len(MODES))
 
     def check(self, test: Callable[["FusionModule"], None]) -> None:
         """Runs a test of the model while its root parameters are unsharded; call `reshard_gathered` afterwards."""

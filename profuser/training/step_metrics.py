@@ -71,6 +71,10 @@ class StepMetrics:
     ce_preferred_nats: float | None = None
     """Cross-entropy of the better answers. If it rises, the target unlearns both."""
     ce_rejected_nats: float | None = None
+    weight_on_policy: float | None = None
+    ce_on_policy_nats: float | None = None
+    """Cross-entropy of the target's own answers, which is not trained: it falls as the target becomes surer of what it says."""
+    kl_on_policy_nats: float | None = None
 
     def known(self) -> dict[str, float]:
         """Returns the values that are not None, by name."""

@@ -167,7 +167,7 @@ class TrainingMetrics:
         for name, gauge in OF_AN_UPDATE.items():
             if name in record:
                 _keep(gauge, record[name], self.tags)
-        for mode in (*MODES, "preference"):
+        for mode in (*MODES, "preference", "on_policy"):
             _keep(WEIGHT, record.get(f"weight_{mode}", 0.0), self.tags | {"mode": mode})
         for name in record:
             if name.endswith("_nats"):

@@ -13,7 +13,7 @@ import ray
 from profuser.alignment.next_steps import find_used_up
 from profuser.alignment.source_signals import NextSteps
 from profuser.artifacts.artifact import Artifact, Manifest
-from profuser.artifacts.schemas import MODES, REWARDS
+from profuser.artifacts.schemas import MODES, ON_POLICY, REWARDS
 from profuser.engines.base import Response, Usage
 from profuser.engines.collecting import RowDone
 from profuser.engines.crash_guard import Attempt
@@ -67,7 +67,9 @@ class SignalsWorker(EngineWorker):
         answers = self.collected[self.teacher].read_shard(shard, ["training_ids", "inference_ids", "answer_tokens"])
         row_done = self.row_counter(shard, rows.num_rows, num_answers=len(own))
         usage: list[Usage] = []
-        tables = [self._force(rows, answers, [c for c in own if c.mode == m], m, row_done, usage) for m in MODES]
+        tables = [
+            self._force(rows, answers, [c for c in own if c.mode == m], m, row_done, usage) for m in (*MODES, ON_POLICY)
+        ]
         table = pa.concat_tables([table for table in tables if table] or [self.output.schema.empty_table()])
         counts = {"rows": rows.num_rows, "responses": len(table), **sum(usage, Usage()).counts}
         if self.target:
@@ -88,8 +90,17 @@ class SignalsWorker(EngineWorker):
             return None
         records = rows.take([choice.row for choice in choices]).to_pylist()
         part = answers.take([choice.row for choice in choices])
-        ids = read_own_ids(part, mode, [choice.sample for choice in choices])
-        responses = self.reader.force(records, ids, self.top_k, mode == "inference", row_done)
+        if mode == ON_POLICY:
+            # The target's answers, in this source's tokens.
+            encoded = self.reader.encode_answers(records, [c.response for c in choices], [c.cut for c in choices])
+            kept = [place for place, one in enumerate(encoded) if one is not None]
+            if not kept:
+                return None
+            choices, records = [choices[place] for place in kept], [records[place] for place in kept]
+            ids = [one for one in encoded if one is not None]
+        else:
+            ids = read_own_ids(part, mode, [choice.sample for choice in choices])
+        responses = self.reader.force(records, ids, self.top_k, mode != "training", row_done)
         usage += [response.usage for response in responses if response.usage]
         steps = self._steps(rows, records, choices, responses) if self.target else None
         return signals_table([r["row_id"] for r in records], mode, responses, self.reader.engine.vocab_size, steps)
@@ -103,7 +114,7 @@ class SignalsWorker(EngineWorker):
         texts = [choice.response.encode() for choice in choices]
         tables = self.chooser.tokens[self.teacher], self.target.tokens
         used_up = find_used_up(found, target_ids, texts, *tables, self.rules)
-        return self.reader.step_after(records, found, used_up, self.top_k, choices[0].mode == "inference")
+        return self.reader.step_after(records, found, used_up, self.top_k, choices[0].mode != "training")
 
 
 def signals(run: FusionRun, source: SourceConfig, draining: OnDraining | None = None) -> Manifest:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from profuser.artifacts.schemas import CORPUS
+from profuser.corpus import Message, encode_example
 from profuser.engines.base import ReadSettings, Response
 from profuser.engines.collecting import SourceReader
 from profuser.engines.crash_guard import EngineDeadError
@@ -168,6 +169,19 @@ def test_each_row_is_reported_once_when_its_last_response_arrives(num_samples):
     found = SourceReader(engine, OwnTemplate()).read(rows, how, lambda: done.append(len(engine.asked)))
     assert [entry.refused is None for entry in found] == [True, False, True, True]
     assert len(done) == 3, "a row that is refused has no responses"
+
+
+def test_the_answer_of_another_model_is_encoded_as_ones_own_or_left_out():
+    engine = Scripted([], "stop")
+    reader = SourceReader(engine, OwnTemplate())
+    rows = corpus("x", "y", "z").to_pylist()
+    whole, cut, too_long = reader.encode_answers(rows, ["It is 7.", "It is", "very " * 200], [False, True, False])
+    spell = engine.tokenizer.decode
+    end = encode_example(engine.tokenizer, [Message("user", "Say it.")], "a", OwnTemplate()).response_ids[-1]
+    assert spell(whole, skip_special_tokens=True) == "It is 7."
+    assert whole[-1] == end
+    assert spell(cut) == "It is"
+    assert too_long is None
 
 
 def test_the_responses_of_a_failed_engine_are_no_progress():

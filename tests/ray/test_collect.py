@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from transformers import AutoTokenizer
 
 from profuser.engines.loading import ReadModel
 from profuser.errors import UserError
@@ -38,10 +39,13 @@ def test_lazy_signals_make_the_same_examples_with_less_disk(tmp_path, corpus):
         runs = {}
         for signals in ("eager", "lazy"):
             collect = {"top_k": 6, "signals": signals, "generation": {"max_tokens": 24}}
-            runs[signals] = stages.make_run(tmp_path / signals, corpus, collect=collect)
+            # The target's own answers too, which only a second pass can read.
+            select = {"on_policy": {}} if signals == "lazy" else {}
+            runs[signals] = stages.make_run(tmp_path / signals, corpus, collect=collect, select=select)
             stages.run_until_select(runs[signals])
         assert concurrent_sources(runs["eager"].recipe) == 1  # one node without a GPU
-    eager, lazy = (stages.whole(run.select()) for run in runs.values())
+    eager, both = (stages.whole(run.select()) for run in runs.values())
+    lazy = [row for row in both if row["mode"] != "on_policy"]
     stages.check_same(lazy, eager)
     same = np.mean([a["topk_ids"] == b["topk_ids"] for a, b in zip(lazy, eager, strict=True)])
     assert same > 0.8  # except candidates of nearly equal probability
@@ -52,7 +56,24 @@ def test_lazy_signals_make_the_same_examples_with_less_disk(tmp_path, corpus):
         } == names
     assert "training_topk_ids" not in runs["lazy"].collect(runs["lazy"].recipe.sources[0]).schema.names
     kept = [sum(map(len, artifact.tables(["row_id"]))) for artifact in runs["lazy"].artifacts("signals")]
-    assert sum(kept) == len(lazy)
+    assert sum(kept) == len(both)
+    check_on_policy(runs["lazy"], [row for row in both if row["mode"] == "on_policy"])
+
+
+def check_on_policy(run, rows):
+    """Asserts that the target's answers are taught by the other source, with its distributions."""
+    counts = run.select().manifest().counts
+    assert counts["on_policy_examples"] == len(rows) > 5
+    left_out = [counts.get(f"on_policy_{why}", 0) for why in ("without_answer", "without_teacher", "unreadable")]
+    assert len(rows) + sum(left_out) == counts["rows"]
+    target = run.recipe.sources[0]
+    assert run.recipe.is_target(target)
+    answers = {row["row_id"]: row["answers"][0] for row in stages.whole(run.collect(target))}
+    tokenizer = AutoTokenizer.from_pretrained(run.model(run.recipe.target).local())
+    for row in rows:
+        assert row["teacher"] != target.name
+        assert tokenizer.decode(row["response_ids"], skip_special_tokens=True).strip() == answers[row["row_id"]].strip()
+        assert np.isfinite(row["topk_logprobs"]).any()
 
 
 def test_an_exact_condition_collects_and_teaches_the_steps_after_used_up_candidates(tmp_path, corpus):

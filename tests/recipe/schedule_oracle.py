@@ -17,6 +17,7 @@ def weights_at(pieces, progress):
                 piece.inference + (end.inference - piece.inference) * share,
                 piece.training + (end.training - piece.training) * share,
                 piece.preference + (end.preference - piece.preference) * share,
+                piece.on_policy + (end.on_policy - piece.on_policy) * share,
             )
         start = piece.until
     raise ValueError("a schedule has no pieces")

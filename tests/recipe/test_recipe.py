@@ -68,8 +68,11 @@ def test_the_arms_are_those_that_the_ablation_needs():
         )
         for name, r in schedules.items()
     }
-    assert [name for name, modes in used.items() if modes == (True, False, False)] == ["inference-only", "sft-voted"]
-    assert [name for name, modes in used.items() if modes == (False, True, False)] == [
+    assert [name for name, modes in used.items() if modes == (True, False, False, False)] == [
+        "inference-only",
+        "sft-voted",
+    ]
+    assert [name for name, modes in used.items() if modes == (False, True, False, False)] == [
         "fusellm",
         "sft-gt",
         "training-only",
@@ -157,6 +160,24 @@ def test_preference_needs_pairs_and_several_answers_to_make_them_of(small):
     assert identity(recipe.fuse)["schedule"][0]["preference"] == 0.5
     assert not {"preference"} & {*identity(load_recipe(small).select), *identity(load_recipe(small).fuse)}
     assert "preference" not in identity(load_recipe(small).fuse)["schedule"][0]
+
+
+def test_on_policy_needs_the_targets_answers_and_a_second_pass(small):
+    pieces = "fuse.schedule=[{until: 1, inference: 1, training: 0, on_policy: 0.5}]"
+    lazy = ["select.on_policy={}", "collect.signals=lazy"]
+    with pytest.raises(
+        UserError, match=r"on_policy needs the target's answers under the teachers; set select\.on_policy"
+    ):
+        load_recipe(small, [pieces])
+    with pytest.raises(UserError, match=r"stage signals; set collect\.signals: lazy"):
+        load_recipe(small, [pieces, "select.on_policy={}"])
+    with pytest.raises(UserError, match="the target must answer; name it as a source too"):
+        load_recipe(small, [pieces, *lazy, "target.model=elsewhere"])
+    recipe = load_recipe(small, [pieces, *lazy, "fuse.divergence.on_policy=jsd"])
+    assert recipe.fuse.divergence.on_policy.kind == "jsd"
+    assert recipe.fuse.divergence.training.kind == "forward_kl"
+    assert "on_policy" not in identity(load_recipe(small).select)
+    assert "on_policy" not in identity(load_recipe(small, ["fuse.divergence=jsd"]).fuse)["divergence"]
 
 
 def test_an_exact_condition_needs_lazy_signals(small):

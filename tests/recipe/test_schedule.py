@@ -12,18 +12,18 @@ from tests.recipe.schedule_oracle import weights_at
 
 
 def test_the_default_is_the_papers_two_stages():
-    assert weights_at(PROGRESSIVE, 0.0) == (1.0, 0.0, 0.0)
-    assert weights_at(PROGRESSIVE, 0.4999) == (1.0, 0.0, 0.0)
-    assert weights_at(PROGRESSIVE, 0.5) == (0.1, 1.0, 0.0)
-    assert weights_at(PROGRESSIVE, 1.0) == (0.1, 1.0, 0.0)
+    assert weights_at(PROGRESSIVE, 0.0) == (1.0, 0.0, 0.0, 0.0)
+    assert weights_at(PROGRESSIVE, 0.4999) == (1.0, 0.0, 0.0, 0.0)
+    assert weights_at(PROGRESSIVE, 0.5) == (0.1, 1.0, 0.0, 0.0)
+    assert weights_at(PROGRESSIVE, 1.0) == (0.1, 1.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(("shape", "quarter"), [("linear", 0.25), ("cosine", 0.1464466)])
 def test_moving_pieces_go_from_their_weights_to_the_end(shape, quarter):
     ramp = [SchedulePiece(until=1.0, inference=1, training=0, shape=shape, to=Weights(inference=0, training=1))]
-    assert weights_at(ramp, 0.0) == (1, 0, 0)
-    assert weights_at(ramp, 0.25) == pytest.approx((1 - quarter, quarter, 0))
-    assert weights_at(ramp, 1.0) == pytest.approx((0, 1, 0))
+    assert weights_at(ramp, 0.0) == (1, 0, 0, 0)
+    assert weights_at(ramp, 0.25) == pytest.approx((1 - quarter, quarter, 0, 0))
+    assert weights_at(ramp, 1.0) == pytest.approx((0, 1, 0, 0))
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,7 @@ def any_pieces(draw):
             draw(weights),
             draw(weights),
             preference=draw(st.sampled_from([0.0, 0.7])),
+            on_policy=draw(st.sampled_from([0.0, 0.4])),
             shape=shape,
             to=None
             if shape == "constant"
@@ -126,10 +127,10 @@ def test_a_piece_ends_at_the_first_update_without_gain_and_later_pieces_are_stre
     assert (index, first) == (1, wanted + 1)
     assert end == wanted + 1 + math.ceil(left / 2)
     assert schedule.piece(99) == (2, end, 100)
-    assert schedule.weights(wanted) == (1.0, 0.0, 0.0)
+    assert schedule.weights(wanted) == (1.0, 0.0, 0.0, 0.0)
     # The moving piece begins at its own weights, and is halfway in the middle of its stretched time.
-    assert schedule.weights(wanted + 1) == pytest.approx((0.5, 0.5, 0))
-    assert schedule.weights(wanted + 1 + left // 4) == pytest.approx((0.3, 0.75, 0))
+    assert schedule.weights(wanted + 1) == pytest.approx((0.5, 0.5, 0, 0))
+    assert schedule.weights(wanted + 1 + left // 4) == pytest.approx((0.3, 0.75, 0, 0))
 
 
 def test_a_piece_is_not_shortened_while_the_loss_falls():
@@ -158,7 +159,7 @@ def test_a_moving_piece_that_ends_early_keeps_its_pace_and_past_weights():
     before = [schedule.weights(step) for step in range(10)]
     assert observed(schedule, range(10), lambda step: 1.0 if step > 5 else 0.5**step) == [6]
     assert [schedule.weights(step) for step in range(7)] == before[:7]
-    assert schedule.weights(7) == (1.0, 0.5, 0.0)
+    assert schedule.weights(7) == (1.0, 0.5, 0.0, 0.0)
 
 
 @given(stop=st.integers(1, 59), moment=st.integers(0, 59))

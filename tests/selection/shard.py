@@ -8,11 +8,11 @@ from tokenizers import normalizers
 
 from profuser.alignment.token_bytes import TokenBytes
 from profuser.alignment.vocab_projection import VocabProjection
-from profuser.artifacts.schemas import REWARDS
+from profuser.artifacts.schemas import REWARDS, signals_schema
 from profuser.corpus import Message, encode_example
 from profuser.engines.base import Response
 from profuser.engines.collecting import RowSignals
-from profuser.engines.signal_tables import collect_table
+from profuser.engines.signal_tables import collect_table, signals_table
 from profuser.recipe.models import OwnTemplate, SelectConfig
 from profuser.rewards.voting import RewardScale
 from profuser.selection.examples import Selector, Target
@@ -43,30 +43,58 @@ def tokenizers():
     return made, [TokenBytes.from_tokenizer(tokenizer, WIDTH) for tokenizer in made]
 
 
+def response(tokenizer, text, nats, reason="given"):
+    """Returns a source's response that is equally surprised by every token."""
+    turn = encode_example(tokenizer, [Message("user", "Say it.")], text, OwnTemplate())
+    ids = np.array(turn.response_ids)
+    others = (ids[:, None] + np.arange(K)) % len(tokenizer)
+    return Response(ids, np.full(len(ids), -nats), TopK(others, np.full((len(ids), K), -nats)), reason)
+
+
 def signals(tokenizer, nats, answers):
     """Returns the signals of a source that is equally surprised by every token and gives these answers."""
-
-    def response(text, number, reason):
-        turn = encode_example(tokenizer, [Message("user", "Say it.")], text, OwnTemplate())
-        ids = np.array(turn.response_ids)
-        others = (ids[:, None] + np.arange(K)) % len(tokenizer)
-        return Response(ids, np.full(len(ids), -number), TopK(others, np.full((len(ids), K), -number)), reason)
-
     out = []
     for number, (text, answer) in enumerate(zip(TEXTS, answers, strict=True)):
-        given, own = response(text, nats, "given"), response(answer, nats, "stop")
+        given, own = response(tokenizer, text, nats), response(tokenizer, answer, nats, "stop")
         out.append(RowSignals(str(number), len(text.encode()), None, given, [own], [answer]))
     return out
 
 
-def select(teachers=tuple(SOURCES), tokenizer=None, scores=((1.0, 0.5),) * 3, other=ANSWERS, **settings):
-    """Selects over the shard; the second source gives the answers `other`. The lossy source is always less surprised."""
+def lazy_signals(chooser, *inputs, unread=()):
+    """Returns the second pass of each source over what it was chosen to teach, without the rows of `unread` on policy."""
+    choices, _ = chooser.choose(*inputs)
+    out = []
+    for teacher, tokenizer in enumerate(tokenizers()[0]):
+        tables = [signals_schema(WIDTH).empty_table()]
+        for mode in ("training", "inference", "on_policy"):
+            own = [c for c in choices if c.teacher == teacher and c.mode == mode]
+            own = [c for c in own if mode != "on_policy" or str(c.row) not in unread]
+            if own:
+                read = [response(tokenizer, c.response, 1.5) for c in own]
+                tables.append(signals_table([str(c.row) for c in own], mode, read, WIDTH))
+        out.append(pa.concat_tables(tables))
+    return out
+
+
+def select(
+    teachers=tuple(SOURCES),
+    tokenizer=None,
+    scores=((1.0, 0.5),) * 3,
+    other=ANSWERS,
+    target=None,
+    unread=(),
+    **settings,
+):
+    """Selects over the shard; the second source gives the answers `other`. The lossy source is always less surprised. With a source
+    as the target, signals are lazy."""
     made, tables = tokenizers()
     each = zip(made, (1.5, 2.5), (ANSWERS, other), strict=True)
     collected = [collect_table(signals(*one), WIDTH, K) for one in each]
     rewards = [pa.table({"row_id": ["0", "1", "2"], "scores": [list(row) for row in scores]}, schema=REWARDS)]
     tokenizer = tokenizer or byte_level_tokenizer(480)
-    target = Target(tokenizer, TokenBytes.from_tokenizer(tokenizer, WIDTH), OwnTemplate())
-    projections = [VocabProjection.build(table, target.tokens) for table in tables]
-    chooser = Chooser(list(SOURCES), teachers, tables, SelectConfig(**settings), [RewardScale(0.0, 1.0)])
-    return Selector(chooser, projections, target, K).select(corpus(*TEXTS), collected, rewards)
+    encoder = Target(tokenizer, TokenBytes.from_tokenizer(tokenizer, WIDTH), OwnTemplate())
+    projections = [VocabProjection.build(table, encoder.tokens) for table in tables]
+    chooser = Chooser(list(SOURCES), teachers, tables, SelectConfig(**settings), [RewardScale(0.0, 1.0)], target=target)
+    inputs = (corpus(*TEXTS), collected, rewards)
+    lazy = None if target is None else lazy_signals(chooser, *inputs, unread=unread)
+    return Selector(chooser, projections, encoder, K).select(*inputs, lazy)

@@ -62,13 +62,13 @@ def model(name="llama"):
     return AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name]), dtype=torch.float32)
 
 
-def make_table(num_rows=11, seed=0, first=0, pairs=False):
+def make_table(num_rows=11, seed=0, first=0, pairs=False, on_policy=False):
     """Rows grouped by teacher and mode; two in three have an example in both modes, the others only in training mode. With pairs,
-    half of the rows have two answers to one prompt too."""
+    half of the rows have two answers to one prompt too; on policy, all have an answer of the target."""
     rng = np.random.default_rng([seed, first])
     records = []
     for row in range(first, first + num_rows):
-        for mode in ("training", "inference")[: 1 + (row % 3 > 0)]:
+        for mode in [*("training", "inference")[: 1 + (row % 3 > 0)], *["on_policy"] * on_policy]:
             prompt, response = rng.integers(1, V, rng.integers(2, 6)), rng.integers(1, V, rng.integers(1, 9))
             logprobs = -np.sort(rng.exponential(2.0, (len(response), K)) + 1.5, axis=1)
             records.append(
@@ -112,8 +112,8 @@ def _answer(row, mode, prompt, response):
     }
 
 
-def tables(num_shards=3, num_rows=11, pairs=False):
-    return {shard: make_table(num_rows, 0, shard * num_rows, pairs) for shard in range(num_shards)}
+def tables(num_shards=3, num_rows=11, **more):
+    return {shard: make_table(num_rows, 0, shard * num_rows, **more) for shard in range(num_shards)}
 
 
 def config(**settings):

@@ -52,7 +52,7 @@ def test_an_update_has_all_weighted_modes_of_its_rows_within_the_budget():
         assert size == update.sequence_tokens <= setting.config.batch_tokens
         rows = [setting.plan._row(place) for place in range(update.cursor, update.end)]
         assert sorted(update.keys) == sorted((r, m) for r in rows for m in (0, 1) if setting.index.tokens[r, m])
-        per_mode = [sum(int(setting.index.responses[key]) for key in update.keys if key[1] == m) for m in range(4)]
+        per_mode = [sum(int(setting.index.responses[key]) for key in update.keys if key[1] == m) for m in range(5)]
         assert list(update.num_tokens) == per_mode
         following = setting.plan._row(update.end)
         assert size + setting.index.tokens[following].sum() > setting.config.batch_tokens

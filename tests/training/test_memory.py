@@ -77,7 +77,7 @@ def measured(folder, config, repeats=1):
     module = load_target(str(folder), None, config, torch.device("cpu"))
     trainer = Trainer(module, Setting(config).plan, config, 0)
     update = Update(
-        0, 0, 0, ModeWeights(inference=1.0, training=1.0), (100, 100, 0, 0), (100.0, 100.0, 0.0, 0.0), 100, []
+        0, 0, 0, ModeWeights(inference=1.0, training=1.0), (100, 100, 0, 0, 0), (100.0, 100.0, 0.0, 0.0, 0.0), 100, []
     )
     batches = [full_batch(rows, length)] * (1 + accumulates)
     trainer.train_step(update, batches)

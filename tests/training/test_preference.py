@@ -81,11 +81,11 @@ def test_loss_and_gradient_equal_the_papers_formulas(loss):
     for batch in read_packs(made.index, made.reader, made.plan.deal(update, 1, 0), 0):
         losses = trainer.module(
             batch.tensors(trainer.device, trainer.reference.of(batch)),
-            torch.full((4,), 1 / update.denominators[-1], dtype=torch.float64),
+            torch.full((5,), 1 / update.denominators[2], dtype=torch.float64),
         )
         losses.total.backward()
         total, pairs = total + losses.total.item(), pairs + batch.num_pairs
-    assert pairs == update.denominators[-1] > 2
+    assert pairs == update.denominators[2] > 2
     assert total == pytest.approx(wanted.item(), rel=1e-6)
     for parameter, grad in zip(target.parameters(), grads, strict=True):
         torch.testing.assert_close(parameter.grad, grad, rtol=1e-5, atol=1e-8)

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from profuser.artifacts.schemas import MODES
+from profuser.artifacts.schemas import MODES, ON_POLICY
 from profuser.report.facts import RunFacts
 from profuser.report.plots.style import LIGHT, MODE_LINES, MODE_MARKERS, Theme, new_figure, styled
 from profuser.report.tables.loss import has_pairs, stage_boundaries
@@ -35,7 +35,7 @@ def loss_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
         panels: Any = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
         window = max(1, round(SMOOTHED_SHARE * len(facts.history)))
         for axes, (part, label) in zip(panels, PANELS.items(), strict=False):
-            for mode in MODES:
+            for mode in _modes(facts):
                 _curve(axes, facts, f"{part}_{mode}_nats", mode, window, theme)
             axes.set_ylabel(label)
         if pairs:
@@ -54,6 +54,11 @@ def loss_plot(facts: RunFacts, theme: Theme = LIGHT) -> Figure | None:
         figure.suptitle(f"Losses per response token, n = {len(facts.history):,} updates")
         figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
+
+
+def _modes(facts: RunFacts) -> tuple[str, ...]:
+    """Returns the modes whose examples have a teacher."""
+    return (*MODES, *([ON_POLICY] if any(f"kl_{ON_POLICY}_nats" in update for update in facts.history) else []))
 
 
 def _name_stages(axes: Axes, boundaries: list[float]) -> None:
@@ -92,7 +97,7 @@ def _heldout_bits(axes: Axes, facts: RunFacts, theme: Theme) -> None:
 def _weights(axes: Axes, facts: RunFacts, theme: Theme) -> None:
     thin = facts.history[:: max(1, len(facts.history) // MOST_POINTS)]
     steps = [update.get("step", index) for index, update in enumerate(thin)]
-    for mode in (*MODES, *([PREFERENCE] if has_pairs(facts.history) else [])):
+    for mode in (*_modes(facts), *([PREFERENCE] if has_pairs(facts.history) else [])):
         weights = [update.get(f"weight_{mode}", np.nan) for update in thin]
         look: dict[str, Any] = {"color": theme.modes[mode], "linestyle": MODE_LINES[mode], "label": f"{mode} mode"}
         axes.step(steps, weights, where="post", linewidth=1.8, **look)

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
@@ -15,7 +16,7 @@ ROWS = 3
 LEFT, RIGHT = 16, 6
 """Columns to the left of the curves, for names, and to the right, for half of the last update's number."""
 LEAST_COLUMNS, MOST_COLUMNS = 20, 72
-COLOURS = {"training": "blue", "inference": "dark_orange3", "preference": "green"}
+COLOURS = {"training": "blue", "inference": "dark_orange3", "preference": "green", "on_policy": "magenta"}
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,9 @@ class ScheduleDrawing:
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """The paper's modes in the order of its `(w1, w2)`, and preference mode if it has any weight."""
-        return ("inference", "training", *(["preference"] if uses(self.pieces, "preference") else []))
+        """The paper's modes in the order of its `(w1, w2)`, and the others that have any weight."""
+        others: tuple[Literal["preference", "on_policy"], ...] = ("preference", "on_policy")
+        return ("inference", "training", *(mode for mode in others if uses(self.pieces, mode)))
 
     def _curves(self, width: int, marks: Marks) -> Iterator[Text]:
         schedule = Schedule(self.pieces, self.num_steps)

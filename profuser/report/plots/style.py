@@ -33,7 +33,12 @@ class Theme:
     """Colours of the sources, in order."""
 
 
-MODE_LINES: Mapping[str, Any] = {"training": "-", "inference": (0, (5, 1.2)), "preference": (0, (1, 1))}
+MODE_LINES: Mapping[str, Any] = {
+    "training": "-",
+    "inference": (0, (5, 1.2)),
+    "preference": (0, (1, 1)),
+    "on_policy": (0, (5, 1, 1, 1)),
+}
 MODE_MARKERS = {"training": "s", "inference": "o"}
 MODE_HATCHES = {"training": "", "inference": "////"}
 """Hatches that distinguish the modes without colour."""
@@ -42,7 +47,7 @@ LIGHT = Theme(
     text="#1f2328",
     grid="#d8dee4",
     background="#ffffff",
-    modes={"training": "#0072b2", "inference": "#d55e00", "preference": "#009e73"},
+    modes={"training": "#0072b2", "inference": "#d55e00", "preference": "#009e73", "on_policy": "#a05195"},
     models={TARGET: "#1f2328", FUSED: "#d55e00"},
     others=("#0072b2", "#009e73", "#b06090", "#997700", "#3f8fbc"),
 )
@@ -50,7 +55,7 @@ DARK = Theme(
     text="#e6edf3",
     grid="#3a414a",
     background="#161b22",
-    modes={"training": "#56b4e9", "inference": "#e69f00", "preference": "#2fc79c"},
+    modes={"training": "#56b4e9", "inference": "#e69f00", "preference": "#2fc79c", "on_policy": "#cc79a7"},
     models={TARGET: "#e6edf3", FUSED: "#ff8c42"},
     others=("#56b4e9", "#2fc79a", "#e59ac8", "#f0e442", "#9ecbff"),
 )

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
-from profuser.artifacts.schemas import MODES
+from profuser.artifacts.schemas import MODES, ON_POLICY
 from profuser.report.facts import RunFacts
 
 ENDS_SHARE = 0.05
@@ -37,7 +37,7 @@ def stage_loss_lines(facts: RunFacts) -> list[StageLossLine]:
     lines = []
     for number, updates in enumerate(stages(facts.history), 1):
         first, last = (_step(facts.history, update) for update in (updates[0], updates[-1]))
-        for mode in MODES:
+        for mode in (*MODES, ON_POLICY):
             weights = _known(updates, f"weight_{mode}")
             heldout = _known(updates, f"heldout_bits_per_byte_{mode}")
             ce, kl = (_from_to(updates, f"{part}_{mode}_nats") for part in ("ce", "kl"))
