@@ -12,17 +12,28 @@ import urllib.request
 from pathlib import Path
 
 import httpx
+import numpy as np
 import openai
 import psutil
 import pytest
 import torch
 import yaml
+from pydantic import SecretStr
 from ray import serve
+from transformers import AutoConfig
 
 from cluster.harness.node_processes import free_port
+from profuser.engines.base import ReadSettings
+from profuser.engines.collecting import SourceReader
+from profuser.engines.endpoint.access import ask_source, read_tokens
+from profuser.engines.endpoint.engine import EndpointEngine
+from profuser.engines.transformers import TransformersEngine
 from profuser.errors import UserError
 from profuser.models.lab_paths import assets_path
+from profuser.recipe.engine import EngineConfig
+from profuser.recipe.models import GenerationConfig, OwnTemplate, SourceConfig
 from profuser.serving.options import ServeConfig
+from tests.engines.test_collecting import corpus
 from tests.load import chat, load, replica_pids
 from tests.serving import thinker
 
@@ -85,6 +96,29 @@ def url(settings):
 @pytest.fixture(scope="module")
 def client(url):
     return openai.OpenAI(base_url=url, api_key=KEY, max_retries=0)
+
+
+def test_a_served_model_is_a_source_whose_signals_are_those_of_a_local_engine(url):
+    how = ReadSettings(GenerationConfig(max_tokens=NUM_TOKENS), 5, 0)
+    endpoint = {"base_url": url, "model": NAME, "tokenizer": folder_of("llama")}
+    config = SourceConfig(name="big", endpoint=endpoint)
+    tokens = read_tokens(
+        folder_of("llama"), config, OwnTemplate(), AutoConfig.from_pretrained(folder_of("llama")).vocab_size
+    )
+    engine = TransformersEngine(folder_of("llama"), None, EngineConfig(dtype="float32"), tokens.end_ids)
+    local = SourceReader(engine, OwnTemplate())
+    key = SecretStr(KEY)
+    facts = ask_source(config, key, how, tokens)
+    served = SourceReader(EndpointEngine(config.endpoint, facts, key, tokens), OwnTemplate())
+    rows = corpus("The capital is not known.", "7")
+    for mine, other in zip(served.read(rows, how), local.read(rows, how), strict=True):
+        assert mine.refused is None
+        assert mine.texts == other.texts
+        for a, b in ((mine.training, other.training), (mine.answers[0], other.answers[0])):
+            assert a.ids.tolist() == b.ids.tolist()
+            np.testing.assert_allclose(a.logprobs, b.logprobs, atol=2e-2)
+            np.testing.assert_allclose(a.topk.logprobs[:, 0], b.topk.logprobs[:, 0], atol=2e-2)
+    local.loop.close()
 
 
 def expected_text(folder, prompt_ids):
