@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from profuser.alignment.source_signals import NextSteps, SourceSignals
+from profuser.alignment.spans import misspelt
 from profuser.alignment.token_bytes import TokenBytes
 from profuser.corpus import EncodedExample, Message, Refusal, encode_examples, render_prompts
 from profuser.corpus.thinking import begins_with_thinking
@@ -22,6 +23,7 @@ from profuser.engines.loop import EngineLoop
 from profuser.errors import EngineError
 from profuser.recipe.template import TemplateConfig
 from profuser.signals.codec import RaggedTopK, TopK
+from profuser.signals.ragged import Ragged
 
 RowDone = Callable[[], None]
 
@@ -148,7 +150,7 @@ class SourceReader:
 
     def encode_answers(self, rows: list[dict], answers: list[str], cut: list[bool]) -> list[list[int] | None]:
         """Returns another model's answers to corpus rows in the source's tokens; None for one that it cannot read: its template
-        refuses the conversation, or it is too long.
+        refuses the conversation, it is too long, or the source's tokens spell another text.
 
         Args:
             rows: corpus rows.
@@ -158,12 +160,15 @@ class SourceReader:
         pairs = [(_messages(row), answer) for row, answer in zip(rows, answers, strict=True)]
         out: list[list[int] | None] = []
         encoded = encode_examples(self.engine.tokenizer, pairs, self.template, [True] * len(rows))
-        for one, is_cut in zip(encoded, cut, strict=True):
-            if isinstance(one, Refusal) or self._too_long(one, []):
+        for one, answer, is_cut in zip(encoded, answers, cut, strict=True):
+            if isinstance(one, Refusal) or self._too_long(one, []) or self._misspells(one.response_ids, answer):
                 out.append(None)
             else:
                 out.append((one.response_ids[:-1] if is_cut else one.response_ids) or None)
         return out
+
+    def _misspells(self, ids: list[int], text: str) -> bool:
+        return bool(misspelt(self.tokens, Ragged.from_rows([ids], dtype=np.int64), [text.encode()]))
 
     def step_after(
         self,

@@ -32,8 +32,8 @@ class OptimizerConfig(Config):
 
 
 class Epochs(Config):
-    """Training length in passes over the tokens of all examples of both modes, and of the pairs if the schedule uses them;
-    independent of the schedule otherwise."""
+    """Training length in passes over the tokens of all examples of inference and training mode, and of the other modes that the
+    schedule uses; independent of the schedule otherwise."""
 
     kind: Literal["epochs"] = "epochs"
     value: float = Field(default=3.0, gt=0)
@@ -91,7 +91,7 @@ class DivergencesConfig(Config):
     training: DivergenceConfig = DivergenceConfig()
     """On the ground truth."""
     on_policy: DivergenceConfig = later_field(DivergenceConfig(kind="reverse_kl"))
-    """On the target's own answers, where it is the whole loss."""
+    """On the target's own answers, where it is the whole loss: without cross-entropy, and not multiplied by `beta`."""
 
 
 def _for_both_modes(value: Any) -> Any:
@@ -138,7 +138,8 @@ class FuseConfig(Config):
     """Weight of the KL against the cross-entropy (not in the paper: FuseLLM's weights 0.9 and 0.1 give 0.11)."""
     divergence: Annotated[DivergencesConfig, BeforeValidator(_for_both_modes)] = later_field(DivergencesConfig())
     """What is minimised beside the cross-entropy: `forward_kl` (the paper's), `reverse_kl`, `jsd` or `skew`; per mode by
-    `{inference: ..., training: ...}`, with a weight by `{kind: jsd, alpha: 0.1}`. Metrics name it `kl`, whichever it is."""
+    `{inference: ..., training: ..., on_policy: ...}`, with a weight by `{kind: jsd, alpha: 0.1}`. Metrics name it `kl`, whichever
+    it is."""
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of both distributions in the KL."""
     tail: Literal["bucket", "renormalise", "drop"] = "bucket"
@@ -150,7 +151,8 @@ class FuseConfig(Config):
     """Loss of the pairs, where the schedule has a weight of `preference`."""
     weighting: Literal["none", "margin"] = "none"
     """Weight of an example within its mode: equal (the paper's), or the best source's lead over the second (not in the paper):
-    the relative difference of their cross-entropies (training mode), or the difference of their shares of the votes (inference)."""
+    the relative difference of their cross-entropies (training mode), or the difference of their shares of the votes (inference).
+    Pairs and answers of the target weigh alike."""
     schedule: tuple[SchedulePiece, ...] = PROGRESSIVE
     """Weights of the modes over the run's progress; by default the paper's two stages, each for half of the updates (their
     lengths are not in the paper)."""
@@ -220,7 +222,7 @@ class FuseConfig(Config):
 
 
 def count_steps(config: FuseConfig, num_tokens: int) -> int:
-    """Returns the updates of a run over `num_tokens` tokens of examples (both modes): as configured, or enough for the epochs."""
+    """Returns the updates of a run over `num_tokens` tokens of examples: as configured, or enough for the epochs."""
     if isinstance(config.duration, Epochs):
         return max(1, math.ceil(config.duration.value * num_tokens / config.batch_tokens))
     return config.duration.value

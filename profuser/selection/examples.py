@@ -204,7 +204,7 @@ class Selector:
         ]
         unread = {place for place, c in enumerate(choices) if rows[c.row]["row_id"] not in read[c.teacher]}
         if left_out := wrong | unread:
-            add_counts(counts, {"on_policy_examples": -len(left_out), "on_policy_unreadable": len(left_out)})
+            add_counts(counts, {"on_policy_examples": -len(left_out), "on_policy_left_out": len(left_out)})
         return [one for place, one in enumerate(examples) if place not in left_out]
 
     def _pairs(self, rows: list[dict], choices: list[Choice], counts: dict[str, float]) -> pa.Table | None:
@@ -214,7 +214,7 @@ class Selector:
         broken = {place // len(PAIR) for place in wrong}
         kept = [one for place, one in enumerate(examples) if place // len(PAIR) not in broken]
         if broken:
-            add_counts(counts, {"preference_pairs": -len(broken), "pairs_misspelt_by_target": len(broken)})
+            add_counts(counts, {"preference_pairs": -len(broken), "pairs_left_out": len(broken)})
         if not kept:
             return None
         ids = response_ids(kept)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from profuser.alignment.matching import coverage
 from profuser.artifacts.artifact import Artifact
-from profuser.artifacts.schemas import MODES
+from profuser.artifacts.schemas import MODES, PAIR
 from profuser.engines.signal_tables import candidate_answers
 from profuser.recipe.selecting import AVERAGE
 from profuser.rewards.voting import RewardScale, standardised
@@ -118,10 +118,10 @@ def wins_by_category(selected: Artifact) -> dict[str, Counter[tuple[str, str]]]:
 
 
 def coverage_by_category(selected: Artifact) -> dict[str, dict[str, int]]:
-    """Returns the number of response tokens by alignment rule, over the examples of each category."""
+    """Returns the number of response tokens by alignment rule, over the examples of each category that have a teacher."""
     out: dict[str, Counter[str]] = {}
     for table in selected.tables(["category", "mode", "rules"]):
-        table = table.filter(pc.field("category").is_valid() & pc.field("mode").isin(list(MODES)))
+        table = table.filter(pc.field("category").is_valid() & ~pc.field("mode").isin(list(PAIR)))
         for name in table["category"].unique().to_pylist():
             rules = from_list_column(table.filter(pc.field("category") == name)["rules"])
             out.setdefault(name, Counter()).update(coverage(rules.values))

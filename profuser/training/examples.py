@@ -95,6 +95,16 @@ class ExampleIndex:
         )
         return cls(**arrays, num_cut=cut, num_left_out=left_out, num_long_pairs=long_pairs, teachers=teachers)
 
+    def cut_words(self, max_tokens: int) -> str:
+        """States which examples are not trained whole because of `max_tokens`; empty if all are."""
+        parts = {
+            "examples cut at their end": self.num_cut,
+            "examples left out, whose prompts leave no room": self.num_left_out,
+            "pairs left out, whose answers are too long together": self.num_long_pairs,
+        }
+        found = [f"{number:,} {what}" for what, number in parts.items() if number]
+        return f"{', '.join(found)}, at fuse.max_tokens of {max_tokens:,}" if found else ""
+
     def split(self, num_validation: int, seed: int) -> tuple[Int[np.ndarray, "R1"], Int[np.ndarray, "R2"]]:
         """Returns the training rows and the validation rows (the requested number, but at most a tenth), both ascending."""
         num = min(num_validation, len(self.shards) // 10)

@@ -44,6 +44,10 @@ class Reference:
         plan, seen = trainer.plan, set()
         num_pairs = int((plan.index.tokens[plan.rows, PREFERRED] > 0).sum())
         found: dict[str, list[float]] = {}
+        if trainer.rank == 0:
+            print(
+                f"step {trainer.step}: scoring up to {num_pairs:,} pairs under the target, their reference", flush=True
+            )
         module = trainer.module
         module.eval()
         for update, batches in stream(trainer, only_pairs=True):

@@ -19,6 +19,7 @@ from profuser.training.batches import UpdatePlan
 from profuser.training.examples import LIGHT_COLUMNS, ExampleIndex, ExampleReader
 from profuser.training.loop import HELDOUT
 from ray_jobs.runtime.cluster import check_fits, total_gpus
+from ray_jobs.runtime.progress import print_line
 from ray_jobs.runtime.shards import finish
 from ray_jobs.runtime.stalls import describe_workers
 from ray_jobs.training.board import TrainingMonitor
@@ -39,6 +40,8 @@ def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
     index = ExampleIndex.build(_light_tables(select), recipe.fuse.max_tokens, recipe.fuse.weighting)
     plan = UpdatePlan(index, recipe.fuse, recipe.training_seed)
     handle.log_metrics(_index_facts(plan))
+    if line := index.cut_words(recipe.fuse.max_tokens):
+        print_line(f"fuse: {line}")
     wanted = {"CPU": recipe.fuse.workers.num_cpus, "GPU": float(bool(scaling.use_gpu))}
     watch = TrainingMonitor(output, describe_workers(output, began, wanted, "workers"))
     task = WorkerTask(

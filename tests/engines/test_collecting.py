@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from tokenizers import normalizers
 
 from profuser.artifacts.schemas import CORPUS
 from profuser.corpus import Message, encode_example
@@ -182,6 +183,8 @@ def test_the_answer_of_another_model_is_encoded_as_ones_own_or_left_out():
     assert whole[-1] == end
     assert spell(cut) == "It is"
     assert too_long is None
+    engine.tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    assert reader.encode_answers(rows[:1], ["cafe\u0301"], [False]) == [None]
 
 
 def test_the_responses_of_a_failed_engine_are_no_progress():

@@ -16,12 +16,12 @@ from profuser.errors import EngineError
 from profuser.evaluation.benchmarks.data import read_pack
 from profuser.evaluation.benchmarks.results import benchmark_score
 from profuser.recipe.engine import EngineConfig
-from profuser.recipe.models import OwnTemplate
+from profuser.recipe.models import ModelConfig, OwnTemplate
 from profuser.run.results import read_benchmarks
 from ray_jobs.pipeline.pipeline import run_pipeline
 from ray_jobs.runtime.cluster import connected
 from ray_jobs.runtime.concurrency import concurrent_models
-from ray_jobs.stages.benchmarks import benchmarks
+from ray_jobs.stages.benchmarks import _Measurer, benchmarks
 from tests import tiny
 from tests.benchmarks import base_run
 from tests.benchmarks.arms import fuse
@@ -148,6 +148,15 @@ def test_a_model_is_loaded_once_for_all_its_benchmarks_and_one_that_fails_stops_
     page = run.report().folder.read_bytes("index.html").decode()
     assert all(f"gsm8k of {name} was not measured: " in page for name in ("target (llama)", "fused"))
     assert reason in page
+
+
+def test_a_process_loads_its_model_once(monkeypatch):
+    loads = []
+    monkeypatch.setattr("profuser.evaluation.benchmarks.models.load_lm", lambda *given: loads.append(given) or object())
+    measurer = _Measurer("folder", ModelConfig(model="folder"), OwnTemplate())
+    monkeypatch.setattr("ray_jobs.stages.benchmarks.local_model", lambda path, _: path)
+    assert measurer._loaded() is measurer._loaded()
+    assert len(loads) == 1
 
 
 def test_an_unloadable_model_is_reported_in_one_line(make, tmp_path, model):

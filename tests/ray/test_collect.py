@@ -64,7 +64,7 @@ def check_on_policy(run, rows):
     """Asserts that the target's answers are taught by the other source, with its distributions."""
     counts = run.select().manifest().counts
     assert counts["on_policy_examples"] == len(rows) > 5
-    left_out = [counts.get(f"on_policy_{why}", 0) for why in ("without_answer", "without_teacher", "unreadable")]
+    left_out = [counts.get(f"on_policy_{why}", 0) for why in ("without_answer", "without_teacher", "left_out")]
     assert len(rows) + sum(left_out) == counts["rows"]
     target = run.recipe.sources[0]
     assert run.recipe.is_target(target)

@@ -204,6 +204,7 @@ def test_tokens_are_counted_by_category_and_rule_without_the_pairs(tmp_path):
         {"category": "maths", "mode": "training", "rules": [1, 1, 4]},
         {"category": "maths", "mode": "inference", "rules": [0, 1]},
         {"category": "maths", "mode": "preferred", "rules": [0, 0, 0]},
+        {"category": "maths", "mode": "on_policy", "rules": [3]},
         {"category": None, "mode": "training", "rules": [2]},
         {"category": "code", "mode": "training", "rules": [2, 3]},
     ]
@@ -211,7 +212,7 @@ def test_tokens_are_counted_by_category_and_rule_without_the_pairs(tmp_path):
     none = dict.fromkeys(("none", "project", "condition", "chain", "end"), 0)
     assert found == {
         "code": none | {"condition": 1, "chain": 1},
-        "maths": none | {"none": 1, "project": 3, "end": 1},
+        "maths": none | {"none": 1, "project": 3, "chain": 1, "end": 1},
     }
 
 

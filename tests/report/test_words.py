@@ -83,6 +83,11 @@ def test_the_words_state_how_often_the_modes_agree_and_the_target_wins():
     assert "kappa +0.12" in modes
     assert "38.9 % of the examples in training mode, 23.0 % of the examples in inference mode" in target
     assert selection_words(made_up.facts(selection=None, source_is_target=None)) == []
+    more = {"preference_pairs": 61, "rows_without_pair": 15, "on_policy_examples": 40}
+    assert selection_words(made_up.facts(selection=None, source_is_target=None, selection_counts=more)) == [
+        "61 pairs of answers; of 15 rows with several answers no two make a pair.",
+        "40 answers of the target have the distributions of the row's teacher.",
+    ]
 
 
 def test_the_better_of_target_and_fused_model_is_bold():

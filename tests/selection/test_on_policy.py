@@ -52,7 +52,7 @@ def test_other_examples_are_as_without_it_and_an_answer_that_the_teacher_could_n
     usual, before = select(target=PLAIN, other=OWN)
     table, counts = select(target=PLAIN, other=OWN, on_policy={}, unread=("2",))
     assert set(on_policy(table)) == {"0"}
-    assert (counts["on_policy_examples"], counts["on_policy_unreadable"]) == (1, 1)
+    assert (counts["on_policy_examples"], counts["on_policy_left_out"]) == (1, 1)
     rest = [row for row in table.to_pylist() if row["mode"] != "on_policy"]
     assert str(rest) == str(usual.to_pylist())
     assert counts["examples"] == before["examples"]

@@ -83,6 +83,6 @@ def test_a_pair_of_which_the_target_misspells_one_answer_is_left_out_and_counted
     usual, counts = select(**settings)
     table, fewer = select(tokenizer=composing(), **settings)
     assert counts["preference_pairs"] == 3
-    assert (fewer["preference_pairs"], fewer["pairs_misspelt_by_target"]) == (2, 1)
+    assert (fewer["preference_pairs"], fewer["pairs_left_out"]) == (2, 1)
     assert [row["row_id"] for row in table.to_pylist() if row["mode"] in PAIR] == ["0", "0", "1", "1"]
     assert usual.num_rows - table.num_rows >= 2

@@ -117,6 +117,8 @@ def test_the_answers_of_a_pair_are_in_one_pack_and_a_long_pair_is_left_out_and_c
             assert [row for row, part in each if part == 2] == [row for row, part in each if part == 3]
     short = ExampleIndex.build(made.shards.items(), 14)
     assert short.num_long_pairs > 0
+    assert f"{short.num_long_pairs} pairs left out, whose answers are too long together" in short.cut_words(14)
+    assert made.index.cut_words(24) == ""
     assert (short.tokens[:, 2:].sum(1) <= 14).all()
     assert int((short.tokens[:, 2] > 0).sum()) + short.num_long_pairs == int((made.index.tokens[:, 2] > 0).sum())
 

@@ -21,7 +21,8 @@ KAPPA = "Cohen's kappa; 0 is chance, 1 is always the same choice"
 
 
 def selection_words(facts: RunFacts) -> list[str]:
-    """States how often both modes choose the same teacher, how many rejected answers teach, and how often the target is chosen."""
+    """States how often both modes choose the same teacher, how many rejected answers teach, how many pairs and answers of the
+    target there are, and how often the target is chosen."""
     out = []
     modes = facts.selection.modes if facts.selection else None
     if modes and modes.num_rows:
@@ -37,6 +38,12 @@ def selection_words(facts: RunFacts) -> list[str]:
     ]
     if silent := facts.selection_counts.get("rows_without_accepted_answer"):
         out.append(f"{silent:,.0f} rows teach only the ground truth: every verifier rejects all their answers.")
+    counts = facts.selection_counts
+    if pairs := counts.get("preference_pairs"):
+        none = counts.get("rows_without_pair", 0)
+        out.append(f"{pairs:,.0f} pairs of answers; of {none:,.0f} rows with several answers no two make a pair.")
+    if own := counts.get("on_policy_examples"):
+        out.append(f"{own:,.0f} answers of the target have the distributions of the row's teacher.")
     wins = [f"{percent(part, 1)} of the examples in {mode} mode" for mode, part in facts.target_wins().items()]
     if wins:
         out.append(f"The target itself wins, with little new to learn, in {', '.join(wins)}.")
