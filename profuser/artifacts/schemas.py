@@ -86,6 +86,8 @@ ON_POLICY = "on_policy"
 """An answer of the target itself, with the distributions of the row's teacher."""
 PARTS = (*MODES, *PAIR, ON_POLICY)
 """What an example in the select artifact can be, in the order of training's arrays."""
+MODES_OF_PARTS = (*MODES, *("preference",) * len(PAIR), ON_POLICY)
+"""The mode of each entry of `PARTS`, as schedules name it."""
 
 
 def collect_schema(vocab_size: int, with_topk: bool = True) -> pa.Schema:

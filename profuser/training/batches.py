@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from profuser.artifacts.schemas import MODES, PAIR, PARTS
+from profuser.artifacts.schemas import MODES, MODES_OF_PARTS, PARTS
 from profuser.errors import TrainingError
 from profuser.recipe.fusing import FuseConfig, count_steps
 from profuser.recipe.schedule import ModeWeights, Schedule, SchedulePiece, Weights, uses
@@ -24,8 +24,6 @@ from profuser.training.step import PackedExamples, collate
 
 Key = tuple[int, int]
 """An example: row of the index, and index into `PARTS`."""
-OF_PARTS = (*MODES, *("preference",) * len(PAIR), "on_policy")
-"""The mode of each entry of `PARTS`, as schedules name it."""
 Pack = list[Key]
 """Examples concatenated in one sequence."""
 
@@ -74,7 +72,7 @@ class UpdatePlan:
         self.index, self.config, self.seed = index, config, seed
         self.rows, self.validation = index.split(config.validation_rows, seed)
         more = [mode for mode in ("preference", "on_policy") if uses(config.schedule, mode)]
-        trained = [part for part, mode in enumerate(OF_PARTS) if mode in (*MODES, *more)]
+        trained = [part for part, mode in enumerate(MODES_OF_PARTS) if mode in (*MODES, *more)]
         self.num_steps = count_steps(config, int(index.tokens[self.rows][:, trained].sum()))
         self._epoch = lru_cache(maxsize=2)(self._order)
         self._sizes = lru_cache(self._sizes_of)
@@ -155,7 +153,7 @@ class UpdatePlan:
         """Returns the tokens of every row of the index in these parts."""
         sizes = self.index.tokens[:, parts].sum(axis=1)
         if not sizes[self.rows].any():
-            names = dict.fromkeys(OF_PARTS[part] for part in parts)
+            names = dict.fromkeys(MODES_OF_PARTS[part] for part in parts)
             raise TrainingError(
                 f"fuse: no example in the mode that the schedule trains ({' and '.join(names)}); check "
                 "select's counts: if verifiers accepted no answer, lower their accept_above, or set it to null to reject none"
@@ -170,7 +168,7 @@ class UpdatePlan:
 
 def _parts(*weights: ModeWeights | Weights | SchedulePiece) -> tuple[int, ...]:
     """Returns the indices into `PARTS` of what at least one of these gives weight to."""
-    return tuple(part for part, mode in enumerate(OF_PARTS) if any(getattr(each, mode) > 0 for each in weights))
+    return tuple(part for part, mode in enumerate(MODES_OF_PARTS) if any(getattr(each, mode) > 0 for each in weights))
 
 
 def _units(keys: Sequence[Key]) -> list[tuple[Key, ...]]:

@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from profuser.artifacts.schemas import MODES, PAIR, PARTS
+from profuser.artifacts.schemas import MODES, MODES_OF_PARTS, PAIR, PARTS
 from profuser.errors import TrainingError
 from profuser.recipe.fusing import FuseConfig
 from profuser.recipe.schedule import Schedule
-from profuser.training.batches import OF_PARTS, Update, UpdatePlan
+from profuser.training.batches import Update, UpdatePlan
 from profuser.training.guards import SpikeWatch, explain_out_of_memory, worst_rows
 from profuser.training.optimizer import learning_rate, make_optimizer, step_if_finite
 from profuser.training.preference import PREFERRED
@@ -149,7 +149,7 @@ class Trainer:
         rate = self._learning_rate(update.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        weights = [getattr(update.weights, mode) for mode in OF_PARTS]
+        weights = [getattr(update.weights, mode) for mode in MODES_OF_PARTS]
         shares = [weight / (n or 1.0) for weight, n in zip(weights, update.denominators, strict=True)]
         scale = on_device(torch.tensor(shares), self.device)
         sums = torch.zeros(2 * len(PARTS) + len(OF_PAIRS) + 1, device=self.device)
