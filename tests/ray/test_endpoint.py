@@ -141,7 +141,9 @@ def test_a_server_that_fails_in_mid_stage_ends_it_in_one_line_and_the_next_run_c
             collect(run, source)
         kept = output.shards()
         assert 0 < len(kept) < 5
-        assert not (output.folder / "attempts").names()
+        # The stage may have ended another shard when it had just begun: no attempt counts as a death of the engine.
+        notes = output.folder / "attempts"
+        assert [notes.read_json(name)["deaths"] for name in notes.names()] in ([], [0])
         num_chats[0] = -1000
         assert collect(run, source).counts["rows"] == stages.NUM_ROWS - 4
     assert num_chats[0] < -1000 + stages.NUM_ROWS

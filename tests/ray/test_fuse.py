@@ -120,6 +120,23 @@ def check_same_bits(storage, undisturbed, folder):
     assert all(a.equal(b) for a, b in zip(mine, other, strict=True))
 
 
+def check_same_curve(storage, undisturbed):
+    """Asserts that two runs are equal up to the order of sums.
+
+    Where the target still equals its reference, each pair's lead is zero but for rounding, and its sign, which the accuracy counts,
+    says nothing.
+    """
+    mine, other = history(storage), history(undisturbed)
+    for records in zip(mine, other, strict=True):
+        leads = [record.pop("preference_lead", 0.0) for record in records]
+        assert leads[0] == pytest.approx(leads[1], rel=1e-3, abs=1e-6)
+        if 0 < abs(leads[0]) < 1e-6:
+            assert all("preference_accuracy" in record for record in records)
+            for record in records:
+                del record["preference_accuracy"]
+        assert records[0] == pytest.approx(records[1], rel=1e-3)
+
+
 def check_logged_once(storage):
     """Asserts that one MLflow run holds each update once."""
     client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
@@ -154,8 +171,7 @@ def test_a_killed_worker_a_preempted_driver_and_a_killed_one_change_no_bit(selec
 
     # The same half-finished run, completed by one worker (the second does not fit): another order of sums, otherwise equal.
     assert Driver(half, selected, workers={"num_workers": 2, "min_workers": 1, "num_cpus": 3}).wait() == 0
-    for mine, other in zip(history(half / "storage"), history(undisturbed), strict=True):
-        assert mine == pytest.approx(other, rel=1e-3)
+    check_same_curve(half / "storage", undisturbed)
 
 
 def test_checkpoints_are_kept_by_held_out_bits_per_byte_and_the_best_is_exported(selected, tmp_path):
@@ -201,8 +217,7 @@ def test_a_drained_node_leaves_a_checkpoint_and_the_other_continues(selected, un
     steps = {json.loads(f.read_text())["step"] for f in (storage / "tiny" / "fuse").glob("train-*/*/progress.json")}
     assert [step for step in steps if step % SETTINGS["checkpoint_every_steps"]], steps
     assert [record["step"] for record in history(storage)] == list(range(NUM_STEPS))
-    for mine, other in zip(history(storage), history(undisturbed), strict=True):
-        assert mine == pytest.approx(other, rel=1e-3)
+    check_same_curve(storage, undisturbed)
 
 
 def reclaim(cluster, node):
