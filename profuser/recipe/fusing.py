@@ -158,6 +158,10 @@ class FuseConfig(Config):
     lengths are not in the paper)."""
     duration: Annotated[Epochs | Steps, Field(discriminator="kind")] = Epochs()
     """Training length: passes over the tokens, or updates."""
+    rounds: int = later_field(1, ge=1)
+    """Rounds of equally many updates (not in the paper). At the start of each but the first, the target as it is then answers the
+    corpus again, and the rows' teachers read these answers (stage `rounds`); they are what `on_policy` then trains. With
+    `export: best`, the last round's best checkpoint counts."""
     batch_tokens: int = Field(default=65_536, gt=0)
     """Tokens of an update, prompts and responses of all its examples, over all workers. Not in the paper: FuseChat's 128 rows of
     512."""
@@ -209,6 +213,18 @@ class FuseConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _rounds_are_used(self) -> "FuseConfig":
+        if self.rounds > 1 and not uses(self.schedule, "on_policy"):
+            raise ValueError(
+                "rounds: more than one renews the target's answers for on_policy, and the schedule has none"
+            )
+        if isinstance(self.duration, Steps) and self.duration.value < self.rounds:
+            raise ValueError(
+                f"rounds: {self.rounds} rounds of {self.duration.value} updates leave one without any; set fewer"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _pairs_are_packed(self) -> "FuseConfig":
         if uses(self.schedule, "preference") and not self.packing:
             raise ValueError("schedule: preference needs packing: true, which keeps the answers of a pair together")
@@ -219,6 +235,11 @@ class FuseConfig(Config):
         if self.export == "best" and self.validation_rows == 0:
             raise ValueError("export: best needs validation_rows above 0, to choose the best checkpoint")
         return self
+
+
+def round_end(config: FuseConfig, num_steps: int, number: int) -> int:
+    """Returns the update before which a round ends, of `num_steps` in all rounds; rounds are numbered from 1."""
+    return math.ceil(num_steps * number / config.rounds)
 
 
 def count_steps(config: FuseConfig, num_tokens: int) -> int:

@@ -209,3 +209,13 @@ class Recipe(Config):
     def teachers(self) -> tuple[SourceConfig, ...]:
         """Sources that may teach."""
         return tuple(s for s in self.sources if not (self.select.exclude_target and self.is_target(s)))
+
+    @property
+    def answering(self) -> tuple[SourceConfig, ...]:
+        """Sources that are the target, whose answers on-policy mode trains: one, or none."""
+        return tuple(source for source in self.sources if self.is_target(source))[:1]
+
+    @property
+    def readers(self) -> tuple[SourceConfig, ...]:
+        """Sources that may read the target's answers."""
+        return tuple(source for source in self.teachers if not self.is_target(source))

@@ -5,7 +5,8 @@ import yaml
 from profuser.artifacts.artifact import read_manifest
 from profuser.errors import UserError
 from profuser.recipe.loading import parse_recipe
-from profuser.run.fusion_run import MODEL, FusionRun
+from profuser.run.fusing_artifacts import MODEL
+from profuser.run.fusion_run import FusionRun
 from profuser.storage.folder import Folder
 
 RECIPE = "recipe.yaml"

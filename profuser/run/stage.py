@@ -30,6 +30,8 @@ class Part:
     """Actor pool; None if there is none, or if its actors request no accelerator."""
     group: str | None = None
     """Parts of one group run in turn and share the model that the first of them loads. If one fails, the others still run."""
+    job: str | None = None
+    """Stage whose function makes it, where that is not its own."""
 
     @property
     def artifact(self) -> Artifact:

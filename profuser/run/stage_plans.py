@@ -59,13 +59,10 @@ def rewards(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
 def signals(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
     """Estimates, per source, teacher-forcing an equal share of the chosen responses; `select.condition: exact` adds next steps."""
     recipe, rows = run.recipe, train_rows(run, size)
-    steps = STEPS_PER_TOKEN if recipe.select.condition == "exact" else 0.0
     for source in recipe.sources if recipe.collect.signals == "lazy" else ():
         responses = 2 + (recipe.select.on_policy is not None)
         taught = responses * rows / len(recipe.teachers) if source in recipe.teachers else 0
-        tokens = taught * (size.prompt_tokens + size.response_tokens * (1 + steps * STEP_TOKENS))
-        disk = taught * size.response_tokens * (1 + steps) * _bytes_per_token(recipe.collect.top_k)
-        yield PlanLine(round(taught), tokens, disk, _devices(source))
+        yield _reading(run, source, taught, size)
 
 
 def select(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
@@ -75,12 +72,28 @@ def select(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
     yield PlanLine(rows, tokens, tokens * _bytes_per_token(run.recipe.collect.top_k), "1 CPU")
 
 
+def rounds(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
+    """Estimates, per later round, answers of the target, their reading by teachers and examples; before the last, training too."""
+    recipe, rows = run.recipe, train_rows(run, size)
+    answering, lines = {source.name for source in recipe.answering}, list(collect(run, size))
+    answers = [line for source, line in zip(recipe.sources, lines, strict=True) if source.name in answering]
+    for number in range(1, recipe.fuse.rounds + 1):
+        if number > 1:
+            yield from answers
+            for source in recipe.readers:
+                yield _reading(run, source, rows / len(recipe.teachers), size)
+            yield from select(run, size)
+        if number < recipe.fuse.rounds:
+            yield from fuse(run, size)
+
+
 def fuse(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
-    """Estimates all updates of training."""
+    """Estimates the updates of a round of training; usually there is one."""
     rows, fusing = train_rows(run, size), run.recipe.fuse
     workers = fusing.workers
     devices = f"{workers.num_workers} GPUs, or {workers.num_workers * workers.num_cpus:g} CPUs"
-    yield PlanLine(rows, num_updates(run.recipe, rows, size) * fusing.batch_tokens, 0, devices)
+    updates = num_updates(run.recipe, rows, size) / fusing.rounds
+    yield PlanLine(rows, round(updates * fusing.batch_tokens), 0, devices)
 
 
 def evaluate(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
@@ -122,6 +135,14 @@ def num_updates(recipe: Recipe, rows: int, size: CorpusSize) -> int:
     schedule = recipe.fuse.schedule
     responses = 2 + 2 * uses(schedule, "preference") + uses(schedule, "on_policy")
     return count_steps(recipe.fuse, round(responses * rows * _row_tokens(size)))
+
+
+def _reading(run: "FusionRun", source: SourceConfig, responses: float, size: CorpusSize) -> PlanLine:
+    """Estimates reading so many responses, each as long as the ground truth, with their next steps if these are wanted."""
+    steps = STEPS_PER_TOKEN if run.recipe.select.condition == "exact" else 0.0
+    tokens = responses * (size.prompt_tokens + size.response_tokens * (1 + steps * STEP_TOKENS))
+    disk = responses * size.response_tokens * (1 + steps) * _bytes_per_token(run.recipe.collect.top_k)
+    return PlanLine(round(responses), tokens, disk, _devices(source))
 
 
 def _row_tokens(size: CorpusSize) -> float:

@@ -22,8 +22,9 @@ def _part(
     *arguments: Any,
     pool: PoolConfig | None = None,
     group: str | None = None,
+    job: str | None = None,
 ) -> Part:
-    return Part(name, lambda: [make()], arguments, pool, group)
+    return Part(name, lambda: [make()], arguments, pool, group, job)
 
 
 def _collect(run: "FusionRun") -> list[Part]:
@@ -38,6 +39,24 @@ def _signals(run: "FusionRun") -> list[Part]:
     """Returns parts only if signals are lazy."""
     sources = run.recipe.sources if run.recipe.collect.signals == "lazy" else ()
     return [_part(f"signals/{s.name}", partial(run.signals, s), s, pool=s.pool) for s in sources]
+
+
+def _rounds(run: "FusionRun") -> list[Part]:
+    """Returns what lies between the examples of the first round and the training of the last, in order; nothing for one round."""
+    recipe, out = run.recipe, []
+    for number in range(1, recipe.fuse.rounds + 1):
+        if number > 1:
+            makers = (("collect", run.collect, recipe.answering), ("signals", run.signals, recipe.readers))
+            out += [
+                _part(f"rounds/{number}/{job}/{s.name}", partial(make, s, number), s, number, pool=s.pool, job=job)
+                for job, make, sources in makers
+                for s in sources
+            ]
+            making = partial(run.select, number)
+            out.append(_part(f"rounds/{number}/select", making, number, pool=recipe.select.pool, job="select"))
+        if number < recipe.fuse.rounds:
+            out.append(_part(f"rounds/{number}/fuse", partial(run.fuse, number), number, job="fuse"))
+    return out
 
 
 def _evaluate(run: "FusionRun") -> list[Part]:
@@ -73,6 +92,16 @@ def _prepared(counts: Mapping[str, Mapping[str, float]]) -> list[str]:
     refused = int(sum(found.get("quarantined", 0) for found in counts.values()))
     heldout = [f"{rows['prepare/heldout']:,} rows held out"] if "prepare/heldout" in rows else []
     return [f"{rows.get('prepare/train', 0):,} training rows", *heldout, f"{refused:,} rows refused"]
+
+
+def _answered(counts: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Returns the report's phrases for `rounds`."""
+    out = []
+    for name, found in counts.items():
+        if name.endswith("/select"):
+            number, answers = name.split("/")[1], int(found.get("on_policy_examples", 0))
+            out.append(f"round {number}: {answers:,} answers of the target")
+    return out
 
 
 _ALL = (
@@ -115,6 +144,13 @@ _ALL = (
         purpose="Choose teachers and write the training examples.",
         parts=lambda run: [_part("select", run.select, pool=run.recipe.select.pool)],
         plan=stage_plans.select,
+    ),
+    Stage(
+        name="rounds",
+        purpose="Renew the target's answers for on-policy mode, between rounds of training. Only if fuse.rounds is above 1.",
+        parts=_rounds,
+        plan=stage_plans.rounds,
+        report=_answered,
     ),
     Stage(
         name="fuse",

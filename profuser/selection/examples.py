@@ -80,6 +80,7 @@ class Selector:
         collected: Sequence[pa.Table],
         rewards: Sequence[pa.Table],
         lazy: Sequence[pa.Table] | None = None,
+        own: pa.Table | None = None,
     ) -> tuple[pa.Table, dict[str, float]]:
         """Builds the training examples of a shard.
 
@@ -88,6 +89,7 @@ class Selector:
             collected: each source's signals for them, `[M]`.
             rewards: each reward's scores of the sources' answers, `[R]`.
             lazy: if the first pass kept no distributions, those of the chosen rows, `[M]`, in the signals schema.
+            own: the target's answers in a later round, as in `Chooser.choose`.
 
         Returns:
             A table of the select schema, and counts: those of `Chooser.choose`, and tokens by alignment rule and source.
@@ -95,7 +97,7 @@ class Selector:
         Raises:
             ArtifactError: the tables do not have the same rows, or `lazy` lacks a chosen row.
         """
-        choices, counts = self.chooser.choose(corpus, collected, rewards)
+        choices, counts = self.chooser.choose(corpus, collected, rewards, own)
         rows = corpus.to_pylist()
         examples = self._encode(rows, [one for one in choices if one.mode in MODES], counts)
         tables = []

@@ -88,7 +88,11 @@ class Chooser:
     """Index of the source that is the target; None if none is."""
 
     def choose(
-        self, corpus: pa.Table, collected: Sequence[pa.Table], rewards: Sequence[pa.Table]
+        self,
+        corpus: pa.Table,
+        collected: Sequence[pa.Table],
+        rewards: Sequence[pa.Table],
+        own: pa.Table | None = None,
     ) -> tuple[list[Choice], dict[str, float]]:
         """Chooses the teachers of both modes, and pairs of answers and teachers of the target's answers if the recipe wants any.
 
@@ -96,6 +100,8 @@ class Chooser:
             corpus: corpus rows of the shard.
             collected: each source's signals for them, `[M]`, with at least the `LIGHT_COLUMNS`.
             rewards: each reward's scores of the sources' answers, `[R]`.
+            own: the target's signals for them in a later round, whose answers on-policy mode trains; by default those in
+                `collected`.
 
         Returns:
             The choices (both answers of a pair follow one another), and counts: rows, rows that were left out, rows that a source
@@ -105,7 +111,7 @@ class Chooser:
         Raises:
             ArtifactError: the tables do not have the same rows.
         """
-        _check_same_rows(corpus, [*collected, *rewards])
+        _check_same_rows(corpus, [*collected, *rewards, *([] if own is None else [own])])
         rows = corpus.to_pylist()
         counts: dict[str, float] = {"rows": len(rows)}
         judged = self._judge(rows, collected, rewards)
@@ -114,7 +120,8 @@ class Chooser:
         choices += self._pairs(judged, counts) if self.config.preference else []
         if self.config.on_policy:
             chosen = training if self.config.on_policy.teacher == "training" else inference
-            choices += self._on_policy(chosen, judged, collected, counts)
+            assert self.target is not None
+            choices += self._on_policy(chosen, collected[self.target] if own is None else own, counts)
         if self.config.incomplete_rows == "drop":
             incomplete = _incomplete(collected)
             counts["incomplete_rows"] = int(incomplete.sum())
@@ -211,25 +218,23 @@ class Chooser:
                 counts["rows_without_pair"] += 1
         return out
 
-    def _on_policy(
-        self, chosen: list[Choice], judged: JudgedAnswers, collected: Sequence[pa.Table], counts: dict[str, float]
-    ) -> list[Choice]:
+    def _on_policy(self, chosen: list[Choice], own: pa.Table, counts: dict[str, float]) -> list[Choice]:
         """Gives the target's first answer to each row to the row's teacher; counts answers that are none, and rows without another
         teacher than the target."""
-        assert self.target is not None
-        place, by_row = self.target * self.num_samples, {choice.row: choice for choice in chosen}
+        reasons, by_row = own["finish_reasons"].to_pylist(), {choice.row: choice for choice in chosen}
         out: list[Choice] = []
         names = ("on_policy_without_answer", "on_policy_without_teacher")
         counts |= dict.fromkeys(names, 0)
-        for row, answers in enumerate(candidate_answers(collected, self.num_samples)):
-            text, teacher = answers[place], by_row.get(row)
+        for row, answers in enumerate(candidate_answers([own], self.num_samples)):
+            text, teacher = answers[0], by_row.get(row)
             if text is None or not text.strip():
                 counts["on_policy_without_answer"] += 1
             elif teacher is None or teacher.teacher == self.target:
                 counts["on_policy_without_teacher"] += 1
             else:
-                cut = self._is_cut(judged, row, place)
-                out.append(Choice(row, ON_POLICY, teacher.teacher, 0, teacher.advantages, text, cut))
+                out.append(
+                    Choice(row, ON_POLICY, teacher.teacher, 0, teacher.advantages, text, _is_cut(reasons[row], 0))
+                )
         return out
 
     def _answer(self, judged: JudgedAnswers, row: int, place: int, mode: str) -> Choice:
@@ -239,8 +244,11 @@ class Chooser:
 
     def _is_cut(self, judged: JudgedAnswers, row: int, place: int) -> bool:
         source, sample = divmod(place, self.num_samples)
-        reasons = judged.reasons[source][row]
-        return sample < len(reasons) and reasons[sample] == "length"
+        return _is_cut(judged.reasons[source][row], sample)
+
+
+def _is_cut(reasons: Sequence[str], sample: int) -> bool:
+    return sample < len(reasons) and reasons[sample] == "length"
 
 
 def _incomplete(collected: Sequence[pa.Table]) -> Bool[np.ndarray, "N"]:

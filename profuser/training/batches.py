@@ -16,7 +16,7 @@ from jaxtyping import Int
 
 from profuser.artifacts.schemas import MODES, MODES_OF_PARTS, PARTS
 from profuser.errors import TrainingError
-from profuser.recipe.fusing import FuseConfig, count_steps
+from profuser.recipe.fusing import FuseConfig, count_steps, round_end
 from profuser.recipe.schedule import ModeWeights, Schedule, SchedulePiece, Weights, uses
 from profuser.training.examples import ExampleIndex, ExampleReader
 from profuser.training.preference import PREFERRED, REJECTED, in_pair
@@ -53,7 +53,7 @@ class Update:
 
 
 class UpdatePlan:
-    """The updates of a run. Rows are streamed epoch after epoch without a gap, each epoch in its own order.
+    """The updates of a run or of its round. Rows are streamed epoch after epoch without a gap, each epoch in its own order.
 
     An epoch reads its shards in random order and shuffles rows within windows of `shuffle_rows`, so that shards are read
     sequentially.
@@ -62,18 +62,31 @@ class UpdatePlan:
         index: all examples.
         config: batch, duration and packing.
         seed: seed of the order, and of the choice of validation rows.
+        round_number: the round whose updates are made, from 1; by default the last.
+        num_steps: updates of all rounds; by default counted from the examples, which differ between rounds.
 
     Raises:
-        TrainingError: at some point of the schedule no row has an example in the trained modes, or the examples of one row are
-            longer than a whole batch.
+        TrainingError: there are fewer updates than rounds, at some point of the schedule no row has an example in the trained
+            modes, or the examples of one row are longer than a whole batch.
     """
 
-    def __init__(self, index: ExampleIndex, config: FuseConfig, seed: int):
-        self.index, self.config, self.seed = index, config, seed
+    def __init__(
+        self,
+        index: ExampleIndex,
+        config: FuseConfig,
+        seed: int,
+        round_number: int | None = None,
+        num_steps: int | None = None,
+    ):
+        self.index, self.config, self.seed, self.round_number = index, config, seed, round_number or config.rounds
         self.rows, self.validation = index.split(config.validation_rows, seed)
         more = [mode for mode in ("preference", "on_policy") if uses(config.schedule, mode)]
         trained = [part for part, mode in enumerate(MODES_OF_PARTS) if mode in (*MODES, *more)]
-        self.num_steps = count_steps(config, int(index.tokens[self.rows][:, trained].sum()))
+        self.num_steps = num_steps or count_steps(config, int(index.tokens[self.rows][:, trained].sum()))
+        self.end = round_end(config, self.num_steps, self.round_number)
+        """Updates of this round and those before it."""
+        if self.num_steps < config.rounds:
+            raise TrainingError(f"fuse.rounds: {config.rounds} rounds, but only {self.num_steps} updates; set fewer")
         self._epoch = lru_cache(maxsize=2)(self._order)
         self._sizes = lru_cache(self._sizes_of)
         for piece in config.schedule:
@@ -83,7 +96,7 @@ class UpdatePlan:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Drops the cached orders and sizes, which are recomputed elsewhere."""
-        return UpdatePlan, (self.index, self.config, self.seed)
+        return UpdatePlan, (self.index, self.config, self.seed, self.round_number, self.num_steps)
 
     def update(self, step: int, cursor: int, weights: ModeWeights) -> Update:
         """Returns the update of the next rows whose tokens fit in the batch, without modes of zero weight."""
@@ -231,7 +244,7 @@ def windows_from(
     """
     window: list[Update] = []
     end = 0
-    for number in range(step, plan.num_steps):
+    for number in range(step, plan.end):
         update = plan.update(number, cursor, schedule.weights(number))
         if window and cursor >= end:
             yield window

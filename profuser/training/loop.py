@@ -115,7 +115,7 @@ class Trainer:
             TrainingError: too many consecutive steps had a non-finite gradient, or memory ran out.
         """
         with explain_out_of_memory(self.config, self.device):
-            while self.step < self.plan.num_steps:
+            while self.step < self.plan.end:
                 if self.reference.is_due(self):
                     self.reference.measure(self, stream)
                 for update, batches in stream(self):
@@ -131,7 +131,7 @@ class Trainer:
         before, self._launched = self._launched, self.train_step(update, batches, hooks.wants_stop())
         self.step, self.cursor = update.step + 1, update.end
         stopped = before is not None and self._settle(before, hooks)[1]
-        due = self.step % self.config.checkpoint_every_steps == 0 or self.step == self.plan.num_steps
+        due = self.step % self.config.checkpoint_every_steps == 0 or self.step == self.plan.end
         saves = due or stopped or hooks.wants_checkpoint()
         if self.overlaps and not saves:
             return False, False
@@ -140,7 +140,7 @@ class Trainer:
         stopped |= also_stopped
         if saves or stopped:
             hooks.on_checkpoint(self)
-        return moved_on, stopped and self.step < self.plan.num_steps
+        return moved_on, stopped and self.step < self.plan.end
 
     def train_step(self, update: Update, batches: Sequence[PackedExamples], wants_stop: bool = False) -> LaunchedStep:
         """Launches one update: all micro-batches, clipping, and an optimizer step, skipped if the gradient is not finite."""

@@ -31,7 +31,7 @@ class Reference:
 
     def is_due(self, trainer: "Trainer") -> bool:
         """Returns whether the trainer's next update is in a piece that needs a reference and has none yet."""
-        if trainer.step >= trainer.plan.num_steps or trainer.config.preference.kind != "dpo":
+        if trainer.step >= trainer.plan.end or trainer.config.preference.kind != "dpo":
             return False
         index = trainer.schedule.piece(trainer.step)[0]
         piece = trainer.schedule.pieces[index]

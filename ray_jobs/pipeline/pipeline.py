@@ -20,7 +20,7 @@ from profuser.run.endpoints import begin_endpoints
 from profuser.run.failures import FAILED_PARTS, record_failures
 from profuser.run.finding import RECIPE
 from profuser.run.fusion_run import FusionRun
-from profuser.run.stage import Part, Stage
+from profuser.run.stage import Part
 from profuser.run.stages import REGISTRY, STAGES, stage_name, stage_of
 from ray_jobs.pipeline.checks import (
     check_fits_recipe,
@@ -141,12 +141,12 @@ def _run_stages(
     tracker.end()
 
 
-def _job(stage: Stage) -> Callable[..., Manifest]:
+def _job(stage: str) -> Callable[..., Manifest]:
     """Returns the function that runs a part of a stage: `collect` of `ray_jobs.stages.collect`.
 
     Imported here: `--help` and `plan` load no engine, no trainer, no Ray.
     """
-    return getattr(import_module(f"ray_jobs.stages.{stage.name}"), stage.name)
+    return getattr(import_module(f"ray_jobs.stages.{stage}"), stage)
 
 
 def _call(job: Callable[..., Manifest], run: FusionRun, part: Part, **offered: Any) -> Manifest:
@@ -216,7 +216,9 @@ def _run_part(
     summary.stage(artifact.stage, "running")
     with tracker.stage(artifact.stage) as handle, report_running(artifact):
         try:
-            manifest = _call(_job(stage), summary.run, part, handle=handle, draining=draining, kept=kept)
+            manifest = _call(
+                _job(part.job or stage.name), summary.run, part, handle=handle, draining=draining, kept=kept
+            )
         except BaseException:
             summary.stage(artifact.stage, "failed")
             raise

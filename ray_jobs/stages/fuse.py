@@ -12,10 +12,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from profuser.artifacts.artifact import Artifact, Manifest
 from profuser.artifacts.tracking import RunHandle
-from profuser.errors import ProfuserError, TrainingError
+from profuser.errors import ArtifactError, ProfuserError, TrainingError
 from profuser.recipe.fusing import FuseConfig
-from profuser.run.fusion_run import TRAINING_METRICS, FusionRun
+from profuser.run.fusing_artifacts import TRAINING_METRICS
+from profuser.run.fusion_run import FusionRun
+from profuser.storage.folder import Folder
 from profuser.training.batches import UpdatePlan
+from profuser.training.checkpoint import PROGRESS
 from profuser.training.examples import LIGHT_COLUMNS, ExampleIndex, ExampleReader
 from profuser.training.loop import HELDOUT
 from ray_jobs.runtime.cluster import check_fits, total_gpus
@@ -25,20 +28,26 @@ from ray_jobs.runtime.stalls import describe_workers
 from ray_jobs.training.board import TrainingMonitor
 from ray_jobs.training.worker import STEP_METRIC, WorkerTask, train_worker
 
+PLANNED = "planned_steps"
+"""Metric of a run with several rounds: updates of all of them."""
 
-def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
-    """Runs the stage; a second attempt continues from the last checkpoint.
+
+def fuse(run: FusionRun, number: int | None = None, *, handle: RunHandle) -> Manifest:
+    """Runs the stage for one of its rounds, by default the last; a second attempt continues from the last checkpoint, and a later
+    round from that of the round before.
 
     Raises:
         TrainingError: training failed more than `fuse.workers.max_failures` times.
         SystemExit: SIGTERM was received; a checkpoint was written.
     """
     start, began = time.monotonic(), time.time()
-    output, recipe = run.fuse(), run.recipe
+    output, recipe = run.fuse(number), run.recipe
+    number = number or recipe.fuse.rounds
     scaling, torch_config = _scaling(recipe.fuse)
-    select, top_k = run.select(), recipe.collect.top_k
+    select, top_k = run.select(number), recipe.collect.top_k
     index = ExampleIndex.build(_light_tables(select), recipe.fuse.max_tokens, recipe.fuse.weighting)
-    plan = UpdatePlan(index, recipe.fuse, recipe.training_seed)
+    before = run.fuse(number - 1) if number > 1 else None
+    plan = UpdatePlan(index, recipe.fuse, recipe.training_seed, number, before and _planned(before))
     handle.log_metrics(_index_facts(plan))
     if line := index.cut_words(recipe.fuse.max_tokens):
         print_line(f"fuse: {line}")
@@ -50,6 +59,8 @@ def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
         reader=ExampleReader(select.read_shard, top_k, run.vocab_size("target.model"), recipe.fuse.max_tokens),
         target=run.model(recipe.target).path,
         output=output,
+        begins_at=_last_checkpoint(before) if before else None,
+        exports_best=recipe.fuse.export == "best" and number == recipe.fuse.rounds,
         began=began,
         num_devices=1.0 if scaling.use_gpu else recipe.fuse.workers.num_cpus,
         handle=handle,
@@ -61,8 +72,7 @@ def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
         scaling_config=scaling,
         torch_config=torch_config,
         run_config=RunConfig(
-            # Named by fingerprint: a run redone under other settings must not resume from foreign checkpoints.
-            name=f"train-{output.fingerprint}",
+            name=training_folder(output),
             storage_path=output.folder.uri,
             failure_config=FailureConfig(max_failures=recipe.fuse.workers.max_failures),
             checkpoint_config=_kept(recipe.fuse, plan),
@@ -74,13 +84,39 @@ def fuse(run: FusionRun, handle: RunHandle) -> Manifest:
     except (ray.train.TrainingFailedError, RayTaskError) as error:
         raise _own_failure(error) from error
     history = _read_history(output)
-    if len(history) < plan.num_steps:
+    if len(history) < plan.end:
         raise SystemExit(143)
     # Logs the steps that the workers could not log.
     handle.log_missing(history, STEP_METRIC)
     counts = {"steps": len(history), "tokens": sum(int(step["tokens"]) for step in history)}
     last = {k: v for k, v in history[-1].items() if k.endswith("_nats") or k.startswith(HELDOUT)}
+    last |= {PLANNED: float(plan.num_steps)} if recipe.fuse.rounds > 1 else {}
     return finish(output, [counts], time.monotonic() - start, skipped_steps=history[-1]["skipped_steps"], **last)
+
+
+def training_folder(output: Artifact) -> str:
+    """Returns Ray Train's folder in the artifact. Named by fingerprint: a run redone under other settings must not resume from
+    foreign checkpoints."""
+    return f"train-{output.fingerprint}"
+
+
+def _planned(before: Artifact) -> int:
+    """Returns the updates of all rounds, as the first one planned them."""
+    manifest = before.manifest()
+    assert manifest is not None
+    return int(manifest.metrics[PLANNED])
+
+
+def _last_checkpoint(before: Artifact) -> Folder:
+    """Returns the checkpoint with which a round ended; raises ArtifactError if it is no longer there."""
+    manifest, folder = before.manifest(), before.folder / training_folder(before)
+    for name in sorted(folder.names(), reverse=True):
+        place = folder / name
+        if place.exists(PROGRESS) and manifest and place.read_json(PROGRESS)["step"] == manifest.counts["steps"]:
+            return place
+    raise ArtifactError(
+        f"{before.stage}: {folder.uri} has no checkpoint of the round's end; rebuild it with --redo rounds"
+    )
 
 
 def _scaling(config: FuseConfig) -> tuple[ScalingConfig, TorchConfig]:

@@ -30,7 +30,8 @@ from profuser.report.tables.selection import (
 )
 from profuser.report.tables.table import render_scores, who_wins_table
 from profuser.run.failures import FAILED_PARTS, read_failures
-from profuser.run.fusion_run import TRAINING_METRICS, FusionRun
+from profuser.run.fusing_artifacts import TRAINING_METRICS
+from profuser.run.fusion_run import FusionRun
 from profuser.run.results import judged_by_category, judged_win_rates, read_benchmarks
 from profuser.run.stages import REGISTRY, STAGES
 from profuser.selection.rows import coverage_by_category, read_categories, read_rows, wins_by_category

@@ -2,16 +2,19 @@
 
 from functools import partial
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from profuser.artifacts.artifact import Artifact, Manifest
-from profuser.artifacts.schemas import REWARDS
+from profuser.artifacts.schemas import ON_POLICY, REWARDS
 from profuser.recipe.models import Recipe
 from profuser.rewards.voting import RewardScale
 from profuser.run.choosing import make_chooser, reward_scales
 from profuser.run.fusion_run import FusionRun
 from profuser.run.tokenizers import TokenizerPairs, read_tokenizer_pairs
 from profuser.selection.examples import Selector
+from profuser.selection.teachers import LIGHT_COLUMNS
 from ray_jobs.runtime.shards import finish, run_shards
 
 
@@ -23,13 +26,15 @@ class SelectWorker:
         corpus: Artifact,
         collected: list[Artifact],
         rewards: list[Artifact],
-        lazy: list[Artifact],
+        lazy: list[list[Artifact]],
+        own: list[Artifact],
         output: Artifact,
         recipe: Recipe,
         pairs: ray.ObjectRef,
         scales: list[RewardScale],
     ):
-        self.corpus, self.collected, self.rewards, self.lazy, self.output = corpus, collected, rewards, lazy, output
+        self.corpus, self.collected, self.rewards, self.output = corpus, collected, rewards, output
+        self.lazy, self.own = lazy, own
         read: TokenizerPairs = ray.get(pairs)
         chooser = make_chooser(recipe, [projection.source for projection in read.projections], scales)
         self.selector = Selector(chooser, read.projections, read.target, recipe.collect.top_k)
@@ -40,22 +45,32 @@ class SelectWorker:
             self.corpus.read_shard(shard),
             [artifact.read_shard(shard) for artifact in self.collected],
             [artifact.read_shard(shard, REWARDS.names) for artifact in self.rewards],
-            [artifact.read_shard(shard) for artifact in self.lazy] or None,
+            [read_lazy(artifacts, shard) for artifacts in self.lazy] or None,
+            next((artifact.read_shard(shard, list(LIGHT_COLUMNS)) for artifact in self.own), None),
         )
         self.output.write_shard(shard, table, counts)
         return counts
 
 
-def select(run: FusionRun) -> Manifest:
-    """Writes the missing shards of training examples; the manifest also counts each vocabulary's tokens by how they map."""
-    output, recipe = run.select(), run.recipe
+def read_lazy(artifacts: list[Artifact], shard: int) -> pa.Table:
+    """Returns one source's lazy signals: the run's, and those of a later round in place of the run's on-policy ones."""
+    first, *later = (artifact.read_shard(shard) for artifact in artifacts)
+    return pa.concat_tables([first.filter(pc.field("mode") != ON_POLICY), *later]) if later else first
+
+
+def select(run: FusionRun, number: int = 1) -> Manifest:
+    """Writes the missing shards of a round's examples; the manifest also counts each vocabulary's tokens by how they map."""
+    output, recipe = run.select(number), run.recipe
     rewards, pairs = run.artifacts("rewards"), read_tokenizer_pairs(run)
+    lazy = recipe.sources if recipe.collect.signals == "lazy" else ()
+    later = {source.name: [run.signals(source, number)] for source in recipe.readers} if number > 1 else {}
     worker = partial(
         SelectWorker,
         run.corpus(),
         collected=run.artifacts("collect"),
         rewards=rewards,
-        lazy=run.artifacts("signals"),
+        lazy=[[run.signals(source), *later.get(source.name, [])] for source in lazy],
+        own=run.own_answers(number),
         output=output,
         recipe=recipe,
         pairs=ray.put(pairs),

@@ -49,8 +49,10 @@ class SignalsWorker(EngineWorker):
         tokens: ray.ObjectRef,
         scales: list[RewardScale],
         target: ray.ObjectRef | None,
+        own: list[Artifact],
     ):
         super().__init__(source, output, model)
+        self.own, self.modes = own, (ON_POLICY,) if own else (*MODES, ON_POLICY)
         self.collected, self.rewards, self.top_k = collected, rewards, recipe.collect.top_k
         self.chooser = make_chooser(recipe, ray.get(tokens), scales)
         self.teacher = self.chooser.names.index(name)
@@ -62,14 +64,13 @@ class SignalsWorker(EngineWorker):
         """Teacher-forces the responses of one shard that the source was chosen to teach."""
         collected = [artifact.read_shard(shard, list(LIGHT_COLUMNS)) for artifact in self.collected]
         rewards = [artifact.read_shard(shard, REWARDS.names) for artifact in self.rewards]
-        choices, _ = self.chooser.choose(rows, collected, rewards)
-        own = [choice for choice in choices if choice.teacher == self.teacher]
+        renewed = next((artifact.read_shard(shard, list(LIGHT_COLUMNS)) for artifact in self.own), None)
+        choices, _ = self.chooser.choose(rows, collected, rewards, renewed)
+        own = [choice for choice in choices if choice.teacher == self.teacher and choice.mode in self.modes]
         answers = self.collected[self.teacher].read_shard(shard, ["training_ids", "inference_ids", "answer_tokens"])
         row_done = self.row_counter(shard, rows.num_rows, num_answers=len(own))
         usage: list[Usage] = []
-        tables = [
-            self._force(rows, answers, [c for c in own if c.mode == m], m, row_done, usage) for m in (*MODES, ON_POLICY)
-        ]
+        tables = [self._force(rows, answers, [c for c in own if c.mode == m], m, row_done, usage) for m in self.modes]
         table = pa.concat_tables([table for table in tables if table] or [self.output.schema.empty_table()])
         counts = {"rows": rows.num_rows, "responses": len(table), **sum(usage, Usage()).counts}
         if self.target:
@@ -117,9 +118,9 @@ class SignalsWorker(EngineWorker):
         return self.reader.step_after(records, found, used_up, self.top_k, choices[0].mode != "training")
 
 
-def signals(run: FusionRun, source: SourceConfig, draining: OnDraining | None = None) -> Manifest:
-    """Runs the stage for one source; `draining` as in `collect`."""
-    output, recipe, rewards = run.signals(source), run.recipe, run.artifacts("rewards")
+def signals(run: FusionRun, source: SourceConfig, number: int = 1, draining: OnDraining | None = None) -> Manifest:
+    """Runs the stage for one source; `draining` as in `collect`. In later rounds (`number`) it reads the target's answers only."""
+    output, recipe, rewards = run.signals(source, number), run.recipe, run.artifacts("rewards")
     path = run.model(source).path
     fitted = fit_engine(run, source, path, engines_at_once(run.recipe, source))
     counts, seconds = run_shards(
@@ -137,6 +138,7 @@ def signals(run: FusionRun, source: SourceConfig, draining: OnDraining | None = 
             tokens=ray.put(read_tokens(run)),
             scales=reward_scales(rewards),
             target=ray.put(read_target(run)) if recipe.select.condition == "exact" else None,
+            own=run.own_answers(number),
         ),
         fitted.pool,
         fitted.num_gpus,

@@ -2,7 +2,8 @@
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,8 @@ from profuser.artifacts.stage_time import DeviceClock
 from profuser.artifacts.tracking import RunHandle
 from profuser.models.reference import ModelRef
 from profuser.recipe.models import Recipe
-from profuser.run.fusion_run import MODEL, TRAINING_METRICS
+from profuser.run.fusing_artifacts import MODEL, TRAINING_METRICS
+from profuser.storage.folder import Folder
 from profuser.storage.retry import RETRY_SECONDS, with_retry
 from profuser.training.examples import ExampleReader
 from ray_jobs.training.board import StopRequest
@@ -43,6 +45,10 @@ class WorkerTask:
     target: str
     """The target's folder or URI, or its name on the Hub."""
     output: Artifact
+    begins_at: Folder | None
+    """Checkpoint with which the round before ended; None in the first."""
+    exports_best: bool
+    """Whether the best checkpoint is exported, not the last weights."""
     began: float
     """Start of this attempt at the stage, in seconds since the epoch."""
     num_devices: float
@@ -69,7 +75,7 @@ def train_worker(config: dict[str, Any]) -> None:
     finished = trainer.run(ingest, hooks)
     saver.wait()
     if finished:
-        if task.recipe.fuse.export == "best":
+        if task.exports_best:
             _load_best(trainer)
         with tempfile.TemporaryDirectory() as folder:
             target = task.recipe.target
@@ -88,6 +94,7 @@ def make_trainer(task: WorkerTask) -> tuple["Trainer", Ingest]:
     from profuser.training.checks import check_vocabulary
     from profuser.training.guards import explain_out_of_memory
     from profuser.training.loop import Trainer
+    from profuser.training.reference import Reference
     from profuser.training.target import load_target
 
     recipe = task.recipe
@@ -106,7 +113,23 @@ def make_trainer(task: WorkerTask) -> tuple["Trainer", Ingest]:
     if checkpoint:
         with checkpoint.as_directory() as folder:
             load_checkpoint(trainer, Path(folder))
+    elif task.begins_at:
+        with _local(task.begins_at) as folder:
+            load_checkpoint(trainer, folder)
+        # The pairs' reference is the target at the start of the piece, or of the round.
+        trainer.reference = Reference()
     return trainer, Ingest(task.plan, task.reader, world_size, rank, pad_id)
+
+
+@contextmanager
+def _local(folder: Folder) -> Iterator[Path]:
+    """Yields a local copy of a folder, or the folder itself."""
+    if folder.is_local:
+        yield Path(folder.path())
+        return
+    with tempfile.TemporaryDirectory() as copied:
+        folder.download("", Path(copied))
+        yield Path(copied)
 
 
 class Saver:

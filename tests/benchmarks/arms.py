@@ -23,7 +23,8 @@ from profuser.ablation.arms import SCHEDULES, Ablation, find_arms, plan_ablation
 from profuser.ablation.results import gather_results
 from profuser.ablation.table import notes, render
 from profuser.errors import UserError, one_line
-from profuser.run.fusion_run import MODEL, TRAINING_METRICS, FusionRun
+from profuser.run.fusing_artifacts import MODEL, TRAINING_METRICS
+from profuser.run.fusion_run import FusionRun
 from profuser.run.stages import FUSED, TARGET
 from tests.benchmarks import base_run
 

@@ -39,4 +39,4 @@ if __name__ == "__main__":
     with connected():
         tracker = Tracker.open(f"sqlite:///{storage}/mlflow.db", "profuser", "tiny", {}, str(storage))
         with tracker.stage("fuse") as handle:
-            fuse(run_of(storage, corpus, **json.loads(sys.argv[3])), handle)
+            fuse(run_of(storage, corpus, **json.loads(sys.argv[3])), handle=handle)

@@ -211,7 +211,7 @@ def test_a_drained_node_leaves_a_checkpoint_and_the_other_continues(selected, un
             tracker = Tracker.open(f"sqlite:///{storage}/mlflow.db", "profuser", "tiny", {}, str(storage))
             begun, reclaimed = lambda: len(names(storage)) >= 2, partial(reclaim, cluster, doomed)
             with tracker.stage("fuse") as handle, stages.Meanwhile(begun, reclaimed):
-                fuse(run, handle)
+                fuse(run, handle=handle)
     finally:
         cluster.shutdown()
     steps = {json.loads(f.read_text())["step"] for f in (storage / "tiny" / "fuse").glob("train-*/*/progress.json")}

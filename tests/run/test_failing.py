@@ -10,6 +10,7 @@ from profuser.errors import EngineError, ProfuserError
 from profuser.recipe.loading import parse_recipe
 from profuser.run.failures import read_failures
 from profuser.run.fusion_run import FusionRun
+from profuser.run.stages import REGISTRY
 from ray_jobs.pipeline import pipeline
 from ray_jobs.runtime import concurrency
 from ray_jobs.runtime.shards import finish
@@ -34,11 +35,11 @@ class Stages:
         self.errors, self.done = {}, []
 
     def job(self, stage):
-        if stage.name == "report":
+        if stage == "report":
             return lambda run, handle: self._call("report", lambda: report.report(run, handle))
 
         def make(run, *arguments):
-            part = next(part for part in stage.parts(run) if part.arguments == arguments)
+            part = next(part for part in REGISTRY[stage].parts(run) if part.arguments == arguments)
             return self._call(part.name, lambda: finished(part))
 
         return make
