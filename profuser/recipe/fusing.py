@@ -1,13 +1,14 @@
 """The recipe section of training."""
 
 import math
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from profuser.config import Config, execution_field, later_field
 from profuser.recipe.resources import Attention, MemoryConfig, WorkersConfig
-from profuser.recipe.schedule import PROGRESSIVE, SchedulePiece, check_pieces, uses
+from profuser.recipe.schedule import PROGRESSIVE, SchedulePiece, check_pieces, round_starts, uses
 
 
 class OptimizerConfig(Config):
@@ -160,8 +161,8 @@ class FuseConfig(Config):
     """Training length: passes over the tokens, or updates."""
     rounds: int = later_field(1, ge=1)
     """Rounds of equally many updates (not in the paper). At the start of each but the first, the target as it is then answers the
-    corpus again, and the rows' teachers read these answers (stage `rounds`); they are what `on_policy` then trains. With
-    `export: best`, the last round's best checkpoint counts."""
+    corpus again, and the rows' teachers read these answers (stage `rounds`); they are what `on_policy` then trains. A round in
+    which the schedule gives it no weight continues the one before. With `export: best`, the last round's best checkpoint counts."""
     batch_tokens: int = Field(default=65_536, gt=0)
     """Tokens of an update, prompts and responses of all its examples, over all workers. Not in the paper: FuseChat's 128 rows of
     512."""
@@ -197,6 +198,16 @@ class FuseConfig(Config):
     guards: GuardConfig = GuardConfig()
     memory: MemoryConfig = execution_field(MemoryConfig())
     workers: WorkersConfig = execution_field(WorkersConfig())
+
+    @property
+    def round_starts(self) -> tuple[Fraction, ...]:
+        """Progress at which each round begins that has answers of its own; the first begins at 0."""
+        return round_starts(self.schedule, self.rounds)
+
+    @property
+    def num_rounds(self) -> int:
+        """Number of rounds that have answers of their own, the first included."""
+        return len(self.round_starts)
 
     @field_validator("schedule")
     @classmethod
@@ -239,7 +250,7 @@ class FuseConfig(Config):
 
 def round_end(config: FuseConfig, num_steps: int, number: int) -> int:
     """Returns the update before which a round ends, of `num_steps` in all rounds; rounds are numbered from 1."""
-    return math.ceil(num_steps * number / config.rounds)
+    return math.ceil(num_steps * [*config.round_starts, 1][number])
 
 
 def count_steps(config: FuseConfig, num_tokens: int) -> int:

@@ -104,6 +104,21 @@ def uses(pieces: Sequence[SchedulePiece], mode: Literal["inference", "training",
     return any(getattr(each, mode) for piece in pieces for each in (piece, piece.to) if each)
 
 
+def round_starts(pieces: Sequence[SchedulePiece], rounds: int) -> tuple[Fraction, ...]:
+    """Returns the progress at which each round begins, of so many equal ones. One in which `on_policy` has no weight needs no new
+    answers: it continues the one before."""
+    begins = [0.0, *(piece.until for piece in pieces)]
+    # Where an earlier piece may end before its time, a later one may begin at any time.
+    spans = [
+        (0.0 if any(each.moves_on for each in pieces[:index]) else begins[index], piece.until)
+        for index, piece in enumerate(pieces)
+        if uses([piece], "on_policy")
+    ]
+    later = [Fraction(number, rounds) for number in range(1, rounds)]
+    renews = [place for place in later if any(a < place + Fraction(1, rounds) and b > place for a, b in spans)]
+    return Fraction(0), *renews
+
+
 def _within(piece: SchedulePiece, start: float, until: float, progress: float) -> ModeWeights:
     """Returns the weights at a progress within `[start, until)` of a piece.
 

@@ -187,7 +187,7 @@ class FusingArtifacts(RunInputs):
 
     def fuse(self, number: int | None = None) -> Artifact:
         """Returns the artifact of the fused model in `model/`, with `metrics.jsonl`: of the last round, or as a round leaves it."""
-        last = self.recipe.fuse.rounds
+        last = self.recipe.fuse.num_rounds
         number = number or last
         config = {
             "fuse": identity(self.recipe.fuse),

@@ -77,23 +77,28 @@ def rounds(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
     recipe, rows = run.recipe, train_rows(run, size)
     answering, lines = {source.name for source in recipe.answering}, list(collect(run, size))
     answers = [line for source, line in zip(recipe.sources, lines, strict=True) if source.name in answering]
-    for number in range(1, recipe.fuse.rounds + 1):
+    for number in range(1, recipe.fuse.num_rounds + 1):
         if number > 1:
             yield from answers
             for source in recipe.readers:
                 yield _reading(run, source, rows / len(recipe.teachers), size)
             yield from select(run, size)
-        if number < recipe.fuse.rounds:
-            yield from fuse(run, size)
+        if number < recipe.fuse.num_rounds:
+            yield _training(run, number, size)
 
 
 def fuse(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
-    """Estimates the updates of a round of training; usually there is one."""
+    """Estimates all updates of training, or those of the last round."""
+    yield _training(run, run.recipe.fuse.num_rounds, size)
+
+
+def _training(run: "FusionRun", number: int, size: CorpusSize) -> PlanLine:
     rows, fusing = train_rows(run, size), run.recipe.fuse
     workers = fusing.workers
     devices = f"{workers.num_workers} GPUs, or {workers.num_workers * workers.num_cpus:g} CPUs"
-    updates = num_updates(run.recipe, rows, size) / fusing.rounds
-    yield PlanLine(rows, round(updates * fusing.batch_tokens), 0, devices)
+    begin, end = [*fusing.round_starts, 1][number - 1 : number + 1]
+    updates = num_updates(run.recipe, rows, size) * float(end - begin)
+    return PlanLine(rows, round(updates * fusing.batch_tokens), 0, devices)
 
 
 def evaluate(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:

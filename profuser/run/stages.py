@@ -44,7 +44,7 @@ def _signals(run: "FusionRun") -> list[Part]:
 def _rounds(run: "FusionRun") -> list[Part]:
     """Returns what lies between the examples of the first round and the training of the last, in order; nothing for one round."""
     recipe, out = run.recipe, []
-    for number in range(1, recipe.fuse.rounds + 1):
+    for number in range(1, recipe.fuse.num_rounds + 1):
         if number > 1:
             makers = (("collect", run.collect, recipe.answering), ("signals", run.signals, recipe.readers))
             out += [
@@ -54,7 +54,7 @@ def _rounds(run: "FusionRun") -> list[Part]:
             ]
             making = partial(run.select, number)
             out.append(_part(f"rounds/{number}/select", making, number, pool=recipe.select.pool, job="select"))
-        if number < recipe.fuse.rounds:
+        if number < recipe.fuse.num_rounds:
             out.append(_part(f"rounds/{number}/fuse", partial(run.fuse, number), number, job="fuse"))
     return out
 

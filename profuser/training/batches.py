@@ -78,7 +78,7 @@ class UpdatePlan:
         round_number: int | None = None,
         num_steps: int | None = None,
     ):
-        self.index, self.config, self.seed, self.round_number = index, config, seed, round_number or config.rounds
+        self.index, self.config, self.seed, self.round_number = index, config, seed, round_number or config.num_rounds
         self.rows, self.validation = index.split(config.validation_rows, seed)
         more = [mode for mode in ("preference", "on_policy") if uses(config.schedule, mode)]
         trained = [part for part, mode in enumerate(MODES_OF_PARTS) if mode in (*MODES, *more)]

@@ -42,7 +42,7 @@ def fuse(run: FusionRun, number: int | None = None, *, handle: RunHandle) -> Man
     """
     start, began = time.monotonic(), time.time()
     output, recipe = run.fuse(number), run.recipe
-    number = number or recipe.fuse.rounds
+    number = number or recipe.fuse.num_rounds
     scaling, torch_config = _scaling(recipe.fuse)
     select, top_k = run.select(number), recipe.collect.top_k
     index = ExampleIndex.build(_light_tables(select), recipe.fuse.max_tokens, recipe.fuse.weighting)
@@ -60,7 +60,7 @@ def fuse(run: FusionRun, number: int | None = None, *, handle: RunHandle) -> Man
         target=run.model(recipe.target).path,
         output=output,
         begins_at=_last_checkpoint(before) if before else None,
-        exports_best=recipe.fuse.export == "best" and number == recipe.fuse.rounds,
+        exports_best=recipe.fuse.export == "best" and number == recipe.fuse.num_rounds,
         began=began,
         num_devices=1.0 if scaling.use_gpu else recipe.fuse.workers.num_cpus,
         handle=handle,
@@ -90,7 +90,7 @@ def fuse(run: FusionRun, number: int | None = None, *, handle: RunHandle) -> Man
     handle.log_missing(history, STEP_METRIC)
     counts = {"steps": len(history), "tokens": sum(int(step["tokens"]) for step in history)}
     last = {k: v for k, v in history[-1].items() if k.endswith("_nats") or k.startswith(HELDOUT)}
-    last |= {PLANNED: float(plan.num_steps)} if recipe.fuse.rounds > 1 else {}
+    last |= {PLANNED: float(plan.num_steps)} if recipe.fuse.num_rounds > 1 else {}
     return finish(output, [counts], time.monotonic() - start, skipped_steps=history[-1]["skipped_steps"], **last)
 
 

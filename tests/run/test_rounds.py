@@ -1,8 +1,11 @@
 """Rounds in a run: what each has of its own, in which order it is made, and what it costs."""
 
+from fractions import Fraction
+
 import pytest
 
 from profuser.artifacts.schemas import select_schema
+from profuser.recipe.fusing import round_end
 from profuser.recipe.loading import parse_recipe
 from profuser.run.fusion_run import FusionRun
 from profuser.run.stage import CorpusSize
@@ -22,7 +25,7 @@ def make(tmp_path_factory):
     (folder / "data.jsonl").write_text('{"question": "a", "answer": "b"}\n')
     target, other = tiny.llama(folder / "target"), tiny.llama(folder / "other")
 
-    def make(rounds):
+    def make(rounds, until=0.1):
         recipe = {
             "name": "rounds",
             "storage": str(folder / "runs"),
@@ -32,7 +35,7 @@ def make(tmp_path_factory):
             "collect": {"signals": "lazy"},
             "select": {"on_policy": {}},
             "rewards": [{"kind": "exact_match", "name": "exact"}],
-            "fuse": {"schedule": SCHEDULE, "rounds": rounds},
+            "fuse": {"schedule": [SCHEDULE[0] | {"until": until}, SCHEDULE[1]], "rounds": rounds},
         }
         return FusionRun(parse_recipe(recipe, "the test"))
 
@@ -60,6 +63,18 @@ def test_each_round_has_its_own_answers_signals_examples_and_model_and_they_are_
     assert set(run.collect(run.recipe.sources[0], 3).inputs) == {"prepare/train", "rounds/2/fuse"}
     assert run.source_path(run.recipe.sources[0], 3) == f"{run.fuse(2).folder.uri}/model"
     assert run.select().fingerprint == make(1).select().fingerprint
+
+
+def test_a_round_without_weight_on_policy_continues_the_one_before(make):
+    run = make(4, until=0.5)
+    assert run.recipe.fuse.round_starts == (0, Fraction(1, 2), Fraction(3, 4))
+    assert [part.name for part in REGISTRY["rounds"].parts(run) if part.job == "fuse"] == [
+        "rounds/1/fuse",
+        "rounds/2/fuse",
+    ]
+    assert [round_end(run.recipe.fuse, 10, number) for number in (1, 2, 3)] == [5, 8, 10]
+    early = [SCHEDULE[0] | {"moves_on": {}}, SCHEDULE[1]]
+    assert len(run.recipe.fuse.model_validate({"schedule": early, "rounds": 4}).round_starts) == 4
 
 
 def test_one_round_is_the_run_as_it_was(make):
