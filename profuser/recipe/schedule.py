@@ -107,10 +107,11 @@ def uses(pieces: Sequence[SchedulePiece], mode: Literal["inference", "training",
 def round_starts(pieces: Sequence[SchedulePiece], rounds: int) -> tuple[Fraction, ...]:
     """Returns the progress at which each round begins, of so many equal ones. One in which `on_policy` has no weight needs no new
     answers: it continues the one before."""
-    begins = [0.0, *(piece.until for piece in pieces)]
+    # As written: the float 0.7 is below seven tenths.
+    begins = [Fraction(0), *(Fraction(str(piece.until)) for piece in pieces)]
     # Where an earlier piece may end before its time, a later one may begin at any time.
     spans = [
-        (0.0 if any(each.moves_on for each in pieces[:index]) else begins[index], piece.until)
+        (begins[0 if any(each.moves_on for each in pieces[:index]) else index], begins[index + 1])
         for index, piece in enumerate(pieces)
         if uses([piece], "on_policy")
     ]

@@ -73,6 +73,8 @@ def test_a_round_without_weight_on_policy_continues_the_one_before(make):
         "rounds/2/fuse",
     ]
     assert [round_end(run.recipe.fuse, 10, number) for number in (1, 2, 3)] == [5, 8, 10]
+    tenths = make(10, until=0.7).recipe.fuse.round_starts
+    assert tenths == (0, Fraction(7, 10), Fraction(8, 10), Fraction(9, 10))
     early = [SCHEDULE[0] | {"moves_on": {}}, SCHEDULE[1]]
     assert len(run.recipe.fuse.model_validate({"schedule": early, "rounds": 4}).round_starts) == 4
 
