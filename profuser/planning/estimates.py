@@ -106,6 +106,8 @@ class SourceSetting:
     """Share of all taught responses that this source is expected to teach."""
     lazy: bool
     """Whether distributions are fetched only after teachers are chosen."""
+    own_share: float = 0.0
+    """Share of the target's answers that this source is expected to read, for on-policy mode."""
     steps_per_token: float = 0.0
     """Next steps after used-up candidates, per response token; 0 if none are requested."""
 
@@ -151,13 +153,15 @@ def collect_cost(probe: Probe, setting: SourceSetting) -> Cost:
 def signals_cost(probe: Probe, setting: SourceSetting) -> Cost:
     """Returns the cost of `signals` for one source with lazy signals: a pass over the responses that it is chosen to teach.
 
-    The next steps of `select.condition: exact` were not probed; they are priced as additional tokens of the pass.
+    The next steps of `select.condition: exact` were not probed; they are priced as additional tokens of the pass. Nor were the
+    target's answers, which are taken to be as long as the source's own.
     """
     response = _one_response(probe, setting)
     work, steps = 2 * probe.prompt_tokens + response, setting.steps_per_token * response
-    seconds = probe.signals_seconds * (work + STEP_TOKENS * steps) / work.sum()
-    time = _time(setting, probe.start_seconds, setting.share * seconds)
-    disk = _disk(setting, probe.distributions, setting.share * (response + steps))
+    own = setting.own_share * probe.inference_tokens / setting.num_samples
+    read = setting.share * (work + STEP_TOKENS * steps) + setting.own_share * probe.prompt_tokens + own
+    time = _time(setting, probe.start_seconds, probe.signals_seconds * read / work.sum())
+    disk = _disk(setting, probe.distributions, setting.share * (response + steps) + own)
     return Cost({**time.per_row, **disk.per_row}, {**time.once, **disk.once})
 
 
@@ -165,6 +169,7 @@ def disk_costs(probe: Probe, setting: SourceSetting) -> dict[str, Cost]:
     """Returns a source's disk use with `eager` and with `lazy` signals."""
     response = probe.training_tokens + probe.inference_tokens
     taught = setting.share * _one_response(probe, setting) * (1 + setting.steps_per_token)
+    taught = taught + setting.own_share * probe.inference_tokens / setting.num_samples
     lazy = [_disk(setting, probe.without_topk, response), _disk(setting, probe.distributions, taught)]
     return {"eager": _disk(setting, probe.with_topk, response), "lazy": add_costs(lazy)}
 

@@ -209,12 +209,13 @@ def make_plan(run: FusionRun, drawn: Drawn, probes: dict[str, Probe]) -> ProbedP
         ),
         total={name: value for name, value in total.items() if name != "seconds"},
         disk_bytes={kind: estimate(add_costs(parts), drawn.num_rows)["disk_bytes"] for kind, parts in disks.items()},
-        notes=_queue_notes(run, len(drawn.rows), drawn.num_rows),
+        notes=(*_queue_notes(run, len(drawn.rows), drawn.num_rows), *_round_notes(run)),
     )
 
 
 def _setting(run: FusionRun, source: SourceConfig, drawn: Drawn) -> SourceSetting:
     recipe, pool = run.recipe, source.pool
+    reads_own = recipe.select.on_policy is not None and source in recipe.readers
     return SourceSetting(
         num_shards=drawn.num_shards,
         num_samples=recipe.collect.samples_per_source,
@@ -223,6 +224,7 @@ def _setting(run: FusionRun, source: SourceConfig, drawn: Drawn) -> SourceSettin
         price=recipe.plan.price(pool),
         share=1 / len(recipe.teachers) if source in recipe.teachers else 0.0,
         lazy=recipe.collect.signals == "lazy",
+        own_share=1 / len(recipe.teachers) if reads_own else 0.0,
         steps_per_token=STEPS_PER_TOKEN if recipe.select.condition == "exact" else 0.0,
     )
 
@@ -232,6 +234,19 @@ def _cpus(run: FusionRun, source: SourceConfig) -> float:
     if source.endpoint:
         return ENDPOINT_CPUS
     return share_of_cpus(free_cpus(), engines_at_once(run.recipe, source)) if ray.is_initialized() else 1.0
+
+
+def _round_notes(run: FusionRun) -> tuple[str, ...]:
+    """Says that later rounds are not in the plan."""
+    more = run.recipe.fuse.num_rounds - 1
+    if not more:
+        return ()
+    rounds = (
+        f"{more} more rounds of the target's answers, which are"
+        if more > 1
+        else "a second round of the target's answers, which is"
+    )
+    return (f"{rounds} not measured here; profuser plan without --probe estimates their tokens",)
 
 
 def _queue_notes(run: FusionRun, num_probed: int, num_rows: int) -> tuple[str, ...]:

@@ -128,6 +128,8 @@ def read(options: list[str], name: str) -> str:
 def train(options: list[str], name: str) -> str:
     """Selects, trains and evaluates what is unfinished of a run."""
     start, run = time.monotonic(), next(each.run for each in plan(options).runs if each.recipe.name == name)
+    if run.recipe.fuse.num_rounds > 1:
+        raise UserError("fuse.rounds: rounds start engines between updates; run profuser lab ablate")
     base_run.select(run)
     selected = time.monotonic()
     if not run.fuse().is_complete():

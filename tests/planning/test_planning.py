@@ -99,6 +99,18 @@ def test_the_cost_of_collecting_equals_a_loop_over_rows():
     assert "money" not in estimate(collect_cost(probe, made_setting(price=None)), NUM_ROWS)
 
 
+def test_reading_the_targets_answers_costs_an_answer_more_per_row():
+    one, both = (estimate(signals_cost(made_probe(), made_setting(own_share=x)), NUM_ROWS) for x in (0.0, 1.0))
+    probe, setting = made_probe(), made_setting()
+    answer = probe.inference_tokens.sum() / setting.num_samples
+    work = (2 * probe.prompt_tokens + probe.training_tokens).sum() + answer
+    more = (probe.prompt_tokens.sum() + answer) / work
+    hours = "device_hours"
+    start = signals_cost(probe, setting).once[hours]
+    assert both[hours].value - one[hours].value == pytest.approx((one[hours].value - start) / setting.share * more)
+    assert both["disk_bytes"].value > one["disk_bytes"].value
+
+
 def test_lazy_signals_cost_their_share_of_one_answer_per_row():
     found = estimate(signals_cost(made_probe(), made_setting()), NUM_ROWS)
     busy = 0.5 * 6.0 / 4 * NUM_ROWS
