@@ -358,11 +358,11 @@ def test_a_benchmark_is_selected_by_name_and_the_leaderboard_is_all_six():
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        (["mlmu"], "no benchmark 'mlmu', did you mean 'mmlu'?"),
-        (["cookery"], "there are: mmlu, hellaswag"),
         (["mmlu", LEADERBOARD], "the name 'mmlu' is used twice"),
         ([{"name": "mmlu", "task": "own.yaml"}], "'mmlu' is one of the six"),
-        ([{"name": "own", "task": "own.yaml", "path": "data"}], "path is for the six"),
+        ([{"name": "own", "task": "own.yaml", "path": "data"}], "path is not for your own task"),
+        ([{"name": "mmlu", "metric": "acc"}], "the metric of the six is the leaderboard's"),
+        ([{"name": "mmlu", "system": "Be brief."}], "a system turn needs the model's chat template"),
         ([{"name": "mmlu", "shots": 3}], "no such setting"),
     ],
 )

@@ -8,7 +8,14 @@ from typing import Any
 import yaml
 
 from profuser.errors import UserError, one_line
-from profuser.evaluation.benchmarks.data import Pack, mmlu_subjects, pack_digest, read_pack
+from profuser.evaluation.benchmarks.data import (
+    Pack,
+    folder_digest,
+    mmlu_subjects,
+    pack_digest,
+    read_folder,
+    read_pack,
+)
 from profuser.recipe.benchmarks import PRESETS
 from profuser.recipe.evaluating import BenchmarkConfig
 
@@ -17,7 +24,8 @@ HUB_SECONDS = 10
 
 
 def data_digest(config: BenchmarkConfig) -> str:
-    """Returns what identifies a benchmark's data: a digest of local files, or the name of a dataset on the Hub.
+    """Returns what identifies a benchmark's data: a digest of local files, or the name of a dataset on the Hub or of a task of the
+    harness, which names its dataset.
 
     For a user's own task, the digest covers its file, the Python and YAML files beside it, and local files of its data.
 
@@ -27,22 +35,28 @@ def data_digest(config: BenchmarkConfig) -> str:
     if config.task:
         return _own_digest(config, Path(config.task).expanduser())
     if config.path:
-        return pack_digest(config.name, config.path, config.shots or 0)
-    return f"hub:{PRESETS[config.name].hub}"
+        return pack_digest(config.name, config.path, config.shots or 0) if config.preset else folder_digest(config.path)
+    return f"hub:{config.preset.hub}" if config.preset else f"harness:{config.name}"
 
 
 def local_data(config: BenchmarkConfig) -> Pack | None:
-    """Returns a benchmark's local data, checked; None if it has none. Raises UserError as `read_pack` does."""
-    return read_pack(config.name, config.path, config.shots or 0) if config.path else None
+    """Returns a benchmark's local data, or None; those of the six are checked. Raises UserError as `read_pack` does."""
+    if not config.path:
+        return None
+    return (
+        read_pack(config.name, config.path, config.shots or 0)
+        if config.preset
+        else read_folder(config.name, config.path)
+    )
 
 
 def check_data(config: BenchmarkConfig) -> None:
     """Raises a one-line UserError unless a benchmark's data can be read locally or fetched from the Hub."""
-    if config.task:
+    if not config.preset:
         # The harness takes seconds to import.
         from profuser.evaluation.benchmarks.tasks import load_benchmark
 
-        load_benchmark(config)
+        load_benchmark(config, local_data(config))
     elif config.path:
         local_data(config)
     elif not _is_cached(config.name) and (reason := _why_unreachable(PRESETS[config.name].hub)):
@@ -56,7 +70,7 @@ def benchmark_size(config: BenchmarkConfig, pack: Pack | None = None) -> tuple[i
     """Returns the number of items, and an estimate of the tokens of all their prompts.
 
     Args:
-        config: the benchmark; for a user's own task only its limit is known.
+        config: the benchmark; for a task that is none of the six only its limit is known.
         pack: its local data, if any.
     """
     preset = config.preset

@@ -66,6 +66,37 @@ def read_pack(name: str, path: str, shots: int) -> Pack:
     return Pack(tables)
 
 
+def read_folder(name: str, path: str) -> Pack:
+    """Reads the local data of a task or group of the harness that is none of the six; its rows are not checked.
+
+    Args:
+        name: name of the task or group.
+        path: folder with a file per split; for a group, with one such folder per task.
+
+    Raises:
+        UserError: there are no such files, or one cannot be read.
+    """
+    root, setting = Path(path).expanduser(), _setting(name)
+    folders = {name: root} if _files(root) else {f.name: f for f in sorted(root.glob("*")) if _files(f)}
+    if not folders:
+        raise UserError(f"{setting}: no file of a split in {str(root)!r}; expected test.jsonl, or a folder per task")
+    tables: dict[str, dict[str, pa.Table]] = {}
+    for task, folder in folders.items():
+        splits: dict[str, list[dict[str, Any]]] = {}
+        for file in _files(folder):
+            splits.setdefault(file.name.split(".")[0].split("-")[0], []).extend(row for _, row in _rows(file))
+        tables[task] = {split: _table(rows, f"{setting}: {folder}, split {split}") for split, rows in splits.items()}
+    return Pack(tables)
+
+
+def folder_digest(path: str) -> str:
+    """Returns sixteen hex digits that identify the data of `read_folder`."""
+    root, sha = Path(path).expanduser(), hashlib.sha256()
+    for file in sorted([*_files(root), *(file for folder in sorted(root.glob("*")) for file in _files(folder))]):
+        sha.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
+    return sha.hexdigest()[:16]
+
+
 def pack_digest(name: str, path: str, shots: int) -> str:
     """Returns sixteen hex digits that identify local data: the SHA-256 over the files of the splits that are used."""
     sha = hashlib.sha256()

@@ -2,7 +2,6 @@
 
 from importlib import metadata
 from typing import Any
-from unittest import mock
 
 from safetensors import SafetensorError
 
@@ -89,8 +88,13 @@ def _vllm_backend() -> Any:
     import vllm
 
     own = metadata.version
-    with mock.patch.object(metadata, "version", lambda name: vllm.__version__ if name == "vllm" else own(name)):
+    metadata.version = lambda distribution_name: (
+        vllm.__version__ if distribution_name == "vllm" else own(distribution_name)
+    )
+    try:
         from lm_eval.models.vllm_causallms import VLLM
+    finally:
+        metadata.version = own
     return VLLM
 
 

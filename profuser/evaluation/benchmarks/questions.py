@@ -29,7 +29,7 @@ def _questions(config: BenchmarkConfig) -> Iterator[Question]:
     # The harness takes seconds to import.
     from profuser.evaluation.benchmarks.tasks import load_benchmark
 
-    for task in load_benchmark(config).tasks.values():
+    for task in load_benchmark(config, pack).tasks.values():
         if preset:
             yield from map(preset.question, task.dataset[preset.evaluated])
         else:

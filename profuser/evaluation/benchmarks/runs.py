@@ -1,6 +1,7 @@
 """Runs a model on a benchmark: the harness prompts and scores, and the results of every item are kept."""
 
 import math
+import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -49,11 +50,12 @@ def run_benchmark(lm: Any, benchmark: Benchmark) -> pa.Table:
     try:
         samples = _evaluate(lm, benchmark)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        if not config.task:
+        if config.preset:
             raise
         # Prompts, answers and aggregation may be the user's code.
         text = one_line(error)
-        raise UserError(f"evaluate.benchmarks.{config.name}.task: {config.task} fails: {text}") from error
+        setting = f"evaluate.benchmarks.{config.name}" + (f".task: {config.task}" if config.task else ":")
+        raise UserError(f"{setting} fails: {text}") from error
     rows = [row for name, task in benchmark.tasks.items() for row in _rows(lm, benchmark, name, task, samples[name])]
     return pa.Table.from_pylist(rows, schema=BENCHMARK)
 
@@ -61,6 +63,8 @@ def run_benchmark(lm: Any, benchmark: Benchmark) -> pa.Table:
 def _evaluate(lm: Any, benchmark: Benchmark) -> Mapping[str, Sequence[Mapping[str, Any]]]:
     """Returns the harness's samples by task."""
     evaluate: Any = lm_eval.evaluate
+    if benchmark.config.allow_code:
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"
     return evaluate(
         lm,
         {"tasks": benchmark.tasks},
@@ -68,6 +72,8 @@ def _evaluate(lm: Any, benchmark: Benchmark) -> Mapping[str, Sequence[Mapping[st
         bootstrap_iters=0,
         apply_chat_template=benchmark.config.apply_chat_template,
         fewshot_as_multiturn=True,
+        system_instruction=benchmark.config.system,
+        confirm_run_unsafe_code=benchmark.config.allow_code,
     )["samples"]
 
 
