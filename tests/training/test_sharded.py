@@ -30,11 +30,12 @@ VARIANTS = {
     },
     "adapters": {"lora": LORA},
     "unpacked": {"packing": False},
-    "pairs": {
+    "pairs and the target's own answers": {
         "schedule": [
             {"until": 0.5, "inference": 1, "training": 1},
-            {"until": 1, "inference": 0, "training": 1, "preference": 1},
-        ]
+            {"until": 1, "inference": 0, "training": 1, "preference": 1, "on_policy": 1},
+        ],
+        "divergence": {"on_policy": "skew"},
     },
     "divergences by mode, where the teacher is ahead": {
         "divergence": {"inference": "reverse_kl", "training": "jsd"},
@@ -54,7 +55,7 @@ def make_trainer(setting, folder):
 
 def train(settings, folder, start=None, save=None):
     """Trains from a checkpoint or from the start; returns the curve and the final weights."""
-    shards = tables(pairs=True) if "schedule" in settings else None
+    shards = tables(pairs=True, on_policy=True) if "schedule" in settings else None
     trainer, stream = make_trainer(Setting(config(**settings), shards), folder)
     if start:
         load_checkpoint(trainer, Path(start))
