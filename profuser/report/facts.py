@@ -8,6 +8,7 @@ from profuser.artifacts.schemas import MODES
 from profuser.evaluation.heldout import ALL, Score
 from profuser.evaluation.judged import JudgedWinRate
 from profuser.evaluation.statistics import Difference, Estimate
+from profuser.evaluation.writing import Writing
 from profuser.planning.plan_file import PlanError
 from profuser.run.stages import TARGET
 from profuser.selection.summary import SelectionFacts
@@ -105,6 +106,8 @@ class RunFacts:
     """Stages in pipeline order."""
     scores: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
     """Scores as `{category: {model: score}}`, all rows under `all`; models in order: `target`, the sources, `fused`."""
+    writing: Mapping[str, Writing] = field(default_factory=dict)
+    """How each model writes its held-out answers, in the order of the scores."""
     comparisons: Sequence[ModelDifference] = ()
     """Differences of the fused model from every other one, with 95 % intervals: held-out metrics, then benchmarks."""
     benchmarks: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)

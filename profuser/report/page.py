@@ -43,6 +43,7 @@ from profuser.report.tables.selection import (
     win_rate_lines,
 )
 from profuser.report.tables.table import csv_text, percent, score_table
+from profuser.report.tables.writing import WRITING, writing_lines, writing_rows
 from profuser.run.stages import FUSED, TARGET
 from profuser.signals.rules import RULES
 
@@ -55,6 +56,7 @@ SECTIONS = {
     "benchmarks": "Benchmarks",
     "judged": "Judged win rates",
     "scores": "Held-out scores",
+    "writing": "How the models write",
     "wins": "Who teaches what",
     "duels": "Who beats whom",
     "judges": "Judges",
@@ -73,7 +75,7 @@ INTERVALS = (
 
 
 def write_report(facts: RunFacts, folder: Path) -> Path:
-    """Writes `index.html`, `scores.csv`, `comparisons.csv`, and each picture in `plots/` as PNG with its data as CSV.
+    """Writes `index.html`, `scores.csv`, `writing.csv`, `comparisons.csv`, and each picture in `plots/` as PNG and CSV.
 
     Returns:
         The path of `index.html`.
@@ -84,6 +86,7 @@ def write_report(facts: RunFacts, folder: Path) -> Path:
         (folder / "plots" / f"{name}.png").write_bytes(picture.png())
         (folder / "plots" / f"{name}.csv").write_text(csv_text(picture.rows), encoding="utf-8")
     (folder / "scores.csv").write_text(csv_text([asdict(row) for row in score_table(facts)]), encoding="utf-8")
+    (folder / "writing.csv").write_text(csv_text(writing_rows(facts)), encoding="utf-8")
     (folder / "comparisons.csv").write_text(csv_text(comparison_rows(facts)), encoding="utf-8")
     path = folder / "index.html"
     # A lone surrogate in an answer must not fail the report.
@@ -165,6 +168,8 @@ def _results(facts: RunFacts) -> dict[str, Any]:
         "judged": judged_lines(facts),
         "judged_categories": judged_category_lines(facts),
         "not_judged": NOT_JUDGED,
+        "writing": writing_lines(facts),
+        "writing_words": WRITING,
         "score_tables": {metric: score_lines(facts, metric) for metric in METRICS},
     }
 

@@ -14,6 +14,7 @@ from profuser.artifacts.artifact import SHARD_NAME, Artifact, Manifest, git_comm
 from profuser.artifacts.tracking import RunHandle
 from profuser.errors import UserError
 from profuser.evaluation.heldout import scores
+from profuser.evaluation.writing import writing
 from profuser.planning.plan_file import PlanError, compare, measure, read_plan, token_money
 from profuser.report.comparisons import benchmark_comparisons, benchmark_estimates, heldout_comparisons
 from profuser.report.facts import RunFacts, StageFact
@@ -29,6 +30,7 @@ from profuser.report.tables.selection import (
     win_rates_table,
 )
 from profuser.report.tables.table import render_scores, who_wins_table
+from profuser.report.tables.writing import writing_table
 from profuser.run.failures import FAILED_PARTS, read_failures
 from profuser.run.fusing_artifacts import TRAINING_METRICS
 from profuser.run.fusion_run import FusionRun
@@ -76,6 +78,7 @@ def print_report(run: FusionRun) -> None:
     for sentence in (*verdict_lines(facts), *selection_words(facts)):
         print_line(sentence)
     console.print(render_scores(facts, console.width))
+    console.print(writing_table(facts))
     if facts.benchmarks:
         console.print(benchmark_table(facts))
     for line in failed_benchmarks(facts):
@@ -112,6 +115,7 @@ def gather(run: FusionRun) -> RunFacts:
         versions=fused.versions if fused else versions(),
         stages=tuple(_stages(run)),
         scores=scores(tables),
+        writing=writing(tables),
         comparisons=(*heldout_comparisons(tables), *benchmark_comparisons(benchmarks)),
         benchmarks=benchmark_estimates(benchmarks),
         judged=judged_win_rates(run),

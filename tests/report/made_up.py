@@ -12,6 +12,7 @@ from profuser.artifacts.schemas import EVALUATE
 from profuser.evaluation.heldout import Score
 from profuser.evaluation.judged import JudgedWinRate
 from profuser.evaluation.statistics import Estimate
+from profuser.evaluation.writing import Writing
 from profuser.recipe.schedule import PROGRESSIVE
 from profuser.report.comparisons import benchmark_comparisons, benchmark_estimates, heldout_comparisons
 from profuser.report.facts import RunFacts, StageFact
@@ -125,6 +126,7 @@ def measured(**changes: Any) -> RunFacts:
         if stage.name != "report"
     )
     whole = {
+        "writing": {model: Writing(60, 2, 14.25, 0.125 if model == "mpt" else 0.0, 0.5) for model in MODELS},
         "comparisons": compared,
         "benchmarks": benchmark_estimates(benchmarks),
         "judged": judged(),
