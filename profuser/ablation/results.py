@@ -12,7 +12,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from profuser.ablation.answers import AnswerWinRates, answer_win_rates
-from profuser.ablation.arms import PROGRESSIVE, SFT_GT, Ablation
+from profuser.ablation.arms import PROGRESSIVE, SFT_GT, Ablation, ArmRun
 from profuser.artifacts.artifact import Artifact
 from profuser.errors import UserError
 from profuser.evaluation import comparison as items
@@ -20,7 +20,7 @@ from profuser.evaluation.heldout import ALL, common_rows
 from profuser.report.comparisons import PERCENT
 from profuser.report.measures import BITS_PER_BYTE, METRICS, Metric
 from profuser.run.fusion_run import FusionRun
-from profuser.run.stages import FUSED, TARGET
+from profuser.run.stages import FUSED, STAGES, TARGET, stage_name
 
 ORACLE = "oracle per row"
 TARGET_TITLE = "target before"
@@ -44,6 +44,8 @@ class Measured:
     """Updates of each seed; empty if nothing was trained."""
     tokens: tuple[int, ...] = ()
     """Prompt and response tokens over all updates, of each seed."""
+    device_hours: tuple[float, ...] = ()
+    """Device-hours held by each seed's own stages until the model was trained. What runs share counts where it was made."""
     about: str = ""
 
     def values(self, metric: Metric) -> Float[np.ndarray, "S N"]:
@@ -152,7 +154,7 @@ def gather_results(ablation: Ablation) -> Results:
     for arm, runs in finished.items():
         if runs:
             kind = "ablation" if arm.is_ablation else "schedule"
-            made = zip(*(_trained(each.parts["fuse"]) for each in runs), strict=True)
+            made = zip(*((*_trained(each.parts["fuse"]), _own_hours(each)) for each in runs), strict=True)
             out.append(Measured(arm.name, kind, bits[arm.name], correct[arm.name] == 1, *made, about=arm.about))
     num_bytes = np.asarray(scored[0].denominators).astype(np.int64)
     groups = common_rows({f"{name}/{seed}": t for name, seeds in tables.items() for seed, t in enumerate(seeds)})
@@ -218,6 +220,13 @@ def _oracle(base: FusionRun, models: Mapping[str, Measured]) -> list[Measured]:
     bits = np.fmin.reduce([each.bits for each in sources])
     correct = np.any([each.correct for each in sources], axis=0)
     return [Measured(ORACLE, "oracle", bits, correct)]
+
+
+def _own_hours(each: ArmRun) -> float:
+    """Returns the device-hours of a run's own stages, up to its training."""
+    until = STAGES[: STAGES.index("fuse") + 1]
+    own = [each.manifest(name) for name in each.parts if stage_name(name) in until]
+    return sum(manifest.device_seconds for manifest in own if manifest) / 3600
 
 
 def _trained(fuse: Artifact) -> tuple[int, int]:

@@ -67,17 +67,23 @@ def spread(values: Sequence[float], metric: Metric) -> str:
 
 
 def cells(results: Results, each: Measured, metric: Metric) -> list[str]:
-    """Returns a row of one metric's table: name, seeds, updates, tokens, mean, spread, and the comparison with each reference."""
-    tokens = f"{sum(each.tokens) / len(each.tokens) / 1000:,.0f}" if each.tokens else "-"
+    """Returns a row of one metric's table: name, seeds, updates, tokens, cost, mean, spread, comparison with each reference."""
+    tokens = f"{mean_of(each.tokens) / 1000:,.0f}" if each.tokens else "-"
     seeds = str(len(each.updates) or "-")
     return [
         each.name,
         seeds,
         _updates(each),
         tokens,
+        f"{mean_of(each.device_hours):.3f}" if each.device_hours else "-",
         *_values(results, each, metric),
         *_differences(results, each, metric),
     ]
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """Returns the mean of the seeds."""
+    return sum(values) / len(values)
 
 
 def _updates(each: Measured) -> str:
@@ -109,6 +115,7 @@ def headings(results: Results, metric: Metric) -> list[str]:
         "seeds",
         "updates",
         "tokens, k",
+        "device-hours",
         metric.title,
         "seeds' range",
         *(f"less {n}" for n in results.references),
@@ -127,6 +134,8 @@ def notes(results: Results) -> list[str]:
         out.append(f"{ORACLE}: the source that is best on each row in this metric, chosen with the ground truth.")
     if any(len(each.updates) == 1 for each in trained):
         out.append("The spread between seeds is unknown for an arm of one seed: its intervals are too narrow.")
+    if trained:
+        out.append("Device-hours: held by an arm's own stages until its model was trained, mean of the seeds.")
     if not results.references:
         out.append("Neither sft-gt nor progressive is among the arms: nothing is compared.")
     if UNMATCHED in {_against(results, e, name, m) for e in trained for name in results.references for m in METRICS}:
@@ -179,7 +188,8 @@ def flat_rows(results: Results) -> list[dict[str, Any]]:
 def _flat(results: Results, each: Measured) -> dict[str, Any]:
     row: dict[str, Any] = {"name": each.name, "kind": each.kind, "seeds": len(each.updates) or None}
     row |= {"updates": each.updates[0] if len(set(each.updates)) == 1 else None}
-    row |= {"tokens": sum(each.tokens) / len(each.tokens) if each.tokens else None}
+    row |= {"tokens": mean_of(each.tokens) if each.tokens else None}
+    row |= {"device_hours": mean_of(each.device_hours) if each.device_hours else None}
     for metric in METRICS:
         key, values = metric.key, results.per_seed(each, metric)
         row |= {key: values.mean(), f"{key}_min": values.min(), f"{key}_max": values.max()}

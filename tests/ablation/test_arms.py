@@ -250,6 +250,7 @@ def test_the_table_has_every_model_the_oracle_and_the_finished_arms(made_up):
     assert rows[ORACLE]["bits_per_byte"] == pytest.approx(0.7), "neox is best on all rows"
     assert rows[ORACLE]["exact_match"] == pytest.approx(100 * 21 / NUM_ROWS), "neox, and mpt where it alone is right"
     assert (rows["progressive"]["seeds"], rows["progressive"]["updates"], rows["progressive"]["tokens"]) == (2, 3, 3000)
+    assert rows["progressive"]["device_hours"] == pytest.approx(120 / 3600)
     assert rows["progressive"]["bits_per_byte"] == pytest.approx(0.401)
     assert rows["progressive"]["bits_per_byte_min"] == pytest.approx(0.40)
     assert rows["progressive"]["bits_per_byte_max"] == pytest.approx(0.402)
@@ -304,7 +305,7 @@ def test_the_files_agree_with_the_results_and_state_the_cost(made_up):
     assert made.stage_seconds == pytest.approx(shared + 4 * 63.0)
     assert made.device_seconds == pytest.approx(8 * 10 + 4 * 120)
     text = markdown("demo.ablation", results, made)
-    assert "| progressive | 2 | 3 | 3 | 0.401 | 0.400 - 0.402 | -0.099 [" in text
+    assert "| progressive | 2 | 3 | 3 | 0.033 | 0.401 | 0.400 - 0.402 | -0.099 [" in text
     assert "| sft-voted | 1 | 2 | 2 | 0.600 | - | not step-matched | not step-matched |" in text
     assert "- **sft-gt**: Plain fine-tuning on the ground truth" in text
     tree = json.loads(json.dumps(as_json("demo.ablation", results, made)))
