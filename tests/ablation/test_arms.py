@@ -306,7 +306,7 @@ def test_the_files_agree_with_the_results_and_state_the_cost(made_up):
     assert made.device_seconds == pytest.approx(8 * 10 + 4 * 120)
     text = markdown("demo.ablation", results, made)
     assert "| progressive | 2 | 3 | 3 | 0.033 | 0.401 | 0.400 - 0.402 | -0.099 [" in text
-    assert "| sft-voted | 1 | 2 | 2 | 0.600 | - | not step-matched | not step-matched |" in text
+    assert "| sft-voted | 1 | 2 | 2 | 0.033 | 0.600 | - | not step-matched | not step-matched |" in text
     assert "- **sft-gt**: Plain fine-tuning on the ground truth" in text
     tree = json.loads(json.dumps(as_json("demo.ablation", results, made)))
     assert tree["rows"][4]["per_seed"]["bits_per_byte"] == pytest.approx([0.40, 0.402])
