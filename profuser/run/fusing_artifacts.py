@@ -189,6 +189,8 @@ class FusingArtifacts(RunInputs):
         """Returns the artifact of the fused model in `model/`, with `metrics.jsonl`: of the last round, or as a round leaves it."""
         last = self.recipe.fuse.num_rounds
         number = number or last
+        if number in self._between:
+            return self._between[number]
         config = {
             "fuse": identity(self.recipe.fuse),
             "target": self.model_digests["target.model"],
@@ -196,7 +198,15 @@ class FusingArtifacts(RunInputs):
         }
         before = [self.fuse(number - 1)] if number > 1 else []
         stage = "fuse" if number == last else f"{ROUNDS}/{number}/fuse"
-        return self._artifact(stage, NO_ROWS, config, [self.select(number), *before])
+        found = self._artifact(stage, NO_ROWS, config, [self.select(number), *before])
+        if number < last:
+            self._between[number] = found
+        return found
+
+    @cached_property
+    def _between(self) -> dict[int, Artifact]:
+        """Models between rounds, by the round that leaves them. Each round's artifacts follow from them several times over."""
+        return {}
 
     @cached_property
     def _benchmark_digests(self) -> dict[str, str]:

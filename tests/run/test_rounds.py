@@ -79,6 +79,19 @@ def test_a_round_without_weight_on_policy_continues_the_one_before(make):
     assert len(run.recipe.fuse.model_validate({"schedule": early, "rounds": 4}).round_starts) == 4
 
 
+def test_many_rounds_are_listed_in_no_time(make):
+    made, run = [], make(40, until=0.01)
+
+    class Counting(FusionRun):
+        def _artifact(self, stage, *arguments):
+            made.append(stage)
+            return super()._artifact(stage, *arguments)
+
+    names = [part.artifact.stage for part in parts(Counting(run.recipe))]
+    assert len(names) > 4 * 39
+    assert len(made) < 30 * len(names)
+
+
 def test_one_round_is_the_run_as_it_was(make):
     run = make(1)
     assert not REGISTRY["rounds"].parts(run)
