@@ -6,11 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
 import numpy as np
+
+from profuser.alignment.token_bytes import TokenBytes
 
 MODEL = "acme/big"
 CHAT, COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/completions", "/v1/models"
@@ -60,6 +63,10 @@ class Scripted(_Responder):
     max_logprobs: int = 20
     names_end: bool = True
     """Whether it lists the token that ends the turn."""
+    exact_bytes: bool = False
+    """Whether the bytes of a token are its own, like OpenAI's; by default those of its decoded text, like vLLM's."""
+    cut_after: int | None = None
+    """Tokens after which answers are cut."""
     listed: dict[str, Any] | None = field(default_factory=lambda: {"root": "/models/big", "max_model_len": 256})
     usage: tuple[int, int] = (7, 3)
 
@@ -86,8 +93,12 @@ class Scripted(_Responder):
             return found
         choice: dict[str, Any] = {"message": {"role": "assistant", "content": found}, "finish_reason": "stop"}
         if body.get("logprobs") and self.tokenizer:
-            ids = self.tokenizer.encode(found, add_special_tokens=False)
-            ids += [self.tokenizer.eos_token_id] if self.names_end else []
+            ids = self.tokenizer.encode(found, add_special_tokens=False)[: self.cut_after]
+            if self.cut_after is None:
+                ids += [self.tokenizer.eos_token_id] if self.names_end else []
+            else:
+                text = self._table.spell(np.array(ids)).decode(errors="ignore").removeprefix(" ")
+                choice |= {"message": {"role": "assistant", "content": text}, "finish_reason": "length"}
             content = [self._entry(i, place, body) for place, i in enumerate(ids)]
             choice["logprobs"] = {"content": content}
         return choice
@@ -102,7 +113,12 @@ class Scripted(_Responder):
             name = f"token_id:{index}"
             return {"token": name, "logprob": logprob, "bytes": list(name.encode())}
         name = self.tokenizer.decode([index])
-        return {"token": name, "logprob": logprob, "bytes": list(name.encode())}
+        spelt = self._table[index] if self.exact_bytes else None
+        return {"token": name, "logprob": logprob, "bytes": list(spelt or name.encode())}
+
+    @cached_property
+    def _table(self) -> TokenBytes:
+        return TokenBytes.from_tokenizer(self.tokenizer, len(self.tokenizer))
 
     def _completion(self, body: dict[str, Any]) -> dict[str, Any]:
         ids, size = body["prompt"], len(self.tokenizer)

@@ -50,7 +50,8 @@ class VocabProjection:
     """Where the target's tokenizer splits source tokens."""
 
     def __init__(self, source: TokenBytes, target: TokenBytes, fallback: Fallback, specials: bool) -> None:
-        self.source, self.target, self.fallback, self.specials = source, target, fallback, specials
+        self.source, self.target, self.specials = source, target, specials
+        self.fallback: Fallback = fallback
         self.splits = TargetSplits(source, target)
         self._rest = np.full(len(source.blob), UNRESOLVED, dtype=np.int32)
         self._after_space = np.full(source.vocab_size, UNRESOLVED, dtype=np.int32)
@@ -81,6 +82,10 @@ class VocabProjection:
             specials: whether special tokens are mapped by role; otherwise their mass goes to the tail.
         """
         return cls(source, target, fallback, specials)
+
+    def of(self, source: TokenBytes) -> "VocabProjection":
+        """Returns the projection of another vocabulary to the same target, by the same rules."""
+        return VocabProjection(source, self.target, self.fallback, self.specials)
 
     def counts(self) -> dict[str, int]:
         """Returns the number of source tokens per rule, over the ids that the source's tokenizer has."""

@@ -84,13 +84,15 @@ PAIR = ("preferred", "rejected")
 """The two answers of a pair of preference mode, each a row of the select artifact, without a teacher's distributions."""
 ON_POLICY = "on_policy"
 """An answer of the target itself, with the distributions of the row's teacher."""
+ANSWER_VOCABULARY_SIZE = 1 << 19
+"""Bound of the ids of a row's own vocabulary, which decides their types."""
 PARTS = (*MODES, *PAIR, ON_POLICY)
 """What an example in the select artifact can be, in the order of training's arrays."""
 MODES_OF_PARTS = (*MODES, *("preference",) * len(PAIR), ON_POLICY)
 """The mode of each entry of `PARTS`, as schedules name it."""
 
 
-def collect_schema(vocab_size: int, with_topk: bool = True) -> pa.Schema:
+def collect_schema(vocab_size: int, with_topk: bool = True, own_vocabulary: bool = False) -> pa.Schema:
     """Returns the schema of one source's signals per row: `training_*` on the ground truth, `inference_*` on its own answers.
 
     A row that the source refuses has only the reason. The answers of a row (one, or `samples_per_source`) are concatenated in the
@@ -99,6 +101,8 @@ def collect_schema(vocab_size: int, with_topk: bool = True) -> pa.Schema:
     Args:
         vocab_size: width of the source's logits; decides the types of ids.
         with_topk: whether the distributions are included (not in the first pass if signals are lazy).
+        own_vocabulary: whether the ids of a row's answers and their distributions are indices into its `answer_vocabulary`, the
+            byte strings of their tokens, as the source's tokenizer is not known. The first, without bytes, is the end of a turn.
     """
     fields = [
         pa.field("row_id", pa.string(), nullable=False),
@@ -112,6 +116,8 @@ def collect_schema(vocab_size: int, with_topk: bool = True) -> pa.Schema:
     ]
     for mode in MODES:
         fields += _response_fields(mode, vocab_size, with_topk)
+    if own_vocabulary:
+        fields.append(pa.field("answer_vocabulary", pa.list_(pa.binary())))
     return pa.schema(fields)
 
 

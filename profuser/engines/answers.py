@@ -3,6 +3,7 @@
 Legend: T response tokens.
 """
 
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxtyping import Int
 from profuser.alignment.token_bytes import Role, TokenBytes
 from profuser.corpus.rendering import chat_texts
 from profuser.corpus.thinking import BLANK, FAMILIES, MARKS, answer_start
+from profuser.engines.answer_vocabularies import answer_tokens
 from profuser.engines.base import Response
 from profuser.errors import UserError
 from profuser.recipe.template import TemplateConfig
@@ -73,6 +75,13 @@ class AnswerReader:
 
     def read(self, response: Response) -> Answer:
         """Returns the text of an answer, without the end of its turn, and without its thinking unless the recipe keeps it."""
+        if response.vocabulary is None:
+            return self._read(response)
+        own = copy(self)
+        own.tokens, own.names = answer_tokens(response.vocabulary), {}
+        return own._read(response)
+
+    def _read(self, response: Response) -> Answer:
         whole = self._whole(self._until_stop(response))
         ended = bool(len(whole.ids)) and self.tokens.roles[whole.ids[-1]] == Role.END
         ids = whole.ids[: len(whole.ids) - ended]

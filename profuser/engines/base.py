@@ -81,6 +81,9 @@ class Response:
     """Why a server does not respond; there are no tokens then."""
     usage: Usage | None = None
     """What a server counted; None for an engine of the run."""
+    vocabulary: tuple[bytes, ...] | None = None
+    """Bytes of each id of `ids` and `topk`, if these are the response's own because the tokenizer is not known. The first, without
+    bytes, is the end of a turn. None for ids of the engine's tokenizer."""
 
     @property
     def is_unscored(self) -> bool:

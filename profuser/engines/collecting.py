@@ -47,7 +47,7 @@ class RowSignals:
     usage: Usage | None = None
     """Tokens of all requests, as a server counted them."""
     in_bytes: bool = False
-    """Whether the ids of its responses are bytes: the tokenizer is not known."""
+    """Whether the tokenizer is not known: the ids of its responses are bytes, or their own."""
 
     @property
     def answer_tokens(self) -> int:
@@ -76,6 +76,8 @@ class SourceReader:
         self.forces: bool = getattr(engine, "forces", True)
         """Whether the engine can teacher-force; without, there are no signals of training mode."""
         self.in_bytes: bool = getattr(engine, "in_bytes", False)
+        self.own_vocabularies: bool = getattr(engine, "own_vocabularies", False)
+        """Whether the ids of answers with distributions are those of the answers' own vocabularies."""
         ends = getattr(engine, "end_ids", ())
         self.tokens = TokenBytes.from_tokenizer(engine.tokenizer, engine.vocab_size, ends)
         self.answers = AnswerReader(engine.tokenizer, self.tokens, template)

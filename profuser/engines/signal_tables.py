@@ -11,7 +11,9 @@ import pyarrow as pa
 from jaxtyping import Integer
 
 from profuser.alignment.source_signals import NextSteps, SourceSignals
-from profuser.artifacts.schemas import collect_schema, signals_schema
+from profuser.alignment.token_bytes import TokenBytes
+from profuser.artifacts.schemas import ANSWER_VOCABULARY_SIZE, collect_schema, signals_schema
+from profuser.engines.answer_vocabularies import join_vocabularies, merge_vocabularies
 from profuser.engines.answers import UNREADABLE
 from profuser.engines.base import Response, Usage
 from profuser.engines.collecting import RowSignals
@@ -19,8 +21,9 @@ from profuser.signals.codec import RaggedTopK, TopK, from_columns, from_list_col
 from profuser.signals.ragged import Ragged, offsets_of
 
 
-def collect_table(signals: Sequence[RowSignals], vocab_size: int, top_k: int) -> pa.Table:
+def collect_table(signals: Sequence[RowSignals], vocab_size: int, top_k: int, own_vocabulary: bool = False) -> pa.Table:
     """Returns signals as a table of the collect schema for this vocabulary; without top-k columns if `top_k` is 0."""
+    joined = [join_vocabularies(s.answers) for s in signals] if own_vocabulary else []
     columns: dict[str, Any] = {
         "row_id": [s.row_id for s in signals],
         "refused": [s.refused for s in signals],
@@ -33,10 +36,11 @@ def collect_table(signals: Sequence[RowSignals], vocab_size: int, top_k: int) ->
     }
     for mode, responses in (
         ("training", [[s.training] if s.training else [] for s in signals]),
-        ("inference", [s.answers for s in signals]),
+        ("inference", [answers for _, answers in joined] or [s.answers for s in signals]),
     ):
         columns |= _response_columns(mode, responses, vocab_size, top_k)
-    return _table(columns, collect_schema(vocab_size, with_topk=top_k > 0))
+    columns["answer_vocabulary"] = [vocabulary for vocabulary, _ in joined]
+    return _table(columns, collect_schema(vocab_size, top_k > 0, own_vocabulary))
 
 
 def signals_table(
@@ -78,6 +82,20 @@ def read_signals(table: pa.Table, prefix: str, samples: Sequence[int], vocab_siz
     kept = Ragged.from_rows([ids.values[slice(*pair)] for pair in bounds], dtype=ids.values.dtype)
     steps = _read_steps(table, kept, vocab_size, top_k) if "step_positions" in table.column_names else None
     return SourceSignals(kept, logprobs.values[flat], TopK(topk.ids[flat], topk.logprobs[flat]), steps)
+
+
+def read_answer_signals(table: pa.Table, samples: Sequence[int], top_k: int) -> tuple[SourceSignals, TokenBytes]:
+    """Reads the distributions along one answer of each row, of a source without a tokenizer; arguments as in `read_signals`.
+
+    Returns:
+        The signals, and the table of their tokens: the vocabularies of the rows merged into one.
+    """
+    found = read_signals(table, "inference", samples, ANSWER_VOCABULARY_SIZE, top_k)
+    tokens, merged = merge_vocabularies(table["answer_vocabulary"].to_pylist())
+    firsts = np.repeat(merged.offsets[:-1], found.ids.lengths)
+    ids = Ragged(merged.values[found.ids.values + firsts], found.ids.offsets)
+    topk = TopK(merged.values[found.topk.ids + firsts[:, None]], found.topk.logprobs)
+    return SourceSignals(ids, found.logprobs, topk), tokens
 
 
 def read_own_ids(table: pa.Table, mode: str, samples: Sequence[int]) -> list[list[int]]:

@@ -61,8 +61,8 @@ def probe_rows(
     start = time.monotonic()
     full = accepted if how.top_k else _fetch_distributions(source, rows, results, top_k)
     signals_seconds = 0.0 if how.top_k else time.monotonic() - start
-    vocab_size = source.engine.vocab_size
-    eager, lazy = (replace(collect, schema=collect_schema(vocab_size, with_topk)) for with_topk in (True, False))
+    vocab_size, own = source.engine.vocab_size, source.own_vocabularies
+    eager, lazy = (replace(collect, schema=collect_schema(vocab_size, with_topk, own)) for with_topk in (True, False))
     distributions = replace(signals, schema=signals_schema(vocab_size))
     prompts = [_prompt_ids(source, *pair) for pair in zip(rows.to_pylist(), results, strict=True)]
     probe = Probe(
@@ -70,8 +70,8 @@ def probe_rows(
         training_tokens=np.array([_training_tokens(entry) for entry in results]),
         inference_tokens=np.array([entry.answer_tokens for entry in results]),
         seconds=seconds,
-        with_topk=_file_size(eager, lambda part: collect_table(part, vocab_size, top_k), full),
-        without_topk=_file_size(lazy, lambda part: collect_table(part, vocab_size, 0), accepted),
+        with_topk=_file_size(eager, lambda part: collect_table(part, vocab_size, top_k, own), full),
+        without_topk=_file_size(lazy, lambda part: collect_table(part, vocab_size, 0, own), accepted),
         distributions=_file_size(
             distributions, lambda part: _signals(part, vocab_size), [_one_answer(e) for e in full]
         ),

@@ -36,8 +36,9 @@ class EndpointConfig(Config):
     model: str = Field(min_length=1)
     """Name of the model, as `/v1/models` lists it."""
     tokenizer: str | None = execution_field(None)
-    """Folder or Hub name with the model's tokenizer (no weights are needed). With it, the distributions that the server gives are
-    used; without it, only the texts of the answers are. Its content is part of the run's identity, its place is not."""
+    """Folder or Hub name with the model's tokenizer (no weights are needed). Without it, the server cannot teacher-force, and the
+    distributions of its answers are used with `collect.signals: eager` alone, if it gives the bytes of its tokens. The tokenizer's
+    content is part of the run's identity, its place is not."""
     key_env: str | None = execution_field(None)
     """Environment variable that holds the key; by default no key is sent. The key itself is never stored or printed."""
     concurrency: int = execution_field(16, gt=0)

@@ -146,7 +146,7 @@ class Recipe(Config):
             raise ValueError("select.condition: exact needs the stage signals; set collect.signals: lazy")
         if self.select.exclude_target and not self.teachers:
             raise ValueError("select.exclude_target leaves no teacher: the only source is the target")
-        if uses(self.fuse.schedule, "training") and all(source.is_text_only for source in self.teachers):
+        if uses(self.fuse.schedule, "training") and all(source.lacks_tokenizer for source in self.teachers):
             raise ValueError(
                 "sources: all that may teach are endpoints without a tokenizer, of which none can teach the ground truth; set "
                 "endpoint.tokenizer, or a fuse.schedule without the training mode"

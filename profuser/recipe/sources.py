@@ -108,8 +108,8 @@ class SourceConfig(ServedModelConfig):
         return f"{self.section}.{'endpoint.tokenizer' if self.endpoint else 'model'}"
 
     @property
-    def is_text_only(self) -> bool:
-        """Whether only the texts of its answers are used: an endpoint without a tokenizer."""
+    def lacks_tokenizer(self) -> bool:
+        """Whether its tokenizer is not known: an endpoint without one. It cannot teacher-force."""
         return self.endpoint is not None and self.endpoint.tokenizer is None
 
 

@@ -16,7 +16,7 @@ from profuser.alignment.transport import SourceSignals, Transported
 from profuser.alignment.vocab_projection import VocabProjection
 from profuser.artifacts.artifact import Artifact
 from profuser.artifacts.schemas import ON_POLICY, PARTS
-from profuser.engines.signal_tables import read_signals
+from profuser.engines.signal_tables import read_answer_signals, read_signals
 from profuser.errors import ArtifactError, UserError
 from profuser.report.tables.alignment import Aligned, Cut, token_label
 from profuser.run.fusion_run import FusionRun
@@ -118,6 +118,10 @@ class RowStory:
         Raises:
             UserError: there are none: the source refused the row, or only the chosen teachers' distributions were kept.
         """
+        return self._signals(source, mode, sample)[0]
+
+    def _signals(self, source: str, mode: str, sample: int) -> tuple[SourceSignals, TokenBytes | None]:
+        """Returns signals, and the table of their tokens if these are the row's own."""
         config = next(each for each in self.run.recipe.sources if each.name == source)
         size, top_k = self.run.vocab_size(config.setting), self.run.recipe.collect.top_k
         if self.run.recipe.collect.signals == "eager":
@@ -130,7 +134,9 @@ class RowStory:
             raise UserError(
                 f"row {self.row_id}: no signals of {source} in {mode} mode; choose the row's teacher, or another row"
             )
-        return read_signals(found, prefix, [sample], size, top_k)
+        if prefix == "inference" and "answer_vocabulary" in found.column_names:
+            return read_answer_signals(found, [sample], top_k)
+        return read_signals(found, prefix, [sample], size, top_k), None
 
     def transported(self, mode: str, projections: Sequence[VocabProjection]) -> tuple[Aligned, Transported]:
         """Returns a training example's alignment: the teacher's and the target's tokens, and the transported distributions.
@@ -151,7 +157,8 @@ class RowStory:
         teacher, sample = example["teacher"], example["sample"]
         projection = projections[names.index(teacher)]
         text = self._response(mode, teacher, sample).encode()
-        source = Cut.of(teacher, projection.source, self.signals(teacher, mode, sample).ids.values, text)
+        signals, own = self._signals(teacher, mode, sample)
+        source = Cut.of(teacher, own or projection.source, signals.ids.values, text)
         target = Cut.of(TARGET, projection.target, example["response_ids"], text)
         vocab_size = self.run.vocab_size("target.model")
         topk = from_columns(table, "topk", self.run.recipe.collect.top_k, vocab_size).row(0)

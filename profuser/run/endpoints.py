@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from profuser.artifacts.artifact import Artifact
 from profuser.engines.base import ReadSettings
 from profuser.engines.endpoint.access import EndpointAccess, JudgeAccess, ask_source, read_tokens
-from profuser.engines.endpoint.facts import EndpointFacts, text_only_words
+from profuser.engines.endpoint.facts import TEXT_ONLY, UNASKED, EndpointFacts
 from profuser.errors import UserError
 from profuser.recipe.llm_judge import LlmJudgeConfig
 from profuser.recipe.models import ModelConfig, SourceConfig
@@ -103,8 +103,9 @@ def unasked_lines(run: FusionRun) -> Iterator[str]:
         if known := run.facts(config):
             yield _line(run, config, known)
             continue
-        text_only = isinstance(config, SourceConfig) and config.is_text_only
-        what = text_only_words() if text_only else "what it gives is asked when the run starts, or by --dry-run"
+        what = "what it gives is asked when the run starts, or by --dry-run"
+        if isinstance(config, SourceConfig) and config.lacks_tokenizer:
+            what = UNASKED if _how(run, config).top_k else TEXT_ONLY
         title = f"{'judge' if isinstance(config, LlmJudgeConfig) else 'source'} {config.name}"
         yield f"{title}: {config.endpoint.base_url} serves {config.endpoint.model}; {what}"
 
@@ -112,7 +113,7 @@ def unasked_lines(run: FusionRun) -> Iterator[str]:
 def _line(run: FusionRun, config: SourceConfig | LlmJudgeConfig, facts: EndpointFacts) -> str:
     if isinstance(config, LlmJudgeConfig):
         return facts.judge_line(config)
-    return facts.line(config, run.recipe.collect.top_k)
+    return facts.line(config, _how(run, config).top_k)
 
 
 def _endpoints(run: FusionRun) -> list[SourceConfig | LlmJudgeConfig]:
@@ -120,8 +121,9 @@ def _endpoints(run: FusionRun) -> list[SourceConfig | LlmJudgeConfig]:
 
 
 def _how(run: FusionRun, source: SourceConfig) -> ReadSettings:
-    """Returns the settings of the source's answers, with the K of the distributions."""
-    return replace(run.reading(source), top_k=run.recipe.collect.top_k)
+    """Returns the settings of the source's answers, with the K of the distributions; 0 without a tokenizer if signals are lazy."""
+    how = run.reading(source)
+    return how if source.lacks_tokenizer else replace(how, top_k=run.recipe.collect.top_k)
 
 
 def _reading(run: FusionRun, config: SourceConfig | LlmJudgeConfig) -> list[Artifact]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from profuser.artifacts.artifact import Artifact
 from profuser.artifacts.schemas import (
+    ANSWER_VOCABULARY_SIZE,
     CONTAMINATED,
     QUARANTINE,
     REWARDS,
@@ -93,7 +94,7 @@ class FusingArtifacts(RunInputs):
         """Returns the artifact of one source's signals; in later rounds only the target is read again, as it is then."""
         setting = source.setting
         how = self.reading(source)
-        config = {
+        config: dict[str, Any] = {
             "model": self.model_digests[setting],
             "tokenizer": self.tokenizer_digest(setting),
             "vocab_size": self.vocab_size(setting),
@@ -105,7 +106,12 @@ class FusingArtifacts(RunInputs):
             "seed": how.seed,
             "codec": CODEC_VERSION,
         }
-        schema = collect_schema(self.vocab_size(setting), with_topk=how.top_k > 0)
+        facts = self.facts(source) if source.lacks_tokenizer else None
+        own_vocabulary = facts is not None and facts.top_logprobs is not None
+        if own_vocabulary:
+            config["vocabulary"] = "of each row's answers"
+        size = ANSWER_VOCABULARY_SIZE if own_vocabulary else self.vocab_size(setting)
+        schema = collect_schema(size, how.top_k > 0, own_vocabulary)
         inputs = [self.corpus()]
         if number > 1:
             del config["model"]

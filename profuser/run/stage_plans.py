@@ -39,7 +39,7 @@ def collect(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
     rows, recipe = train_rows(run, size), run.recipe
     disk = 2 * rows * size.response_tokens * _bytes_per_token(recipe.collect.stored_top_k)
     for source in recipe.sources:
-        tokens = (1 if source.is_text_only else 2) * rows * _row_tokens(size)
+        tokens = (1 if source.lacks_tokenizer else 2) * rows * _row_tokens(size)
         money = _money(run, source, rows * recipe.collect.samples_per_source, rows, size)
         yield PlanLine(rows, tokens, disk, _devices(source), money)
 

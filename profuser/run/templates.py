@@ -34,7 +34,7 @@ def template_lines(run: FusionRun) -> Iterator[str]:
         UserError: a template cannot render a question and its answer.
     """
     rows = [*_rows(run)]
-    models = {f"source {source.name}": source for source in run.recipe.sources if not source.is_text_only}
+    models = {f"source {source.name}": source for source in run.recipe.sources if not source.lacks_tokenizer}
     models |= {"target": run.recipe.target}
     for name, config in models.items():
         tokenizer, template = _tokenizer(run, config, config.engine.trust_remote_code), run.template(config)

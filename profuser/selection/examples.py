@@ -15,7 +15,7 @@ from profuser.alignment.transport import SourceSignals, TransportedRows, transpo
 from profuser.alignment.vocab_projection import VocabProjection
 from profuser.artifacts.schemas import MODES, ON_POLICY, PAIR, select_schema
 from profuser.corpus import EncodedExample, Message, Refusal, encode_examples
-from profuser.engines.signal_tables import read_signals
+from profuser.engines.signal_tables import read_answer_signals, read_signals
 from profuser.errors import ArtifactError
 from profuser.recipe.template import TemplateConfig
 from profuser.selection.teachers import Choice, Chooser, add_counts
@@ -65,7 +65,7 @@ class Selector:
 
     Args:
         chooser: chooses the teachers.
-        projections: from each source's vocabulary to the target's.
+        projections: from each source's vocabulary to the target's; unused for answers with a vocabulary per row.
         target: the target's tokenizer.
         top_k: candidates per position, of the sources' signals and of the examples.
     """
@@ -112,8 +112,8 @@ class Selector:
                 chosen = [one for one in examples if one.choice.teacher == teacher and one.choice.mode == mode]
                 if chosen:
                     parts = [one.choice for one in chosen]
-                    signals = self._signals(rows, parts, collected[teacher], lazy[teacher] if lazy else None)
-                    transported = self._transport(teacher, signals, chosen, counts)
+                    found = self._signals(rows, parts, collected[teacher], lazy[teacher] if lazy else None)
+                    transported = self._transport(teacher, *found, chosen, counts)
                     tables.append(self._table(rows, chosen, transported))
                     _count_tokens(transported, counts)
         return (pa.concat_tables(tables) if tables else self.schema.empty_table()), counts
@@ -125,13 +125,17 @@ class Selector:
 
     def _signals(
         self, rows: list[dict], choices: list[Choice], collected: pa.Table, lazy: pa.Table | None
-    ) -> SourceSignals:
-        """Returns one teacher's signals along the responses of one mode."""
-        mode, vocab_size = choices[0].mode, self.projections[choices[0].teacher].source.vocab_size
+    ) -> tuple[SourceSignals, VocabProjection]:
+        """Returns one teacher's signals along the responses of one mode, and the projection of their vocabulary."""
+        mode, projection = choices[0].mode, self.projections[choices[0].teacher]
+        vocab_size = projection.source.vocab_size
         if lazy is None:
             samples = [choice.sample for choice in choices]
             part = collected.take([choice.row for choice in choices])
-            return read_signals(part, mode, samples, vocab_size, self.top_k)
+            if mode == "inference" and "answer_vocabulary" in collected.column_names:
+                signals, tokens = read_answer_signals(part, samples, self.top_k)
+                return signals, projection.of(tokens)
+            return read_signals(part, mode, samples, vocab_size, self.top_k), projection
         keys = zip(lazy["row_id"].to_pylist(), lazy["mode"].to_pylist(), strict=True)
         places = {key: place for place, key in enumerate(keys)}
         wanted = [(rows[choice.row]["row_id"], mode) for choice in choices]
@@ -141,9 +145,8 @@ class Selector:
                 f"signals of {self.chooser.names[choices[0].teacher]}: row {missing[0]} is missing, although the source was "
                 "chosen to teach it; rebuild them with --redo signals"
             )
-        return read_signals(
-            lazy.take([places[key] for key in wanted]), "response", [0] * len(wanted), vocab_size, self.top_k
-        )
+        part = lazy.take([places[key] for key in wanted])
+        return read_signals(part, "response", [0] * len(wanted), vocab_size, self.top_k), projection
 
     def _average(
         self, examples: list[EncodedChoice], collected: Sequence[pa.Table], counts: dict[str, float]
@@ -159,19 +162,23 @@ class Selector:
             taken = np.flatnonzero(~np.isnan(advantages[:, source]))
             own = [examples[place] for place in taken]
             table = collected[source].take([one.choice.row for one in own])
-            vocab_size = self.projections[source].source.vocab_size
-            signals = read_signals(table, "training", [0] * len(own), vocab_size, self.top_k)
-            parts.append(spread_rows(self._transport(source, signals, own, counts), taken, offsets))
+            projection = self.projections[source]
+            signals = read_signals(table, "training", [0] * len(own), projection.source.vocab_size, self.top_k)
+            parts.append(spread_rows(self._transport(source, signals, projection, own, counts), taken, offsets))
         averaged = average_rows(parts, ranks[:, sources], self.top_k)
         _count_tokens(averaged, counts)
         return averaged
 
     def _transport(
-        self, source: int, signals: SourceSignals, examples: list[EncodedChoice], counts: dict[str, float]
+        self,
+        source: int,
+        signals: SourceSignals,
+        projection: VocabProjection,
+        examples: list[EncodedChoice],
+        counts: dict[str, float],
     ) -> TransportedRows:
         """Transports one source's distributions along responses to the target's tokens, and counts positions by rule."""
         responses = [one.choice.response.encode() for one in examples]
-        projection = self.projections[source]
         transported = transport_rows(signals, response_ids(examples), responses, projection, self.rules, self.top_k)
         found = coverage(transported.rules.values)
         add_counts(counts, {f"alignment/{self.chooser.names[source]}/{rule}": number for rule, number in found.items()})

@@ -51,7 +51,7 @@ def print_pairs(run: FusionRun) -> None:
         title=f"tokens of each source, by how they map to those of {run.recipe.target.model}",
     )
     for source, projection in zip(run.recipe.sources, pairs.projections, strict=True):
-        if source.is_text_only:
+        if source.lacks_tokenizer:
             continue
         counts = projection.counts()
         table.add_row(source.name, *(f"{counts[rule]:,}" for rule in RULE_TITLES))

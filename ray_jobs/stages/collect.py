@@ -38,7 +38,9 @@ class CollectWorker(EngineWorker):
         """Collects one shard."""
         signals = read_guarded(self.reader, rows, self.how, attempt, self.row_counter(shard, rows.num_rows))
         counts = count(signals)
-        self.output.write_shard(shard, collect_table(signals, self.reader.engine.vocab_size, self.how.top_k), counts)
+        reader = self.reader
+        table = collect_table(signals, reader.engine.vocab_size, self.how.top_k, reader.own_vocabularies)
+        self.output.write_shard(shard, table, counts)
         return counts
 
     def evaluate(self, shard: int) -> dict[str, float]:

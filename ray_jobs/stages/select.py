@@ -77,9 +77,11 @@ def select(run: FusionRun, number: int = 1) -> Manifest:
         scales=reward_scales(rewards),
     )
     counts, seconds = run_shards(output, run.corpus(), worker, recipe.select.pool, 0.0)
+    # The tokens of a source without a tokenizer are known row by row.
     vocabulary = {
         f"vocabulary/{source.name}/{rule}": float(number)
         for source, projection in zip(recipe.sources, pairs.projections, strict=True)
+        if not source.lacks_tokenizer
         for rule, number in projection.counts().items()
     }
     return finish(output, counts, seconds, **vocabulary)

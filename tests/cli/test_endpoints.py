@@ -39,11 +39,18 @@ def test_a_plan_says_what_an_endpoint_takes_part_in_and_costs_and_asks_it_nothin
 ):
     script, url = served
     cost = "{input_per_million: 1000, output_per_million: 2000}"
-    for tokenizer, words in (
-        (None, "no endpoint.tokenizer: only the texts of its answers are used"),
-        (model, "what it gives is asked when the run starts, or by --dry-run"),
+    lazy = ("--set", "collect.signals=lazy")
+    for tokenizer, options, words in (
+        (
+            None,
+            (),
+            "no endpoint.tokenizer: no part in Min-CE; whether its answers have distributions is asked when the run",
+        ),
+        (None, lazy, "no endpoint.tokenizer, and collect.signals is lazy: only the texts of its answers are used"),
+        (model, (), "what it gives is asked when the run starts, or by --dry-run"),
     ):
-        code, out, err = profuser(monkeypatch, capsys, "plan", recipe, *with_endpoint(url, tokenizer, cost=cost))
+        options = (*with_endpoint(url, tokenizer, cost=cost), *options)
+        code, out, err = profuser(monkeypatch, capsys, "plan", recipe, *options)
         assert code == 0, err
         lines = " ".join(out.split())
         assert f"source b: {url} serves {MODEL}; {words}" in lines
@@ -64,6 +71,40 @@ def test_a_dry_run_asks_the_server_what_it_gives(monkeypatch, capsys, recipe, mo
     script.knows_ids = False
     _, out, _ = profuser(monkeypatch, capsys, "run", recipe, "--dry-run", *with_endpoint(url, model))
     assert "it cannot teacher-force the ground truth: no part in Min-CE" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("exact", "options", "words"),
+    [
+        (
+            True,
+            (),
+            "distributions of its answers, of at most 20 tokens (collect.top_k is 30), aligned by their bytes (no "
+            "endpoint.tokenizer); it cannot teacher-force the ground truth: no part in Min-CE",
+        ),
+        (
+            None,
+            (),
+            "no endpoint.tokenizer, and it gives no log-probabilities with bytes that join to its answers: only the texts of its "
+            "answers are used, by cross-entropy where they win the vote; no part in Min-CE",
+        ),
+        (
+            True,
+            ("--set", "collect.signals=lazy"),
+            "no endpoint.tokenizer, and collect.signals is lazy: only the texts of its answers are used",
+        ),
+    ],
+    ids=["given", "not given", "lazy"],
+)
+def test_a_dry_run_says_what_a_server_gives_without_a_tokenizer(
+    monkeypatch, capsys, recipe, served, exact, options, words
+):
+    script, url = served
+    script.tokenizer = script.tokenizer if exact else None
+    options = (*with_endpoint(url), "--set", "collect.top_k=30", *options)
+    code, out, err = profuser(monkeypatch, capsys, "run", recipe, "--dry-run", *options)
+    assert code == 0, err
+    assert f"source b: {url} serves {MODEL} (model /models/big, up to 256 tokens); {words}" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

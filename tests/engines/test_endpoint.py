@@ -49,7 +49,7 @@ def source(url, tokenizer=None, **settings):
 
 
 def tokens_of(config):
-    size = 257 if config.is_text_only else {"bpe": 400, "sp": 460}[config.endpoint.tokenizer.rsplit("/", 1)[-1]]
+    size = 257 if config.lacks_tokenizer else {"bpe": 400, "sp": 460}[config.endpoint.tokenizer.rsplit("/", 1)[-1]]
     return read_tokens(config.endpoint.tokenizer or BYTE_TOKENIZER, config, OwnTemplate(), size)
 
 

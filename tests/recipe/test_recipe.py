@@ -306,4 +306,4 @@ def test_endpoints_without_a_tokenizer_alone_cannot_teach_the_ground_truth():
     with pytest.raises(UserError, match=r"none can teach the ground truth; set endpoint.tokenizer, or a fuse.schedule"):
         parse_recipe(SMALL | {"sources": sources}, "the test")
     voted = {"schedule": [{"until": 1.0, "inference": 1.0, "training": 0.0}]}
-    assert parse_recipe(SMALL | {"sources": sources, "fuse": voted}, "the test").sources[0].is_text_only
+    assert parse_recipe(SMALL | {"sources": sources, "fuse": voted}, "the test").sources[0].lacks_tokenizer

@@ -78,9 +78,9 @@ def read_tokens(path: str, source: SourceConfig, template: TemplateConfig, vocab
     from profuser.engines.endpoint.tokens import ServedTokens
     from profuser.models.reference import BYTE_TOKENIZER, ModelRef
 
-    folder = BYTE_TOKENIZER if source.is_text_only else ModelRef(path, source.revision).local(weights=False)
+    folder = BYTE_TOKENIZER if source.lacks_tokenizer else ModelRef(path, source.revision).local(weights=False)
     options = {"revision": source.revision, "trust_remote_code": source.engine.trust_remote_code}
-    tokenizer = AutoTokenizer.from_pretrained(folder, **({} if source.is_text_only else options))
+    tokenizer = AutoTokenizer.from_pretrained(folder, **({} if source.lacks_tokenizer else options))
     ends = turn_ends(tokenizer, template, folder, source.revision)
     return ServedTokens(tokenizer, TokenBytes.from_tokenizer(tokenizer, vocab_size, ends), ends)
 
@@ -91,4 +91,4 @@ def ask_source(source: SourceConfig, key: SecretStr | None, how: ReadSettings, t
 
     assert source.endpoint is not None
     setting = f"sources.{source.name}.endpoint"
-    return ask(source.endpoint, setting, key, how.generation, how.top_k, None if source.is_text_only else tokens)
+    return ask(source.endpoint, setting, key, how.generation, how.top_k, None if source.lacks_tokenizer else tokens)

@@ -11,7 +11,8 @@ from pydantic import SecretStr
 from profuser.engines.base import GREEDY
 from profuser.engines.endpoint.client import EndpointClient, EndpointError, RefusedRequestError
 from profuser.engines.endpoint.facts import LENGTH_FIELDS, EndpointFacts
-from profuser.engines.endpoint.requests import chat_body, choice_of, forced_body, text_of
+from profuser.engines.endpoint.requests import chat_body, choice_of, entries_of, forced_body, reason_of, text_of
+from profuser.engines.endpoint.spelt import read_spelt
 from profuser.engines.endpoint.tokens import ServedTokens
 from profuser.errors import UserError
 from profuser.recipe.endpoints import EndpointConfig
@@ -42,7 +43,8 @@ def ask(
         key: key to send.
         generation: settings of the answers.
         top_k: K of the distributions.
-        tokens: tokens of the recipe's tokenizer; None for an endpoint of which only texts are used.
+        tokens: tokens of the recipe's tokenizer; None for an endpoint without one. Of that, distributions are requested if `top_k`
+            is above 0.
 
     Raises:
         UserError: the server cannot be reached, serves no such model, refuses an answer with these settings, or has another
@@ -61,7 +63,7 @@ def ask_judge(endpoint: EndpointConfig, setting: str, key: SecretStr | None) -> 
     async def given(client: EndpointClient) -> EndpointFacts:
         facts = replace(await _served(client, setting), top_logprobs=FEWER_LOGPROBS[0])
         facts, choice = await _answer(client, facts, GREEDY)
-        return facts if (choice.get("logprobs") or {}).get("content") else replace(facts, top_logprobs=None)
+        return facts if entries_of(choice) else replace(facts, top_logprobs=None)
 
     return _asked(endpoint, setting, key, given)
 
@@ -125,16 +127,14 @@ async def _given(
     tokens: ServedTokens | None,
 ) -> EndpointFacts:
     """Returns the facts with what the server gives along a first answer, and whether it teacher-forces."""
-    if tokens:
-        facts = replace(facts, top_logprobs=top_k, token_ids=True)
-    facts, choice = await _answer(client, facts, generation)
-    entries = ((choice.get("logprobs") or {}).get("content")) or []
     if tokens is None:
-        return facts
+        return await _given_in_bytes(client, facts, generation, top_k)
+    facts, choice = await _answer(client, replace(facts, top_logprobs=top_k, token_ids=True), generation)
+    entries = entries_of(choice)
     if facts.top_logprobs is not None and not entries:
         facts = replace(facts, top_logprobs=None, token_ids=False)
     elif entries:
-        found = tokens.read(text_of(choice), str(choice.get("finish_reason")), entries, facts.top_logprobs or 0)
+        found = tokens.read(text_of(choice), reason_of(choice), entries, facts.top_logprobs or 0)
         if found is None:
             raise UserError(
                 f"{setting}.tokenizer: the tokens of a first answer of {client.endpoint.base_url} are not those of "
@@ -143,6 +143,22 @@ async def _given(
             )
         facts = replace(facts, token_ids=str(entries[0]["token"]).startswith("token_id:"))
     return replace(facts, forces=await _forces(client, facts, tokens, top_k))
+
+
+async def _given_in_bytes(
+    client: EndpointClient, facts: EndpointFacts, generation: GenerationConfig, top_k: int
+) -> EndpointFacts:
+    """Returns the facts of a server whose tokenizer is not known: whether it gives tokens with bytes that join to its answers."""
+    if not top_k:
+        return (await _answer(client, facts, generation))[0]
+    try:
+        found, choice = await _answer(client, replace(facts, top_logprobs=top_k), generation)
+    except EndpointError as error:
+        if error.status not in CANNOT:
+            raise
+        return (await _answer(client, facts, generation))[0]
+    read = read_spelt(text_of(choice), reason_of(choice), entries_of(choice), top_k)
+    return found if read else replace(found, top_logprobs=None)
 
 
 async def _answer(
@@ -173,8 +189,10 @@ def _without(facts: EndpointFacts, refusal: str) -> EndpointFacts | None:
         return replace(facts, top_logprobs=fewer)
     if facts.seed and "seed" in refusal:
         return replace(facts, seed=False)
-    # A server that names no field may be one that does not know vLLM's.
-    return replace(facts, token_ids=False) if facts.token_ids else None
+    # A server that names no field may be one that does not know vLLM's, or log-probabilities.
+    if facts.token_ids:
+        return replace(facts, token_ids=False)
+    return replace(facts, top_logprobs=None) if facts.top_logprobs is not None else None
 
 
 async def _forces(client: EndpointClient, facts: EndpointFacts, tokens: ServedTokens, top_k: int) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from profuser.artifacts.schemas import ANSWER_VOCABULARY_SIZE
 from profuser.engines.base import Request, Response, Usage
 from profuser.engines.endpoint.client import EndpointClient, RefusedRequestError
 from profuser.engines.endpoint.facts import EndpointFacts
@@ -38,12 +39,13 @@ class EndpointEngine:
         endpoint: the server.
         facts: what it gives.
         key: key to send.
-        tokens: the model's tokens, or bytes for an endpoint of which only texts are used.
+        tokens: the model's tokens, or bytes if its tokenizer is not known.
     """
 
     def __init__(self, endpoint: EndpointConfig, facts: EndpointFacts, key: SecretStr | None, tokens: ServedTokens):
         self.endpoint, self.facts, self.tokens = endpoint, facts, tokens
-        self.tokenizer, self.vocab_size, self.end_ids = tokens.tokenizer, tokens.tokens.vocab_size, list(tokens.end_ids)
+        self.tokenizer, self.end_ids = tokens.tokenizer, list(tokens.end_ids)
+        self.vocab_size = ANSWER_VOCABULARY_SIZE if self.own_vocabularies else tokens.tokens.vocab_size
         self.max_model_len = UNLIMITED if self.in_bytes or not facts.max_model_len else facts.max_model_len
         self.client = EndpointClient(endpoint, key)
         self.usage = Usage()
@@ -58,8 +60,13 @@ class EndpointEngine:
 
     @property
     def in_bytes(self) -> bool:
-        """Whether its ids are bytes: the tokenizer is not known."""
+        """Whether the tokenizer is not known: its ids are bytes, except of answers with their own vocabularies."""
         return self.endpoint.tokenizer is None
+
+    @property
+    def own_vocabularies(self) -> bool:
+        """Whether answers with distributions have their own vocabularies: the server gives bytes, the tokenizer is not known."""
+        return self.in_bytes and self.facts.top_logprobs is not None
 
     @property
     def num_running(self) -> int:
@@ -112,7 +119,7 @@ class EndpointEngine:
             return "/completions", forced_body(self.endpoint, request.prompt_ids + request.response_ids, top_k)
         if request.messages is None:
             return "/completions", step_body(self.endpoint, request.prompt_ids, top_k)
-        asked = None if self.facts.top_logprobs is None else top_k
+        asked = None if self.facts.top_logprobs is None or (self.in_bytes and not top_k) else top_k
         return "/chat/completions", chat_body(
             self.endpoint,
             self.facts,
@@ -131,4 +138,5 @@ class EndpointEngine:
             return read_step(choice, request, self.tokens)
         if reason := refusal_of(choice):
             return replace(unscored([], request.top_k, "refused"), refusal=reason)
-        return read_chat(choice, self.tokens, request.top_k)
+        tokens = None if self.own_vocabularies and request.top_k else self.tokens
+        return read_chat(choice, tokens, request.top_k, request.stop)

@@ -9,6 +9,14 @@ from profuser.recipe.models import SourceConfig
 LENGTH_FIELDS = ("max_tokens", "max_completion_tokens")
 """Names of the longest answer's field in chat requests: the usual one, and OpenAI's newer one."""
 
+ONLY_TEXTS = "only the texts of its answers are used, by cross-entropy where they win the vote; no part in Min-CE"
+TEXT_ONLY = f"no endpoint.tokenizer, and collect.signals is lazy: {ONLY_TEXTS}"
+"""What an endpoint without a tokenizer takes part in if no distributions are requested."""
+UNASKED = (
+    "no endpoint.tokenizer: no part in Min-CE; whether its answers have distributions is asked when the run starts, or by --dry-run"
+)
+"""What is known of an endpoint without a tokenizer before it is asked."""
+
 
 @dataclass(frozen=True)
 class EndpointFacts:
@@ -52,7 +60,7 @@ class EndpointFacts:
 
         Args:
             source: the source.
-            top_k: K that the recipe wants.
+            top_k: K that the recipe wants; 0 without a tokenizer if signals are lazy.
         """
         assert source.endpoint is not None
         return f"source {source.name}: {source.endpoint.base_url} serves {self.served}; {self._uses(source, top_k)}"
@@ -66,25 +74,20 @@ class EndpointFacts:
         return f"judge {judge.name}: {judge.endpoint.base_url} serves {self.served}; {reads}"
 
     def _uses(self, source: SourceConfig, top_k: int) -> str:
-        if source.is_text_only:
-            return text_only_words()
+        if source.lacks_tokenizer and not top_k:
+            return TEXT_ONLY
+        if source.lacks_tokenizer and self.top_logprobs is None:
+            return f"no endpoint.tokenizer, and it gives no log-probabilities with bytes that join to its answers: {ONLY_TEXTS}"
         if self.top_logprobs is None:
             answers = "it gives no log-probabilities: its answers teach by cross-entropy only"
         elif self.top_logprobs < top_k:
             answers = f"distributions of its answers, of at most {self.top_logprobs} tokens (collect.top_k is {top_k})"
         else:
             answers = f"distributions of its answers, of {self.top_logprobs} tokens"
+        answers += ", aligned by their bytes (no endpoint.tokenizer)" if source.lacks_tokenizer else ""
         forced = (
             "it teacher-forces the ground truth"
             if self.forces
             else "it cannot teacher-force the ground truth: no part in Min-CE"
         )
         return f"{answers}; {forced}"
-
-
-def text_only_words() -> str:
-    """Returns what an endpoint without a tokenizer takes part in."""
-    return (
-        "no endpoint.tokenizer: only the texts of its answers are used, by cross-entropy where they win the vote; "
-        "no part in Min-CE"
-    )

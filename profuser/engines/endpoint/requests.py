@@ -8,6 +8,7 @@ from profuser.corpus.tool_turns import forms
 from profuser.engines.base import Request, Response, Usage
 from profuser.engines.endpoint.client import RefusedRequestError
 from profuser.engines.endpoint.facts import EndpointFacts
+from profuser.engines.endpoint.spelt import read_spelt, spelt_text
 from profuser.engines.endpoint.tokens import ServedTokens, logprob, response
 from profuser.errors import one_line
 from profuser.recipe.endpoints import EndpointConfig
@@ -77,6 +78,16 @@ def text_of(choice: dict[str, Any]) -> str:
     return (choice.get("message") or {}).get("content") or ""
 
 
+def reason_of(choice: dict[str, Any]) -> str:
+    """Returns why an answer ended, as in `Response.finish_reason`."""
+    return "length" if choice.get("finish_reason") == "length" else "stop"
+
+
+def entries_of(choice: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the tokens of a chat answer with their log-probabilities; empty if the server gives none."""
+    return (choice.get("logprobs") or {}).get("content") or []
+
+
 def choice_of(content: dict[str, Any]) -> dict[str, Any]:
     """Returns the one choice of an answer; raises RefusedRequestError if there is none."""
     choices = content.get("choices")
@@ -99,10 +110,11 @@ def refusal_of(choice: dict[str, Any]) -> str | None:
     return "the server's content filter" if choice.get("finish_reason") == "content_filter" else None
 
 
-def read_chat(choice: dict[str, Any], tokens: ServedTokens, top_k: int) -> Response:
-    """Converts a chat answer, with its distributions if it has them in tokens of the tokenizer."""
-    text, reason = text_of(choice), "length" if choice.get("finish_reason") == "length" else "stop"
-    entries = (choice.get("logprobs") or {}).get("content") or []
+def read_chat(choice: dict[str, Any], tokens: ServedTokens | None, top_k: int, stop: Sequence[str] = ()) -> Response:
+    """Converts a chat answer, with its distributions if it has them in tokens of the tokenizer; without one, in its own."""
+    text, reason, entries = text_of(choice), reason_of(choice), entries_of(choice)
+    if tokens is None:
+        return read_spelt(text, reason, entries, top_k, stop) or spelt_text(text, reason, top_k)
     found = tokens.read(text, reason, entries, top_k) if entries else None
     return found or tokens.without_distributions(text, reason, top_k)
 
