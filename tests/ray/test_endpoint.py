@@ -11,13 +11,18 @@ import threading
 import time
 
 import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import yaml
 
 from profuser.engines.endpoint.client import EndpointError
+from profuser.engines.signal_tables import read_answer_signals, read_signals
 from profuser.models.lab_paths import assets_path
 from profuser.run.beginning import begin
 from profuser.run.endpoints import begin_endpoints
+from profuser.run.tokenizers import read_tokens
 from ray_jobs.runtime.cluster import connected
 from ray_jobs.stages.collect import collect
 from ray_jobs.stages.prepare import prepare
@@ -62,10 +67,13 @@ def _answers(url):
         return False
 
 
-def behind(storage, corpus, url):
-    endpoint = {"base_url": url, "model": NAME, "tokenizer": "lab://sources/llama", "concurrency": 8}
+INFERENCE = {"schedule": [{"until": 1.0, "inference": 1.0, "training": 0.0}]}
+
+
+def behind(storage, corpus, url, tokenizer="lab://sources/llama", **changes):
+    endpoint = {"base_url": url, "model": NAME, "tokenizer": tokenizer, "concurrency": 8}
     lines = []
-    run = stages.make_run(storage, corpus, sources=[{"name": "llama", "endpoint": endpoint}])
+    run = stages.make_run(storage, corpus, sources=[{"name": "llama", "endpoint": endpoint}], **changes)
     return begin_endpoints(begin(run), lines.append), lines
 
 
@@ -102,7 +110,12 @@ def test_the_signals_are_those_of_a_local_engine_although_requests_fail_and_the_
         output = run.collect(run.recipe.sources[0])
         with stages.Meanwhile(lambda: len(output.shards()) >= 1, stages.kill_an_actor):
             manifest = collect(run, run.recipe.sources[0])
+        bare, (line,) = behind(tmp_path / "bare", corpus, url, None, fuse=INFERENCE)
+        assert "distributions of its answers, of 6 tokens, aligned by their bytes (no endpoint.tokenizer)" in line
+        prepare(bare)
+        collect(bare, bare.recipe.sources[0])
     assert limited
+    check_same_by_bytes(bare, run)
     assert manifest.counts["rows"] == stages.NUM_ROWS - 4
     assert manifest.counts["input_tokens"] > manifest.counts["output_tokens"] > 0
     assert not (output.folder / "attempts").names()
@@ -115,6 +128,26 @@ def test_the_signals_are_those_of_a_local_engine_although_requests_fail_and_the_
     # A run that continues elsewhere: the address is no part of its identity.
     moved, _ = behind(tmp_path / "served", corpus, vllm_server)
     assert moved.collect(moved.recipe.sources[0]).manifest() is not None
+
+
+def check_same_by_bytes(bare, run):
+    """Asserts that a source without its tokenizer has the answers, tokens and probabilities that it has with it."""
+    tables = [pa.concat_tables(each.collect(each.recipe.sources[0]).tables()).sort_by("row_id") for each in (bare, run)]
+    read = pc.and_(*(table["refused"].combine_chunks().is_null() for table in tables))
+    tables = [table.filter(read) for table in tables]
+    assert tables[0]["answers"].to_pylist() == tables[1]["answers"].to_pylist()
+    first, (tokens,) = [0] * len(tables[0]), read_tokens(run)
+    mine, spelt = read_answer_signals(tables[0], first, 6)
+    other = read_signals(tables[1], "inference", first, tokens.vocab_size, 6)
+    assert [spelt[i] for i in mine.ids.values.tolist()] == [tokens[i] for i in other.ids.values.tolist()]
+    np.testing.assert_allclose(mine.logprobs.astype(float), other.logprobs.astype(float), atol=2e-2)
+    for place in range(len(mine.logprobs)):
+        masses, wanted = (
+            {table[i]: float(np.exp(v)) for i, v in zip(found.topk.ids[place], found.topk.logprobs[place], strict=True)}
+            for table, found in ((spelt, mine), (tokens, other))
+        )
+        likely = {piece: mass for piece, mass in masses.items() if piece and mass > 0.05}
+        assert likely == pytest.approx({piece: wanted.get(piece, 0.0) for piece in likely}, abs=2e-2)
 
 
 def test_a_server_that_fails_in_mid_stage_ends_it_in_one_line_and_the_next_run_continues(tmp_path):
@@ -130,9 +163,8 @@ def test_a_server_that_fails_in_mid_stage_ends_it_in_one_line_and_the_next_run_c
     script.fail = fail
     with connected(), serving(script) as url:
         endpoint = {"base_url": url, "model": MODEL, "concurrency": 2}
-        inference = {"schedule": [{"until": 1.0, "inference": 1.0, "training": 0.0}]}
         sources = [{"name": "big", "endpoint": endpoint, "engine": {"shards_in_flight": 1}}]
-        run = stages.make_run(tmp_path / "runs", corpus, sources=sources, fuse=inference)
+        run = stages.make_run(tmp_path / "runs", corpus, sources=sources, fuse=INFERENCE)
         prepare(run)
         run = begin_endpoints(begin(run), lambda line: None)
         source = run.recipe.sources[0]
@@ -174,6 +206,7 @@ def test_a_fusion_with_an_endpoint_and_a_judge_is_killed_and_continued_and_repor
             "sources": [
                 *({"name": name, "model": path, "engine": engine} for name, path in stages.MODELS.items()),
                 {"name": "big", "endpoint": served | {"base_url": vllm_server, "tokenizer": "lab://sources/llama"}},
+                {"name": "bare", "endpoint": served | {"base_url": vllm_server}},
             ],
             "target": {"model": stages.MODELS["llama"], "engine": engine},
             "collect": {"top_k": 6, "generation": {"max_tokens": 24}},
@@ -209,6 +242,8 @@ def test_a_fusion_with_an_endpoint_and_a_judge_is_killed_and_continued_and_repor
     assert "collect/big: done before" in done.stdout
     assert row_ids(judged) == row_ids(run / "prepare" / "train")
     told = {name: entry["counts"] for name, entry in json.loads((run / "summary.json").read_text())["stages"].items()}
+    assert told["select"]["alignment/bare/project"] > told["select"].get("alignment/bare/none", 0)
+    assert not [name for name in told["select"] if name.startswith("vocabulary/bare/")]
     questions = [each for row in rows(judged) for each in row["verdicts"]]
     assert told["rewards/referee"]["verdicts"] == len(questions) == 2 * told["rewards/referee"]["pairs_compared"] > 0
     assert {each["reply"] for each in questions} <= {"A", "B"}
