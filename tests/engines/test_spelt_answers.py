@@ -154,6 +154,14 @@ def test_the_token_after_the_text_ends_the_turn_wherever_it_is_a_candidate():
     assert found.vocabulary[0] == b""
 
 
+@pytest.mark.parametrize("special", ["<|im_end|>", "</s>", "<pad>", "<\uff5cend\u2581of\u2581sentence\uff5c>"])
+def test_a_special_token_that_ends_no_turn_of_the_answer_is_text_only_where_the_answer_spells_it(special):
+    tops = ((b"It", -0.5), (special.encode(), -1.0))
+    assert texts_of(read_spelt("It", "length", [entry(b"It", tops=tops)], K))[1] == [{b"It": -0.5}]
+    found = read_spelt(special, "length", [entry(special.encode(), tops=tops)], K)
+    assert texts_of(found) == ([special.encode()], [{b"It": -0.5, special.encode(): -1.0}])
+
+
 def test_an_end_without_bytes_is_found_by_its_name_and_other_candidates_without_bytes_are_left_out():
     tops = ((b"It", -0.5), (None, -1.5, "<eot>"), (None, -2.5, "<tool>"))
     entries = [entry(b"It", tops=tops), entry(None, tops=((None, -0.1, "<eot>"),), name="<eot>")]

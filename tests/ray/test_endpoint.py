@@ -143,7 +143,10 @@ def check_same_by_bytes(bare, run):
     np.testing.assert_allclose(mine.logprobs.astype(float), other.logprobs.astype(float), atol=2e-2)
     for place in range(len(mine.logprobs)):
         masses, wanted = (
-            {table[i]: float(np.exp(v)) for i, v in zip(found.topk.ids[place], found.topk.logprobs[place], strict=True)}
+            {
+                table[i]: float(np.exp(v))
+                for i, v in zip(found.topk.ids[place].tolist(), found.topk.logprobs[place], strict=True)
+            }
             for table, found in ((spelt, mine), (tokens, other))
         )
         likely = {piece: mass for piece, mass in masses.items() if piece and mass > 0.05}

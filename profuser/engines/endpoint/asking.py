@@ -153,8 +153,8 @@ async def _given_in_bytes(
         return (await _answer(client, facts, generation))[0]
     try:
         found, choice = await _answer(client, replace(facts, top_logprobs=top_k), generation)
-    except EndpointError as error:
-        if error.status not in CANNOT:
+    except (EndpointError, RefusedRequestError) as error:
+        if isinstance(error, EndpointError) and error.status not in CANNOT:
             raise
         return (await _answer(client, facts, generation))[0]
     read = read_spelt(text_of(choice), reason_of(choice), entries_of(choice), top_k)
@@ -189,10 +189,8 @@ def _without(facts: EndpointFacts, refusal: str) -> EndpointFacts | None:
         return replace(facts, top_logprobs=fewer)
     if facts.seed and "seed" in refusal:
         return replace(facts, seed=False)
-    # A server that names no field may be one that does not know vLLM's, or log-probabilities.
-    if facts.token_ids:
-        return replace(facts, token_ids=False)
-    return replace(facts, top_logprobs=None) if facts.top_logprobs is not None else None
+    # A server that names no field may be one that does not know vLLM's.
+    return replace(facts, token_ids=False) if facts.token_ids else None
 
 
 async def _forces(client: EndpointClient, facts: EndpointFacts, tokens: ServedTokens, top_k: int) -> bool:

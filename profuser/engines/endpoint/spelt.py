@@ -15,7 +15,9 @@ from profuser.engines.answers import MAX_CHARACTER_BYTES
 from profuser.engines.base import Response
 from profuser.engines.endpoint.tokens import REPLACEMENT, logprob, response
 
-SPECIAL = re.compile(rb"<\|.+\|>|</?s>|<(bos|eos|pad|unk|start_of_turn|end_of_turn)>", re.DOTALL)
+SPECIAL = re.compile(
+    "<(\N{FULLWIDTH VERTICAL LINE}|[|]).+\\1>|</?s>|<(bos|eos|pad|unk|start_of_turn|end_of_turn)>".encode(), re.DOTALL
+)
 """Spellings of special tokens. A candidate that has one is no text, even in an answer that does not show what ends its turn."""
 
 Entry = Mapping[str, Any]
