@@ -258,12 +258,23 @@ def test_an_answer_without_distributions_is_counted_and_others_of_its_row_keep_t
     [
         ({}, None),
         ({"tokenizer": byte_level_tokenizer()}, K),
+        ({"tokenizer": byte_level_tokenizer(), "answer": lambda body: "\u6f22"}, K),
+        ({"tokenizer": sentencepiece_tokenizer()}, None),
         ({"tokenizer": byte_level_tokenizer(), "max_logprobs": 3}, None),
         ({"tokenizer": byte_level_tokenizer(), "fail": "logprobs"}, None),
         ({"tokenizer": byte_level_tokenizer(), "fail": "unnamed"}, None),
         ({"tokenizer": byte_level_tokenizer(), "fail": "broken"}, None),
     ],
-    ids=["none", "given", "too few", "refused", "refused without a name", "broken"],
+    ids=[
+        "none",
+        "given",
+        "given for other texts",
+        "spaces lost",
+        "too few",
+        "refused",
+        "refused without a name",
+        "broken",
+    ],
 )
 def test_what_a_server_gives_without_a_tokenizer_is_found_by_first_requests(script, given):
     failures = {
@@ -273,10 +284,11 @@ def test_what_a_server_gives_without_a_tokenizer_is_found_by_first_requests(scri
     }
     failure = failures.get(script.get("fail"))
     fail = lambda path, body: failure if path == CHAT and "logprobs" in body else None  # noqa: E731
-    with serving(Scripted(answer=lambda body: "The sea.", **script | {"fail": fail})) as url:
+    said = script.get("answer", lambda body: "The sea.")
+    with serving(Scripted(**script | {"fail": fail, "answer": said})) as url:
         made = reader(source(url, retry_seconds=1))
         (found,) = made.read(rows("Sort."), HOW)
     assert (made.engine.facts.top_logprobs, made.engine.facts.forces) == (given, False)
-    assert found.texts == ["The sea."] * 2
+    assert found.texts == [said({})] * 2
     assert made.own_vocabularies == (given is not None)
-    assert found.answers[0].is_unscored == (given is None)
+    assert found.answers[0].is_unscored == (given is None or not found.texts[0].isascii())

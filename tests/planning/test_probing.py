@@ -17,6 +17,8 @@ from profuser.planning.probe import probe_rows
 from profuser.recipe.models import GenerationConfig, OwnTemplate
 from profuser.signals.codec import TopK
 from profuser.storage.folder import Folder
+from tests.engines.test_endpoint import reader, source
+from tests.openai_server import Scripted, serving
 from tests.tiny import byte_level_tokenizer
 
 K, VOCABULARY = 6, 400
@@ -86,6 +88,14 @@ def test_file_sizes_match_the_probes_prediction(tmp_path, top_k):
     file = probe.with_topk if top_k else probe.without_topk
     assert file.fixed + file.per_token * tokens == pytest.approx(size, rel=0.1)
     assert probe.with_topk.per_token > probe.distributions.per_token > 2 * probe.without_topk.per_token
+
+
+def test_a_server_without_a_tokenizer_is_probed_with_the_vocabularies_of_its_answers(tmp_path):
+    server = Scripted(tokenizer=byte_level_tokenizer(), answer=lambda body: "The answer is 7.")
+    with serving(server) as url:
+        probe, _ = probe_rows(reader(source(url)), corpus(8), reading(4), 4, *artifacts(tmp_path, 4))
+    assert probe.inference_tokens.tolist() == [server.usage[1]] * 8
+    assert probe.with_topk.per_token > probe.without_topk.per_token > 0
 
 
 def test_next_steps_are_planned_and_not_probed(tmp_path):

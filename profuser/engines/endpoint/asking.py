@@ -157,8 +157,11 @@ async def _given_in_bytes(
         if isinstance(error, EndpointError) and error.status not in CANNOT:
             raise
         return (await _answer(client, facts, generation))[0]
-    read = read_spelt(text_of(choice), reason_of(choice), entries_of(choice), top_k)
-    return found if read else replace(found, top_logprobs=None)
+    text, entries = text_of(choice), entries_of(choice)
+    joins = read_spelt(text, reason_of(choice), entries, top_k) is not None
+    # Some servers lose the bytes of parts of characters: such an answer says nothing of others.
+    joins |= not text.isascii() and any(entry.get("bytes") for entry in entries)
+    return found if joins else replace(found, top_logprobs=None)
 
 
 async def _answer(

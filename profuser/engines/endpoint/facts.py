@@ -12,7 +12,10 @@ LENGTH_FIELDS = ("max_tokens", "max_completion_tokens")
 ONLY_TEXTS = "only the texts of its answers are used, by cross-entropy where they win the vote; no part in Min-CE"
 TEXT_ONLY = f"no endpoint.tokenizer, and collect.signals is lazy: {ONLY_TEXTS}"
 """What an endpoint without a tokenizer takes part in if no distributions are requested."""
-UNASKED = "no endpoint.tokenizer: no part in Min-CE; whether its answers have distributions is asked when the run starts, or by --dry-run"
+UNASKED = (
+    "no endpoint.tokenizer: no part in Min-CE; whether its answers have distributions is asked when the run starts, "
+    "or by --dry-run"
+)
 """What is known of an endpoint without a tokenizer before it is asked."""
 
 
