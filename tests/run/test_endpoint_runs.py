@@ -1,13 +1,22 @@
 """Runs with a source behind a server: what is asked again, and what of a run from before is kept."""
 
+import pyarrow as pa
 import pytest
 
-from profuser.artifacts.schemas import ANSWER_VOCABULARY_SIZE, collect_schema
+from profuser.artifacts.schemas import ANSWER_VOCABULARY_SIZE, REWARDS, collect_schema
+from profuser.engines.loading import ReadModel
+from profuser.engines.signal_tables import collect_table
 from profuser.errors import UserError
 from profuser.recipe.loading import parse_recipe
-from profuser.run.endpoints import begin_endpoints
+from profuser.report.row_story import RowStory
+from profuser.rewards.voting import RewardScale
+from profuser.run.choosing import make_chooser
+from profuser.run.endpoints import begin_endpoints, endpoint_access
 from profuser.run.fusion_run import FusionRun
+from profuser.run.tokenizers import read_tokenizer_pairs
+from profuser.selection.examples import Selector
 from tests import tiny
+from tests.engines.test_endpoint import rows
 from tests.openai_server import MODEL, Scripted, serving
 
 
@@ -83,3 +92,27 @@ def test_a_run_of_texts_alone_is_kept_if_finished_and_else_refused_with_the_reas
     else:
         with pytest.raises(UserError, match=r"top_logprobs was None, is now 4; .*begin again with --redo collect"):
             begun(again)
+
+
+def test_answers_are_collected_selected_and_shown_in_the_tokens_of_their_rows(tmp_path, model, texts):
+    script, url = texts
+    script.tokenizer, script.exact_bytes = tiny.byte_level_tokenizer(), True
+    script.answer = lambda body: "It is \u6f22."
+    run, collected, _ = begun(make_run(tmp_path, model, url))
+    source, corpus = run.recipe.sources[0], rows("Sort.", "Say 7.")
+    access = endpoint_access(run, source)
+    assert access is not None
+    reader = ReadModel(run.model(source).path, source, run.template(source), access).load()
+    table = collect_table(
+        reader.read(corpus, run.reading(source)), reader.engine.vocab_size, 4, reader.own_vocabularies
+    )
+    collected.write_shard(0, table, {"rows": 2})
+    pairs = read_tokenizer_pairs(run)
+    chooser = make_chooser(run.recipe, [each.source for each in pairs.projections], [RewardScale(0.0, 1.0)])
+    scores = pa.table({"row_id": corpus["row_id"], "scores": [[1.0]] * 2}, schema=REWARDS)
+    chosen, counts = Selector(chooser, pairs.projections, pairs.target, 4).select(corpus, [table], [scores])
+    assert counts["alignment/big/project"] > counts["alignment/big/none"] == 0
+    run.select().write_shard(0, chosen, counts)
+    aligned, carried = RowStory(run, corpus["row_id"][1].as_py()).transported("inference", pairs.projections)
+    assert aligned.source.tokens.spell(aligned.source.ids) == "It is \u6f22.".encode()
+    assert len(carried.rules) == len(aligned.target.ids)
