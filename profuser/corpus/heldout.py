@@ -17,6 +17,15 @@ def prompt_key(example: PromptedResponse, by_first_question: bool) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps(messages).encode()).digest()[:8])
 
 
+def check_some_left(num_rows: int, heldout_rows: int) -> None:
+    """Raises UserError if all rows would be held out."""
+    if heldout_rows >= num_rows:
+        raise UserError(
+            f"corpus: {num_rows} usable rows, and corpus.heldout_rows={heldout_rows} holds out all of them: none is left "
+            "to train on; lower corpus.heldout_rows"
+        )
+
+
 def choose_heldout(
     row_ids: Collection[str], heldout_rows: int, seed: int, prompts: Sequence[int] | None = None
 ) -> set[str]:
@@ -34,11 +43,7 @@ def choose_heldout(
     Raises:
         UserError: no row would be left to train on, or the rows of every prompt are too many to hold out.
     """
-    if heldout_rows >= len(row_ids):
-        raise UserError(
-            f"corpus: {len(row_ids)} usable rows, and corpus.heldout_rows={heldout_rows} holds out all of them: none is left "
-            "to train on; lower corpus.heldout_rows"
-        )
+    check_some_left(len(row_ids), heldout_rows)
 
     def order(row_id: str) -> bytes:
         return hashlib.sha256(f"{seed}:{row_id}".encode()).digest()

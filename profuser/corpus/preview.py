@@ -1,5 +1,8 @@
 """Reads the first rows of a corpus and reports what the stage `prepare` would say about them."""
 
+import math
+from dataclasses import dataclass
+
 from profuser.corpus.category import OptionalFields
 from profuser.corpus.heldout import choose_heldout
 from profuser.corpus.prepare import RowCounts, check_quarantine, corpus_rows, first_cause, unused_line
@@ -11,10 +14,20 @@ from profuser.recipe.preparing import PartConfig
 PREVIEW_ROWS = 2_000
 
 
+@dataclass(frozen=True)
+class Preview:
+    """What the first rows of a corpus say."""
+
+    line: str
+    """Their shape, how many are usable, the first reason for a refusal, and fields not used."""
+    most_rows: float
+    """Upper bound of the rows that will be used; infinity if there are more than were read, and no limit."""
+
+
 def preview(
     config: CorpusConfig, path: str, seed: int = 0, is_heldout: bool = False, part: PartConfig | None = None
-) -> str:
-    """Returns one line on the first rows: their shape, how many are usable, the first reason for a refusal, and fields not used.
+) -> Preview:
+    """Reads the first rows.
 
     Args:
         config: the recipe's section.
@@ -42,7 +55,10 @@ def preview(
         named.check(path)
     if is_whole and not is_heldout and not part:
         choose_heldout(seen, 0 if config.heldout else config.heldout_rows, seed, seen.prompts)
-    return _words(counts, path, is_whole)
+    most = config.max_rows or math.inf
+    if part:
+        most = part.num_used(counts.accepted) if is_whole else part.max_rows or math.inf
+    return Preview(_words(counts, path, is_whole), most)
 
 
 def _words(counts: RowCounts, path: str, is_whole: bool) -> str:

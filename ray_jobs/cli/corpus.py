@@ -1,11 +1,13 @@
 """Prints what the stage `prepare` would say about the first rows of a corpus."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
 from profuser.corpus.decontaminate import HELDOUT, NUM_WORDS
+from profuser.corpus.heldout import check_some_left
 from profuser.corpus.locations import HUB
-from profuser.corpus.preview import preview
+from profuser.corpus.preview import Preview, preview
 from profuser.errors import UserError
 from profuser.run.fusion_run import FusionRun
 from ray_jobs.runtime.progress import print_line
@@ -21,8 +23,12 @@ def print_corpus(run: FusionRun) -> None:
     path, held = config.path, config.heldout
     if path is not None:
         _print("corpus", lambda: preview(config, path, seed), path)
-    for part in config.parts:
+    most = [
         _print(f"corpus, {part.name}", partial(preview, config, part.path, seed, part=part), part.path)
+        for part in config.parts
+    ]
+    if most and sum(most) < math.inf and held is None:
+        check_some_left(int(sum(most)), config.heldout_rows)
     if held is not None:
         _print("held-out corpus", lambda: preview(config, held, seed, is_heldout=True), held)
     if config.decontaminate:
@@ -32,10 +38,14 @@ def print_corpus(run: FusionRun) -> None:
         )
 
 
-def _print(name: str, line: Callable[[], str], path: str) -> None:
+def _print(name: str, read: Callable[[], Preview], path: str) -> float:
+    """Prints a preview; returns an upper bound of the rows."""
     try:
-        print_line(f"{name}: {line()}")
+        found = read()
     except UserError as error:
         if not path.startswith(HUB):
             raise
         print_line(f"{name}: its rows are checked when the run starts ({error})")
+        return math.inf
+    print_line(f"{name}: {found.line}")
+    return found.most_rows

@@ -57,7 +57,7 @@ def test_fields_that_are_not_used_are_counted_in_the_artifact(tmp_path):
 
 def seen(tmp_path, rows, heldout_rows=0, **settings):
     path = write(tmp_path / "a.jsonl", rows)
-    return preview(CorpusConfig(path=path, heldout_rows=heldout_rows, **settings), path)
+    return preview(CorpusConfig(path=path, heldout_rows=heldout_rows, **settings), path).line
 
 
 def test_the_preview_names_shape_rows_refusals_and_fields_that_are_not_used(tmp_path):
@@ -95,4 +95,4 @@ def test_what_prepare_would_refuse_the_preview_refuses(tmp_path, rows, settings,
 def test_a_heldout_corpus_may_be_small_and_lack_optional_fields(tmp_path):
     path = write(tmp_path / "a.jsonl", records(range(3)))
     config = CorpusConfig(path=path, heldout=path, category_field="skill")
-    assert preview(config, path, is_heldout=True) == "qa: 3 rows read, 3 usable"
+    assert preview(config, path, is_heldout=True).line == "qa: 3 rows read, 3 usable"

@@ -172,7 +172,7 @@ def test_settings_that_contradict_each_other_are_refused(settings, expected):
 def test_the_preview_of_a_part_is_of_its_own_shape(parts):
     config = CorpusConfig(parts=parts)
     part = config.parts[1]
-    assert preview(config, part.path, part=part) == "fields: 30 rows read, 30 usable"
+    assert preview(config, part.path, part=part).line == "fields: 30 rows read, 30 usable"
 
 
 def test_a_share_gives_at_least_one_row_and_never_more_than_there_are():
