@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import psutil
@@ -90,6 +91,13 @@ def check_same(found, wanted):
                 assert value == other[name], name
 
 
+def command_of(process):
+    """Returns a process' command line; nothing of one that has just ended."""
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline() or [])
+    return ""
+
+
 def actors():
     """Returns the processes of the pools' actors below this one."""
     found = []
@@ -108,12 +116,14 @@ class Meanwhile:
         self.thread = threading.Thread(target=self._watch, args=(when, action, time.monotonic() + timeout), daemon=True)
 
     def _watch(self, when, action, deadline):
-        while not when():
-            if time.monotonic() > deadline:
-                self.error = TimeoutError("the condition never held")
-                return
-            time.sleep(0.02)
-        action()
+        try:
+            while not when():
+                if time.monotonic() > deadline:
+                    raise TimeoutError("the condition never held")
+                time.sleep(0.02)
+            action()
+        except Exception as error:
+            self.error = error
 
     def __enter__(self):
         self.thread.start()

@@ -26,7 +26,7 @@ from tests import tiny
 from tests.benchmarks import base_run
 from tests.benchmarks.arms import fuse
 from tests.evaluation.packs import write_pack
-from tests.ray.stages import Meanwhile, make_run, select_here
+from tests.ray.stages import Meanwhile, command_of, make_run, select_here
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 CONTEXT = 1024
@@ -72,11 +72,8 @@ def scored_here(model, config):
 
 def tasks():
     """Returns our processes that measure."""
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "ray::_Measurer" in " ".join(process.cmdline() or [])
-    ]
+    children = psutil.Process().children(recursive=True)
+    return [process for process in children if "ray::_Measurer" in command_of(process)]
 
 
 @contextmanager

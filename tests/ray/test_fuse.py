@@ -78,7 +78,7 @@ class Driver:
     def workers(self):
         """Returns the processes of Ray Train's workers below this driver."""
         children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+        return [child for child in children if "RayTrainWorker" in stages.command_of(child)]
 
 
 def names(storage):
