@@ -166,6 +166,12 @@ class Recipe(Config):
                 )
             if not any(self.is_target(source) for source in self.sources):
                 raise ValueError("select.on_policy: the target must answer; name it as a source too")
+            if self.select.on_policy.teacher == AVERAGE:
+                if not self.readers:
+                    raise ValueError(
+                        "select.on_policy.teacher: average needs a source beside the target to read its answers"
+                    )
+                self._check_no_source_is_named_average("select.on_policy.teacher")
         pairs = self.select.preference
         if pairs and pairs.within == "source" and self.collect.samples_per_source == 1:
             raise ValueError(
@@ -177,9 +183,12 @@ class Recipe(Config):
                 raise ValueError(
                     "select.training_teacher: average needs the distributions of all sources; set collect.signals: eager"
                 )
-            if AVERAGE in (source.name for source in self.sources):
-                raise ValueError("sources: with select.training_teacher: average no source may be named 'average'")
+            self._check_no_source_is_named_average("select.training_teacher")
         return self
+
+    def _check_no_source_is_named_average(self, setting: str) -> None:
+        if AVERAGE in (source.name for source in self.sources):
+            raise ValueError(f"sources: with {setting}: average no source may be named 'average'")
 
     def template_of(self, config: ModelConfig) -> TemplateConfig:
         """Returns the template of a source or of the target."""
@@ -219,3 +228,9 @@ class Recipe(Config):
     def readers(self) -> tuple[SourceConfig, ...]:
         """Sources that may read the target's answers."""
         return tuple(source for source in self.teachers if not self.is_target(source))
+
+    def own_share(self, source: SourceConfig) -> float:
+        """Returns the share of the target's answers that a source is expected to read for on-policy mode."""
+        if self.select.on_policy is None or source not in self.readers:
+            return 0.0
+        return 1.0 if self.select.on_policy.teacher == AVERAGE else 1 / len(self.teachers)

@@ -31,9 +31,9 @@ class OnPolicyConfig(Config):
     """The target's own answers, each with the distributions of the row's teacher, for on-policy mode. The target must be a source,
     and `collect.signals` lazy: the teachers read these answers in the stage `signals`."""
 
-    teacher: Literal["training", "inference"] = "training"
+    teacher: Literal["training", "inference", "average"] = "training"
     """The row's teacher: the source with the lowest cross-entropy on the ground truth, or the one whose answer has the most votes.
-    If that is the target itself, the row has no such example."""
+    If that is the target itself, the row has no such example. Or the mean distribution of all other sources (`average`)."""
 
 
 class SelectConfig(Config):

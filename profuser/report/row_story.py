@@ -99,7 +99,7 @@ class RowStory:
         for mode in PARTS:
             example = self._example(mode, ["teacher", "advantages", "response_ids"])
             if example:
-                by_source = mode == "training" or (mode == ON_POLICY and self._on_policy_teacher() == "training")
+                by_source = mode == "training" or (mode == ON_POLICY and self._on_policy_teacher() != "inference")
                 keys = names if by_source else [name for name in names for _ in range(num_samples)]
                 by = "bits per byte" if self.run.recipe.select.training_metric == "bits_per_byte" else "nats per token"
                 values = ", ".join(f"{k} {_short(v)}" for k, v in zip(keys, example["advantages"], strict=True))
@@ -168,6 +168,8 @@ class RowStory:
     def _response(self, mode: str, teacher: str, sample: int) -> str:
         if mode == "training":
             return self.ground_truth()
+        if mode == ON_POLICY:
+            (teacher,) = (source.name for source in self.run.recipe.answering)
         config = next(source for source in self.run.recipe.sources if source.name == teacher)
         return self._one(self.run.collect(config), ["row_id", "answers"])["answers"][sample]
 

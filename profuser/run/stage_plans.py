@@ -60,9 +60,8 @@ def signals(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
     """Estimates, per source, teacher-forcing an equal share of the chosen responses; `select.condition: exact` adds next steps."""
     recipe, rows = run.recipe, train_rows(run, size)
     for source in recipe.sources if recipe.collect.signals == "lazy" else ():
-        responses = 2 + (recipe.select.on_policy is not None)
-        taught = responses * rows / len(recipe.teachers) if source in recipe.teachers else 0
-        yield _reading(run, source, taught, size)
+        taught = 2 * rows / len(recipe.teachers) if source in recipe.teachers else 0
+        yield _reading(run, source, taught + rows * recipe.own_share(source), size)
 
 
 def select(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
@@ -81,7 +80,7 @@ def rounds(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
         if number > 1:
             yield from answers
             for source in recipe.readers:
-                yield _reading(run, source, rows / len(recipe.teachers), size)
+                yield _reading(run, source, rows * recipe.own_share(source), size)
             yield from select(run, size)
         if number < recipe.fuse.num_rounds:
             yield _training(run, number, size)

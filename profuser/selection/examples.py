@@ -1,11 +1,12 @@
 """Builds training examples from choices: transports the teacher's distributions along each response to the target's tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Bool
 
 from profuser.alignment.averaging import average_rows, spread_rows
 from profuser.alignment.matching import coverage
@@ -105,8 +106,13 @@ class Selector:
             tables.append(pairs)
         if self.chooser.averages and (chosen := [one for one in examples if one.choice.mode == "training"]):
             examples = [one for one in examples if one.choice.mode != "training"]
-            tables.append(self._table(rows, chosen, self._average(chosen, collected, counts)))
-        examples += self._on_policy(rows, [one for one in choices if one.mode == ON_POLICY], lazy or (), counts)
+            may = np.broadcast_to(self.chooser.allowed, (len(chosen), len(collected)))
+            tables.append(self._table(rows, chosen, self._average(rows, chosen, may, collected, None, counts)))
+        answers, read = self._on_policy(rows, [one for one in choices if one.mode == ON_POLICY], lazy or (), counts)
+        if self.chooser.averages_own and answers:
+            tables.append(self._table(rows, answers, self._average(rows, answers, read, collected, lazy, counts)))
+        else:
+            examples += answers
         for teacher in range(len(self.chooser.names)):
             for mode in (*MODES, ON_POLICY):
                 chosen = [one for one in examples if one.choice.teacher == teacher and one.choice.mode == mode]
@@ -149,22 +155,36 @@ class Selector:
         return read_signals(part, "response", [0] * len(wanted), vocab_size, self.top_k), projection
 
     def _average(
-        self, examples: list[EncodedChoice], collected: Sequence[pa.Table], counts: dict[str, float]
+        self,
+        rows: list[dict],
+        examples: list[EncodedChoice],
+        may: Bool[np.ndarray, "E M"],
+        collected: Sequence[pa.Table],
+        lazy: Sequence[pa.Table] | None,
+        counts: dict[str, float],
     ) -> TransportedRows:
-        """Returns the mean distributions of all sources that may teach and did not refuse the row, for training-mode examples."""
+        """Returns the mean distributions of several sources along E examples of one mode.
+
+        Args:
+            rows: corpus rows of the shard.
+            examples: the examples.
+            may: which of the M sources teach which example; of the ground truth, those do not that refused it.
+            collected: each source's signals for the rows.
+            lazy: their second pass, if the first kept no distributions.
+            counts: positions by rule are added to it.
+        """
         offsets = response_ids(examples).offsets
         advantages = np.array([one.choice.advantages for one in examples])
-        advantages[:, ~self.chooser.allowed] = np.nan
-        # NaN sorts last, and ties go to the first source, as in Min-CE.
-        ranks = advantages.argsort(axis=1, kind="stable").argsort(axis=1)
-        parts, sources = [], np.flatnonzero(~np.isnan(advantages).all(axis=0))
+        teaches = may if lazy else may & ~np.isnan(advantages)
+        # A source without a rank comes last, and ties go to the first source, as in Min-CE.
+        ranks = np.where(teaches, advantages, np.nan).argsort(axis=1, kind="stable").argsort(axis=1)
+        parts, sources = [], np.flatnonzero(teaches.any(axis=0))
         for source in sources.tolist():
-            taken = np.flatnonzero(~np.isnan(advantages[:, source]))
+            taken = np.flatnonzero(teaches[:, source])
             own = [examples[place] for place in taken]
-            table = collected[source].take([one.choice.row for one in own])
-            projection = self.projections[source]
-            signals = read_signals(table, "training", [0] * len(own), projection.source.vocab_size, self.top_k)
-            parts.append(spread_rows(self._transport(source, signals, projection, own, counts), taken, offsets))
+            choices = [replace(one.choice, teacher=source) for one in own]
+            found = self._signals(rows, choices, collected[source], lazy[source] if lazy else None)
+            parts.append(spread_rows(self._transport(source, *found, own, counts), taken, offsets))
         averaged = average_rows(parts, ranks[:, sources], self.top_k)
         _count_tokens(averaged, counts)
         return averaged
@@ -204,17 +224,26 @@ class Selector:
 
     def _on_policy(
         self, rows: list[dict], choices: list[Choice], lazy: Sequence[pa.Table], counts: dict[str, float]
-    ) -> list[EncodedChoice]:
-        """Encodes the target's answers; leaves out and counts those that cannot be used, or that their teacher could not read."""
+    ) -> tuple[list[EncodedChoice], Bool[np.ndarray, "E M"]]:
+        """Encodes the target's answers; leaves out and counts those that cannot be used, or that no teacher of theirs could read.
+
+        Returns:
+            The E answers that are used, and which of the M sources have read them for it.
+        """
         examples, wrong = self._encode_all(rows, choices)
         read = [
             {key for key, mode in zip(t["row_id"].to_pylist(), t["mode"].to_pylist(), strict=True) if mode == ON_POLICY}
             for t in lazy
         ]
-        unread = {place for place, c in enumerate(choices) if rows[c.row]["row_id"] not in read[c.teacher]}
-        if left_out := wrong | unread:
+        has_read = np.zeros((len(choices), len(self.chooser.names)), dtype=bool)
+        for place, choice in enumerate(choices):
+            for source in self.chooser.readers(choice):
+                has_read[place, source] = rows[choice.row]["row_id"] in read[source]
+        left_out = wrong | set(np.flatnonzero(~has_read.any(axis=1)).tolist())
+        if left_out:
             add_counts(counts, {"on_policy_examples": -len(left_out), "on_policy_left_out": len(left_out)})
-        return [one for place, one in enumerate(examples) if place not in left_out]
+        kept = [place for place in range(len(examples)) if place not in left_out]
+        return [examples[place] for place in kept], has_read[kept]
 
     def _pairs(self, rows: list[dict], choices: list[Choice], counts: dict[str, float]) -> pa.Table | None:
         """Returns the pairs as a table of the select schema, without distributions; None without pairs. If one answer cannot be

@@ -119,7 +119,7 @@ class Chooser:
         choices = training + inference
         choices += self._pairs(judged, counts) if self.config.preference else []
         if self.config.on_policy:
-            chosen = training if self.config.on_policy.teacher == "training" else inference
+            chosen = inference if self.config.on_policy.teacher == "inference" else training
             assert self.target is not None
             choices += self._on_policy(chosen, collected[self.target] if own is None else own, counts)
         if self.config.incomplete_rows == "drop":
@@ -142,9 +142,21 @@ class Chooser:
         """Whether all sources together teach the ground truth."""
         return self.config.training_teacher == AVERAGE
 
+    @property
+    def averages_own(self) -> bool:
+        """Whether all sources but the target together teach the target's answers."""
+        return self.config.on_policy is not None and self.config.on_policy.teacher == AVERAGE
+
     def teacher_of(self, choice: Choice) -> str:
         """Returns the name of the source that teaches an example, or `average`."""
-        return AVERAGE if self.averages and choice.mode == "training" else self.names[choice.teacher]
+        together = {"training": self.averages, ON_POLICY: self.averages_own}.get(choice.mode, False)
+        return AVERAGE if together else self.names[choice.teacher]
+
+    def readers(self, choice: Choice) -> list[int]:
+        """Returns the sources whose distributions along an example's response are wanted."""
+        if choice.mode == ON_POLICY and self.averages_own:
+            return [source for source in np.flatnonzero(self.allowed).tolist() if source != self.target]
+        return [choice.teacher]
 
     @property
     def allowed(self) -> Bool[np.ndarray, "M"]:
@@ -229,7 +241,7 @@ class Chooser:
             text, teacher = answers[0], by_row.get(row)
             if text is None or not text.strip():
                 counts["on_policy_without_answer"] += 1
-            elif teacher is None or teacher.teacher == self.target:
+            elif teacher is None or (teacher.teacher == self.target and not self.averages_own):
                 counts["on_policy_without_teacher"] += 1
             else:
                 out.append(

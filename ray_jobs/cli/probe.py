@@ -215,7 +215,6 @@ def make_plan(run: FusionRun, drawn: Drawn, probes: dict[str, Probe]) -> ProbedP
 
 def _setting(run: FusionRun, source: SourceConfig, drawn: Drawn) -> SourceSetting:
     recipe, pool = run.recipe, source.pool
-    reads_own = recipe.select.on_policy is not None and source in recipe.readers
     return SourceSetting(
         num_shards=drawn.num_shards,
         num_samples=recipe.collect.samples_per_source,
@@ -224,7 +223,7 @@ def _setting(run: FusionRun, source: SourceConfig, drawn: Drawn) -> SourceSettin
         price=recipe.plan.price(pool),
         share=1 / len(recipe.teachers) if source in recipe.teachers else 0.0,
         lazy=recipe.collect.signals == "lazy",
-        own_share=1 / len(recipe.teachers) if reads_own else 0.0,
+        own_share=recipe.own_share(source),
         steps_per_token=STEPS_PER_TOKEN if recipe.select.condition == "exact" else 0.0,
     )
 

@@ -66,7 +66,7 @@ class SignalsWorker(EngineWorker):
         rewards = [artifact.read_shard(shard, REWARDS.names) for artifact in self.rewards]
         renewed = next((artifact.read_shard(shard, list(LIGHT_COLUMNS)) for artifact in self.own), None)
         choices, _ = self.chooser.choose(rows, collected, rewards, renewed)
-        own = [choice for choice in choices if choice.teacher == self.teacher and choice.mode in self.modes]
+        own = [c for c in choices if c.mode in self.modes and self.teacher in self.chooser.readers(c)]
         answers = self.collected[self.teacher].read_shard(shard, ["training_ids", "inference_ids", "answer_tokens"])
         row_done = self.row_counter(shard, rows.num_rows, num_answers=len(own))
         usage: list[Usage] = []

@@ -60,14 +60,14 @@ def signals(tokenizer, nats, answers):
     return out
 
 
-def lazy_signals(chooser, *inputs, unread=()):
+def lazy_signals(chooser, made, *inputs, unread=()):
     """Returns the second pass of each source over what it was chosen to teach, without the rows of `unread` on policy."""
     choices, _ = chooser.choose(*inputs)
     out = []
-    for teacher, tokenizer in enumerate(tokenizers()[0]):
+    for teacher, tokenizer in enumerate(made):
         tables = [signals_schema(WIDTH).empty_table()]
         for mode in ("training", "inference", "on_policy"):
-            own = [c for c in choices if c.teacher == teacher and c.mode == mode]
+            own = [c for c in choices if teacher in chooser.readers(c) and c.mode == mode]
             own = [c for c in own if mode != "on_policy" or str(c.row) not in unread]
             if own:
                 read = [response(tokenizer, c.response, 1.5) for c in own]
@@ -83,18 +83,24 @@ def select(
     other=ANSWERS,
     target=None,
     unread=(),
+    third=False,
     **settings,
 ):
     """Selects over the shard; the second source gives the answers `other`. The lossy source is always less surprised. With a source
-    as the target, signals are lazy."""
+    as the target, signals are lazy. A third source is as the second, but more surprised, and gives the first one's answers."""
     made, tables = tokenizers()
-    each = zip(made, (1.5, 2.5), (ANSWERS, other), strict=True)
+    names, each_nats, texts = [*SOURCES], [1.5, 2.5], [ANSWERS, other]
+    if third:
+        made, tables, teachers = [*made, made[1]], [*tables, tables[1]], (*teachers, "third")
+        names, each_nats, texts = [*names, "third"], [*each_nats, 3.5], [*texts, ANSWERS]
+        scores = tuple((*row, 0.0) for row in scores)
+    each = zip(made, each_nats, texts, strict=True)
     collected = [collect_table(signals(*one), WIDTH, K) for one in each]
     rewards = [pa.table({"row_id": ["0", "1", "2"], "scores": [list(row) for row in scores]}, schema=REWARDS)]
     tokenizer = tokenizer or byte_level_tokenizer(480)
     encoder = Target(tokenizer, TokenBytes.from_tokenizer(tokenizer, WIDTH), OwnTemplate())
     projections = [VocabProjection.build(table, encoder.tokens) for table in tables]
-    chooser = Chooser(list(SOURCES), teachers, tables, SelectConfig(**settings), [RewardScale(0.0, 1.0)], target=target)
+    chooser = Chooser(names, teachers, tables, SelectConfig(**settings), [RewardScale(0.0, 1.0)], target=target)
     inputs = (corpus(*TEXTS), collected, rewards)
-    lazy = None if target is None else lazy_signals(chooser, *inputs, unread=unread)
+    lazy = None if target is None else lazy_signals(chooser, made, *inputs, unread=unread)
     return Selector(chooser, projections, encoder, K).select(*inputs, lazy)

@@ -56,3 +56,31 @@ def test_other_examples_are_as_without_it_and_an_answer_that_the_teacher_could_n
     rest = [row for row in table.to_pylist() if row["mode"] != "on_policy"]
     assert str(rest) == str(usual.to_pylist())
     assert counts["examples"] == before["examples"]
+
+
+@pytest.mark.parametrize("third", [False, True], ids=["one reader", "two readers that agree"])
+def test_all_other_sources_together_teach_every_answer_of_the_target(third):
+    # The target is the best teacher of two ground truths: alone, it would leave these rows without one.
+    settings = {"target": LOSSY, "other": ("No.", "Yes.", "Well.")}
+    single, before = select(**settings, on_policy={})
+    table, counts = select(**settings, on_policy={"teacher": "average"}, third=third)
+    found, alone = on_policy(table), on_policy(single)
+    assert (set(alone), set(found)) == ({"1"}, {"0", "1", "2"})
+    assert {row["teacher"] for row in found.values()} == {"average"}
+    assert (before["on_policy_without_teacher"], counts["on_policy_without_teacher"]) == (2, 0)
+    assert counts["on_policy_examples"] == 3
+    # Sources that agree are, on average, what each of them is; candidates of equal probability may swap.
+    for name in ("response_ids", "rules"):
+        assert found["1"][name] == alone["1"][name]
+    mine, other = (sorted(zip(row["topk_ids"], row["topk_logprobs"], strict=True)) for row in (found["1"], alone["1"]))
+    assert [pair[0] for pair in mine] == [pair[0] for pair in other]
+    np.testing.assert_allclose([pair[1] for pair in mine], [pair[1] for pair in other], atol=2e-3)
+    assert counts["alignment/plain/none"] == counts.get("alignment/third/none", counts["alignment/plain/none"])
+
+
+def test_an_answer_that_no_source_could_read_is_left_out_of_the_average():
+    settings = {"target": LOSSY, "on_policy": {"teacher": "average"}, "third": True}
+    whole, _ = select(**settings)
+    table, counts = select(**settings, unread=("2",))
+    assert set(on_policy(whole)) - set(on_policy(table)) == {"2"}
+    assert counts["on_policy_left_out"] == 1
