@@ -56,8 +56,8 @@ def run(
 ) -> None:
     """Run a fusion from corpus to report.
 
-    Stages, in order: prepare, collect, rewards, signals, select, fuse, evaluate, benchmarks, judge, report. Finished ones are
-    skipped: run the same command again to continue after an interruption.
+    Stages, in order: prepare, collect, rewards, signals, select, rounds, fuse, evaluate, benchmarks, judge, report. Finished ones
+    are skipped: run the same command again to continue after an interruption.
     """
     from profuser.run.stages import STAGES
 
