@@ -31,7 +31,7 @@ class BenchmarkConfig(Config):
     """Whether prompts are put into the model's chat template, with examples as turns. The leaderboard does not."""
     system: str | None = later_field(None)
     """System turn before every prompt; needs `apply_chat_template`."""
-    allow_code: bool = later_field(False)
+    allow_code: bool = execution_field(False)
     """Whether a task of the harness that runs the code which models write (`humaneval`, `mbpp`) may do so: in the process that
     measures, without a sandbox."""
     batch_size: int | None = execution_field(None, gt=0)

@@ -225,9 +225,9 @@ class FuseConfig(Config):
 
     @model_validator(mode="after")
     def _rounds_are_used(self) -> "FuseConfig":
-        if self.rounds > 1 and not uses(self.schedule, "on_policy"):
+        if self.rounds > 1 and self.num_rounds == 1:
             raise ValueError(
-                "rounds: more than one renews the target's answers for on_policy, and the schedule has none"
+                "rounds: more than one renews the target's answers for on_policy, which the schedule does not train after the first"
             )
         if isinstance(self.duration, Steps) and self.duration.value < self.rounds:
             raise ValueError(

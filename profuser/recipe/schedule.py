@@ -105,7 +105,7 @@ def uses(pieces: Sequence[SchedulePiece], mode: Literal["inference", "training",
 
 
 def round_starts(pieces: Sequence[SchedulePiece], rounds: int) -> tuple[Fraction, ...]:
-    """Returns the progress at which each round begins, of so many equal ones. One in which `on_policy` has no weight needs no new
+    """Returns the progress at which each round begins, of `rounds` equal ones. One in which `on_policy` has no weight needs no new
     answers: it continues the one before."""
     # As written: the float 0.7 is below seven tenths.
     begins = [Fraction(0), *(Fraction(str(piece.until)) for piece in pieces)]

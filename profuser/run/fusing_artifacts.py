@@ -42,13 +42,18 @@ ROUNDS = "rounds"
 """Folder and stage of what later rounds have of their own, and of the models between them."""
 
 
-def _in_round(name: str, number: int) -> str:
-    return f"{ROUNDS}/{number}/{name}" if number > 1 else name
+def round_part(round_number: int, name: str) -> str:
+    """Returns the name of what a round has of its own, `rounds/2/select`."""
+    return f"{ROUNDS}/{round_number}/{name}"
+
+
+def _in_round(name: str, round_number: int) -> str:
+    return round_part(round_number, name) if round_number > 1 else name
 
 
 @dataclass(frozen=True)
 class FusingArtifacts(RunInputs):
-    """The artifacts of everything that makes the fused model. Rounds are numbered from 1."""
+    """The artifacts of everything that makes the fused model. A `round_number` counts from 1."""
 
     def corpus(self) -> Artifact:
         """Returns the artifact of accepted training rows."""
@@ -90,7 +95,7 @@ class FusingArtifacts(RunInputs):
         generation = source.generation or collect.generation
         return ReadSettings(generation, collect.stored_top_k, self.recipe.seed, collect.samples_per_source)
 
-    def collect(self, source: SourceConfig, number: int = 1) -> Artifact:
+    def collect(self, source: SourceConfig, round_number: int = 1) -> Artifact:
         """Returns the artifact of one source's signals; in later rounds only the target is read again, as it is then."""
         setting = source.setting
         how = self.reading(source)
@@ -113,14 +118,14 @@ class FusingArtifacts(RunInputs):
         size = ANSWER_VOCABULARY_SIZE if own_vocabulary else self.vocab_size(setting)
         schema = collect_schema(size, how.top_k > 0, own_vocabulary)
         inputs = [self.corpus()]
-        if number > 1:
+        if round_number > 1:
             del config["model"]
-            inputs.append(self.fuse(number - 1))
-        return self._artifact(_in_round(f"collect/{source.name}", number), schema, config, inputs)
+            inputs.append(self.fuse(round_number - 1))
+        return self._artifact(_in_round(f"collect/{source.name}", round_number), schema, config, inputs)
 
-    def source_path(self, source: SourceConfig, number: int = 1) -> str:
+    def source_path(self, source: SourceConfig, round_number: int = 1) -> str:
         """Returns the path of the model that reads as a source; in later rounds, of the target as the round before left it."""
-        return (self.fuse(number - 1).folder / MODEL).uri if number > 1 else self.model(source).path
+        return (self.fuse(round_number - 1).folder / MODEL).uri if round_number > 1 else self.model(source).path
 
     def rewards(self, reward: RewardConfig) -> Artifact:
         """Returns the artifact of one reward's scores of all sources' answers."""
@@ -138,7 +143,7 @@ class FusingArtifacts(RunInputs):
             config["model"] = self.endpoint_digest(reward)
         return config | kind_of(reward).digests(reward)
 
-    def signals(self, source: SourceConfig, number: int = 1) -> Artifact:
+    def signals(self, source: SourceConfig, round_number: int = 1) -> Artifact:
         """Returns the artifact of one source's distributions over the responses that it was chosen to teach, for lazy signals; in
         later rounds, over the target's answers of the round."""
         size = self.vocab_size(source.setting)
@@ -147,18 +152,18 @@ class FusingArtifacts(RunInputs):
         if with_steps:
             # The target's tokens determine which candidates are used up.
             config |= self._target_config
-        inputs = [*self._collected(), *self._scored(), *self.own_answers(number)]
+        inputs = [*self._collected(), *self._scored(), *self.own_answers(round_number)]
         return self._artifact(
-            _in_round(f"signals/{source.name}", number), signals_schema(size, with_steps), config, inputs
+            _in_round(f"signals/{source.name}", round_number), signals_schema(size, with_steps), config, inputs
         )
 
-    def own_answers(self, number: int) -> list[Artifact]:
+    def own_answers(self, round_number: int) -> list[Artifact]:
         """Returns the artifact of the target's answers in a later round; none in the first, where the target is as any source."""
-        return [self.collect(source, number) for source in self.recipe.answering] if number > 1 else []
+        return [self.collect(source, round_number) for source in self.recipe.answering] if round_number > 1 else []
 
-    def own_signals(self, number: int) -> list[Artifact]:
+    def own_signals(self, round_number: int) -> list[Artifact]:
         """Returns the artifacts of the teachers' distributions over the target's answers in a later round; none in the first."""
-        return [self.signals(source, number) for source in self.recipe.readers] if number > 1 else []
+        return [self.signals(source, round_number) for source in self.recipe.readers] if round_number > 1 else []
 
     @property
     def _target_config(self) -> dict[str, Any]:
@@ -177,7 +182,7 @@ class FusingArtifacts(RunInputs):
             "weights": {reward.name: reward.weight for reward in rewards},
         } | ({"accept_above": accept} if accept else {})
 
-    def select(self, number: int = 1) -> Artifact:
+    def select(self, round_number: int = 1) -> Artifact:
         """Returns the artifact of a round's training examples, each with its teacher's distributions in the target's vocabulary."""
         config: dict[str, Any] = self._choice_config | self._target_config
         config |= {
@@ -188,25 +193,25 @@ class FusingArtifacts(RunInputs):
         schema = select_schema(self.vocab_size("target.model"))
         lazy = self.recipe.sources if self.recipe.collect.signals == "lazy" else ()
         inputs = [*self._collected(), *self._scored(), *(self.signals(source) for source in lazy)]
-        inputs += [*self.own_answers(number), *self.own_signals(number)]
-        return self._artifact(_in_round("select", number), schema, config, inputs)
+        inputs += [*self.own_answers(round_number), *self.own_signals(round_number)]
+        return self._artifact(_in_round("select", round_number), schema, config, inputs)
 
-    def fuse(self, number: int | None = None) -> Artifact:
+    def fuse(self, round_number: int | None = None) -> Artifact:
         """Returns the artifact of the fused model in `model/`, with `metrics.jsonl`: of the last round, or as a round leaves it."""
         last = self.recipe.fuse.num_rounds
-        number = number or last
-        if number in self._between:
-            return self._between[number]
+        round_number = round_number or last
+        if round_number in self._between:
+            return self._between[round_number]
         config = {
             "fuse": identity(self.recipe.fuse),
             "target": self.model_digests["target.model"],
             "seed": self.recipe.training_seed,
         }
-        before = [self.fuse(number - 1)] if number > 1 else []
-        stage = "fuse" if number == last else f"{ROUNDS}/{number}/fuse"
-        found = self._artifact(stage, NO_ROWS, config, [self.select(number), *before])
-        if number < last:
-            self._between[number] = found
+        before = [self.fuse(round_number - 1)] if round_number > 1 else []
+        stage = "fuse" if round_number == last else round_part(round_number, "fuse")
+        found = self._artifact(stage, NO_ROWS, config, [self.select(round_number), *before])
+        if round_number < last:
+            self._between[round_number] = found
         return found
 
     @cached_property

@@ -1,6 +1,7 @@
 """The record of a stage, read by the pipeline, the plan and the report.
 
 To add a stage, add a record to `stages.py` and, in `ray_jobs/stages/NAME.py`, a function of the same name that makes its artifacts.
+If other stages' functions make them, as for `rounds`, its parts name these (`Part.job`).
 """
 
 from __future__ import annotations

@@ -76,14 +76,14 @@ def rounds(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
     recipe, rows = run.recipe, train_rows(run, size)
     answering, lines = {source.name for source in recipe.answering}, list(collect(run, size))
     answers = [line for source, line in zip(recipe.sources, lines, strict=True) if source.name in answering]
-    for number in range(1, recipe.fuse.num_rounds + 1):
-        if number > 1:
+    for round_number in range(1, recipe.fuse.num_rounds + 1):
+        if round_number > 1:
             yield from answers
             for source in recipe.readers:
                 yield _reading(run, source, rows * recipe.own_share(source), size)
             yield from select(run, size)
-        if number < recipe.fuse.num_rounds:
-            yield _training(run, number, size)
+        if round_number < recipe.fuse.num_rounds:
+            yield _training(run, round_number, size)
 
 
 def fuse(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
@@ -91,11 +91,11 @@ def fuse(run: "FusionRun", size: CorpusSize) -> Iterator[PlanLine]:
     yield _training(run, run.recipe.fuse.num_rounds, size)
 
 
-def _training(run: "FusionRun", number: int, size: CorpusSize) -> PlanLine:
+def _training(run: "FusionRun", round_number: int, size: CorpusSize) -> PlanLine:
     rows, fusing = train_rows(run, size), run.recipe.fuse
     workers = fusing.workers
     devices = f"{workers.num_workers} GPUs, or {workers.num_workers * workers.num_cpus:g} CPUs"
-    begin, end = [*fusing.round_starts, 1][number - 1 : number + 1]
+    begin, end = [*fusing.round_starts, 1][round_number - 1 : round_number + 1]
     updates = num_updates(run.recipe, rows, size) * float(end - begin)
     return PlanLine(rows, round(updates * fusing.batch_tokens), 0, devices)
 
@@ -142,7 +142,7 @@ def num_updates(recipe: Recipe, rows: int, size: CorpusSize) -> int:
 
 
 def _reading(run: "FusionRun", source: SourceConfig, responses: float, size: CorpusSize) -> PlanLine:
-    """Estimates reading so many responses, each as long as the ground truth, with their next steps if these are wanted."""
+    """Estimates reading this many responses, each as long as the ground truth, with their next steps if these are wanted."""
     steps = STEPS_PER_TOKEN if run.recipe.select.condition == "exact" else 0.0
     tokens = responses * (size.prompt_tokens + size.response_tokens * (1 + steps * STEP_TOKENS))
     disk = responses * size.response_tokens * (1 + steps) * _bytes_per_token(run.recipe.collect.top_k)

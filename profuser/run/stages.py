@@ -5,8 +5,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from profuser.artifacts.artifact import Artifact
+from profuser.recipe.models import SourceConfig
 from profuser.recipe.resources import PoolConfig
 from profuser.run import stage_plans
+from profuser.run.fusing_artifacts import ROUNDS, round_part
 from profuser.run.stage import CorpusSize, Part, PlanLine, Stage
 
 if TYPE_CHECKING:
@@ -46,17 +48,26 @@ def _rounds(run: "FusionRun") -> list[Part]:
     recipe, out = run.recipe, []
     for number in range(1, recipe.fuse.num_rounds + 1):
         if number > 1:
-            makers = (("collect", run.collect, recipe.answering), ("signals", run.signals, recipe.readers))
-            out += [
-                _part(f"rounds/{number}/{job}/{s.name}", partial(make, s, number), s, number, pool=s.pool, job=job)
-                for job, make, sources in makers
-                for s in sources
-            ]
-            making = partial(run.select, number)
-            out.append(_part(f"rounds/{number}/select", making, number, pool=recipe.select.pool, job="select"))
+            out += [_of_round(number, "collect", run.collect, source) for source in recipe.answering]
+            out += [_of_round(number, "signals", run.signals, source) for source in recipe.readers]
+            out.append(_of_round(number, "select", run.select, pool=recipe.select.pool))
         if number < recipe.fuse.num_rounds:
-            out.append(_part(f"rounds/{number}/fuse", partial(run.fuse, number), number, job="fuse"))
+            out.append(_of_round(number, "fuse", run.fuse))
     return out
+
+
+def _of_round(
+    round_number: int,
+    job: str,
+    make: Callable[..., Artifact],
+    *sources: SourceConfig,
+    pool: PoolConfig | None = None,
+) -> Part:
+    """Returns a part of a round, of one source or none, that the function of another stage makes."""
+    name = "/".join([job, *(source.name for source in sources)])
+    pool = sources[0].pool if sources else pool
+    arguments = (*sources, round_number)
+    return _part(round_part(round_number, name), partial(make, *arguments), *arguments, pool=pool, job=job)
 
 
 def _evaluate(run: "FusionRun") -> list[Part]:
@@ -146,7 +157,7 @@ _ALL = (
         plan=stage_plans.select,
     ),
     Stage(
-        name="rounds",
+        name=ROUNDS,
         purpose="Renew the target's answers for on-policy mode, between rounds of training. Only if fuse.rounds is above 1.",
         parts=_rounds,
         plan=stage_plans.rounds,

@@ -50,16 +50,19 @@ class CollectWorker(EngineWorker):
         return self.evaluation.process(self.reader, shard, rows, self.row_counter(shard, rows.num_rows, "evaluate"))
 
 
-def collect(run: FusionRun, source: SourceConfig, number: int = 1, draining: OnDraining | None = None) -> Manifest:
-    """Runs the stage for one source; calls `draining` when its last rows are in the engines. In later rounds (`number`) the source
-    is the target, as the round before left it.
+def collect(
+    run: FusionRun, source: SourceConfig, round_number: int = 1, draining: OnDraining | None = None
+) -> Manifest:
+    """Runs the stage for one source; calls `draining` when its last rows are in the engines.
+
+    In later rounds (`round_number`) the source is the target, as the round before left it.
 
     If the source is also evaluated, its engine reads the held-out rows after the others: `evaluate` then finds their
     shards and loads no engine for them.
     """
-    output = run.collect(source, number)
-    evaluation = shared_evaluation(run, source) if number == 1 else None
-    path = run.source_path(source, number)
+    output = run.collect(source, round_number)
+    evaluation = shared_evaluation(run, source) if round_number == 1 else None
+    path = run.source_path(source, round_number)
     fitted = fit_engine(run, source, path, engines_at_once(run.recipe, source))
     model = ReadModel(path, fitted.model, run.template(source), endpoint_access(run, source))
     counts, seconds = run_shards(

@@ -16,7 +16,6 @@ from profuser.errors import ArtifactError, ProfuserError, TrainingError
 from profuser.recipe.fusing import FuseConfig
 from profuser.run.fusing_artifacts import TRAINING_METRICS
 from profuser.run.fusion_run import FusionRun
-from profuser.storage.folder import Folder
 from profuser.training.batches import UpdatePlan
 from profuser.training.checkpoint import PROGRESS
 from profuser.training.examples import LIGHT_COLUMNS, ExampleIndex, ExampleReader
@@ -32,7 +31,7 @@ PLANNED = "planned_steps"
 """Metric of a run with several rounds: updates of all of them."""
 
 
-def fuse(run: FusionRun, number: int | None = None, *, handle: RunHandle) -> Manifest:
+def fuse(run: FusionRun, round_number: int | None = None, *, handle: RunHandle) -> Manifest:
     """Runs the stage for one of its rounds, by default the last; a second attempt continues from the last checkpoint, and a later
     round from that of the round before.
 
@@ -41,13 +40,13 @@ def fuse(run: FusionRun, number: int | None = None, *, handle: RunHandle) -> Man
         SystemExit: SIGTERM was received; a checkpoint was written.
     """
     start, began = time.monotonic(), time.time()
-    output, recipe = run.fuse(number), run.recipe
-    number = number or recipe.fuse.num_rounds
+    output, recipe = run.fuse(round_number), run.recipe
+    round_number = round_number or recipe.fuse.num_rounds
     scaling, torch_config = _scaling(recipe.fuse)
-    select, top_k = run.select(number), recipe.collect.top_k
+    select, top_k = run.select(round_number), recipe.collect.top_k
     index = ExampleIndex.build(_light_tables(select), recipe.fuse.max_tokens, recipe.fuse.weighting)
-    before = run.fuse(number - 1) if number > 1 else None
-    plan = UpdatePlan(index, recipe.fuse, recipe.training_seed, number, before and _planned(before))
+    before = run.fuse(round_number - 1) if round_number > 1 else None
+    plan = UpdatePlan(index, recipe.fuse, recipe.training_seed, round_number, before and _planned(before))
     handle.log_metrics(_index_facts(plan))
     if line := index.cut_words(recipe.fuse.max_tokens):
         print_line(f"fuse: {line}")
@@ -60,7 +59,7 @@ def fuse(run: FusionRun, number: int | None = None, *, handle: RunHandle) -> Man
         target=run.model(recipe.target).path,
         output=output,
         begins_at=_last_checkpoint(before) if before else None,
-        exports_best=recipe.fuse.export == "best" and number == recipe.fuse.num_rounds,
+        exports_best=recipe.fuse.export == "best" and round_number == recipe.fuse.num_rounds,
         began=began,
         num_devices=1.0 if scaling.use_gpu else recipe.fuse.workers.num_cpus,
         handle=handle,
@@ -72,7 +71,7 @@ def fuse(run: FusionRun, number: int | None = None, *, handle: RunHandle) -> Man
         scaling_config=scaling,
         torch_config=torch_config,
         run_config=RunConfig(
-            name=training_folder(output),
+            name=_training_folder(output),
             storage_path=output.folder.uri,
             failure_config=FailureConfig(max_failures=recipe.fuse.workers.max_failures),
             checkpoint_config=_kept(recipe.fuse, plan),
@@ -94,7 +93,7 @@ def fuse(run: FusionRun, number: int | None = None, *, handle: RunHandle) -> Man
     return finish(output, [counts], time.monotonic() - start, skipped_steps=history[-1]["skipped_steps"], **last)
 
 
-def training_folder(output: Artifact) -> str:
+def _training_folder(output: Artifact) -> str:
     """Returns Ray Train's folder in the artifact. Named by fingerprint: a run redone under other settings must not resume from
     foreign checkpoints."""
     return f"train-{output.fingerprint}"
@@ -107,13 +106,13 @@ def _planned(before: Artifact) -> int:
     return int(manifest.metrics[PLANNED])
 
 
-def _last_checkpoint(before: Artifact) -> Folder:
-    """Returns the checkpoint with which a round ended; raises ArtifactError if it is no longer there."""
-    manifest, folder = before.manifest(), before.folder / training_folder(before)
+def _last_checkpoint(before: Artifact) -> str:
+    """Returns the folder or URI of the checkpoint with which a round ended; raises ArtifactError if it is no longer there."""
+    manifest, folder = before.manifest(), before.folder / _training_folder(before)
     for name in sorted(folder.names(), reverse=True):
         place = folder / name
         if place.exists(PROGRESS) and manifest and place.read_json(PROGRESS)["step"] == manifest.counts["steps"]:
-            return place
+            return place.uri
     raise ArtifactError(
         f"{before.stage}: {folder.uri} has no checkpoint of the round's end; rebuild it with --redo rounds"
     )

@@ -45,32 +45,32 @@ class SelectWorker:
             self.corpus.read_shard(shard),
             [artifact.read_shard(shard) for artifact in self.collected],
             [artifact.read_shard(shard, REWARDS.names) for artifact in self.rewards],
-            [read_lazy(artifacts, shard) for artifacts in self.lazy] or None,
+            [_read_lazy(artifacts, shard) for artifacts in self.lazy] or None,
             next((artifact.read_shard(shard, list(LIGHT_COLUMNS)) for artifact in self.own), None),
         )
         self.output.write_shard(shard, table, counts)
         return counts
 
 
-def read_lazy(artifacts: list[Artifact], shard: int) -> pa.Table:
+def _read_lazy(artifacts: list[Artifact], shard: int) -> pa.Table:
     """Returns one source's lazy signals: the run's, and those of a later round in place of the run's on-policy ones."""
     first, *later = (artifact.read_shard(shard) for artifact in artifacts)
     return pa.concat_tables([first.filter(pc.field("mode") != ON_POLICY), *later]) if later else first
 
 
-def select(run: FusionRun, number: int = 1) -> Manifest:
+def select(run: FusionRun, round_number: int = 1) -> Manifest:
     """Writes the missing shards of a round's examples; the manifest also counts each vocabulary's tokens by how they map."""
-    output, recipe = run.select(number), run.recipe
+    output, recipe = run.select(round_number), run.recipe
     rewards, pairs = run.artifacts("rewards"), read_tokenizer_pairs(run)
     lazy = recipe.sources if recipe.collect.signals == "lazy" else ()
-    later = {source.name: [run.signals(source, number)] for source in recipe.readers} if number > 1 else {}
+    later = {source.name: [run.signals(source, round_number)] for source in recipe.readers} if round_number > 1 else {}
     worker = partial(
         SelectWorker,
         run.corpus(),
         collected=run.artifacts("collect"),
         rewards=rewards,
         lazy=[[run.signals(source), *later.get(source.name, [])] for source in lazy],
-        own=run.own_answers(number),
+        own=run.own_answers(round_number),
         output=output,
         recipe=recipe,
         pairs=ray.put(pairs),

@@ -118,9 +118,11 @@ class SignalsWorker(EngineWorker):
         return self.reader.step_after(records, found, used_up, self.top_k, choices[0].mode != "training")
 
 
-def signals(run: FusionRun, source: SourceConfig, number: int = 1, draining: OnDraining | None = None) -> Manifest:
-    """Runs the stage for one source; `draining` as in `collect`. In later rounds (`number`) it reads the target's answers only."""
-    output, recipe, rewards = run.signals(source, number), run.recipe, run.artifacts("rewards")
+def signals(
+    run: FusionRun, source: SourceConfig, round_number: int = 1, draining: OnDraining | None = None
+) -> Manifest:
+    """Runs the stage for one source; `draining` as in `collect`. In later rounds it reads the target's answers only."""
+    output, recipe, rewards = run.signals(source, round_number), run.recipe, run.artifacts("rewards")
     path = run.model(source).path
     fitted = fit_engine(run, source, path, engines_at_once(run.recipe, source))
     counts, seconds = run_shards(
@@ -138,7 +140,7 @@ def signals(run: FusionRun, source: SourceConfig, number: int = 1, draining: OnD
             tokens=ray.put(read_tokens(run)),
             scales=reward_scales(rewards),
             target=ray.put(read_target(run)) if recipe.select.condition == "exact" else None,
-            own=run.own_answers(number),
+            own=run.own_answers(round_number),
         ),
         fitted.pool,
         fitted.num_gpus,

@@ -2,8 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,6 @@ from profuser.artifacts.tracking import RunHandle
 from profuser.models.reference import ModelRef
 from profuser.recipe.models import Recipe
 from profuser.run.fusing_artifacts import MODEL, TRAINING_METRICS
-from profuser.storage.folder import Folder
 from profuser.storage.retry import RETRY_SECONDS, with_retry
 from profuser.training.examples import ExampleReader
 from ray_jobs.training.board import StopRequest
@@ -45,8 +43,8 @@ class WorkerTask:
     target: str
     """The target's folder or URI, or its name on the Hub."""
     output: Artifact
-    begins_at: Folder | None
-    """Checkpoint with which the round before ended; None in the first."""
+    begins_at: str | None
+    """Folder or URI of the checkpoint with which the round before ended; None in the first."""
     exports_best: bool
     """Whether the best checkpoint is exported, not the last weights."""
     began: float
@@ -114,22 +112,11 @@ def make_trainer(task: WorkerTask) -> tuple["Trainer", Ingest]:
         with checkpoint.as_directory() as folder:
             load_checkpoint(trainer, Path(folder))
     elif task.begins_at:
-        with _local(task.begins_at) as folder:
-            load_checkpoint(trainer, folder)
+        with Checkpoint(task.begins_at).as_directory() as folder:
+            load_checkpoint(trainer, Path(folder))
         # The pairs' reference is the target at the start of the piece, or of the round.
         trainer.reference = Reference()
     return trainer, Ingest(task.plan, task.reader, world_size, rank, pad_id)
-
-
-@contextmanager
-def _local(folder: Folder) -> Iterator[Path]:
-    """Yields a local copy of a folder, or the folder itself."""
-    if folder.is_local:
-        yield Path(folder.path())
-        return
-    with tempfile.TemporaryDirectory() as copied:
-        folder.download("", Path(copied))
-        yield Path(copied)
 
 
 class Saver:

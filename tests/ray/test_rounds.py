@@ -93,7 +93,7 @@ def check_same_bits(run, other):
         assert all(mine[name].equal(others[name]) for name in mine)
 
 
-def test_the_target_answers_anew_in_each_round_and_a_killed_engine_changes_no_bit(tmp_path):
+def test_the_target_answers_again_in_each_round_and_a_killed_engine_changes_no_bit(tmp_path):
     stages.write_corpus(tmp_path / "data.jsonl")
     _, run = write_recipe(tmp_path, tmp_path / "disturbed")
     target = run.recipe.sources[0]

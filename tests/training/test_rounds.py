@@ -83,3 +83,10 @@ def test_rounds_without_updates_or_without_answers_to_renew_are_refused():
         FuseConfig.model_validate({"schedule": SCHEDULE, "rounds": 3, "duration": {"kind": "steps", "value": 2}})
     with pytest.raises(ValueError, match="renews the target's answers for on_policy"):
         FuseConfig.model_validate({"rounds": 2})
+    early = [
+        {"until": 0.3, "inference": 0, "training": 0, "on_policy": 1},
+        {"until": 1.0, "inference": 0, "training": 1},
+    ]
+    with pytest.raises(ValueError, match="does not train after the first"):
+        FuseConfig.model_validate({"schedule": early, "rounds": 2})
+    assert FuseConfig.model_validate({"schedule": early, "rounds": 4}).num_rounds == 2
