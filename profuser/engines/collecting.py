@@ -152,13 +152,15 @@ class SourceReader:
 
     def encode_answers(self, rows: list[dict], answers: list[str], cut: list[bool]) -> list[list[int] | None]:
         """Returns another model's answers to corpus rows in the source's tokens; None for one that it cannot read: its template
-        refuses the conversation, it is too long, or the source's tokens spell another text.
+        refuses the conversation, it is too long, the source's tokens spell another text, or the engine cannot teacher-force.
 
         Args:
             rows: corpus rows.
             answers: an answer to each.
             cut: whether each was cut, so that no end of turn follows.
         """
+        if not self.forces:
+            return [None] * len(rows)
         pairs = [(_messages(row), answer) for row, answer in zip(rows, answers, strict=True)]
         out: list[list[int] | None] = []
         encoded = encode_examples(self.engine.tokenizer, pairs, self.template, [True] * len(rows))

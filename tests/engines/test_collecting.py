@@ -185,6 +185,9 @@ def test_the_answer_of_another_model_is_encoded_as_ones_own_or_left_out():
     assert too_long is None
     engine.tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
     assert reader.encode_answers(rows[:1], ["cafe\u0301"], [False]) == [None]
+    # A server that only answers reads none.
+    engine.forces = False
+    assert SourceReader(engine, OwnTemplate()).encode_answers(rows[:1], ["It is 7."], [False]) == [None]
 
 
 def test_the_responses_of_a_failed_engine_are_no_progress():
